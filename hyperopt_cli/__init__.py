@@ -1,0 +1,36 @@
+"""Hyperparameters of a PyTorch training run, tuned by their exact gradient.
+
+The public names are loaded on first use (PEP 562), so that importing the package imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hyperopt_cli import errors, optimizers
+    from hyperopt_cli.modes import Forward, Hypergradient, Reverse, hypergradient
+    from hyperopt_cli.problem import Problem
+
+_HOME = {
+    "Problem": "hyperopt_cli.problem",
+    "hypergradient": "hyperopt_cli.modes",
+    "Hypergradient": "hyperopt_cli.modes",
+    "Forward": "hyperopt_cli.modes",
+    "Reverse": "hyperopt_cli.modes",
+}
+
+__all__ = ["Forward", "Hypergradient", "Problem", "Reverse", "errors", "hypergradient", "optimizers"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"errors", "optimizers"}:
+        return import_module(f"hyperopt_cli.{name}")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'hyperopt_cli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,85 @@
+"""Modes: orders of multiplication for the derivative of a training run, one a file. All of them give `dE/dlambda`.
+
+| mode | time | memory in states | use it for |
+|---|---|---|---|
+| forward | T (1 gradient + K tangents) | K + 1 | few hyperparameters, long horizons |
+| reverse | T (2 gradients + 1 HVP) | T | many hyperparameters |
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hyperopt_cli.modes.base import Account, Hypergradient, Mode, OnStep
+from hyperopt_cli.modes.connectivity import check_connected
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.forward import Forward
+from hyperopt_cli.modes.reverse import Reverse
+from hyperopt_cli.problem import Hyper, Problem, check_hyper
+
+__all__ = ["MODES", "Forward", "Hypergradient", "Mode", "Reverse", "hypergradient"]
+
+MODES: dict[str, type[Mode]] = {"forward": Forward, "reverse": Reverse}
+
+
+def hypergradient(
+    problem: Problem, hyper: Hyper, mode: str | Mode = "forward", *, on_step: OnStep | None = None
+) -> Hypergradient:
+    """E at the end of the run and its exact derivative in every entry of `hyper`.
+
+    Args:
+        problem: the training run.
+        hyper: lambda, floating-point tensors of any shape.
+        mode: a name in `MODES`, or an instance such as `Forward(chunk_size=4)`.
+        on_step: called after each inner step with the phase, the steps done and the steps in the phase.
+
+    Returns:
+        `value` [], `grad` like `hyper`, `params` (w_T) and `stats`.
+
+    Raises:
+        DetachedHyperparameterError: nothing depends on some key of `hyper`.
+        NonFiniteError: a loss, tangent or hypergradient is not finite; `step` says at which inner step.
+        NonDeterministicError: the same step has two values.
+        TypeError: an entry of `hyper` is not a floating-point tensor.
+        ValueError: unknown mode.
+
+    Example:
+        Ten steps of gradient descent on x^2 from x = 1: E = (1 - 2 lr)^20 and dE/dlr = -40 (1 - 2 lr)^19.
+
+        >>> import torch
+        >>> from hyperopt_cli import Problem, hypergradient, optimizers
+        >>> problem = Problem(
+        ...     init={"x": torch.tensor(1.0, dtype=torch.float64)},
+        ...     inner_loss=lambda params, hyper, batch: params["x"] ** 2,
+        ...     outer_loss=lambda params, hyper: params["x"] ** 2,
+        ...     batch=lambda t: None,
+        ...     optimizer=optimizers.SGD(),
+        ...     steps=10,
+        ... )
+        >>> out = hypergradient(problem, {"lr": torch.tensor(0.1, dtype=torch.float64)})
+        >>> print(f"{out.value.item():.6f} {out.grad['lr'].item():.6f}")
+        0.011529 -0.576461
+    """
+    check_hyper(hyper)
+    if isinstance(mode, str):
+        if mode not in MODES:
+            raise ValueError(f"mode: got {mode!r}; allowed are {', '.join(MODES)}, or an instance of one")
+        mode = MODES[mode]()
+    hyper = {name: value.detach() for name, value in hyper.items()}
+    with _surroundings():
+        dynamics = Dynamics.of(problem, hyper)
+        check_connected(dynamics, hyper)
+        account = Account(problem.steps, dynamics.like.device, on_step)
+        return mode.differentiate(problem, hyper, account)
+
+
+@contextmanager
+def _surroundings() -> Iterator[None]:
+    """Attention by matrix products (the fused kernels have no second derivative), and torch's own warning unheard."""
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), warnings.catch_warnings():
+        # vmap(jvp(grad)) loads decompositions that torch itself still scripts.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated", category=FutureWarning)
+        yield

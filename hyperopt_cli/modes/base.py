@@ -1,0 +1,120 @@
+"""What a mode is: a problem and lambda in, a hypergradient out; and the accounts that every mode keeps on the way."""
+
+import resource
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.problem import Hyper, Problem
+
+# Called after each inner step with the phase ("forward" or "backward"), steps done and steps in the phase.
+OnStep = Callable[[str, int, int], None]
+
+
+class Hypergradient(NamedTuple):
+    """What a mode returns.
+
+    Attributes:
+        value: E, [].
+        grad: dE/dlambda, a dictionary like `hyper`.
+        params: R(s_T), named.
+        stats: `wall_s`; `peak_bytes`, the peak of the process's resident memory during the call (of the allocated
+            memory on a GPU); `num_steps`, inner steps taken; `num_gradients` and `num_hvps`; `inner_loss`, L at every
+            step, [T].
+    """
+
+    value: Tensor
+    grad: Hyper
+    params: Params
+    stats: dict[str, Any]
+
+
+class Mode(ABC):
+    """An order of multiplication for the chain of Jacobians of a run."""
+
+    @abstractmethod
+    def differentiate(self, problem: Problem, hyper: Hyper, account: "Account") -> Hypergradient:
+        """The hypergradient of `problem` at `hyper`."""
+
+
+class Account:
+    """Counts, time, memory, and the watch for values that are not finite, of one hypergradient.
+
+    On the CPU each step is looked at once it is done. On a GPU that would make the host wait for the device at every
+    step, so the witnesses of the steps stay there and are read once in `EVERY` steps; the step is named all the same.
+    """
+
+    EVERY = 64
+
+    def __init__(self, steps: int, device: torch.device, on_step: OnStep | None = None) -> None:
+        self.num_steps = self.num_gradients = self.num_hvps = 0
+        self.inner_loss = torch.full((steps,), float("nan"), device=device)
+        self._device, self._on_step = device, on_step
+        self._witnesses: list[tuple[int, str, Tensor]] = []
+        self._start = time.perf_counter()
+        _reset_peak(device)
+
+    def step_done(self, phase: str, done: int, steps: int) -> None:
+        """Tells whoever watches that `done` of the phase's `steps` are done."""
+        if self._on_step is not None:
+            self._on_step(phase, done, steps)
+
+    def watch(self, step: int, what: str, witness: Tensor) -> None:
+        """`witness` is finite if and only if `what` is at `step`."""
+        self._witnesses.append((step, what, witness))
+        if self._device.type == "cpu" or len(self._witnesses) >= self.EVERY:
+            self.check()
+
+    def check(self) -> None:
+        """Raises `NonFiniteError` for the first witness that is not finite."""
+        witnesses, self._witnesses = self._witnesses, []
+        if not witnesses:
+            return
+        finite = torch.stack([witness.isfinite().all() for _, _, witness in witnesses]).tolist()
+        for (step, what, _), good in zip(witnesses, finite, strict=True):
+            if not good:
+                raise NonFiniteError(step, what)
+
+    def close(self, value: Tensor, grad: Hyper, params: Params) -> Hypergradient:
+        """The result, once E and the hypergradient have been found finite."""
+        self.check()
+        for what, x in [("the outer objective", value), *((f"the hypergradient of {n}", g) for n, g in grad.items())]:
+            if not x.isfinite().all():
+                raise NonFiniteError(self.inner_loss.shape[0], what)
+        stats = {
+            "wall_s": time.perf_counter() - self._start,
+            "peak_bytes": _peak(self._device),
+            "num_steps": self.num_steps,
+            "num_gradients": self.num_gradients,
+            "num_hvps": self.num_hvps,
+            "inner_loss": self.inner_loss,
+        }
+        return Hypergradient(value, grad, params, stats)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew at what is resident
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

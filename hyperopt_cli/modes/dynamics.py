@@ -1,0 +1,140 @@
+"""A problem's state and update rule, as every mode sees them.
+
+    s_0 = (w_0(lambda), zeros)      p_t = P(s_t, lambda_t)      s_{t+1} = U(s_t, g_t, lambda_t, t)      R(s_T)
+
+For an elementwise rule the state is *packed*: all parameters lie end to end in one vector `[P]` under the name "", so
+that the update and its derivatives are a few large operations. Packing is a permutation: its adjoint is unpacking.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper
+from hyperopt_cli.problem import Hyper, Problem
+
+
+class State(NamedTuple):
+    """s_t: parameters and slots, packed where the rule is elementwise."""
+
+    params: Params
+    slots: Slots
+
+
+class Layout(NamedTuple):
+    """Where each parameter lies; `packed` says whether they share one vector."""
+
+    shapes: dict[str, torch.Size]
+    packed: bool
+
+    @classmethod
+    def of(cls, params: Params, optimizer: InnerOptimizer) -> "Layout":
+        """Packed for an elementwise rule over parameters of one dtype and device."""
+        kinds = {(w.dtype, w.device) for w in params.values()}
+        return cls({name: w.shape for name, w in params.items()}, optimizer.elementwise and len(kinds) == 1)
+
+    def pack(self, named: Params, batch_dims: int = 0) -> Params:
+        """Named tensors `[*batch, *shape]` as the state holds them, `[*batch, P]`."""
+        if not self.packed:
+            return named
+        flat = [
+            named[name].flatten(batch_dims) if shape else named[name].unsqueeze(-1)
+            for name, shape in self.shapes.items()
+        ]
+        return {"": torch.cat(flat, dim=-1)}
+
+    def unpack(self, held: Params, batch_dims: int = 0) -> Params:
+        """The named tensors, as views."""
+        if not self.packed:
+            return held
+        flat = held[""]
+        batch = flat.shape[:batch_dims]
+        parts = torch.split(flat, [shape.numel() for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.view((*batch, *shape)) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def pack_argument(self, value: Tensor | Mapping[str, Tensor], default: float, like: Tensor) -> Tensor:
+        """An argument of the update rule: a scalar, or a mapping spread over the packed vector."""
+        if not isinstance(value, Mapping):
+            return value
+        fixed = torch.full((), default, dtype=like.dtype, device=like.device)
+        spread = [value.get(name, fixed).expand(shape).reshape(-1) for name, shape in self.shapes.items()]
+        return torch.cat(spread)
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """The dynamical system of `problem`, started at `hyper`.
+
+    Attributes:
+        problem: whose run it is.
+        layout: how the state holds the parameters.
+        start: s_0, without a graph.
+        like: an empty tensor of the parameters' dtype and device; lambda_t is cast to it.
+    """
+
+    problem: Problem
+    layout: Layout
+    start: State
+    like: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, hyper: Hyper) -> "Dynamics":
+        """Evaluates w_0 and makes the slots."""
+        with torch.no_grad():
+            named = {name: w.detach() for name, w in problem.initial(hyper).items()}
+            layout = Layout.of(named, problem.optimizer)
+            like = next(iter(named.values())).new_empty(0)
+            return cls(problem, layout, _start(problem, layout, hyper), like)
+
+    def initial(self, hyper: Hyper) -> State:
+        """s_0, differentiable in `hyper`: a slot that starts as a copy of w_0 moves with it."""
+        return _start(self.problem, self.layout, hyper)
+
+    def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
+        """lambda_t in the parameters' dtype, on their device; differentiable in `hyper`."""
+        return {name: self._cast(value) for name, value in self.problem.hyper_at(hyper, step).items()}
+
+    def _cast(self, value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        if isinstance(value, Mapping):
+            return {name: entry.to(self.like) for name, entry in value.items()}
+        return torch.as_tensor(value).to(self.like)
+
+    def _arguments(self, step_hyper: StepHyper) -> StepHyper:
+        optimizer = self.problem.optimizer
+        driven = [name for name in optimizer.argument_names() if name in step_hyper]
+        if not self.layout.packed:
+            return {name: step_hyper[name] for name in driven}
+        return {
+            name: self.layout.pack_argument(step_hyper[name], getattr(optimizer, name), self.like) for name in driven
+        }
+
+    def point(self, state: State, step_hyper: StepHyper, step: int) -> Params:
+        """P(s_t), held like the state."""
+        return self.problem.optimizer.gradient_at(state.params, state.slots, self._arguments(step_hyper), step)
+
+    @property
+    def point_is_state(self) -> bool:
+        """Whether P is the identity on w, so that its derivatives need not be taken."""
+        return type(self.problem.optimizer).gradient_at is InnerOptimizer.gradient_at
+
+    def update(self, state: State, grads: Params, step_hyper: StepHyper, step: int) -> State:
+        """s_{t+1}; `grads` held like the state."""
+        params, slots = self.problem.optimizer.update(
+            state.params, state.slots, grads, self._arguments(step_hyper), step
+        )
+        return State(params, slots)
+
+    def result(self, state: State) -> Params:
+        """R(s_T), held like the state."""
+        return self.problem.optimizer.result(state.params, state.slots)
+
+
+def _start(problem: Problem, layout: Layout, hyper: Hyper) -> State:
+    driven = frozenset(problem.hyper_at(hyper, 0)) & frozenset(problem.optimizer.argument_names())
+    params = layout.pack(problem.initial(hyper))
+    return State(params, problem.optimizer.slots(params, driven))

@@ -1,0 +1,196 @@
+"""Forward mode: the tangents of the state are carried along with the run.
+
+Synonyms: forward-mode hypergradient, RTHO's exact version, "FDS" when learning rates share windows.
+
+    Z_{t+1} = A_t Z_t + B_t,    Z_t = ds_t/dlambda [K columns]
+    dE/dlambda = dE/ds_T Z_T + dE/dlambda
+
+Franceschi et al. 2017, algorithm 2 (Forward-HG), https://proceedings.mlr.press/v70/franceschi17a.
+
+The product is taken column by column of the same step: the tangent of the gradient comes from an engine, the rest is
+the Jacobian-vector product of the update rule,
+
+    g'_k = H w'_k + d2L/dw dlambda lambda'_k,     s'_k <- dU (s'_k, g'_k, lambda'_k)
+
+Cost: T (1 gradient + K tangents). Memory: K + 1 states, whatever T.
+
+A column that is zero stays zero until a step's lambda_t depends on it (its window of a schedule begins): until then it
+is not carried at all.
+
+Prefer reverse or reversible for many hyperparameters.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.engines import engine, gradient, push_columns
+from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.optimizers.base import Params, StepHyper
+from hyperopt_cli.problem import Hyper, Problem
+
+
+@dataclass(frozen=True)
+class Forward(Mode):
+    """Forward mode.
+
+    Args:
+        engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`.
+        chunk_size: columns treated at once; None: all K. Fewer need less memory.
+
+    Raises:
+        ValueError: unknown engine, or a chunk of less than one column.
+    """
+
+    engine: str = "auto"
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        engine(self.engine)
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size: got {self.chunk_size}; a chunk has at least 1 column")
+
+    def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
+        """Franceschi et al. 2017, algorithm 2."""
+        dynamics = Dynamics.of(problem, hyper)
+        columns = _start(dynamics, hyper)
+        state = dynamics.start
+        for t in range(problem.steps):
+            state, columns = self._step(dynamics, hyper, state, columns, t, account)
+            account.step_done("forward", t + 1, problem.steps)
+        params = dynamics.layout.unpack(dynamics.result(state))
+        objective = outer_objective(problem, params, hyper)
+        grad = _contract(dynamics, state, columns, objective.by_params, objective.by_hyper)
+        return account.close(objective.value, grad, params)
+
+    def _step(
+        self, dynamics: Dynamics, hyper: Hyper, state: State, columns: "Columns", t: int, account: Account
+    ) -> tuple[State, "Columns"]:
+        """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
+        problem, layout, batch = dynamics.problem, dynamics.layout, dynamics.problem.batch(t)
+        step_hyper, directions = _schedule_tangents(dynamics, hyper, columns.basis, t)
+        columns = columns.joined_by(directions, state)
+        account.num_steps += 1
+        account.num_gradients += 1
+
+        def loss(params: Params, at: StepHyper) -> Tensor:
+            return problem.inner_loss(params, at, batch)
+
+        if not columns.active:
+            point = layout.unpack(dynamics.point(state, step_hyper, t))
+            value, g = gradient(loss, point, step_hyper)
+            account.watch(t, "the training loss", value)
+            account.inner_loss[t] = value
+            return dynamics.update(state, layout.pack(g), step_hyper, t), columns
+
+        lambda_dot = columns.of(directions)
+        point, point_dot = _point_tangents(dynamics, state, columns.z, step_hyper, lambda_dot, t)
+        out = engine(self.engine)(
+            loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, self.chunk_size
+        )
+        account.num_hvps += len(columns.active)
+        account.watch(t, "the training loss", out.loss)
+        account.watch(t, "the tangent of the training loss", out.loss_tangents)
+        account.inner_loss[t] = out.loss
+
+        state, z = push_columns(
+            lambda s, g, at: dynamics.update(s, g, at, t),
+            (state, layout.pack(out.grads), step_hyper),
+            (columns.z, layout.pack(out.grad_tangents, 1), lambda_dot),
+        )
+        return state, columns._replace(z=z)
+
+
+class Columns(NamedTuple):
+    """The tangents that are carried.
+
+    Attributes:
+        basis: the K directions in lambda, like `hyper` with K in front.
+        active: which of the K are carried, in the order of Z's rows.
+        z: Z_t, a state with a row for each active column, [len(active), ...].
+    """
+
+    basis: Hyper
+    active: list[int]
+    z: State
+
+    def joined_by(self, directions: StepHyper, state: State) -> "Columns":
+        """With the columns that begin at this step: zero so far, and lambda_t moves along them."""
+        num_columns = next(iter(self.basis.values())).shape[0]
+        if len(self.active) == num_columns:
+            return self
+        moving = [(entry != 0).reshape(entry.shape[0], -1).any(dim=1).cpu() for entry in tree_leaves(directions)]
+        known = set(self.active)
+        new = [k for k in torch.stack(moving).any(dim=0).nonzero().flatten().tolist() if k not in known]
+        if not new:
+            return self
+        rows = tree_map(lambda x: x.new_zeros(len(new), *x.shape), state)
+        z = tree_map(lambda z, row: torch.cat([z, row]), self.z, rows) if self.active else rows
+        return Columns(self.basis, self.active + new, z)
+
+    def of(self, directions: StepHyper) -> StepHyper:
+        """The rows of lambda' that belong to Z's."""
+        if self.active == list(range(next(iter(self.basis.values())).shape[0])):
+            return directions
+        chosen: StepHyper = tree_map(lambda entry: entry[self.active], directions)
+        return chosen
+
+
+def _basis(hyper: Hyper) -> Hyper:
+    """One direction for every element of lambda: `[K, *shape]` for each key, an identity over all of them."""
+    sizes = [value.numel() for value in hyper.values()]
+    identity = [torch.eye(sum(sizes), dtype=value.dtype, device=value.device) for value in hyper.values()]
+    parts = [torch.split(eye, sizes, dim=1)[i] for i, eye in enumerate(identity)]
+    return {name: part.reshape(-1, *hyper[name].shape) for name, part in zip(hyper, parts, strict=True)}
+
+
+def _start(dynamics: Dynamics, hyper: Hyper) -> Columns:
+    """Z_0 = ds_0/dlambda: the columns that init depends on."""
+    basis = _basis(hyper)
+    none = Columns(basis, [], tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start))
+    with torch.enable_grad():
+        named = dynamics.problem.initial({name: value.detach().requires_grad_() for name, value in hyper.items()})
+    if not any(w.grad_fn is not None or w.requires_grad for w in named.values()):
+        return none
+
+    _, start_dot = push_columns(dynamics.initial, (hyper,), (basis,))
+    start_dot = tree_map(lambda x: x.to(dynamics.like), start_dot)
+    moving = [(x != 0).reshape(x.shape[0], -1).any(dim=1).cpu() for x in tree_leaves(start_dot)]
+    active = torch.stack(moving).any(dim=0).nonzero().flatten().tolist()
+    return Columns(basis, active, tree_map(lambda x: x[active], start_dot))
+
+
+def _schedule_tangents(dynamics: Dynamics, hyper: Hyper, basis: Hyper, t: int) -> tuple[StepHyper, StepHyper]:
+    """lambda_t, and lambda'_t along every direction of the basis, [K, ...]."""
+
+    return push_columns(lambda h: dynamics.hyper_at(h, t), (hyper,), (basis,))
+
+
+def _point_tangents(
+    dynamics: Dynamics, state: State, z: State, step_hyper: StepHyper, lambda_dot: StepHyper, t: int
+) -> tuple[Params, Params]:
+    """P(s_t, lambda_t) and its tangents."""
+    if dynamics.point_is_state:
+        return state.params, z.params
+
+    return push_columns(lambda s, at: dynamics.point(s, at, t), (state, step_hyper), (z, lambda_dot))
+
+
+def _contract(dynamics: Dynamics, state: State, columns: Columns, by_params: Params, by_hyper: Hyper) -> Hyper:
+    """dE/ds_T Z_T + dE/dlambda, per key."""
+    total = torch.zeros(next(iter(columns.basis.values())).shape[0], dtype=torch.float64)
+    if columns.active:
+        _, w_dot = push_columns(dynamics.result, (state,), (columns.z,))
+        held = dynamics.layout.pack(by_params)
+        rows = [x.reshape(len(columns.active), -1) @ held[name].flatten() for name, x in w_dot.items()]
+        total[columns.active] = torch.stack(rows).sum(dim=0).double().cpu()
+    parts = torch.split(total, [value.numel() for value in by_hyper.values()])
+    return {
+        name: direct + part.view(direct.shape).to(direct)
+        for (name, direct), part in zip(by_hyper.items(), parts, strict=True)
+    }

@@ -1,0 +1,45 @@
+"""The outer objective E at the end of a run, and its gradients in w_T and lambda.
+
+E = sum_i weight_i E_i(R(s_T), lambda)       over fixed chunks i, one chunk's graph in memory at a time
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.problem import Hyper, Problem
+
+
+class Objective(NamedTuple):
+    """E [], dE/dR named like the parameters, and the direct dE/dlambda like `hyper`."""
+
+    value: Tensor
+    by_params: Params
+    by_hyper: Hyper
+
+
+def outer_objective(problem: Problem, params: Params, hyper: Hyper) -> Objective:
+    """E and its two partial gradients.
+
+    Args:
+        problem: whose `outer_loss` it is.
+        params: R(s_T), named.
+        hyper: lambda.
+    """
+    w = {name: p.detach().requires_grad_() for name, p in params.items()}
+    h = {name: p.detach().requires_grad_() for name, p in hyper.items()}
+    leaves = [*w.values(), *h.values()]
+    value: Tensor | None = None
+    totals = [torch.zeros_like(leaf) for leaf in leaves]
+    for arguments, weight in problem.outer_chunks():
+        with torch.enable_grad():
+            part = weight * problem.outer_loss(w, h, *arguments)
+        if part.requires_grad:
+            grads = torch.autograd.grad(part, leaves, materialize_grads=True)
+            totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
+        value = part.detach() if value is None else value + part.detach()
+    assert value is not None
+    named = dict(zip([*w, *(f"lambda/{name}" for name in h)], totals, strict=True))
+    return Objective(value, {name: named[name] for name in w}, {name: named[f"lambda/{name}"] for name in h})

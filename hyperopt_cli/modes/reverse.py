@@ -1,0 +1,152 @@
+"""Reverse mode: the adjoint of the state is swept back through the run.
+
+Synonyms: backpropagation through training, unrolled differentiation, reverse-HG.
+
+    alpha_T = dE/ds_T
+    dE/dlambda += alpha_{t+1} B_t,    alpha_t = alpha_{t+1} A_t        for t = T-1 ... 0
+
+Franceschi et al. 2017, algorithm 1 (Reverse-HG), https://proceedings.mlr.press/v70/franceschi17a; the sweep of
+Maclaurin et al. 2015, algorithm 2, https://arxiv.org/abs/1502.03492, for any update rule.
+
+One step of the sweep is the vector-Jacobian product of the update rule, then that of the gradient:
+
+    (a_s, a_g, a_lambda) = alpha_{t+1} dU,     a_s += (H a_g) dP,     a_lambda += (d2L/dw dlambda)^T a_g
+
+Cost: T (2 gradients + 1 HVP), whatever K. Memory: T states, all kept.
+
+Prefer forward for a few hyperparameters and a long horizon.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.engines import gradient, gradient_and_pullback
+from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.problem import Hyper, Problem
+
+
+@dataclass(frozen=True)
+class Reverse(Mode):
+    """Reverse mode.
+
+    Args:
+        slots: states that are kept; None: every one.
+
+    Raises:
+        ValueError: any other value of `slots`.
+    """
+
+    slots: None = None
+
+    def __post_init__(self) -> None:
+        if self.slots is not None:
+            raise ValueError(f"slots: got {self.slots!r}; allowed is None (every state is kept)")
+
+    def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
+        """Franceschi et al. 2017, algorithm 1."""
+        dynamics = Dynamics.of(problem, hyper)
+        states = list(run(dynamics, hyper, account))
+        end = states.pop()
+        params = dynamics.layout.unpack(dynamics.result(end))
+        objective = outer_objective(problem, params, hyper)
+        account.watch(problem.steps, "the outer objective", objective.value)
+        adjoint = _result_adjoint(dynamics, end, objective.by_params)
+        past = ((t, states.pop()) for t in reversed(range(problem.steps)))
+        by_run = sweep(dynamics, hyper, adjoint, past, account)
+        grad = {name: direct + by_run[name] for name, direct in objective.by_hyper.items()}
+        return account.close(objective.value, grad, params)
+
+
+def run(dynamics: Dynamics, hyper: Hyper, account: Account) -> Iterator[State]:
+    """Plain training: s_0, s_1, ..., s_T."""
+    problem, layout, state = dynamics.problem, dynamics.layout, dynamics.start
+    yield state
+    for t in range(problem.steps):
+        batch = problem.batch(t)
+        with torch.no_grad():
+            step_hyper = dynamics.hyper_at(hyper, t)
+            point = layout.unpack(dynamics.point(state, step_hyper, t))
+        value, g = gradient(lambda w, at: problem.inner_loss(w, at, batch), point, step_hyper)  # noqa: B023
+        with torch.no_grad():
+            state = dynamics.update(state, layout.pack(g), step_hyper, t)
+        account.num_steps += 1
+        account.num_gradients += 1
+        account.inner_loss[t] = value
+        account.watch(t, "the training loss", value)
+        account.step_done("forward", t + 1, problem.steps)
+        yield state
+
+
+def sweep(
+    dynamics: Dynamics, hyper: Hyper, adjoint: State, past: Iterator[tuple[int, State]], account: Account
+) -> Hyper:
+    """The recursion, over any source of past states `(t, s_t)` for t = T-1 ... 0."""
+    total = {name: torch.zeros_like(value) for name, value in hyper.items()}
+    for t, state in past:
+        adjoint, by_step = _step(dynamics, hyper, adjoint, state, t, account)
+        total = {name: total[name] + by_step[name] for name in total}
+        account.watch(t, "the adjoint", torch.stack([x.sum() for x in by_step.values()]))
+        account.step_done("backward", dynamics.problem.steps - t, dynamics.problem.steps)
+    with torch.enable_grad():
+        h = tree_map(_leaf, hyper)
+        start = dynamics.initial(h)
+    (by_init,) = _vjp(start, (h,), adjoint)
+    return {name: total[name] + by_init[name] for name in total}
+
+
+def _step(
+    dynamics: Dynamics, hyper: Hyper, adjoint: State, state: State, t: int, account: Account
+) -> tuple[State, Hyper]:
+    """alpha_{t+1} -> alpha_t and alpha_{t+1} B_t."""
+    problem, layout, batch = dynamics.problem, dynamics.layout, dynamics.problem.batch(t)
+    with torch.enable_grad():
+        leaf = tree_map(_leaf, state)
+        h = tree_map(_leaf, hyper)
+        step_hyper = dynamics.hyper_at(h, t)
+        at = tree_map(_leaf, step_hyper)
+        point = dynamics.point(leaf, at, t)
+    _, g, pullback = gradient_and_pullback(
+        lambda w, at: problem.inner_loss(w, at, batch), layout.unpack(tree_map(torch.Tensor.detach, point)), at
+    )
+    with torch.enable_grad():
+        g_leaf = tree_map(_leaf, layout.pack(g))
+        after = dynamics.update(leaf, g_leaf, at, t)
+    account.num_gradients += 1
+    account.num_hvps += 1
+    a_state, a_g, a_at = _vjp(after, (leaf, g_leaf, at), adjoint)
+    a_point, a_at_loss = pullback(layout.unpack(a_g))
+    a_state_point, a_at_point = _vjp(point, (leaf, at), layout.pack(a_point))
+    a_at = tree_map(lambda x, y, z: x + y + z, a_at, a_at_loss, a_at_point)
+    (by_hyper,) = _vjp(step_hyper, (h,), a_at)
+    return tree_map(torch.add, a_state, a_state_point), by_hyper
+
+
+def _result_adjoint(dynamics: Dynamics, end: State, by_params: Params) -> State:
+    """alpha_T = dE/dR dR/ds_T."""
+    with torch.enable_grad():
+        leaf = tree_map(_leaf, end)
+        outcome = dynamics.result(leaf)
+    adjoint: State = _vjp(outcome, (leaf,), dynamics.layout.pack(by_params))[0]
+    return adjoint
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def _vjp(outputs: Any, inputs: Any, adjoints: Any) -> Any:
+    """Adjoints of `inputs` (a tuple of trees) given those of `outputs` (a tree); zero where nothing is connected."""
+    leaves, spec = tree_flatten(inputs)
+    pairs = [(y, a.to(y)) for y, a in zip(tree_leaves(outputs), tree_leaves(adjoints), strict=True) if y.requires_grad]
+    if not pairs:
+        return tree_unflatten([torch.zeros_like(x) for x in leaves], spec)
+    grads = torch.autograd.grad([y for y, _ in pairs], leaves, [a for _, a in pairs], materialize_grads=True)
+    return tree_unflatten(list(grads), spec)

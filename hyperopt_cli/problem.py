@@ -1,0 +1,105 @@
+"""One training run as a value: what is differentiated, before anybody has chosen how.
+
+The run is the dynamical system
+
+    g_t     = grad L(P(s_t), lambda_t, batch_t)      inner_loss L, batch
+    s_{t+1} = U(s_t, g_t, lambda_t, t)               optimizer
+    lambda_t = schedule(lambda, t)
+    E(R(s_T), lambda)                                outer_loss
+
+with `s_t = (w_t, slots)`. Every mode in `hyperopt_cli.modes` computes the same `dE/dlambda` of it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
+
+__all__ = ["Batch", "Hyper", "Params", "Problem", "StepHyper"]
+
+Hyper = dict[str, Tensor]
+Batch = Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training run of `steps` steps and the objective at its end.
+
+    Args:
+        init: `(Hyper) -> Params`, w_0, which may depend on lambda; or simply a dict of tensors.
+        inner_loss: `(Params, StepHyper, Batch) -> Tensor []`, L; receives all of lambda_t.
+        outer_loss: `(Params, Hyper) -> Tensor []`, E; with `outer_batches`, `(Params, Hyper, Batch) -> Tensor []`.
+        batch: `(t) -> Batch`, pure in t: it is replayed, in any order; it carries the seed of what is random in step t.
+        optimizer: the update rule U.
+        steps: the horizon T, at least 1.
+        schedule: `(Hyper, t) -> StepHyper`; None: lambda is the same at every step.
+        outer_batches: fixed chunks with their weights; E is then the weighted sum over them.
+
+    Raises:
+        TypeError: `optimizer` is not an `InnerOptimizer`, or `steps` is not an integer.
+        ValueError: `steps` is below 1, or `outer_batches` is empty.
+    """
+
+    init: Callable[[Hyper], Params] | Params
+    inner_loss: Callable[[Params, StepHyper, Batch], Tensor]
+    outer_loss: Callable[..., Tensor]
+    batch: Callable[[int], Batch]
+    optimizer: InnerOptimizer
+    steps: int
+    schedule: Callable[[Hyper, int], StepHyper] | None = None
+    outer_batches: Sequence[tuple[Batch, float]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.optimizer, InnerOptimizer):
+            raise TypeError(
+                f"optimizer: got {type(self.optimizer).__name__}; pass one of hyperopt_cli.optimizers "
+                "(torch.optim's optimizers update in place and cannot be differentiated exactly)"
+            )
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool):
+            raise TypeError(f"steps: got {self.steps!r}; the horizon is an integer")
+        if self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}; the horizon is at least 1")
+        if self.outer_batches is not None and len(self.outer_batches) == 0:
+            raise ValueError("outer_batches: got no chunk; leave it out if outer_loss takes no batch")
+
+    def initial(self, hyper: Hyper) -> Params:
+        """w_0, as named tensors; connected to `hyper` in autograd's graph where `init` depends on it."""
+        return dict(self.init(hyper)) if callable(self.init) else {name: w.detach() for name, w in self.init.items()}
+
+    def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
+        """lambda_t."""
+        return dict(hyper) if self.schedule is None else self.schedule(hyper, step)
+
+    def outer_chunks(self) -> Sequence[tuple[tuple[Batch, ...], float]]:
+        """The further arguments of `outer_loss`, chunk by chunk, with the weight of each."""
+        if self.outer_batches is None:
+            return [((), 1.0)]
+        return _Chunks(self.outer_batches)
+
+
+class _Chunks(Sequence[tuple[tuple[Batch, ...], float]]):
+    """Chunks read one at a time: a set that streams is never held whole."""
+
+    def __init__(self, chunks: Sequence[tuple[Batch, float]]) -> None:
+        self._chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, index: Any) -> Any:
+        batch, weight = self._chunks[index]
+        return (batch,), weight
+
+
+def check_hyper(hyper: Hyper) -> None:
+    """Raises `TypeError` where an entry of `hyper` cannot be differentiated, `ValueError` where there is none."""
+    if not hyper:
+        raise ValueError("hyper: got no entry; there is nothing to differentiate with respect to")
+    for name, value in hyper.items():
+        if not isinstance(value, Tensor) or not torch.is_floating_point(value):
+            got = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"hyper[{name!r}]: got a {got}; pass a floating-point tensor, e.g. torch.tensor(0.1)")

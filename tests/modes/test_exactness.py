@@ -1,0 +1,105 @@
+"""Every mode and engine on every case, against oracles that share no code with the package."""
+
+import pytest
+import torch
+
+from hyperopt_cli import Forward, Reverse, hypergradient
+from tests.cases import CASES, net_problem, scalar
+from tests.reference import differences, unroll
+
+MODES = {
+    "forward": Forward(),
+    "forward in chunks": Forward(chunk_size=2),
+    "forward one by one": Forward(chunk_size=1),
+    "forward by double backwards": Forward(engine="reverse_over_reverse"),
+    "reverse": Reverse(),
+}
+
+
+def assert_close(got, want, tolerance):
+    for name in want:
+        scale = max(1.0, float(want[name].abs().max()))
+        error = float((got[name] - want[name]).abs().max()) / scale
+        assert error < tolerance, f"{name}: {got[name]} is not {want[name]}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_plain_unroll(case, mode):
+    rule, problem, hyper = CASES[case]
+    value, grad, params = unroll(rule, problem, hyper)
+    got = hypergradient(problem, hyper, MODES[mode])
+    assert list(got.grad) == list(hyper)
+    assert all(got.grad[name].shape == hyper[name].shape for name in hyper)
+    assert_close({"E": got.value, **got.grad}, {"E": value, **grad}, 1e-10)
+    assert_close(got.params, params, 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_central_differences(case):
+    _, problem, hyper = CASES[case]
+    want = differences(lambda h: hypergradient(problem, h, "reverse").value, hyper)
+    assert_close(hypergradient(problem, hyper).grad, want, 1e-6)
+
+
+def test_the_comparison_bites():
+    """A derivative that is off by one part in a million does not pass."""
+    rule, problem, hyper = CASES["momentum"]
+    _, grad, _ = unroll(rule, problem, hyper)
+    off = {name: g * (1 + 1e-6) for name, g in grad.items()}
+    with pytest.raises(AssertionError):
+        assert_close(off, grad, 1e-10)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_adam_stays_finite_where_a_gradient_is_exactly_zero(mode):
+    from hyperopt_cli import Problem, optimizers
+
+    problem = Problem(
+        init={"w": torch.tensor([1.0, 2.0], dtype=torch.float64)},
+        inner_loss=lambda p, h, b: p["w"][0] ** 2 + 0.0 * p["w"][1],
+        outer_loss=lambda p, h: (p["w"] ** 2).sum(),
+        batch=lambda t: None,
+        optimizer=optimizers.Adam(),
+        steps=5,
+    )
+    hyper = {
+        "lr": scalar(0.1),
+        "beta1": scalar(0.9),
+        "beta2": scalar(0.99),
+        "eps": scalar(1e-8),
+        "weight_decay": scalar(0.0),
+    }
+    grad = hypergradient(problem, hyper, mode).grad
+    assert all(g.isfinite() for g in grad.values())
+    without_decay = {k: v for k, v in hyper.items() if k != "weight_decay"}
+    alone = Problem(
+        {"w": torch.tensor([1.0], dtype=torch.float64)},
+        lambda p, h, b: (p["w"] ** 2).sum(),
+        lambda p, h: (p["w"] ** 2).sum(),
+        lambda t: None,
+        optimizers.Adam(),
+        5,
+    )
+    want = hypergradient(alone, without_decay, mode).grad
+    got = hypergradient(problem, without_decay, mode).grad
+    assert_close(got, want, 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_float32_parameters_stay_float32_under_float64_hyperparameters(mode):
+    _, problem, hyper = CASES["momentum"]
+    low = {name: w.float() for name, w in problem.init.items()}
+    single = net_problem(problem.optimizer, init=low)
+    from dataclasses import replace
+
+    single = replace(
+        single,
+        inner_loss=lambda p, h, b: problem.inner_loss(p, h, (b[0].float(), b[1].float())),
+        outer_loss=lambda p, h, b: problem.outer_loss(p, h, (b[0].float(), b[1].float())),
+    )
+    got = hypergradient(single, hyper, mode)
+    assert {w.dtype for w in got.params.values()} == {torch.float32}
+    assert {g.dtype for g in got.grad.values()} == {torch.float64}
+    want = hypergradient(problem, hyper, mode)
+    assert_close(got.grad, want.grad, 1e-4)
