@@ -1,0 +1,163 @@
+"""What a training run draws from: batches as a pure function of the step, and fixed chunks of each split."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.data.chunks import Batch, Chunks, Preparation, Source
+from hyperopt_cli.data.loading import Loading, check, split
+from hyperopt_cli.data.partition import consecutive
+from hyperopt_cli.data.preparation import Augmentation, Normalization, channel_statistics, identity_normalization
+from hyperopt_cli.data.resident import Resident, fits, read_all
+from hyperopt_cli.data.seeds import derive, generator
+from hyperopt_cli.data.splits import Examples, InMemory, Splits
+from hyperopt_cli.data.streaming import READ_AT_ONCE, Streaming
+from hyperopt_cli.errors import DatasetError
+
+__all__ = ["Batch", "Chunks", "Data", "Loading", "load"]
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as a run sees it; `load` makes it.
+
+    Attributes:
+        input_shape: of one input.
+        num_classes: None for regression.
+        train_chunks: the training split without augmentation, for its loss and for running statistics.
+        validation: the validation split.
+        test: the test split, or None.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int | None
+    train_chunks: Chunks
+    validation: Chunks
+    test: Chunks | None
+    train_source: Source
+    train_index: Tensor
+    prepare: Preparation
+    batch_size: int
+
+    @property
+    def num_train(self) -> int:
+        """Examples that are trained on."""
+        return self.train_chunks.num_examples
+
+    @property
+    def num_validation(self) -> int:
+        """Examples of the validation loss."""
+        return self.validation.num_examples
+
+    @property
+    def num_test(self) -> int:
+        """Examples of the test figure, 0 without a test split."""
+        return 0 if self.test is None else self.test.num_examples
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps of one pass; the examples left over are dropped, others in each epoch."""
+        return self.num_train // self.batch_size
+
+    def batches(self, seed: int) -> Callable[[int], Batch]:
+        """Training batches as a function of the step t >= 0, the same in any order and number of calls.
+
+        Args:
+            seed: epoch e is a permutation drawn from `derive(seed, "epoch", e)`, step t is augmented from
+                `derive(seed, "augment", t)` and carries the seed `derive(seed, "step", t)`.
+        """
+
+        @lru_cache(maxsize=4)
+        def epoch(e: int) -> Tensor:
+            return self.train_index[torch.randperm(self.num_train, generator=generator(seed, "epoch", e))]
+
+        def index_of(t: int) -> Tensor:
+            e, i = divmod(t, self.batches_per_epoch)
+            return epoch(e)[i * self.batch_size : (i + 1) * self.batch_size]
+
+        read = self.train_source.reader(index_of)
+
+        def batch(t: int) -> Batch:
+            if t < 0:
+                raise ValueError(f"t = {t}: steps are counted from 0")
+            return self.prepare(read(t), derive(seed, "step", t), generator(seed, "augment", t))
+
+        return batch
+
+
+def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, dtype: torch.dtype) -> Data:
+    """Split off the validation examples, place everything and compute the normalisation.
+
+    Args:
+        splits: what a data set's function returned (`as_splits`).
+        loading: how to take it.
+        seed: the validation split is drawn from `derive(seed, "split")`.
+        device: where batches are made.
+        dtype: of the inputs.
+
+    Raises:
+        DatasetError: settings out of range, or too few examples for them.
+        NonDeterministicError: an example changes from one reading to the next.
+    """
+    check(splits, loading)
+    train_index, validation_index = split(splits, loading, seed)
+    if loading.batch_size > len(train_index):
+        raise DatasetError(
+            f"batch_size = {loading.batch_size} is larger than the training split of {len(train_index)} examples "
+            f"({len(validation_index)} validate): allowed is up to {len(train_index)}"
+        )
+    train = _held(splits.train, loading)
+    prepare = Preparation(
+        _normalization(train, train_index, loading).to(device, dtype),
+        Augmentation(loading.crop, loading.flip),
+        target_dtype=dtype if splits.num_classes is None else torch.int64,
+    )
+    source = _source(train, loading, device)
+
+    def chunks(source: Source, index: Tensor, name: str) -> Chunks:
+        return Chunks(source, index, loading.outer_batch_size, prepare, derive(seed, name))
+
+    test = None
+    if splits.test is not None and len(splits.test):
+        test_source = _source(_held(splits.test, loading), loading, device)
+        test = chunks(test_source, torch.arange(len(splits.test)), "test")
+    return Data(
+        input_shape=tuple(splits.input_shape),
+        num_classes=splits.num_classes,
+        train_chunks=chunks(source, train_index, "train"),
+        validation=chunks(source, validation_index, "validation"),
+        test=test,
+        train_source=source,
+        train_index=train_index,
+        prepare=prepare,
+        batch_size=loading.batch_size,
+    )
+
+
+def _held(examples: Examples, loading: Loading) -> Examples:
+    """The examples in memory if they are to be held on the device, otherwise as they are."""
+    return read_all(examples, loading.workers) if _is_held(examples, loading) else examples
+
+
+def _source(examples: Examples, loading: Loading, device: torch.device) -> Source:
+    if isinstance(examples, InMemory) and _is_held(examples, loading):
+        return Resident(examples, device)
+    return Streaming(examples, device, loading.workers)
+
+
+def _is_held(examples: Examples, loading: Loading) -> bool:
+    return loading.residence == "device" or (loading.residence == "auto" and fits(examples))
+
+
+def _normalization(train: Examples, train_index: Tensor, loading: Loading) -> Normalization:
+    """Statistics on the CPU in chunks of a fixed size, so that residence and device don't change a bit of them."""
+    stored = train[0][0].dtype
+    if not loading.normalize or stored == torch.int64:
+        return identity_normalization(stored)
+    source: Source = Resident(train, CPU) if isinstance(train, InMemory) else Streaming(train, CPU, loading.workers)
+    return channel_statistics(raw.inputs for raw in source.walk(consecutive(train_index, READ_AT_ONCE)))

@@ -1,0 +1,38 @@
+"""MD5 sums of the files of public data sets, against damage on disk or in transit (not against malice)."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from hyperopt_cli.errors import DatasetError
+
+FETCH = "hyperopt run RECIPE dataset.download=true"
+
+
+def require_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a folder in which one of the files is missing.
+
+    Raises:
+        DatasetError: with the folder, all files expected, those missing, and the command that fetches them.
+    """
+    expected = list(names)
+    missing = [name for name in expected if not (folder / name).is_file()]
+    if missing:
+        raise DatasetError(
+            f"{folder} lacks {', '.join(missing)} (expected there: {', '.join(expected)}): "
+            f"give another dataset.root, or fetch them: {FETCH}"
+        )
+
+
+def require_md5(path: Path, expected: str) -> None:
+    """Refuse a file whose MD5 sum is another than expected.
+
+    Raises:
+        DatasetError: with the file, both sums, and what to do.
+    """
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != expected:
+        raise DatasetError(
+            f"{path} is damaged: its MD5 sum is {found}, it should be {expected}. Delete it and fetch it again: {FETCH}"
+        )

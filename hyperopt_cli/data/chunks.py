@@ -1,0 +1,92 @@
+"""Batches as a model takes them, and a split in fixed chunks whose weighted sum is the mean over all examples."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, overload
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.data.partition import consecutive
+from hyperopt_cli.data.preparation import Augmentation, Normalization
+from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.data.streaming import Raw
+
+
+class Batch(NamedTuple):
+    """Examples ready for a model.
+
+    Attributes:
+        inputs: [B, ...], floating point, normalised, augmented in training; int64 where indices are stored.
+        targets: [B], int64 classes, or numbers in the run's dtype.
+        seed: of everything random that is left in this step, e.g. dropout.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    seed: int
+
+
+class Source(Protocol):
+    """Where examples come from: `Resident` or `Streaming`."""
+
+    def read(self, index: Tensor) -> Raw:
+        """The examples at `index` [B]."""
+
+    def walk(self, indices: Iterable[Tensor]) -> Iterator[Raw]:
+        """The examples at each index in turn."""
+
+    def reader(self, index_of: Callable[[int], Tensor]) -> Callable[[int], Raw]:
+        """A function of t >= 0 that reads the examples at `index_of(t)`, in any order."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What turns examples as stored into a batch."""
+
+    normalization: Normalization
+    augmentation: Augmentation
+    target_dtype: torch.dtype
+
+    def __call__(self, raw: Raw, seed: int, rng: torch.Generator | None = None) -> Batch:
+        """Normalise, and augment by draws from `rng` where there is one."""
+        inputs = self.normalization.apply(raw.inputs)
+        if rng is not None:
+            inputs = self.augmentation.apply(inputs, rng)
+        return Batch(inputs, raw.targets.to(self.target_dtype), seed)
+
+
+class Chunks(Sequence[tuple[Batch, float]]):
+    """A split in fixed chunks with weights n_i / n, made when they are asked for and never augmented.
+
+    Args:
+        source: where the examples come from.
+        index: [n], the examples of this split.
+        size: of a chunk; the last may be smaller.
+        prepare: makes the batches.
+        seed: chunk i carries `derive(seed, i)`.
+    """
+
+    def __init__(self, source: Source, index: Tensor, size: int, prepare: Preparation, seed: int) -> None:
+        self.source, self.prepare, self.seed = source, prepare, seed
+        self.num_examples, self.indices = len(index), consecutive(index, size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, i: int) -> tuple[Batch, float]: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[tuple[Batch, float]]: ...
+    def __getitem__(self, i: int | slice) -> tuple[Batch, float] | list[tuple[Batch, float]]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        position = range(len(self))[i]
+        return self._chunk(position, self.source.read(self.indices[position]))
+
+    def __iter__(self) -> Iterator[tuple[Batch, float]]:
+        for i, raw in enumerate(self.source.walk(self.indices)):
+            yield self._chunk(i, raw)
+
+    def _chunk(self, i: int, raw: Raw) -> tuple[Batch, float]:
+        return self.prepare(raw, derive(self.seed, i)), len(raw.targets) / self.num_examples

@@ -1,0 +1,96 @@
+"""How a run takes its examples: the settings, what they allow, and the validation split."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.data.partition import partition, stratified_partition
+from hyperopt_cli.data.seeds import generator
+from hyperopt_cli.data.splits import Examples, Splits, is_integral, targets_of
+from hyperopt_cli.errors import DatasetError, NonDeterministicError
+
+Residence = Literal["auto", "device", "stream"]
+INPUT_DTYPES = (torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NUM_PROBED = 8
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a run takes its examples; in a recipe, keys of `dataset` beside the callable's own arguments.
+
+    Attributes:
+        batch_size: examples of a training step.
+        validation_fraction: share of the training split that is held out to validate on.
+        stratified: keep the shares of the classes in the validation split.
+        outer_batch_size: examples of a chunk of the validation loss; it bounds memory and changes no value.
+        crop: pixels of padding of a random crop.
+        flip: mirror pictures at random.
+        normalize: by mean and standard deviation of each channel of the training split; if not, uint8 is divided by
+            255.
+        residence: "device" holds all examples in the device's memory as stored, "stream" reads them when needed,
+            "auto" streams only what takes more than 2 GiB. The bits are the same.
+        workers: processes that read ahead where examples are streamed or decoded.
+    """
+
+    batch_size: int = 128
+    validation_fraction: float = 0.1
+    stratified: bool = False
+    outer_batch_size: int = 1000
+    crop: int = 0
+    flip: bool = False
+    normalize: bool = True
+    residence: Residence = "auto"
+    workers: int = 0
+
+
+def check(splits: Splits, loading: Loading) -> None:
+    """Refuse settings out of range, and examples that no run could use.
+
+    Raises:
+        DatasetError: with what was given and what is allowed.
+        NonDeterministicError: an example changes from one reading to the next.
+    """
+    for name, least in {"batch_size": 1, "outer_batch_size": 1, "crop": 0, "workers": 0}.items():
+        if (given := getattr(loading, name)) < least:
+            raise DatasetError(f"{name} = {given}: it has to be at least {least}")
+    if loading.residence not in get_args(Residence):
+        raise DatasetError(
+            f"residence = {loading.residence!r}: allowed are {', '.join(map(repr, get_args(Residence)))}"
+        )
+    if not len(splits.train):
+        raise DatasetError("the training split has no examples: at least one each is needed to train and to validate")
+    first = splits.train[0][0]
+    if (loading.crop or loading.flip) and (first.ndim != 3 or first.dtype == torch.int64):
+        raise DatasetError(
+            f"crop and flip are for pictures (channels, height, width), the inputs are of shape {tuple(first.shape)} "
+            f"and {first.dtype}: leave both out"
+        )
+    if first.dtype not in INPUT_DTYPES:
+        raise DatasetError(f"inputs are {first.dtype}: allowed are {', '.join(map(str, INPUT_DTYPES))}")
+    _probe(splits.train)
+
+
+def split(splits: Splits, loading: Loading, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and to validate on, drawn from `derive(seed, "split")`.
+
+    Raises:
+        DatasetError: too few examples, or classes asked for where targets are numbers.
+    """
+    rng = generator(seed, "split")
+    if not loading.stratified:
+        return partition(len(splits.train), loading.validation_fraction, rng)
+    targets = targets_of(splits.train)
+    if splits.num_classes is None or targets.ndim != 1 or not is_integral(targets):
+        raise DatasetError("stratified = true needs one class for each example, these are numbers: leave it out")
+    return stratified_partition(targets, loading.validation_fraction, rng)
+
+
+def _probe(examples: Examples) -> None:
+    for i in range(min(NUM_PROBED, len(examples))):
+        if not torch.equal(examples[i][0], examples[i][0]):
+            raise NonDeterministicError(
+                f"example {i} of the training split, read twice, gave two inputs: no mode could replay a step. "
+                "Take random transforms out of the data set; dataset.crop and dataset.flip are replayed exactly"
+            )

@@ -1,0 +1,96 @@
+"""From examples as stored to a model's inputs, on the device: cast, normalise, crop and flip at random."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+UINT8_SCALE = 255.0
+
+
+class Normalization(NamedTuple):
+    """The affine map (input - shift) / scale; both are broadcastable to one input."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Normalization":
+        """The same map where and in what inputs are computed."""
+        return Normalization(self.shift.to(device, dtype), self.scale.to(device, dtype))
+
+    def apply(self, inputs: Tensor) -> Tensor:
+        """[B, ...] as stored to [B, ...] of the map's dtype; int64 stands for indices and stays as it is."""
+        if inputs.dtype == torch.int64:
+            return inputs
+        return (inputs.to(self.shift.dtype) - self.shift) / self.scale
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops and flips of pictures [B, C, H, W].
+
+    Attributes:
+        crop: pixels of zeros added on each side, behind the normalisation (so they are the mean colour), before a
+            picture of the old size is cut out at random.
+        flip: mirror left and right with probability one half.
+    """
+
+    crop: int = 0
+    flip: bool = False
+
+    def apply(self, inputs: Tensor, rng: torch.Generator) -> Tensor:
+        """Augment each picture by draws of its own; without crop and flip the inputs themselves come back."""
+        if not (self.crop or self.flip):
+            return inputs
+        batch, _, height, width = inputs.shape
+        # [2, B]; all is drawn whatever is used, so that switching one on leaves the other's draws alone
+        corners = torch.randint(0, 2 * self.crop + 1, (2, batch), generator=rng)
+        mirrored = torch.rand(batch, generator=rng) < 0.5
+        rows = corners[0, :, None] + torch.arange(height)
+        columns = torch.arange(width).expand(batch, width)
+        if self.flip:
+            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        columns = corners[1, :, None] + columns
+        return _pick(pad(inputs, [self.crop] * 4), rows.to(inputs.device), columns.to(inputs.device))
+
+
+def identity_normalization(dtype: torch.dtype) -> Normalization:
+    """In float64, for inputs that are stored as `dtype`: uint8 is brought to 0 ... 1, everything else is left alone."""
+    scale = UINT8_SCALE if dtype == torch.uint8 else 1.0
+    return Normalization(torch.zeros((), dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
+
+
+def channel_statistics(chunks: Iterable[Tensor]) -> Normalization:
+    """Mean and standard deviation of each channel, over all examples and pixels.
+
+    Sums are taken in float64 chunk by chunk, which is exact for uint8.
+
+    Args:
+        chunks: [B, C, ...] on the CPU; the same chunks give the same bits.
+
+    Returns:
+        A shift and a scale [C, 1, ...] in float64; a constant channel is shifted only.
+    """
+    count, total, squares, rank = 0, torch.zeros(()), torch.zeros(()), 0
+    for chunk in chunks:
+        values = chunk.double()
+        reduced = [dim for dim in range(values.ndim) if dim != 1]
+        count += values.numel() // values.shape[1] if values.ndim > 1 else values.numel()
+        total, squares = total + values.sum(reduced), squares + values.square().sum(reduced)
+        rank = values.ndim
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+    constant = deviation <= 1e-7 * mean.abs()  # what rounding leaves of a channel without spread
+    shape = (-1, *[1] * (rank - 2)) if rank > 1 else ()
+    return Normalization(mean.reshape(shape), torch.where(constant, 1.0, deviation).reshape(shape))
+
+
+def _pick(padded: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[B, C, H', W'] at rows [B, H] and columns [B, W] of each picture: [B, C, H, W]."""
+    batch, channels, _, width = padded.shape
+    position = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)  # [B, H W], into the flattened picture
+    picked = padded.flatten(2).gather(2, position[:, None].expand(-1, channels, -1))
+    return picked.reshape(batch, channels, rows.shape[1], columns.shape[1])

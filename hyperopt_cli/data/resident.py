@@ -1,0 +1,66 @@
+"""Examples held on the device as they are stored, uint8 mostly, and gathered by index."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.data.partition import consecutive
+from hyperopt_cli.data.splits import Examples, InMemory
+from hyperopt_cli.data.streaming import READ_AT_ONCE, Raw, Streaming, require_shape
+
+LIMIT_BYTES = 2 * 2**30
+
+
+class Resident:
+    """A source of examples that are all in the device's memory.
+
+    Args:
+        examples: what to hold.
+        device: where to.
+    """
+
+    def __init__(self, examples: InMemory, device: torch.device) -> None:
+        self.device = device
+        self.inputs, self.targets = examples.inputs.to(device), examples.targets.to(device)
+
+    def read(self, index: Tensor) -> Raw:
+        """The examples at `index` [B]."""
+        index = index.to(self.device, non_blocking=True)
+        return Raw(self.inputs[index], self.targets[index])
+
+    def walk(self, indices: Iterable[Tensor]) -> Iterator[Raw]:
+        """The examples at each index in turn."""
+        return map(self.read, indices)
+
+    def reader(self, index_of: Callable[[int], Tensor]) -> Callable[[int], Raw]:
+        """A function of t that reads the examples at `index_of(t)`."""
+        return lambda t: self.read(index_of(t))
+
+
+def fits(examples: Examples) -> bool:
+    """Whether the examples, as stored, take no more than `LIMIT_BYTES`; all are taken to be as large as the first."""
+    if not len(examples):
+        return True
+    first = examples[0][0]
+    return len(examples) * first.numel() * first.element_size() <= LIMIT_BYTES
+
+
+def read_all(examples: Examples, workers: int) -> InMemory:
+    """Read every example once, into two tensors.
+
+    Raises:
+        DatasetError: inputs of differing shapes.
+    """
+    if isinstance(examples, InMemory):
+        return examples
+    pieces = consecutive(torch.arange(len(examples)), READ_AT_ONCE)
+    read = Streaming(examples, torch.device("cpu"), workers).walk(pieces)
+    held: InMemory | None = None
+    for index, (inputs, targets) in zip(pieces, read, strict=True):
+        if held is None:  # filled piece by piece: a list of pieces would need twice the memory when it is joined
+            held = InMemory(*(part.new_empty(len(examples), *part.shape[1:]) for part in (inputs, targets)))
+        require_shape(inputs[0], held.inputs[0])
+        held.inputs[index], held.targets[index] = inputs, targets
+    assert held is not None
+    return held

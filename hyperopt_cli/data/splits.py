@@ -1,0 +1,136 @@
+"""What a data set's function returns: a training split, perhaps a test split, and what a model needs to know."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from hyperopt_cli.errors import DatasetError
+
+ACCEPTED = (
+    "a data set's function may return Splits, a pair of tensors (inputs, targets), "
+    "one map-style Dataset, or a pair (train, test) of Datasets"
+)
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """A map-style data set of pairs (input, target); reading one twice gives the same bits.
+
+    Inputs are tensors of one shape: uint8, floating point, or int64, which stands for indices such as tokens.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Any]: ...
+
+
+class InMemory(Dataset[tuple[Tensor, Tensor]]):
+    """Examples held in two tensors.
+
+    Args:
+        inputs: [N, ...], uint8, floating point or int64.
+        targets: [N, ...], classes as integers, or numbers.
+
+    Raises:
+        DatasetError: the two lengths differ.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+            shapes = f"inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}"
+            raise DatasetError(f"{shapes} don't pair up: both need the number of examples as their first dimension")
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+
+class Splits(NamedTuple):
+    """A data set as its function hands it over.
+
+    Attributes:
+        train: the examples to train on; the validation split is taken from them.
+        test: the examples of the final figure, or None.
+        input_shape: of one input, e.g. (3, 32, 32).
+        num_classes: None for regression.
+    """
+
+    train: Examples
+    test: Examples | None
+    input_shape: tuple[int, ...]
+    num_classes: int | None
+
+
+def as_splits(returned: object) -> Splits:
+    """Bring what a data set's function returned into the form of `Splits`.
+
+    Args:
+        returned: `Splits`, tensors `(inputs [N, ...], targets [N])`, a map-style Dataset, or a pair (train, test) of
+            these. Integer targets make a classification with max + 1 classes, anything else a regression.
+
+    Raises:
+        DatasetError: it is something else, empty, or its examples aren't pairs (tensor, target).
+
+    >>> as_splits((torch.zeros(4, 3), torch.tensor([0, 2, 1, 0])))[2:]
+    ((3,), 3)
+    """
+    if isinstance(returned, Splits):
+        return returned
+    if isinstance(returned, tuple) and len(returned) == 2 and not all(isinstance(part, Tensor) for part in returned):
+        train, test = _examples(returned[0]), _examples(returned[1])
+    else:
+        train, test = _examples(returned), None
+    return Splits(train, test, tuple(_first_input(train).shape), _count_classes(train, test))
+
+
+def targets_of(examples: Examples) -> Tensor:
+    """All targets, [N, ...]: from the attribute `targets` where there is one, otherwise by reading every example."""
+    held = getattr(examples, "targets", None)
+    if isinstance(held, Sequence | Tensor) and len(held) == len(examples):
+        return torch.as_tensor(held)
+    return torch.stack([torch.as_tensor(examples[i][1]) for i in range(len(examples))])
+
+
+def is_integral(tensor: Tensor) -> bool:
+    """Whether a tensor holds integers (Booleans too)."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _examples(given: object) -> Examples:
+    if isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, Tensor) for part in given):
+        return InMemory(*given)
+    if isinstance(given, TensorDataset) and len(given.tensors) == 2:
+        return InMemory(*given.tensors)
+    if isinstance(given, Tensor | tuple | list | dict | str) or not isinstance(given, Examples):
+        raise DatasetError(f"got {_describe(given)}: {ACCEPTED}")
+    return given
+
+
+def _describe(given: object) -> str:
+    if isinstance(given, tuple | list):
+        return f"a {type(given).__name__} of {len(given)}: ({', '.join(type(part).__name__ for part in given)})"
+    return f"a {type(given).__name__}"
+
+
+def _first_input(examples: Examples) -> Tensor:
+    if len(examples) == 0:
+        raise DatasetError("the training split has no examples: at least one each is needed to train and to validate")
+    example: object = examples[0]
+    if not (isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[0], Tensor)):
+        raise DatasetError(
+            f"the first example is {_describe(example)}: each has to be a pair (tensor, target); "
+            "for pictures pass transform=torchvision.transforms.PILToTensor()"
+        )
+    return example[0]
+
+
+def _count_classes(*splits: Examples | None) -> int | None:
+    targets = [targets_of(split) for split in splits if split is not None and len(split)]
+    if not all(is_integral(target) for target in targets):
+        return None
+    return 1 + max(int(target.max()) for target in targets)

@@ -1,0 +1,139 @@
+"""Examples read when they are needed, by a DataLoader that runs on in the direction in which steps are asked for.
+
+Training asks for t = 0, 1, 2, ..., a reverse sweep for T-1, T-2, ..., recomputation from a checkpoint jumps. A walk is
+restarted when t leaves it; on it, workers read ahead.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hyperopt_cli.data.splits import Examples
+from hyperopt_cli.errors import DatasetError
+
+READ_AT_ONCE = 1000
+
+
+class Raw(NamedTuple):
+    """Examples as stored: inputs [B, ...] and targets [B, ...]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+def require_shape(inputs: Tensor, first: Tensor) -> None:
+    """Refuse an input of another shape than the first.
+
+    Raises:
+        DatasetError: with both shapes.
+    """
+    if inputs.shape != first.shape:
+        raise DatasetError(
+            f"inputs of the shapes {tuple(first.shape)} and {tuple(inputs.shape)} don't fit in one batch: "
+            "bring them to one shape, for an image_folder by dataset.size, e.g. dataset.size=32"
+        )
+
+
+class Streaming:
+    """A source that reads examples from a map-style data set.
+
+    Args:
+        examples: what to read.
+        device: where batches go.
+        workers: processes that read ahead; 0 reads in this process.
+    """
+
+    def __init__(self, examples: Examples, device: torch.device, workers: int) -> None:
+        self.examples, self.device, self.workers = _Stacked(examples), device, workers
+
+    def read(self, index: Tensor) -> Raw:
+        """The examples at `index` [B], read in this process."""
+        return self.place(self.examples.__getitems__(index.tolist()))
+
+    def walk(self, indices: Iterable[Tensor]) -> Iterator[Raw]:
+        """The examples at each index in turn."""
+        return map(self.place, self.loader([index.tolist() for index in indices], persistent=False))
+
+    def reader(self, index_of: Callable[[int], Tensor]) -> Callable[[int], Raw]:
+        """A function of t >= 0 that reads the examples at `index_of(t)`, fastest in ascending or descending order."""
+        return _Walker(self, index_of)
+
+    def loader(self, batches: Iterable[list[int]], *, persistent: bool) -> Iterable[Raw | DatasetError]:
+        """A DataLoader over these batches of indices; a persistent one keeps its workers from one walk to the next."""
+        return DataLoader(
+            cast(Dataset[Any], self.examples),
+            batch_sampler=cast(Any, batches),
+            collate_fn=_as_is,
+            num_workers=self.workers,
+            persistent_workers=persistent and self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # or each walk would draw from the global one
+        )
+
+    def place(self, read: Raw | DatasetError) -> Raw:
+        """What was read, on the device; an error of the data set is raised here."""
+        if isinstance(read, DatasetError):
+            raise read
+        return Raw(*(part.to(self.device, non_blocking=True) for part in read))
+
+
+class _Stacked:
+    """Reads a batch at once. Errors travel as values: raised in a worker, they would come with its traceback."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitems__(self, index: list[int]) -> Raw | DatasetError:
+        try:
+            inputs, targets = zip(*(self.examples[i] for i in index), strict=True)
+            for other in inputs:
+                require_shape(other, inputs[0])
+        except DatasetError as error:
+            return error
+        return Raw(torch.stack(inputs), torch.stack([torch.as_tensor(target) for target in targets]))
+
+
+class _Walk:
+    """The indices of t = start, start + direction, ..., down to 0 or without end."""
+
+    def __init__(self, index_of: Callable[[int], Tensor]) -> None:
+        self.index_of, self.start, self.direction = index_of, 0, 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        t = self.start
+        while t >= 0:
+            yield self.index_of(t).tolist()
+            t += self.direction
+
+
+class _Walker:
+    """Follows the steps asked for; the last one read is kept, because modes ask twice where they turn round."""
+
+    def __init__(self, source: Streaming, index_of: Callable[[int], Tensor]) -> None:
+        self.source, self.steps = source, _Walk(index_of)
+        self.loader = source.loader(self.steps, persistent=True)
+        self.ahead: Iterator[Raw | DatasetError] = iter(())
+        self.last: tuple[int, Raw] | None = None
+
+    def __call__(self, t: int) -> Raw:
+        if self.last is None or self.last[0] != t:
+            self.last = (t, self._read(t))
+        return self.last[1]
+
+    def _read(self, t: int) -> Raw:
+        last, self.last = self.last, None  # after an error nothing is known of where the loader stands
+        if last is None or t != last[0] + self.steps.direction:
+            self.steps.start = t
+            self.steps.direction = -1 if last is not None and t == last[0] - 1 else 1
+            self.ahead = iter(self.loader)
+        return self.source.place(next(self.ahead))
+
+
+def _as_is(read: Any) -> Any:
+    return read

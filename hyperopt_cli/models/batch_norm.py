@@ -1,0 +1,104 @@
+"""Batch normalisation in a run that is differentiated: batch statistics in training, running ones for the test.
+
+A training step has to be a pure function of parameters and batch, to be replayed in any order and number; running
+statistics would move with each evaluation, and nothing in the training loss depends on them. So a model trains without
+them, and they are estimated once, at the parameters whose test figure is wanted.
+
+    use_batch_statistics(model)                                         # before the run, in place
+    tested = estimate_running_statistics(model, w_T, training_batches)  # after it, a copy
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class WithInputs(Protocol):
+    """A batch, as far as it matters here: what the model is called with."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """[B, ...]."""
+
+
+def use_batch_statistics(model: nn.Module) -> None:
+    """Make each batch normalisation use the statistics of its batch, in training and evaluation mode alike.
+
+    Its running statistics are taken out of the model; torch then falls back on the batch's. `track_running_stats` is
+    left as it is: it tells `estimate_running_statistics` which modules had them.
+
+    Args:
+        model: changed in place; models without batch normalisation stay as they are.
+    """
+    for module in _batch_norms(model):
+        for name in BUFFERS:
+            setattr(module, name, None)
+
+
+def estimate_running_statistics(
+    model: nn.Module, params: Mapping[str, Tensor], batches: Iterable[WithInputs]
+) -> nn.Module:
+    """A copy of the model for evaluation, with running statistics as these batches give them at these parameters.
+
+    Each statistic is the plain average over the batches: of their means, and of their unbiased variances. Dropout and
+    the like are off. Batches should be as large as those trained on, for each layer sees activations normalised by its
+    batch.
+
+    Args:
+        model: stays untouched.
+        params: by name; parameters left out keep the model's values.
+        batches: of the training split, not augmented; read only if the model has running statistics to estimate.
+
+    Returns:
+        A module in evaluation mode that holds `params`.
+
+    Raises:
+        ValueError: a name that the model has no parameter for, or no batches.
+    """
+    tested = copy.deepcopy(model).eval()
+    _load(tested, params)
+    tracking = [module for module in _batch_norms(tested) if module.track_running_stats]
+    if tracking:
+        _average(tested, tracking, batches)
+    return tested
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@torch.no_grad()
+def _load(model: nn.Module, params: Mapping[str, Tensor]) -> None:
+    own = dict(model.named_parameters())
+    if unknown := sorted(params.keys() - own.keys()):
+        raise ValueError(f"the model has no parameters {unknown}: its own are {sorted(own)}")
+    for name, value in params.items():
+        own[name].copy_(value)
+
+
+@torch.no_grad()
+def _average(model: nn.Module, tracking: list[_BatchNorm], batches: Iterable[WithInputs]) -> None:
+    reference = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0))
+    momenta = [module.momentum for module in tracking]
+    for module in tracking:
+        size = module.num_features
+        module.running_mean = reference.new_zeros(size)
+        module.running_var = reference.new_ones(size)
+        module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=reference.device)
+        module.momentum = None  # torch's word for a cumulative average
+        module.train()
+    num_batches = 0
+    for batch in batches:
+        model(batch.inputs)
+        num_batches += 1
+    if not num_batches:
+        raise ValueError("running statistics can't be estimated from no batches: pass at least one training batch")
+    for module, momentum in zip(tracking, momenta, strict=True):
+        module.momentum = momentum
+        module.eval()
