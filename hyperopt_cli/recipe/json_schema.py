@@ -1,0 +1,81 @@
+"""The recipe's JSON schema: for editors, and for saying what is allowed at a key."""
+
+from functools import cache
+from typing import Any
+
+from hyperopt_cli.recipe.positions import KeyPath
+from hyperopt_cli.recipe.schema import Recipe
+
+Schema = dict[str, Any]
+
+
+def json_schema() -> Schema:
+    """Returns the JSON schema (draft 2020-12) of a recipe, shorthands included, as yaml-language-server takes it."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "hyperopt recipe"}
+
+
+def allowed_keys(path: KeyPath) -> list[str]:
+    """Returns the keys that the mapping at `path` may have."""
+    return [key for branch in _branches(_at(path)) for key in branch.get("properties", {})]
+
+
+def expected(path: KeyPath) -> str:
+    """Returns what the value at `path` may be, in words.
+
+    >>> expected(("steps",)), expected(("outer", "optimizer"))
+    ('an integer of at least 1', 'one of adam, sgd, sign')
+    """
+    return " or ".join(dict.fromkeys(map(_words, _branches(_at(path)))))
+
+
+@cache
+def _root() -> Schema:
+    return Recipe.model_json_schema()
+
+
+def _at(path: KeyPath) -> Schema:
+    schema = _root()
+    for key in path:
+        steps = (_step(branch, key) for branch in _branches(schema))
+        schema = next((step for step in steps if step is not None), {})
+    return schema
+
+
+def _step(schema: Schema, key: str | int) -> Schema | None:
+    if isinstance(key, int):
+        return schema.get("items")
+    beyond = schema.get("additionalProperties")
+    return schema.get("properties", {}).get(key) or (beyond if isinstance(beyond, dict) else None)
+
+
+def _branches(schema: Schema) -> list[Schema]:
+    if "$ref" in schema:
+        return _branches(_root()["$defs"][schema["$ref"].rsplit("/", 1)[1]])
+    if "anyOf" in schema:
+        return [branch for option in schema["anyOf"] for branch in _branches(option)]
+    return [] if schema.get("type") == "null" else [schema]
+
+
+def _words(schema: Schema) -> str:
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    kind = schema.get("type")
+    if kind == "array":
+        return "a list, each item " + " or ".join(map(_words, _branches(schema["items"])))
+    if kind == "object":
+        required = ", ".join(schema.get("required", ()))
+        return f"a mapping with {required}" if required else "a mapping"
+    names = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "a string"}
+    return names.get(str(kind), "a plain value") + _range(schema)
+
+
+def _range(schema: Schema) -> str:
+    words = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "above",
+        "maximum": "of at most",
+        "exclusiveMaximum": "below",
+    }
+    parts = [f"{word} {schema[key]:g}" for key, word in words.items() if key in schema]
+    return " " + " and ".join(parts) if parts else ""

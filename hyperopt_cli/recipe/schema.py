@@ -1,0 +1,229 @@
+"""The recipe: every section with its defaults, validated and frozen."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import ValidationInfo
+
+from hyperopt_cli.errors import RecipeError
+from hyperopt_cli.recipe.document import dump
+from hyperopt_cli.recipe.entries import Hyperparameter
+from hyperopt_cli.recipe.fields import Boolean, Integer, Misfit, Number, Positive, Section, Share, Text, is_number
+from hyperopt_cli.recipe.positions import KeyPath, Positions
+from hyperopt_cli.recipe.wording import did_you_mean, shown
+
+Count = Annotated[Integer, Field(ge=1)]
+Natural = Annotated[Integer, Field(ge=0)]
+LOSSES = ("cross_entropy", "mse", "output")
+MODES = ("forward", "reverse")
+
+
+class Call(Section):
+    """A callable by name; every key that is not a field here is an argument of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    call: Text
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the callable."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Dataset(Call):
+    """A callable that returns the splits, and how batches are drawn from them."""
+
+    batch_size: Count = 128
+    validation_fraction: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)] = 0.1
+    stratified: Boolean = False
+    outer_batch_size: Count = 1000
+    crop: Natural = 0
+    flip: Boolean = False
+    normalize: Boolean = True
+    residence: Literal["auto", "device", "stream"] = "auto"
+    workers: Natural = 0
+
+
+class Loss(Call):
+    """The loss: one of `LOSSES`, or a callable; a bare name is short for `{call: name}`."""
+
+    call: Text = "cross_entropy"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        if isinstance(given, str) and given in LOSSES:
+            return {"call": given}
+        if not isinstance(given, dict | Loss):
+            close = did_you_mean(given, LOSSES) if isinstance(given, str) else ""
+            raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(LOSSES)}, or {{call: NAME, ...}}")
+        return given
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"enum": list(LOSSES)}, handler.resolve_ref_schema(handler(core))]}
+
+
+class Optimizer(Section):
+    """The inner optimizer, by `name` or as a `call` of an own one, and its fixed arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] | None = None
+    call: Text | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.name is None) == (self.call is None):
+            given = "neither name nor call" if self.name is None else "both name and call"
+            raise Misfit(f"got {given}; give one: name (sgd, adam, adamw, rmsprop) or call (an own optimizer)")
+        for key, value in self.arguments.items() if self.name else ():
+            if not is_number(value) and not isinstance(value, bool):
+                raise Misfit(f"got {shown(value)}; must be a finite number, true or false", key)
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The optimizer's fixed arguments."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Group(Section):
+    """Parameters by glob patterns over their names, or by the words `norms` and `biases`, and what is fixed there."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number]
+
+    parameters: Annotated[tuple[Text, ...], Field(min_length=1)]
+
+    @property
+    def fixed(self) -> dict[str, float]:
+        """The hyperparameters that are fixed for these parameters."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="after")
+    def _check_fixed(self) -> Self:
+        if not self.fixed:
+            raise Misfit("fixes no hyperparameter; add one, such as weight_decay: 0")
+        return self
+
+
+class Outer(Section):
+    """The outer optimizer, which moves the hyperparameters."""
+
+    optimizer: Literal["adam", "sgd", "sign"] = "adam"
+    lr: Positive = 0.05
+    steps: Natural = 10
+    momentum: Share | None = None
+    clip_norm: Positive | None = None
+    patience: Count | None = None
+    seed: Literal["fixed", "fresh"] = "fixed"
+    replicas: Count = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_momentum(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("optimizer") == "sgd" and given.get("momentum") is None:
+            return given | {"momentum": 0.0}
+        return given
+
+    @model_validator(mode="after")
+    def _check_momentum(self) -> Self:
+        if self.momentum is not None and self.optimizer != "sgd":
+            raise Misfit(f"the outer optimizer {self.optimizer} takes no momentum; only sgd does", "momentum")
+        return self
+
+
+class Mode(Section):
+    """How the hypergradient is computed; a bare name is short for `{name: name}`."""
+
+    name: Literal["forward", "reverse"] = "forward"
+    engine: Text | None = None
+    chunk_size: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        if isinstance(given, str) and given in MODES:
+            given = {"name": given}
+        if not isinstance(given, dict | Mode):
+            close = did_you_mean(given, MODES) if isinstance(given, str) else ""
+            raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(MODES)}, or {{name: NAME, ...}}")
+        if isinstance(given, dict) and given.get("name", "forward") == "forward" and given.get("engine") is None:
+            return given | {"engine": "auto"}
+        return given
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> Self:
+        for key in ("engine", "chunk_size") if self.name != "forward" else ():
+            if getattr(self, key) is not None:
+                raise Misfit(f"the mode {self.name} takes no {key}; only forward does", key)
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The mode's arguments that are set."""
+        return self.model_dump(exclude={"name"})
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"enum": list(MODES)}, handler.resolve_ref_schema(handler(core))]}
+
+
+class Recipe(Section):
+    """What one run of `hyperopt run` does. Equal recipes say the same, wherever they were read from."""
+
+    model: Call
+    loss: Loss = Loss(call="cross_entropy")
+    dataset: Dataset | None = Field(default=None, validate_default=True)
+    optimizer: Optimizer
+    steps: Count
+    hyperparameters: dict[str, Hyperparameter]
+    groups: tuple[Group, ...] = ()
+    outer: Outer = Outer()
+    mode: Mode = Mode(engine="auto")
+    precision: Literal["float32", "float64"] = "float32"
+    device: Text = "auto"
+    seed: Natural = 0
+
+    _positions: Positions = PrivateAttr(default_factory=Positions)
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, dataset: Dataset | None, info: ValidationInfo) -> Dataset | None:
+        loss = info.data.get("loss")
+        if dataset is None and loss is not None and loss.call != "output":
+            raise Misfit("missing; give {call: NAME, ...} (only with loss: output does a recipe need no data set)")
+        return dataset
+
+    @field_validator("hyperparameters")
+    @classmethod
+    def _check_tuned(cls, entries: dict[str, Hyperparameter], info: ValidationInfo) -> dict[str, Hyperparameter]:
+        if not any(entry.anything_tuned for entry in entries.values()):
+            raise Misfit("nothing is tuned; give at least one entry an initial, such as lr: {initial: 0.1}")
+        steps = info.data.get("steps")
+        for name, entry in entries.items():
+            num = len(entry.starts)
+            if entry.schedule.kind == "per_step" and steps is not None and num not in (1, steps):
+                raise Misfit(f"got {num} numbers; must be {steps}, one for each of the steps", name, "initial")
+        return entries
+
+    def attached(self, positions: Positions) -> Self:
+        """Returns this recipe with the positions that `locate` answers from."""
+        self._positions = positions
+        return self
+
+    def locate(self, path: KeyPath) -> str:
+        """Returns where `path`, or its nearest parent that was written down, stands: `file:line:column`."""
+        return self._positions.locate(path)
+
+    def located(self, error: RecipeError) -> RecipeError:
+        """Returns `error` with `where` filled in for the issues that lack it."""
+        return self._positions.located(error)
+
+    def to_yaml(self) -> str:
+        """Returns the recipe with every default filled in, as YAML that loads to an equal recipe."""
+        return dump(self.model_dump())
