@@ -1,0 +1,166 @@
+"""What a run shows while it goes on: a live display on a terminal, a plain line an outer step elsewhere, or JSON."""
+
+import json as json_format
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from hyperopt_cli.build import Experiment
+from hyperopt_cli.cli.tables import brief, outcome_table
+from hyperopt_cli.execute import Watcher
+from hyperopt_cli.outer import OuterStep
+from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.json_files import to_text
+from hyperopt_cli.runs.result import Point, Result
+
+NUM_ROWS = 12
+
+
+@contextmanager
+def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Watcher]:
+    """The watcher that fits where the output goes."""
+    if json:
+        yield JsonLines()
+        return
+    console = Console()
+    if not console.is_terminal:
+        typer.echo(_head(experiment, directory))
+        yield PlainLines(experiment)
+        return
+    console.print(_head(experiment, directory), highlight=False)
+    display = LiveDisplay(experiment)
+    with Live(get_renderable=display.render, console=console, refresh_per_second=8):
+        yield display
+
+
+def summary(result: Result, directory: RunDirectory, json: bool) -> None:
+    """What came out, and how to see more."""
+    if json:
+        typer.echo(to_text({"result": result.to_json(), "directory": str(directory.root)}))
+        return
+    console = Console()
+    if result.best is not None:
+        console.print(outcome_table(result))
+    console.print(f"\n{result.status} in {result.wall_s:.1f} s; everything is in {directory.root}", highlight=False)
+    console.print(f"curves: tensorboard --logdir {directory.tensorboard}", highlight=False, soft_wrap=True)
+
+
+def _head(experiment: Experiment, directory: RunDirectory) -> str:
+    tuned = experiment.space.tuned()
+    num = sum(knob.initial.numel() for knob in tuned.values())
+    mode = type(experiment.mode).__name__.lower()
+    return (
+        f"tuning {num} numbers ({', '.join(tuned)}) over {experiment.steps} steps, mode {mode}, "
+        f"on {experiment.device}; writing {directory.root}"
+    )
+
+
+class JsonLines:
+    """One JSON object an outer step."""
+
+    def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
+        """Says nothing."""
+
+    def outer(self, step: OuterStep) -> None:
+        """The step's point, its hypergradient and its cost."""
+        line = {
+            **json_format.loads(to_text(Point.of(step).__dict__)),
+            "training_loss": step.training_loss,
+            "hypergradient": step.hypergradient,
+            "wall_s": step.stats["wall_s"],
+        }
+        typer.echo(to_text(line))
+
+
+class PlainLines:
+    """One line an outer step."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._clock = Clock(experiment)
+
+    def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
+        """Counts."""
+        self._clock.inner(outer_step, replica, phase, done, steps)
+
+    def outer(self, step: OuterStep) -> None:
+        """The losses and the hyperparameters."""
+        values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
+        left = self._clock.left_s()
+        typer.echo(
+            f"outer {step.outer_step}/{self._clock.last}  validation {step.validation_loss:.5g}  "
+            f"training {step.training_loss:.5g}  {values}  ({step.stats['wall_s']:.1f} s, {_time(left)} left)"
+        )
+
+
+class Clock:
+    """How far a run is, and how long it will still take at the rate so far."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.last = experiment.descent.steps
+        self.replicas = experiment.descent.replicas
+        self._began = time.monotonic()
+        self.share = 0.0  # of the current hypergradient
+        self._total = (self.last + 1) * self.replicas
+        self._complete = 0
+        self._sweeps = type(experiment.mode).__name__ != "Forward"
+
+    def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
+        """An inner step is done. The sweep back takes about twice as long as the way there."""
+        self._complete = outer_step * self.replicas + replica
+        there = done / steps
+        self.share = there if not self._sweeps else there / 3 if phase == "forward" else (1 + 2 * there) / 3
+
+    def left_s(self) -> float:
+        """Seconds."""
+        complete = self._complete + self.share
+        return 0.0 if not complete else (time.monotonic() - self._began) * (self._total - complete) / complete
+
+
+class LiveDisplay:
+    """Progress of the outer and inner loops, and the last outer steps."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._clock = Clock(experiment)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
+        )
+        self._outer = self._progress.add_task("outer", total=self._clock.last + 1, note="")
+        self._inner = self._progress.add_task("inner", total=1.0, note="")
+        self._steps: list[OuterStep] = []
+
+    def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
+        """Moves the bars."""
+        self._clock.inner(outer_step, replica, phase, done, steps)
+        replicas = f", replica {replica + 1}/{self._clock.replicas}" if self._clock.replicas > 1 else ""
+        self._progress.update(self._inner, completed=self._clock.share, note=f"{phase} {done}/{steps}{replicas}")
+        note = f"{outer_step}/{self._clock.last}, {_time(self._clock.left_s())} left"
+        self._progress.update(self._outer, completed=outer_step, note=note)
+
+    def outer(self, step: OuterStep) -> None:
+        """Adds a row."""
+        self._steps = [*self._steps, step][-NUM_ROWS:]
+        self._progress.update(self._outer, completed=step.outer_step + 1)
+
+    def render(self) -> Group:
+        """The rows so far and the bars."""
+        if not self._steps:
+            return Group(Text("measuring the start"), self._progress)
+        names = list(self._steps[0].hyperparameters)
+        table = Table("outer", "validation", "training", *names, box=None)
+        for step in self._steps:
+            values = [brief(value.tolist()) for value in step.hyperparameters.values()]
+            table.add_row(str(step.outer_step), f"{step.validation_loss:.5g}", f"{step.training_loss:.5g}", *values)
+        return Group(table, self._progress)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,62 @@
+"""`hyperopt doctor`: what this machine has."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import typer
+
+PACKAGES = ("hyperopt-cli", "torch", "torchvision", "pydantic", "typer", "rich", "tensorboard", "matplotlib")
+DATA = {
+    "MNIST": "mnist",
+    "FashionMNIST": "fashion_mnist",
+    "cifar-10-batches-py": "cifar10",
+    "cifar-100-python": "cifar100",
+}
+
+
+def doctor() -> None:
+    """Show versions, devices, and what is missing."""
+    lines = [*_versions(), *_devices(), *_tools(), *_data()]
+    width = max(len(name) for name, _, _ in lines)
+    for name, good, said in lines:
+        typer.echo(f"{'ok     ' if good else 'missing'}  {name:{width}}  {said}")
+    if not all(good for name, good, _ in lines if name in PACKAGES):
+        raise typer.Exit(1)
+
+
+def _versions() -> Iterator[tuple[str, bool, str]]:
+    yield "python", sys.version_info >= (3, 11), sys.version.split()[0]
+    for package in PACKAGES:
+        try:
+            yield package, True, version(package)
+        except PackageNotFoundError:
+            yield package, False, "not installed: pip install hyperopt-cli brings it"
+
+
+def _devices() -> Iterator[tuple[str, bool, str]]:
+    import torch
+
+    yield "cpu", True, f"{torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield f"cuda:{index}", True, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    else:
+        yield "cuda", False, "no GPU that this build of torch can use; everything runs on the CPU"
+
+
+def _tools() -> Iterator[tuple[str, bool, str]]:
+    board = shutil.which("tensorboard") or (Path(sys.executable).parent / "tensorboard")
+    yield "tensorboard command", Path(board).exists(), "shows the curves of a run"
+
+
+def _data() -> Iterator[tuple[str, bool, str]]:
+    root = Path("~/.cache/hyperopt").expanduser()
+    yield "digits", True, "inside the package"
+    for folder, name in DATA.items():
+        found = (root / folder).is_dir()
+        said = "in ~/.cache/hyperopt" if found else "fetch it with dataset.download=true, or point dataset.root at it"
+        yield name, found, said

@@ -1,0 +1,68 @@
+"""The entry point: the commands, and the exit codes of their errors."""
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from hyperopt_cli import __version__
+from hyperopt_cli.cli.doctor import doctor
+from hyperopt_cli.cli.recipes import cat, cp, ls, schema
+from hyperopt_cli.cli.run import run
+from hyperopt_cli.cli.show import show
+from hyperopt_cli.cli.validate import validate
+from hyperopt_cli.errors import HyperoptError
+
+app = typer.Typer(
+    name="hyperopt",
+    help="Tune the hyperparameters of a PyTorch training run by their exact gradient.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (run, validate, ls, cat, cp, schema, show, doctor):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (anywhere on the command line).")] = False,
+) -> None:
+    """Exit codes: 0 done, 1 defect, 2 usage or recipe, 3 diverged, 130 Ctrl-C."""
+
+
+def main() -> None:
+    """Runs a command; a user's error is one message and an exit code, without a traceback unless `--debug` is given."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments, prog_name="hyperopt")
+    except HyperoptError as error:
+        _report(str(error), debug)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _report("interrupted; what was measured so far is kept", debug)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)  # the reader of a pipe, such as head, has seen enough
+    except Exception as error:
+        _report(f"{type(error).__name__}: {error}\nThis is a defect of hyperopt; --debug shows where.", debug)
+        sys.exit(1)
+
+
+def _report(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"hyperopt: {message}", file=sys.stderr)

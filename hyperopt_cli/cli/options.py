@@ -1,0 +1,29 @@
+"""Arguments that several commands share."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hyperopt_cli.recipe import Recipe
+
+RecipeName = Annotated[str, typer.Argument(help="A path, or the name of a recipe that ships.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides, e.g. hyperparameters.lr.initial=0.1", metavar="[KEY=VALUE]..."),
+]
+AllowImport = Annotated[
+    list[str] | None,
+    typer.Option(help="Modules that the recipe may call besides the built-in ones, e.g. 'mypackage.*'."),
+]
+
+
+def load_recipe(name: str, overrides: list[str] | None, allow_import: list[str] | None) -> "Recipe":
+    """The recipe, valid; modules of the working directory can be imported where any may."""
+    from hyperopt_cli.recipe import load
+
+    if allow_import and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    return load(name, overrides or (), allow_import or ())

@@ -1,0 +1,71 @@
+"""`hyperopt ls`, `cat`, `cp` and `schema`: the recipes that ship, and what a recipe may say."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperopt_cli.cli.options import RecipeName
+from hyperopt_cli.errors import UsageError
+
+
+def ls() -> None:
+    """List the recipes that ship."""
+    from hyperopt_cli.recipe import shipped
+
+    recipes = shipped()
+    width = max(map(len, recipes), default=0)
+    for name, path in recipes.items():
+        typer.echo(f"{name:{width}}  {_claim(path)}")
+
+
+def cat(recipe: RecipeName) -> None:
+    """Print a recipe."""
+    typer.echo(_text(recipe), nl=False)
+
+
+def cp(
+    recipe: RecipeName,
+    to: Annotated[Path | None, typer.Argument(help="A file or folder; by default here, under its own name.")] = None,
+) -> None:
+    """Copy a recipe, to change it."""
+    from hyperopt_cli.recipe.load import find
+
+    text, name = _text(recipe), find(recipe).name
+    target = Path(name) if to is None else to / name if to.is_dir() else to
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{target} exists; give another name: hyperopt cp {recipe} NAME.yaml") from None
+    except OSError as error:
+        raise UsageError(f"{target} can't be written: {error.strerror}; give a writable place") from None
+    typer.echo(str(target))
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors.
+
+    With the YAML language server: hyperopt schema > recipe.json, and
+    `# yaml-language-server: $schema=recipe.json` on a recipe's first line.
+    """
+    from hyperopt_cli.recipe import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _text(recipe: str) -> str:
+    from hyperopt_cli.recipe.load import find
+
+    path = find(recipe)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{recipe} can't be read: {error}") from None
+
+
+def _claim(path: Path) -> str:
+    """The first line of a recipe's header."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -1,0 +1,42 @@
+"""`hyperopt run`: tune."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe
+
+
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    mode: Annotated[str | None, typer.Option(help="forward or reverse; the recipe's by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new directory; runs/<recipe>-<time>-<id> by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line an outer step, and one for the result.")] = False,
+    allow_import: AllowImport = None,
+) -> None:
+    """Tune the hyperparameters of a recipe.
+
+    Example: hyperopt run digits_lr outer.steps=5 --mode reverse
+    """
+    shortcuts = [f"{key}={value}" for key, value in (("mode", mode), ("device", device)) if value is not None]
+    loaded = load_recipe(recipe, [*(overrides or []), *shortcuts], allow_import)
+
+    from hyperopt_cli.build import build
+    from hyperopt_cli.cli.display import summary, watching
+    from hyperopt_cli.execute import execute
+    from hyperopt_cli.recipe.load import find
+    from hyperopt_cli.runs.directory import RunDirectory
+
+    experiment = build(loaded, allow_import or ())
+    path = find(recipe)
+    directory = RunDirectory.create(out, path.stem)
+    with watching(experiment, directory, json) as watcher:
+        result, error = execute(experiment, loaded, path.read_text(encoding="utf-8"), directory, watcher)
+    summary(result, directory, json)
+    if error is not None:
+        print(f"hyperopt: diverged: {error}; the best so far is kept in {directory.root}", file=sys.stderr)
+        raise typer.Exit(error.exit_code)

@@ -1,0 +1,59 @@
+"""Tables of a run: its outer steps, and what was tuned, before and after."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hyperopt_cli.runs.reading import Metrics
+    from hyperopt_cli.runs.result import Result
+
+MAX_ELEMENTS = 10
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"
+
+
+def brief(value: Any) -> str:
+    """A number, or a short list of them; long ones as their range."""
+    flat = list(_flat(value))
+    if len(flat) > MAX_ELEMENTS:
+        return f"{number(min(flat))} to {number(max(flat))} ({len(flat)} values)"
+    return " ".join(map(number, flat))
+
+
+def _flat(value: Any) -> Iterator[float]:
+    if isinstance(value, list):
+        for entry in value:
+            yield from _flat(entry)
+    else:
+        yield value
+
+
+def steps_table(metrics: Sequence["Metrics"]) -> Table:
+    """One row an outer step."""
+    table = Table("outer step", "validation loss", "training loss", "seconds", box=None)
+    for line in metrics:
+        table.add_row(
+            str(line.outer_step), f"{line.validation_loss:.5g}", f"{line.training_loss:.5g}", f"{line.wall_s:.1f}"
+        )
+    return table
+
+
+def outcome_table(result: "Result") -> Table:
+    """What was tuned, before and after, and what it brought."""
+    assert result.initial is not None
+    assert result.best is not None
+    table = Table("", "before", f"after (outer step {result.best.outer_step})", box=None)
+    for name, before in result.initial.hyperparameters.items():
+        table.add_row(name, brief(before), brief(result.best.hyperparameters[name]))
+    table.add_row("validation loss", f"{result.initial.validation_loss:.5g}", f"{result.best.validation_loss:.5g}")
+    if result.test is not None:
+        before_test, after_test = result.test.initial, result.test.best
+        table.add_row("test loss", f"{before_test.loss:.5g}", f"{after_test.loss:.5g}")
+        if before_test.accuracy is not None and after_test.accuracy is not None:
+            table.add_row("test accuracy", f"{before_test.accuracy:.2%}", f"{after_test.accuracy:.2%}")
+    return table

@@ -1,0 +1,16 @@
+"""`hyperopt validate`: is a recipe right?"""
+
+import typer
+
+from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe
+
+
+def validate(recipe: RecipeName, overrides: Overrides = None, allow_import: AllowImport = None) -> None:
+    """Check a recipe without opening its data set; every error at once, with its position."""
+    loaded = load_recipe(recipe, overrides, allow_import)
+
+    from hyperopt_cli.build import check
+
+    check(loaded, allow_import or ())
+    tuned = ", ".join(name for name, entry in loaded.hyperparameters.items() if entry.anything_tuned)
+    typer.echo(f"{recipe}: valid (tunes {tuned} over {loaded.steps} steps, mode {loaded.mode.name})")

@@ -1,0 +1,136 @@
+"""A run from its start to its result: the outer loop, with everything it leaves in the run directory.
+
+What is on the disk after each outer step is whole, so that a run which is killed, interrupted or diverges keeps the
+best that it had reached.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+from hyperopt_cli.build import Experiment
+from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.outer import OuterStep, descend
+from hyperopt_cli.recipe.schema import Recipe
+from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.environment import environment
+from hyperopt_cli.runs.result import HeldOut, Point, Result, Score
+from hyperopt_cli.runs.status import LiveStatus, State
+from hyperopt_cli.runs.tensorboard import TensorBoardLog
+
+
+class Watcher(Protocol):
+    """Whoever looks on: the live display, the plain lines, the JSON lines."""
+
+    def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
+        """An inner step is done."""
+
+    def outer(self, step: OuterStep) -> None:
+        """An outer step was measured."""
+
+
+class Execution(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        result: the content of result.json.
+        error: why it diverged, or None.
+    """
+
+    result: Result
+    error: NonFiniteError | None
+
+
+def execute(
+    experiment: Experiment, recipe: Recipe, written: str, directory: RunDirectory, watcher: Watcher
+) -> Execution:
+    """Runs `experiment` and writes everything into `directory`.
+
+    Args:
+        experiment: built from `recipe`.
+        recipe: with every default filled in, kept as resolved.yaml.
+        written: the recipe's text as the user has it, kept as recipe.yaml.
+        directory: a new one.
+        watcher: told of every step.
+    """
+    directory.write_recipe(written, recipe.to_yaml())
+    directory.write_environment(environment(str(experiment.device)))
+    status = LiveStatus(directory.status)
+    record = _Record(experiment, time.perf_counter())
+    error = None
+    with _reported(status), TensorBoardLog(directory.tensorboard, recipe=written) as log:
+
+        def on_inner_step(n: int, replica: int, phase: str, done: int, steps: int) -> None:
+            status.beat(outer_step=n)
+            watcher.inner(n, replica, phase, done, steps)
+
+        try:
+            steps = descend(
+                experiment.problem,
+                experiment.space,
+                experiment.descent,
+                experiment.mode,
+                experiment.seed,
+                on_inner_step,
+            )
+            for step in steps:
+                record.add(step)
+                directory.append_metrics(step)
+                log.log(step)
+                watcher.outer(step)
+        except NonFiniteError as diverged:
+            error = diverged
+        except KeyboardInterrupt:
+            directory.write_result(record.result("interrupted", recipe.mode.name))
+            raise
+        result = record.result("done" if error is None else "diverged", recipe.mode.name)
+        directory.write_result(result)
+        log.finish(result)
+        status.finish("done" if error is None else "diverged")
+    return Execution(result, error)
+
+
+class _Record:
+    """The start and the best so far, with what the test split says of them."""
+
+    def __init__(self, experiment: Experiment, began: float) -> None:
+        self._experiment, self._began = experiment, began
+        self._initial: Point | None = None
+        self._initial_score: Score | None = None
+        self._best: Point | None = None
+        self._best_params: Params = {}
+
+    def add(self, step: OuterStep) -> None:
+        """Measures the test split at the start; keeps w_T of the best."""
+        point = Point.of(step)
+        if self._initial is None:
+            self._initial, self._initial_score = point, self._score(step.params)
+        if self._best is None or point.validation_loss < self._best.validation_loss:
+            self._best, self._best_params = point, step.params
+
+    def result(self, status: State, mode: str) -> Result:
+        """What came out so far; the test split is measured at the best."""
+        held_out = None
+        if self._initial_score is not None:
+            best = self._initial_score if self._best == self._initial else self._score(self._best_params)
+            held_out = HeldOut(self._initial_score, best) if best is not None else None
+        return Result(status, mode, self._initial, self._best, held_out, time.perf_counter() - self._began)
+
+    def _score(self, params: Params) -> Score | None:
+        figures = self._experiment.test(params)
+        return None if figures is None else Score(figures.loss, figures.accuracy)
+
+
+@contextmanager
+def _reported(status: LiveStatus) -> Iterator[None]:
+    """Writes how the process ended, whatever ended it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        status.finish("interrupted")
+        raise
+    except BaseException:
+        status.finish("failed")
+        raise

@@ -1,0 +1,192 @@
+"""`hyperopt run` from end to end, on real digits."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyperopt_cli.runs.reading import read
+from tests.cli.test_bad_input import GOOD
+
+HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]
+SHORT = ["steps=20", "outer.steps=2"]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def metrics(directory):
+    return [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_cost(lines):
+    return [{k: v for k, v in line.items() if k not in ("wall_s", "peak_bytes")} for line in lines]
+
+
+def test_the_run_directory_holds_what_the_contract_names(hyperopt, tmp_path, recipe):
+    code, out, _ = hyperopt("run", recipe, *SHORT, "--out", "there")
+    assert code == 0
+    there = tmp_path / "there"
+    names = {
+        "recipe.yaml",
+        "resolved.yaml",
+        "environment.json",
+        "status.json",
+        "metrics.jsonl",
+        "result.json",
+        "tensorboard",
+    }
+    assert {path.name for path in there.iterdir()} == names
+    assert (there / "recipe.yaml").read_text() == GOOD
+    assert "steps: 20" in (there / "resolved.yaml").read_text()
+    lines = metrics(there)
+    assert [line["outer_step"] for line in lines] == [0, 1, 2]
+    assert lines[0]["hyperparameters"]["lr"] == pytest.approx([0.1, 0.1])
+    assert lines[0]["hyperparameters"]["momentum"] == pytest.approx(0.9)
+    assert {"validation_loss", "hypergradient", "wall_s", "peak_bytes"} <= set(lines[0])
+    result = json.loads((there / "result.json").read_text())
+    best = min(lines, key=lambda line: line["validation_loss"])
+    assert result["best"]["outer_step"] == best["outer_step"]
+    assert result["best"]["validation_loss"] == best["validation_loss"]
+    assert result["initial"]["validation_loss"] == lines[0]["validation_loss"]
+    assert result["status"] == "done"
+    assert 0 < result["test"]["best"]["accuracy"] <= 1
+    assert json.loads((there / "status.json").read_text())["state"] == "done"
+    assert "tensorboard --logdir there/tensorboard" in out
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_the_same_seed_gives_the_same_bits(hyperopt, recipe, mode):
+    for out in ("a", "b"):
+        assert hyperopt("run", recipe, *SHORT, "--mode", mode, "--out", out).code == 0
+    assert hyperopt("run", recipe, *SHORT, "--mode", mode, "--out", "c", "seed=1").code == 0
+    assert without_cost(metrics("a")) == without_cost(metrics("b"))
+    assert without_cost(metrics("a")) != without_cost(metrics("c"))
+
+
+def test_both_modes_measure_the_same(hyperopt, recipe):
+    for mode in ("forward", "reverse"):
+        assert hyperopt("run", recipe, *SHORT, "precision=float64", "--mode", mode, "--out", mode).code == 0
+    for one, other in zip(metrics("forward"), metrics("reverse"), strict=True):
+        for name, grad in one["hypergradient"].items():
+            torch.testing.assert_close(
+                torch.tensor(grad), torch.tensor(other["hypergradient"][name]), rtol=1e-5, atol=1e-7
+            )
+
+
+def test_json_lines_are_for_machines(hyperopt, recipe):
+    code, out, _ = hyperopt("run", recipe, *SHORT, "--json", "--out", "there")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line["outer_step"] for line in lines[:-1]] == [0, 1, 2]
+    assert lines[-1]["result"]["status"] == "done"
+    assert lines[-1]["directory"] == "there"
+
+
+def test_divergence_names_the_step_keeps_the_best_and_ends_with_3(hyperopt, recipe):
+    steps = ["outer.optimizer=sgd", "outer.lr=1e7", "outer.steps=3", "hyperparameters.lr.transform=identity"]
+    code, _, err = hyperopt("run", recipe, "steps=40", *steps, "--out", "there")
+    assert code == 3
+    assert "inner step" in err
+    run = read(Path("there"))
+    assert run.state == "diverged"
+    assert run.result.status == "diverged"
+    assert run.result.best.outer_step == run.result.initial.outer_step == 0
+    assert len(run.metrics) == 1
+
+
+def test_divergence_at_the_start_is_told_too(hyperopt, recipe):
+    code, _, err = hyperopt("run", recipe, "steps=200", "hyperparameters.lr.initial=1e20", "--out", "there")
+    assert code == 3
+    assert "inner step" in err
+    result = json.loads(Path("there/result.json").read_text())
+    assert result["best"] is None
+
+
+def test_ctrl_c_keeps_what_was_measured_and_ends_with_130(tmp_path, recipe):
+    command = [*HYPEROPT, "run", str(recipe), "steps=50", "outer.steps=1000", "--out", "there"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "there/metrics.jsonl").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    run = read(tmp_path / "there")
+    assert run.state == "interrupted"
+    assert run.result.best is not None
+
+
+def test_a_terminal_gets_a_live_display(tmp_path, recipe):
+    ours, theirs = pty.openpty()
+    command = [*HYPEROPT, "run", str(recipe), *SHORT, "--out", "there"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    assert process.wait(timeout=60) == 0
+    text = shown.decode(errors="replace")
+    assert "\x1b[" in text  # it is drawn over, not appended
+    assert "validation" in text
+    assert "left" in text
+    assert "after (outer step" in text
+
+
+def test_show_tells_the_run_again(hyperopt, recipe):
+    assert hyperopt("run", recipe, *SHORT, "--out", "there").code == 0
+    code, out, _ = hyperopt("show", "there")
+    assert code == 0
+    assert "there: done" in out
+    assert "test accuracy" in out
+
+
+def test_an_own_model_and_data_set_run(hyperopt, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def model(width=8):\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))\n"
+        "def data():\n"
+        "    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))\n"
+        "    return x, x.sum(dim=1)\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "model: {call: mine.model, width: 4}\n"
+        "dataset: {call: mine.data, batch_size: 20}\n"
+        "loss: mse\n"
+        "optimizer: {name: adam}\n"
+        "steps: 10\n"
+        "hyperparameters: {lr: 0.01}\n"
+        "outer: {steps: 1}\n"
+    )
+    refused = hyperopt("run", "mine.yaml")
+    assert refused.code == 2
+    assert "--allow-import 'mine.*'" in refused.err
+    code, out, err = hyperopt("run", "mine.yaml", "--allow-import", "mine.*")
+    assert code == 0, err
+    assert "test" not in out.partition("after")[2]  # there is no test split
