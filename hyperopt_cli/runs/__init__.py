@@ -1,0 +1,1 @@
+"""What a run leaves behind: its directory, its state, its result and its TensorBoard log."""

@@ -1,0 +1,162 @@
+"""The directory of one run: every path in it, and every file that is written while the run goes on.
+
+    recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json tensorboard/ checkpoints/
+
+A document is renamed into place when it is complete; metrics.jsonl grows by one line an outer step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.runs.json_files import to_text, whole_lines, write_json, write_text
+
+if TYPE_CHECKING:
+    from hyperopt_cli.runs.measured import Measured
+    from hyperopt_cli.runs.result import Result
+
+WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run and the writers of its files.
+
+    Attributes:
+        root: the directory itself.
+    """
+
+    root: Path
+
+    @classmethod
+    def create(cls, out: Path | None, name: str) -> RunDirectory:
+        """Make a directory that no other process has.
+
+        Args:
+            out: where; None for `runs/<name>-<time>-<id>` below the working directory.
+            name: the recipe's name.
+
+        Raises:
+            UsageError: `out` is a file or holds something already, or can't be made.
+        """
+        root = out if out is not None else Path("runs") / _new_name(name)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if any(root.iterdir()):
+                raise FileExistsError
+            (root / "tensorboard").mkdir()  # fails for all but one of the processes that found the directory empty
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(_taken(root)) from None
+        except OSError as error:
+            raise UsageError(f"{root} can't be made ({error.strerror}); give a writable place with --out") from None
+        return cls(root)
+
+    @classmethod
+    def open(cls, root: Path) -> RunDirectory:
+        """The directory of a run that was started before.
+
+        Raises:
+            UsageError: `root` is not the directory of a run.
+        """
+        directory = cls(root)
+        if not directory.status.is_file():
+            what = "has no status.json" if root.is_dir() else "is not a directory"
+            raise UsageError(f"{root} {what}; give the directory of a run, such as runs/<recipe>-<time>-<id>")
+        return directory
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as the user wrote it."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        """The recipe with defaults and command-line changes filled in."""
+        return self.root / "resolved.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device and command line."""
+        return self.root / "environment.json"
+
+    @property
+    def status(self) -> Path:
+        """Whether the run is going on, and how it ended."""
+        return self.root / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line an outer step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """What came out."""
+        return self.root / "result.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    def write_recipe(self, written: str, resolved: str) -> None:
+        """Keep the recipe's text, as written and as resolved."""
+        write_text(self.recipe, written)
+        write_text(self.resolved, resolved)
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Keep what the run ran on."""
+        write_json(self.environment, environment)
+
+    def write_result(self, result: Result) -> None:
+        """Keep what came out."""
+        write_json(self.result, result.to_json())
+
+    def append_metrics(self, step: Measured) -> None:
+        """Add the line of one outer step; it is on the disk when this returns."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(to_text(_line(step)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind_metrics(self, outer_step: int) -> None:
+        """Drop the lines from `outer_step` on, and a half-written last one, so that a resumed run can add them."""
+        kept = [line for line in whole_lines(self.metrics) if json.loads(line)["outer_step"] < outer_step]
+        write_text(self.metrics, "".join(kept))
+
+
+def _line(step: Measured) -> dict[str, Any]:
+    return {
+        "outer_step": step.outer_step,
+        "validation_loss": step.validation_loss,
+        "training_loss": step.training_loss,
+        "hyperparameters": step.hyperparameters,
+        "hypergradient": step.hypergradient,
+        "raw_hyperparameters": step.raw_hyperparameters,
+        "raw_hypergradient": step.raw_hypergradient,
+        **{key: step.stats[key] for key in WRITTEN_STATS},
+    }
+
+
+def _new_name(name: str) -> str:
+    readable = re.sub(r"[^\w.-]+", "-", name)
+    return f"{readable}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _taken(root: Path) -> str:
+    what = "holds a run or other files already" if root.is_dir() else "is a file, or lies below one"
+    return f"{root} {what}; a run needs a new or empty directory: give another --out"

@@ -1,0 +1,60 @@
+"""The picture of a learned schedule: one optimizer argument over the inner steps, at the start and now."""
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+# Up to here each group of parameters has its line in the legend; beyond, a colour bar would say no more than the lines.
+NAMED_GROUPS = 8
+# Values that spread over more than this factor are drawn on a logarithmic axis.
+LOG_SPREAD = 20.0
+
+
+def schedule_figure(name: str, start: Tensor, now: Tensor, start_label: str, now_label: str) -> Figure:
+    """Draw `now` in colour over `start` in grey.
+
+    Args:
+        name: the optimizer's argument, e.g. `lr`.
+        start: [T] or [T, groups].
+        now: the same shape.
+        start_label: what the grey lines are.
+        now_label: what the coloured ones are.
+
+    Returns:
+        A figure on the Agg canvas, in no window and in no list of pyplot's.
+    """
+    figure = Figure(figsize=(4.2, 3.0), dpi=120, layout="constrained")  # legible in a card of 350 pixels
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    before, after = _columns(start), _columns(now)
+    axes.plot(before, color="0.65", linewidth=1.2, label=[start_label] + ["_"] * (before.shape[1] - 1))
+    _draw_now(axes, after, now_label)
+    if _spread(np.concatenate([before, after])) > LOG_SPREAD:
+        axes.set_yscale("log")
+    axes.set(xlabel="inner step t", ylabel=name)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small", frameon=False)
+    return figure
+
+
+def _draw_now(axes: Axes, values: np.ndarray, label: str) -> None:
+    groups = values.shape[1]
+    if groups == 1:
+        axes.plot(values, color="tab:blue", linewidth=1.8, label=label)
+        return
+    for k, color in enumerate(colormaps["viridis"](np.linspace(0, 0.9, groups))):
+        named = groups <= NAMED_GROUPS or k in (0, groups - 1)
+        axes.plot(values[:, k], color=color, linewidth=1.4, label=f"{label}, group {k}" if named else "_")
+
+
+def _columns(schedule: Tensor) -> np.ndarray:
+    values = schedule.detach().cpu().double().numpy()
+    return np.asarray(values.reshape(len(values), -1))
+
+
+def _spread(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.max() / finite.min()) if finite.size and finite.min() > 0 else 0.0

@@ -1,0 +1,76 @@
+"""Runs read back from their files, for `hyperopt show`, `runs` and `compare`."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.json_files import read_json, revive, whole_lines
+from hyperopt_cli.runs.result import Result, Values
+from hyperopt_cli.runs.status import state_of
+
+
+class Metrics(NamedTuple):
+    """One line of metrics.jsonl; the four dictionaries share their keys and hold nested lists."""
+
+    outer_step: int
+    validation_loss: float
+    training_loss: float
+    hyperparameters: dict[str, Values]
+    hypergradient: dict[str, Values]
+    raw_hyperparameters: dict[str, Values]
+    raw_hypergradient: dict[str, Values]
+    wall_s: float
+    peak_bytes: int
+    num_gradients: int
+    num_hvps: int
+
+
+class Run(NamedTuple):
+    """A run as its files tell it.
+
+    Attributes:
+        directory: where they lie.
+        state: running, done, diverged, failed, interrupted or killed.
+        metrics: the outer steps so far, entry n measured before update n.
+        result: None until the run has one.
+    """
+
+    directory: RunDirectory
+    state: str
+    metrics: list[Metrics]
+    result: Result | None
+
+
+def read(root: Path) -> Run:
+    """The run in `root`, which may still be going on.
+
+    Raises:
+        UsageError: `root` is not the directory of a run, or one of its files is damaged.
+    """
+    directory = RunDirectory.open(root)
+    result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
+    return Run(directory, state_of(directory), read_metrics(directory.metrics), result)
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """The lines of metrics.jsonl; a last one that is still being written is left out, a missing file has none.
+
+    Raises:
+        UsageError: a line is damaged.
+    """
+    return [_parse(path, n, line) for n, line in enumerate(whole_lines(path), start=1)]
+
+
+def find_runs(below: Path) -> list[RunDirectory]:
+    """The runs directly below `below`, by name."""
+    return [RunDirectory(status.parent) for status in sorted(below.glob("*/status.json"))]
+
+
+def _parse(path: Path, number: int, line: str) -> Metrics:
+    try:
+        content: dict[str, Any] = revive(json.loads(line))
+        return Metrics(**content)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path}:{number} is damaged ({error}); restore the file, or delete that line") from None
