@@ -1,0 +1,9 @@
+"""Recipe -> experiment: the only place where the names of a recipe become objects.
+
+`check` finds what is wrong with a recipe without opening its data set; `build` makes everything.
+"""
+
+from hyperopt_cli.build.build import build, check
+from hyperopt_cli.build.experiment import Experiment
+
+__all__ = ["Experiment", "build", "check"]

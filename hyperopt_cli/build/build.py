@@ -1,0 +1,187 @@
+"""`check` and `build`: a recipe's names looked up, bound and called."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from hyperopt_cli import losses, optimizers
+from hyperopt_cli.build.experiment import Experiment, seeded
+from hyperopt_cli.build.hyperparameters import Names, make_space
+from hyperopt_cli.data.batches import Data, Loading, load
+from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.data.splits import as_splits
+from hyperopt_cli.errors import Issue, RecipeError, UsageError
+from hyperopt_cli.models.batch_norm import use_batch_statistics
+from hyperopt_cli.modes import MODES, Mode
+from hyperopt_cli.optimizers.base import InnerOptimizer
+from hyperopt_cli.outer import Descent
+from hyperopt_cli.recipe.names import resolve
+from hyperopt_cli.recipe.schema import Dataset, Recipe
+
+OPTIMIZERS: dict[str, type[InnerOptimizer]] = {
+    "sgd": optimizers.SGD,
+    "adam": optimizers.Adam,
+    "adamw": optimizers.AdamW,
+    "rmsprop": optimizers.RMSprop,
+}
+
+
+class Parts(NamedTuple):
+    """What can be made without data."""
+
+    optimizer: InnerOptimizer
+    loss: Callable[..., Tensor]
+    names: Names
+    mode: Mode
+
+
+def check(recipe: Recipe, allow_import: Sequence[str] = ()) -> None:
+    """Everything that can be wrong with a recipe's hyperparameters, optimizer and mode, without opening its data set.
+
+    Raises:
+        RecipeError: all of it, with positions.
+    """
+    parts, issues = _parts(recipe, allow_import)
+    if parts is not None:
+        issues += make_space(recipe, parts.names, parts.optimizer, None)[1]
+    if issues:
+        raise recipe.located(RecipeError(issues))
+
+
+def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
+    """Opens the data set, makes the model once, and returns the experiment.
+
+    Args:
+        recipe: validated by `recipe.load`.
+        allow_import: as given to it.
+
+    Raises:
+        RecipeError: what `check` finds, or what the model or the data set refuses, with positions.
+        DatasetError: the data set is missing, damaged or too small.
+        UsageError: the device is not there.
+    """
+    check(recipe, allow_import)
+    parts, _ = _parts(recipe, allow_import)
+    assert parts is not None
+    device = pick_device(recipe.device)
+    dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.precision]
+    data = None if recipe.dataset is None else _data(recipe, recipe.dataset, device, dtype, allow_import)
+    make_model = _model_maker(recipe, data, device, dtype, allow_import)
+    space, issues = make_space(recipe, parts.names, parts.optimizer, make_model(derive(recipe.seed, "init")))
+    if issues:
+        raise recipe.located(RecipeError(issues))
+    outer = recipe.outer.model_dump()
+    return Experiment(
+        space=space,
+        mode=parts.mode,
+        descent=Descent(**{name: value for name, value in outer.items() if value is not None}),
+        data=data,
+        optimizer=parts.optimizer,
+        steps=recipe.steps,
+        loss=parts.loss,
+        loss_names=parts.names.loss,
+        make_model=make_model,
+        device=device,
+        seed=recipe.seed,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the GPU where there is one.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device: got {name}, which this build of torch cannot use ({error}); use cpu or auto") from None
+    return device
+
+
+def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Issue]]:
+    issues: list[Issue] = []
+    loss, loss_names = _loss(recipe, allow)
+    mode = optimizer = None
+    try:
+        mode = MODES[recipe.mode.name](**{k: v for k, v in recipe.mode.arguments.items() if v is not None})
+    except ValueError as error:
+        issues.append(Issue(("mode",), str(error)))
+    try:
+        optimizer = _optimizer(recipe, allow)
+        optimizer.slots({}, frozenset(recipe.hyperparameters))
+    except (TypeError, ValueError) as error:
+        issues.append(Issue(("optimizer",), str(error)))
+    if mode is None or optimizer is None:
+        return None, issues
+    return Parts(optimizer, loss, Names(optimizer.argument_names(), loss_names), mode), issues
+
+
+def _optimizer(recipe: Recipe, allow: Sequence[str]) -> InnerOptimizer:
+    written = recipe.optimizer
+    if written.name is not None:
+        return OPTIMIZERS[written.name](**written.arguments)
+    made = resolve(str(written.call), "optimizer", allow)(**written.arguments)
+    if not isinstance(made, InnerOptimizer):
+        raise TypeError(
+            f"{written.call} returned a {type(made).__name__}; an inner optimizer is a subclass of "
+            "hyperopt_cli.optimizers.InnerOptimizer"
+        )
+    return made
+
+
+def _loss(recipe: Recipe, allow: Sequence[str]) -> tuple[Callable[..., Tensor], frozenset[str]]:
+    """The loss, and its arguments that may be tuned."""
+    written = recipe.loss
+    function = losses.output if written.call == "output" else resolve(written.call, "loss", allow)
+    if inspect.isclass(function):
+        return cast(Callable[..., Tensor], function(**written.arguments)), frozenset()
+    tunable = frozenset(list(inspect.signature(function).parameters)[2:])
+    arguments = written.arguments
+
+    def loss(outputs: Tensor, targets: Tensor, **driven: Any) -> Tensor:
+        value: Tensor = function(outputs, targets, **{**arguments, **driven})
+        return value
+
+    return loss, tunable
+
+
+def _data(recipe: Recipe, written: Dataset, device: torch.device, dtype: torch.dtype, allow: Sequence[str]) -> Data:
+    splits = as_splits(resolve(written.call, "dataset", allow)(**written.arguments))
+    loading = Loading(**{name: getattr(written, name) for name in Loading.__dataclass_fields__})
+    return load(splits, loading, seed=recipe.seed, device=device, dtype=dtype)
+
+
+def _model_maker(
+    recipe: Recipe, data: Data | None, device: torch.device, dtype: torch.dtype, allow: Sequence[str]
+) -> Callable[[int], nn.Module]:
+    """seed -> the model, initialised from it, with batch statistics in place of running ones."""
+    function = resolve(recipe.model.call, "model", allow)
+    known = {} if data is None else {"input_shape": data.input_shape, "num_classes": data.num_classes}
+    accepted = inspect.signature(function).parameters
+    arguments = {name: value for name, value in known.items() if name in accepted and value is not None}
+    arguments |= recipe.model.arguments
+
+    def make(seed: int) -> nn.Module:
+        with seeded(seed, device):
+            try:
+                model = function(**arguments)
+            except (TypeError, ValueError) as error:
+                issue = Issue(("model",), f"{recipe.model.call} refused its arguments: {error}")
+                raise recipe.located(RecipeError([issue])) from error
+        if not isinstance(model, nn.Module):
+            issue = Issue(("model", "call"), f"{recipe.model.call} returned a {type(model).__name__}; must be nn.Module")
+            raise recipe.located(RecipeError([issue]))
+        model = model.to(device, dtype).train()
+        use_batch_statistics(model)
+        return model
+
+    return make

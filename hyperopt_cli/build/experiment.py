@@ -1,0 +1,149 @@
+"""What a recipe describes, ready to run."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hyperopt_cli.data.batches import Batch, Data
+from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.models.batch_norm import estimate_running_statistics
+from hyperopt_cli.modes import Mode
+from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
+from hyperopt_cli.outer import Descent
+from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.space import Space
+
+
+class TestFigures(NamedTuple):
+    """On the test split: mean loss, and accuracy where there are classes."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a recipe describes, ready to run.
+
+    Attributes:
+        space: the hyperparameters.
+        mode: how to differentiate.
+        descent: how the outer loop walks.
+        data: None where the loss needs none.
+        optimizer: the inner one.
+        steps: the horizon T.
+        loss: `(outputs, targets, **hyperparameters) -> Tensor []`.
+        loss_names: its arguments that lambda_t may drive.
+        make_model: seed -> model, on the device.
+        device: where everything runs.
+        seed: of the recipe.
+    """
+
+    space: Space
+    mode: Mode
+    descent: Descent
+    data: Data | None
+    optimizer: InnerOptimizer
+    steps: int
+    loss: Callable[..., Tensor]
+    loss_names: frozenset[str]
+    make_model: Callable[[int], nn.Module]
+    device: torch.device
+    seed: int
+
+    def problem(self, seed: int) -> Problem:
+        """The training run of one seed: its initial weights, its batches, its dropout.
+
+        The outer loss sees the model in evaluation mode, with the batch statistics of each fixed chunk.
+        """
+        model = self.make_model(derive(seed, "init"))
+        evaluated = copy.deepcopy(model).eval()
+
+        def inner_loss(params: Params, hyper: StepHyper, batch: Batch | None) -> Tensor:
+            driven = {name: hyper[name] for name in self.loss_names if name in hyper}
+            loss = self._loss(model, params, batch, driven)
+            return loss + penalty(params, hyper["l2"]) if "l2" in hyper else loss
+
+        def outer_loss(params: Params, hyper: Hyper, batch: Batch | None = None) -> Tensor:
+            return self._loss(evaluated, params, batch, {})
+
+        return Problem(
+            init=self._init({name: w.detach() for name, w in model.named_parameters()}),
+            inner_loss=inner_loss,
+            outer_loss=outer_loss,
+            batch=self.data.batches(seed) if self.data else lambda t: None,
+            optimizer=self.optimizer,
+            steps=self.steps,
+            schedule=self.space.at,
+            outer_batches=self.data.validation if self.data else None,
+        )
+
+    def _loss(self, model: nn.Module, params: Params, batch: Batch | None, driven: Mapping[str, Any]) -> Tensor:
+        if batch is None:
+            return self.loss(functional_call(model, params, ()), None, **driven)
+        with seeded(batch.seed, self.device):
+            outputs = functional_call(model, params, (batch.inputs,))
+        return self.loss(outputs, batch.targets, **driven)
+
+    def _init(self, start: Params) -> Callable[[Hyper], Params] | Params:
+        """w_0: every weight of two or more dimensions times `init_scale`, where the recipe has one."""
+        scale = next((hp for hp in self.space.hyperparameters if hp.name == "init_scale"), None)
+        if scale is None:
+            return start
+
+        def init(hyper: Hyper) -> Params:
+            factor = scale.grouping.spread(scale.value_at(hyper, 0), scale.fixed)
+            return {
+                name: (factor[name] if isinstance(factor, dict) else factor).to(w) * w if w.ndim > 1 else w
+                for name, w in start.items()
+            }
+
+        return init
+
+    def test(self, params: Params) -> TestFigures | None:
+        """Figures on the test split, None without one; running statistics are estimated on training data first."""
+        if self.data is None or self.data.test is None:
+            return None
+        batches = (batch for batch, _ in self.data.train_chunks)
+        model = estimate_running_statistics(self.make_model(0), params, batches)
+        loss = right = 0.0
+        with torch.no_grad():
+            for batch, weight in self.data.test:
+                outputs = model(batch.inputs)
+                loss += weight * float(self.loss(outputs, batch.targets))
+                if self.data.num_classes is not None:
+                    right += weight * float((outputs.argmax(dim=-1) == batch.targets).double().mean())
+        return TestFigures(loss, right if self.data.num_classes is not None else None)
+
+
+def penalty(params: Params, l2: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """`sum l2 |w|^2 / 2`, whose gradient is `l2 w`; l2 [] or one for each parameter."""
+    terms = [(l2[name] if isinstance(l2, Mapping) else l2) * w.square().sum() / 2 for name, w in params.items()]
+    return torch.stack(terms).sum()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws inside are a function of `seed`; those outside are not disturbed.
+
+    The generators are seeded one by one: `torch.manual_seed` goes to every device there might be, which takes longer
+    than a step of a small network.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
