@@ -99,11 +99,15 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto")
+        raise UsageError(
+            f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device: got {name}, which this build of torch cannot use ({error}); use cpu or auto") from None
+        raise UsageError(
+            f"device: got {name}, which this build of torch cannot use ({error}); use cpu or auto"
+        ) from None
     return device
 
 
@@ -178,7 +182,9 @@ def _model_maker(
                 issue = Issue(("model",), f"{recipe.model.call} refused its arguments: {error}")
                 raise recipe.located(RecipeError([issue])) from error
         if not isinstance(model, nn.Module):
-            issue = Issue(("model", "call"), f"{recipe.model.call} returned a {type(model).__name__}; must be nn.Module")
+            issue = Issue(
+                ("model", "call"), f"{recipe.model.call} returned a {type(model).__name__}; must be nn.Module"
+            )
             raise recipe.located(RecipeError([issue]))
         model = model.to(device, dtype).train()
         use_batch_statistics(model)

@@ -56,15 +56,11 @@ def make_space(
         start = torch.tensor(float(getattr(optimizer, name, 0.0)), dtype=torch.float64)
         grouping = Grouping.per("model", _free(model, numbers))
         schedule = Schedule("constant", recipe.steps)
-        made.append(
-            Hyperparameter(name, Knob(start, Transform("identity"), False), schedule, {}, grouping, numbers)
-        )
+        made.append(Hyperparameter(name, Knob(start, Transform("identity"), False), schedule, {}, grouping, numbers))
     return Space(tuple(made)), issues
 
 
-def _fixed(
-    recipe: Recipe, names: Names, model: nn.Module | None, issues: list[Issue]
-) -> dict[str, dict[str, float]]:
+def _fixed(recipe: Recipe, names: Names, model: nn.Module | None, issues: list[Issue]) -> dict[str, dict[str, float]]:
     """Hyperparameter -> parameter -> the number that a group fixes there; a later group wins."""
     fixed: dict[str, dict[str, float]] = {}
     for i, group in enumerate(recipe.groups):
@@ -87,7 +83,9 @@ def _misnamed(name: str, written: Written, recipe: Recipe, names: Names, path: P
         return [Issue(path, _unknown(name, names.known()), at_key=True)]
     found = []
     if name in recipe.optimizer.arguments:
-        found.append(Issue(path, f"fixed under optimizer ({recipe.optimizer.arguments[name]}) too; keep one of the two"))
+        found.append(
+            Issue(path, f"fixed under optimizer ({recipe.optimizer.arguments[name]}) too; keep one of the two")
+        )
     if name in recipe.loss.arguments:
         found.append(Issue(path, f"fixed under loss ({recipe.loss.arguments[name]}) too; keep one of the two"))
     if written.per != "model" and not names.grouped(name):
@@ -192,5 +190,3 @@ def _start(written: Entry, shape: list[int]) -> Tensor:
 
 def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
-
-

@@ -2,8 +2,8 @@
 
 A derivative of zero is an answer; a key that nothing reads is a mistake (a misspelt name, a `.item()` on the way),
 and a zero would hide it. One step is enough to tell nearly always. A key that only later steps read (a window of a
-schedule, a loss that depends on the batch) is looked for at the steps 0, 1, 2, 4, 8, ... and T - 1, and then at the first
-step whose lambda_t it reaches.
+schedule, a loss that depends on the batch) is looked for at the steps 0, 1, 2, 4, 8, ... and T - 1, and then at the
+first step whose lambda_t it reaches.
 
 On the way the first step is evaluated twice: a loss that differs between the two can't be replayed by any mode.
 """

@@ -78,7 +78,9 @@ class TensorBoardLog:
                 self._writer.add_scalar("test/accuracy", score.accuracy, point.outer_step)
         self._writer.flush()
         metrics = {"best/validation_loss": result.best.validation_loss}
-        self._writer.add_hparams(_settings(result.mode, result.initial), metrics, run_name=".", global_step=result.best.outer_step)
+        self._writer.add_hparams(
+            _settings(result.mode, result.initial), metrics, run_name=".", global_step=result.best.outer_step
+        )
 
     def close(self) -> None:
         """Close the event file."""

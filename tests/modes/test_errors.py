@@ -1,0 +1,187 @@
+"""What the library refuses, and what it says."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperopt_cli import Forward, Problem, Reverse, hypergradient
+from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, NonFiniteError
+from hyperopt_cli.optimizers import SGD, InnerOptimizer
+from hyperopt_cli.optimizers.base import Params, StepHyper
+from hyperopt_cli.problem import Hyper
+from tests.cases import T, net_problem
+
+BOTH = pytest.mark.parametrize("mode", ["forward", "reverse"])
+
+
+def numbers(**given: float) -> Hyper:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in given.items()}
+
+
+def square(optimizer: InnerOptimizer | None = None, steps: Any = 12, schedule: Any = None) -> Problem:
+    def value(params: Params, *rest: Any) -> Tensor:
+        return params["x"] ** 2
+
+    start = {"x": torch.tensor(1.0, dtype=torch.float64)}
+    return Problem(start, value, value, lambda t: None, optimizer or SGD(), steps, schedule)
+
+
+def test_a_misspelt_key_is_detached() -> None:
+    with pytest.raises(
+        DetachedHyperparameterError, match=r"nothing depends on 'momentun'; .* SGD \(lr, momentum, "
+    ) as e:
+        hypergradient(square(), numbers(lr=0.1, momentun=0.9))
+    assert e.value.names == ("momentun",)
+
+
+def test_a_key_read_by_item_is_detached() -> None:
+    problem = square(schedule=lambda hyper, t: {"lr": hyper["lr"], "momentum": torch.tensor(hyper["mu"].item())})
+    with pytest.raises(DetachedHyperparameterError, match="without detach") as e:
+        hypergradient(problem, numbers(lr=0.1, mu=0.9))
+    assert e.value.names == ("mu",)
+
+
+def test_dampening_without_a_buffer_is_detached() -> None:
+    with pytest.raises(DetachedHyperparameterError) as e:
+        hypergradient(square(), numbers(lr=0.1, dampening=0.1))
+    assert e.value.names == ("dampening",)
+
+
+def test_every_detached_key_is_named() -> None:
+    with pytest.raises(DetachedHyperparameterError) as e:
+        hypergradient(square(), numbers(rl=0.1, lr=0.1, decay=0.1))
+    assert e.value.names == ("rl", "decay")
+
+
+@BOTH
+@pytest.mark.parametrize("begin", range(1, T))
+def test_a_key_that_a_single_step_reads_is_not_detached(begin: int, mode: str) -> None:
+    def schedule(hyper: Hyper, t: int) -> StepHyper:
+        return {"lr": hyper["late"] if t == begin else torch.tensor(0.1, dtype=torch.float64)}
+
+    got = hypergradient(square(steps=T, schedule=schedule), numbers(late=0.2), mode)
+    want = -4 * (1 - 2 * 0.2) * (1 - 2 * 0.1) ** (2 * (T - 1))
+    assert float(got.grad["late"]) == pytest.approx(want, rel=1e-12)
+
+
+@BOTH
+def test_a_derivative_of_zero_is_not_detached(mode: str) -> None:
+    got = hypergradient(square(steps=1), numbers(momentum=0.9), mode)
+    assert float(got.grad["momentum"]) == 0.0
+
+
+@BOTH
+def test_a_bad_batch_is_named_by_its_step(mode: str) -> None:
+    problem = net_problem(SGD())
+
+    def batch(t: int) -> Any:
+        x, y = problem.batch(t)
+        return (x * float("nan"), y) if t == 7 else (x, y)
+
+    with pytest.raises(NonFiniteError, match="the training loss is not finite at inner step 7") as e:
+        hypergradient(replace(problem, batch=batch), numbers(lr=0.1), mode)
+    assert (e.value.step, e.value.what) == (7, "the training loss")
+
+
+def overflow(of: Callable[[float, float], float]) -> int:
+    """The first step of x <- (1 - 20) x from 1 at which a value of x and dx/dlr is not finite."""
+    x, dx, t = 1.0, 0.0, 0
+    while abs(of(x, dx)) < float("inf"):
+        x, dx, t = -19 * x, -19 * dx - 2 * x, t + 1
+    return t
+
+
+def test_divergence_is_named_by_its_step_in_reverse() -> None:
+    with pytest.raises(NonFiniteError) as e:
+        hypergradient(square(steps=400), numbers(lr=10.0), "reverse")
+    assert e.value.step == overflow(lambda x, dx: x * x)
+
+
+def test_divergence_is_named_by_its_step_in_forward() -> None:
+    """The tangent 2 x dx overflows a little before x^2 does."""
+    with pytest.raises(NonFiniteError) as e:
+        hypergradient(square(steps=400), numbers(lr=10.0), "forward")
+    assert e.value.step == overflow(lambda x, dx: 2 * x * dx) < overflow(lambda x, dx: x * x)
+
+
+@BOTH
+def test_an_outer_objective_that_is_not_finite_is_named_by_the_horizon(mode: str) -> None:
+    problem = replace(square(steps=3), outer_loss=lambda params, hyper: params["x"] * float("inf"))
+    with pytest.raises(NonFiniteError, match="the outer objective is not finite at inner step 3"):
+        hypergradient(problem, numbers(lr=0.1), mode)
+
+
+@BOTH
+def test_dropout_without_a_seed_is_refused(mode: str) -> None:
+    start = {"x": torch.ones(1000, dtype=torch.float64)}
+
+    def loss(params: Params, hyper: StepHyper, batch: None) -> Tensor:
+        return torch.nn.functional.dropout(params["x"], 0.5).square().sum()
+
+    problem = replace(square(), init=start, inner_loss=loss, outer_loss=lambda params, hyper: params["x"].sum())
+    with pytest.raises(NonDeterministicError, match="every draw must be a function of the batch"):
+        hypergradient(problem, numbers(lr=0.1), mode)
+
+
+def test_an_unknown_mode_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="mode: got 'backward'; allowed are forward, reverse"):
+        hypergradient(square(), numbers(lr=0.1), "backward")
+
+
+def test_an_unknown_engine_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(
+        ValueError, match="engine: got 'fast'; allowed are auto, forward_over_reverse, reverse_over_reverse"
+    ):
+        Forward(engine="fast")
+
+
+def test_a_chunk_of_no_column_is_refused() -> None:
+    with pytest.raises(ValueError, match="chunk_size: got 0; a chunk has at least 1 column"):
+        Forward(chunk_size=0)
+
+
+@pytest.mark.parametrize("slots", [0, -1])
+def test_reverse_refuses_slots_that_keep_no_state(slots: Any) -> None:
+    with pytest.raises(ValueError, match=f"slots: got {slots}"):
+        Reverse(slots=slots)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [(torch.tensor(1), r"got a torch\.int64 tensor"), (0.1, "got a float"), (torch.tensor(True), r"torch\.bool")],
+)
+def test_an_entry_that_cannot_be_differentiated_is_refused(entry: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=rf"hyper\['lr'\]: .*{said}|{said}"):
+        hypergradient(square(), {"lr": entry})
+
+
+def test_an_empty_hyper_is_refused() -> None:
+    with pytest.raises(ValueError, match="hyper: got no entry"):
+        hypergradient(square(), {})
+
+
+@pytest.mark.parametrize("steps", [True, 2.5, "10"])
+def test_a_horizon_that_is_no_integer_is_refused(steps: Any) -> None:
+    with pytest.raises(TypeError, match=f"steps: got {steps!r}; the horizon is an integer"):
+        square(steps=steps)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_a_horizon_below_1_is_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps: got {steps}; the horizon is at least 1"):
+        square(steps=steps)
+
+
+def test_an_optimizer_of_torch_is_refused_with_what_to_pass() -> None:
+    theirs: Any = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    with pytest.raises(TypeError, match=r"optimizer: got SGD; pass one of hyperopt_cli\.optimizers"):
+        square(theirs)
+
+
+def test_outer_batches_without_a_chunk_are_refused() -> None:
+    with pytest.raises(ValueError, match="outer_batches: got no chunk"):
+        replace(square(), outer_batches=[])

@@ -1,0 +1,134 @@
+"""Imports run one way, and what a command line has to do first loads no torch."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hyperopt_cli
+
+ROOT = Path(hyperopt_cli.__file__).parent
+
+# part -> the parts of the package that it may import, beside itself
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "optimizers": {"errors"},
+    "problem": {"optimizers", "errors"},
+    "losses": set(),
+    "sign_descent": set(),
+    "data": {"errors"},
+    "models": {"errors"},
+    "modes": {"problem", "optimizers", "errors"},
+    "space": {"problem", "optimizers", "errors"},
+    "outer": {"modes", "space", "problem", "optimizers", "data", "sign_descent", "errors"},
+    "recipe": {"errors"},
+    "runs": {"errors"},
+}
+ALL = {path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.suffix in ("", ".py")}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every dotted name that a file imports, at the top or in a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parts_imported(path: Path) -> set[str]:
+    names = (name.split(".") for name in imports(path))
+    return {parts[1] for parts in names if parts[0] == "hyperopt_cli" and len(parts) > 1 and parts[1] in ALL}
+
+
+def users(package: str) -> set[str]:
+    """The parts that import a package from outside."""
+    return {part_of(path) for path in modules() if any(name.split(".")[0] == package for name in imports(path))}
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_a_part_imports_only_what_stands_below_it(part: str) -> None:
+    files = [path for path in modules() if part_of(path) == part]
+    assert files
+    for path in files:
+        extra = parts_imported(path) - ALLOWED[part] - {part}
+        assert not extra, f"{path.relative_to(ROOT)} imports {extra}"
+
+
+def test_nothing_below_the_command_line_imports_it() -> None:
+    assert not {str(path) for path in modules() if part_of(path) != "cli" and "cli" in parts_imported(path)}
+
+
+def test_only_what_runs_a_recipe_imports_build() -> None:
+    assert {part_of(path) for path in modules() if "build" in parts_imported(path)} <= {"build", "cli", "execute"}
+
+
+def test_build_imports_neither_runs_nor_the_command_line() -> None:
+    for path in modules():
+        if part_of(path) == "build":
+            assert not parts_imported(path) & {"runs", "cli", "execute"}
+
+
+def test_only_the_recipe_reads_yaml() -> None:
+    assert users("yaml") == {"recipe"}
+
+
+def test_only_runs_write_for_tensorboard() -> None:
+    written = {name for path in modules() for name in imports(path) if "tensorboard" in name}
+    there = {
+        part_of(path) for path in modules() if any(name.startswith("torch.utils.tensorboard") for name in imports(path))
+    }
+    assert written
+    assert there | users("tensorboard") == {"runs"}
+
+
+def test_the_reading_of_imports_sees_those_inside_functions(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden.py"
+    hidden.write_text("def f():\n    from hyperopt_cli.modes import forward\n", encoding="utf-8")
+    assert parts_imported(hidden) == {"modes"}
+
+
+def loads_torch(code: str) -> bool:
+    """Whether torch is there after `code`, in a process of its own."""
+    checked = f"{code}\nimport sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", checked], capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1] == "True"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hyperopt_cli",
+        "import hyperopt_cli; dir(hyperopt_cli); hyperopt_cli.errors",
+        "import sys, contextlib\nfrom hyperopt_cli.cli import main\nsys.argv = ['hyperopt', '--help']\n"
+        "with contextlib.suppress(SystemExit): main()",
+    ],
+)
+def test_torch_is_loaded_only_when_it_is_needed(code: str) -> None:
+    assert not loads_torch(code)
+
+
+def test_the_check_for_torch_bites() -> None:
+    assert loads_torch("from hyperopt_cli import Problem")
+
+
+def test_a_name_that_the_package_lacks_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'hyperopt_cli' has no attribute 'Reversable'"):
+        hyperopt_cli.Reversable  # noqa: B018
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(hyperopt_cli, name) is not None for name in hyperopt_cli.__all__)

@@ -1,0 +1,51 @@
+"""What the README shows works."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hyperopt_cli.recipe import shipped
+
+README = Path(__file__).parents[1] / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def test_the_own_model_and_data_set_run(hyperopt, tmp_path):
+    code, recipe = (block for block in [*blocks("python"), *blocks("yaml")] if "mine" in block)
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    done = hyperopt("run", "mine.yaml", "--allow-import", "mine.*", "outer.steps=1", "steps=20")
+    assert done.code == 0, done.err
+    assert "lr.warmup" not in done.out  # left out: fixed
+
+
+def test_the_library_example_runs(capsys):
+    (code,) = (block for block in blocks("python") if "hypergradient(" in block)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "weight_decay" in capsys.readouterr().out
+
+
+def test_the_recipe_shown_is_the_one_that_the_demo_runs():
+    (shown,) = (block for block in blocks("yaml") if "call: digits" in block)
+    ships = yaml.safe_load(shipped()["digits_lr"].read_text())
+    for key, value in yaml.safe_load(shown).items():
+        if key == "dataset":
+            assert value.items() <= ships[key].items()
+        else:
+            assert ships[key] == value
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT))
+def test_links_lead_somewhere(link):
+    assert link.startswith("https://") or (README.parent / link).exists()
+
+
+def test_the_demo_output_names_every_hyperparameter():
+    (output,) = (block for block in blocks("") if "outer 0/12" in block)
+    assert all(name in output for name in ("lr", "momentum", "weight_decay", "test accuracy"))
