@@ -9,7 +9,7 @@ def validate(recipe: RecipeName, overrides: Overrides = None, allow_import: Allo
     """Check a recipe without opening its data set; every error at once, with its position."""
     loaded = load_recipe(recipe, overrides, allow_import)
 
-    from hyperopt_cli.build import check
+    from hyperopt_cli.experiment import check
 
     check(loaded, allow_import or ())
     tuned = ", ".join(name for name, entry in loaded.hyperparameters.items() if entry.anything_tuned)

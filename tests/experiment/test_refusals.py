@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from hyperopt_cli.build import build, check
-from hyperopt_cli.build.build import pick_device
+from hyperopt_cli.experiment import build, check
+from hyperopt_cli.experiment.build import pick_device
 from hyperopt_cli.errors import RecipeError, UsageError
-from tests.build.recipes import recipe_of
+from tests.experiment.recipes import recipe_of
 
 
 def refused(folder: Path, **changed: Any) -> str:

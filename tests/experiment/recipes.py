@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from hyperopt_cli.build import Experiment, build
+from hyperopt_cli.experiment import Experiment, build
 from hyperopt_cli.recipe.load import load
 from hyperopt_cli.recipe.schema import Recipe
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hyperopt_cli import hypergradient
-from hyperopt_cli.build import build
+from hyperopt_cli.experiment import build
 from hyperopt_cli.errors import HyperoptError, RecipeError
-from tests.build.recipes import built, recipe_of
+from tests.experiment.recipes import built, recipe_of
 
 MODULE = """
 from dataclasses import dataclass

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_cli import losses, optimizers
-from hyperopt_cli.build.experiment import Experiment, seeded
-from hyperopt_cli.build.hyperparameters import Names, make_space
+from hyperopt_cli.experiment.experiment import Experiment, seeded
+from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.data.batches import Data, Loading, load
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits

@@ -11,13 +11,13 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from hyperopt_cli import hypergradient
-from hyperopt_cli.build import Experiment
+from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.models import mlp
 from hyperopt_cli.optimizers import SGD, AdamW
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
-from tests.build.recipes import built
+from tests.experiment.recipes import built
 from tests.reference import unroll
 
 BOTH = pytest.mark.parametrize("mode", ["forward", "reverse"])
