@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer import OuterStep, descend
 from hyperopt_cli.recipe.schema import Recipe

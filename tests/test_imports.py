@@ -73,7 +73,11 @@ def test_nothing_below_the_command_line_imports_it() -> None:
 
 
 def test_only_what_runs_a_recipe_imports_build() -> None:
-    assert {part_of(path) for path in modules() if "experiment" in parts_imported(path)} <= {"experiment", "cli", "execute"}
+    assert {part_of(path) for path in modules() if "experiment" in parts_imported(path)} <= {
+        "experiment",
+        "cli",
+        "execute",
+    }
 
 
 def test_experiment_imports_neither_runs_nor_the_command_line() -> None:

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.cli.tables import brief, outcome_table
 from hyperopt_cli.execute import Watcher
+from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.outer import OuterStep
 from hyperopt_cli.runs.directory import RunDirectory
 from hyperopt_cli.runs.json_files import to_text

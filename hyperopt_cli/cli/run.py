@@ -25,9 +25,9 @@ def run(
     shortcuts = [f"{key}={value}" for key, value in (("mode", mode), ("device", device)) if value is not None]
     loaded = load_recipe(recipe, [*(overrides or []), *shortcuts], allow_import)
 
-    from hyperopt_cli.experiment import build
     from hyperopt_cli.cli.display import summary, watching
     from hyperopt_cli.execute import execute
+    from hyperopt_cli.experiment import build
     from hyperopt_cli.recipe.load import find
     from hyperopt_cli.runs.directory import RunDirectory
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_cli import losses, optimizers
-from hyperopt_cli.experiment.experiment import Experiment, seeded
-from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.data.batches import Data, Loading, load
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits
 from hyperopt_cli.errors import Issue, RecipeError, UsageError
+from hyperopt_cli.experiment.experiment import Experiment, seeded
+from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import MODES, Mode
 from hyperopt_cli.optimizers.base import InnerOptimizer

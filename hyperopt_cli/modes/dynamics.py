@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper
 from hyperopt_cli.problem import Hyper, Problem
@@ -75,12 +76,14 @@ class Dynamics:
         layout: how the state holds the parameters.
         start: s_0, without a graph.
         like: an empty tensor of the parameters' dtype and device; lambda_t is cast to it.
+        driven: the optimizer's arguments that lambda_t drives, at every step.
     """
 
     problem: Problem
     layout: Layout
     start: State
     like: Tensor
+    driven: frozenset[str]
 
     @classmethod
     def of(cls, problem: Problem, hyper: Hyper) -> "Dynamics":
@@ -89,28 +92,49 @@ class Dynamics:
             named = {name: w.detach() for name, w in problem.initial(hyper).items()}
             layout = Layout.of(named, problem.optimizer)
             like = next(iter(named.values())).new_empty(0)
-            return cls(problem, layout, _start(problem, layout, hyper), like)
+            driven = frozenset(problem.hyper_at(hyper, 0)) & frozenset(problem.optimizer.argument_names())
+            return cls(problem, layout, _start(problem, layout, hyper, driven), like, driven)
 
     def initial(self, hyper: Hyper) -> State:
         """s_0, differentiable in `hyper`: a slot that starts as a copy of w_0 moves with it."""
-        return _start(self.problem, self.layout, hyper)
+        return _start(self.problem, self.layout, hyper, self.driven)
 
     def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
         """lambda_t in the parameters' dtype, on their device; differentiable in `hyper`."""
-        return {name: self._cast(value) for name, value in self.problem.hyper_at(hyper, step).items()}
+        return self.cast(self.plain_hyper_at(hyper, step))
 
-    def _cast(self, value: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        if isinstance(value, Mapping):
-            return {name: entry.to(self.like) for name, entry in value.items()}
-        return torch.as_tensor(value).to(self.like)
+    def plain_hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
+        """lambda_t as the schedule gives it, where `hyper` lies.
+
+        Raises:
+            ValueError: an argument of the optimizer is neither a scalar nor a mapping, or is not driven at every step.
+        """
+        step_hyper: StepHyper = tree_map(torch.as_tensor, self.problem.hyper_at(hyper, step))
+        for name in self.problem.optimizer.argument_names():
+            if (name in step_hyper) != (name in self.driven):
+                raise ValueError(
+                    f"schedule: {name} is given at some steps and not at step {0 if name in step_hyper else step}"
+                )
+            value = step_hyper.get(name)
+            if isinstance(value, Tensor) and value.ndim > 0:
+                raise ValueError(
+                    f"{name}: got a tensor of shape {list(value.shape)} at step {step}; what reaches the optimizer is "
+                    "a scalar, or a mapping from parameter name to a tensor: choose from it in schedule"
+                )
+        return step_hyper
+
+    def cast(self, step_hyper: StepHyper) -> StepHyper:
+        """lambda_t, or its tangents, in the parameters' dtype and on their device."""
+        moved: StepHyper = tree_map(lambda entry: entry.to(self.like), step_hyper)
+        return moved
 
     def _arguments(self, step_hyper: StepHyper) -> StepHyper:
-        optimizer = self.problem.optimizer
-        driven = [name for name in optimizer.argument_names() if name in step_hyper]
         if not self.layout.packed:
-            return {name: step_hyper[name] for name in driven}
+            return {name: step_hyper[name] for name in self.driven}
+        defaults = self.problem.optimizer
         return {
-            name: self.layout.pack_argument(step_hyper[name], getattr(optimizer, name), self.like) for name in driven
+            name: self.layout.pack_argument(step_hyper[name], getattr(defaults, name), self.like)
+            for name in self.driven
         }
 
     def point(self, state: State, step_hyper: StepHyper, step: int) -> Params:
@@ -134,7 +158,6 @@ class Dynamics:
         return self.problem.optimizer.result(state.params, state.slots)
 
 
-def _start(problem: Problem, layout: Layout, hyper: Hyper) -> State:
-    driven = frozenset(problem.hyper_at(hyper, 0)) & frozenset(problem.optimizer.argument_names())
+def _start(problem: Problem, layout: Layout, hyper: Hyper, driven: frozenset[str]) -> State:
     params = layout.pack(problem.initial(hyper))
     return State(params, problem.optimizer.slots(params, driven))

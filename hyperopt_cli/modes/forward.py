@@ -73,8 +73,9 @@ class Forward(Mode):
     ) -> tuple[State, "Columns"]:
         """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
         problem, layout, batch = dynamics.problem, dynamics.layout, dynamics.problem.batch(t)
-        step_hyper, directions = _schedule_tangents(dynamics, hyper, columns.basis, t)
-        columns = columns.joined_by(directions, state)
+        plain, directions = push_columns(lambda h: dynamics.plain_hyper_at(h, t), (hyper,), (columns.basis,))
+        columns = columns.joined_by(directions, state)  # asked where hyper lies, not on the device: nothing waits
+        step_hyper = dynamics.cast(plain)
         account.num_steps += 1
         account.num_gradients += 1
 
@@ -88,7 +89,7 @@ class Forward(Mode):
             account.inner_loss[t] = value
             return dynamics.update(state, layout.pack(g), step_hyper, t), columns
 
-        lambda_dot = columns.of(directions)
+        lambda_dot = dynamics.cast(columns.of(directions))
         point, point_dot = _point_tangents(dynamics, state, columns.z, step_hyper, lambda_dot, t)
         out = engine(self.engine)(
             loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, self.chunk_size
@@ -159,16 +160,10 @@ def _start(dynamics: Dynamics, hyper: Hyper) -> Columns:
         return none
 
     _, start_dot = push_columns(dynamics.initial, (hyper,), (basis,))
-    start_dot = tree_map(lambda x: x.to(dynamics.like), start_dot)
+    start_dot = tree_map(lambda x, s: x.to(s), start_dot, dynamics.start)
     moving = [(x != 0).reshape(x.shape[0], -1).any(dim=1).cpu() for x in tree_leaves(start_dot)]
     active = torch.stack(moving).any(dim=0).nonzero().flatten().tolist()
     return Columns(basis, active, tree_map(lambda x: x[active], start_dot))
-
-
-def _schedule_tangents(dynamics: Dynamics, hyper: Hyper, basis: Hyper, t: int) -> tuple[StepHyper, StepHyper]:
-    """lambda_t, and lambda'_t along every direction of the basis, [K, ...]."""
-
-    return push_columns(lambda h: dynamics.hyper_at(h, t), (hyper,), (basis,))
 
 
 def _point_tangents(

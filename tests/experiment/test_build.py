@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from hyperopt_cli import hypergradient
-from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.models import mlp
 from hyperopt_cli.optimizers import SGD, AdamW
 from hyperopt_cli.optimizers.base import Params, StepHyper

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hyperopt_cli import hypergradient
-from hyperopt_cli.experiment import build
 from hyperopt_cli.errors import HyperoptError, RecipeError
+from hyperopt_cli.experiment import build
 from tests.experiment.recipes import built, recipe_of
 
 MODULE = """

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.errors import RecipeError, UsageError
 from hyperopt_cli.experiment import build, check
 from hyperopt_cli.experiment.build import pick_device
-from hyperopt_cli.errors import RecipeError, UsageError
 from tests.experiment.recipes import recipe_of
 
 

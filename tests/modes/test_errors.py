@@ -185,3 +185,22 @@ def test_an_optimizer_of_torch_is_refused_with_what_to_pass() -> None:
 def test_outer_batches_without_a_chunk_are_refused() -> None:
     with pytest.raises(ValueError, match="outer_batches: got no chunk"):
         replace(square(), outer_batches=[])
+
+
+@BOTH
+def test_an_argument_that_is_neither_a_scalar_nor_a_mapping_is_refused(mode: str) -> None:
+    """It would broadcast against whatever has its length."""
+    problem = net_problem(SGD())
+    with pytest.raises(ValueError, match=r"lr: got a tensor of shape \[3\] at step 0.*mapping"):
+        hypergradient(problem, {"lr": torch.full((3,), 0.1, dtype=torch.float64)}, mode)
+
+
+@BOTH
+def test_an_argument_that_is_driven_at_some_steps_only_is_refused(mode: str) -> None:
+    """Its slot would be missing."""
+
+    def schedule(hyper: Hyper, t: int) -> StepHyper:
+        return {"lr": hyper["lr"]} if t < 5 else {"lr": hyper["lr"], "momentum": hyper["lr"]}
+
+    with pytest.raises(ValueError, match="momentum is given at some steps and not at step 0"):
+        hypergradient(net_problem(SGD(), schedule), numbers(lr=0.1), mode)
