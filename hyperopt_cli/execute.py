@@ -106,20 +106,24 @@ class _Record:
         """Measures the test split at the start; keeps w_T of the best."""
         point = Point.of(step)
         if self._initial is None:
-            self._initial, self._initial_score = point, self._score(step.params)
+            self._initial, self._initial_score = point, self._score(step.params, 0)
         if self._best is None or point.validation_loss < self._best.validation_loss:
             self._best, self._best_params = point, step.params
 
     def result(self, status: State, mode: str) -> Result:
         """What came out so far; the test split is measured at the best."""
         held_out = None
-        if self._initial_score is not None:
-            best = self._initial_score if self._best == self._initial else self._score(self._best_params)
+        if self._initial_score is not None and self._best is not None:
+            best = (
+                self._initial_score
+                if self._best == self._initial
+                else self._score(self._best_params, self._best.outer_step)
+            )
             held_out = HeldOut(self._initial_score, best) if best is not None else None
         return Result(status, mode, self._initial, self._best, held_out, time.perf_counter() - self._began)
 
-    def _score(self, params: Params) -> Score | None:
-        figures = self._experiment.test(params)
+    def _score(self, params: Params, outer_step: int) -> Score | None:
+        figures = self._experiment.test(params, outer_step)
         return None if figures is None else Score(figures.loss, figures.accuracy)
 
 

@@ -13,8 +13,8 @@ def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: Tensor | fl
     Unlike `torch.nn.functional.cross_entropy` it takes `label_smoothing` as a tensor, and differentiates in it.
 
     Args:
-        outputs: logits, [B, C].
-        targets: classes, [B].
+        outputs: logits, [B, C], or [B, C, ...].
+        targets: classes, [B], or [B, ...].
         label_smoothing: share of the uniform distribution, [].
 
     >>> logits, targets = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
@@ -24,7 +24,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: Tensor | fl
     picked = torch.nn.functional.cross_entropy(outputs, targets)
     if isinstance(label_smoothing, float) and label_smoothing == 0.0:
         return picked
-    uniform = -torch.log_softmax(outputs, dim=-1).mean()
+    uniform = -torch.log_softmax(outputs, dim=1).mean()
     return (1 - label_smoothing) * picked + label_smoothing * uniform
 
 

@@ -136,6 +136,7 @@ def _measure(
     seeds: list[int],
     on_inner_step: OnInnerStep | None,
 ) -> OuterStep:
+    raw = {key: value.clone() for key, value in raw.items()}  # the next update moves the original in place
     hyper = space.natural(raw)
     runs = []
     for replica, seed in enumerate(seeds):
@@ -150,7 +151,7 @@ def _measure(
         training_loss=sum(losses) / len(losses),
         hyperparameters=hyper,
         hypergradient=grad,
-        raw_hyperparameters={key: value.clone() for key, value in raw.items()},
+        raw_hyperparameters=raw,
         raw_hypergradient=space.pull_back(raw, grad),
         inner_loss=first.stats["inner_loss"].cpu(),
         schedules=space.courses(hyper),

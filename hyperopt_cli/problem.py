@@ -10,7 +10,7 @@ The run is the dynamical system
 with `s_t = (w_t, slots)`. Every mode in `hyperopt_cli.modes` computes the same `dE/dlambda` of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,21 @@ class Problem:
 
     def initial(self, hyper: Hyper) -> Params:
         """w_0, as named tensors; connected to `hyper` in autograd's graph where `init` depends on it."""
-        return dict(self.init(hyper)) if callable(self.init) else {name: w.detach() for name, w in self.init.items()}
+        if callable(self.init):
+            return dict(self.init(dict(hyper)))
+        return {name: w.detach() for name, w in self.init.items()}
 
     def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
         """lambda_t."""
-        return dict(hyper) if self.schedule is None else self.schedule(hyper, step)
+        return dict(hyper) if self.schedule is None else self.schedule(dict(hyper), step)
+
+    def training_loss(self, params: Params, hyper: StepHyper, batch: Batch) -> Tensor:
+        """L. The loss gets dictionaries of its own: what it rebinds in them (a mask, a cast) stays with it."""
+        return self.inner_loss(dict(params), dict(hyper), batch)
+
+    def validation_loss(self, params: Params, hyper: Hyper, *arguments: Batch) -> Tensor:
+        """E, or the term of one chunk."""
+        return self.outer_loss(dict(params), dict(hyper), *arguments)
 
     def outer_chunks(self) -> Sequence[tuple[tuple[Batch, ...], float]]:
         """The further arguments of `outer_loss`, chunk by chunk, with the weight of each."""
@@ -93,6 +103,10 @@ class _Chunks(Sequence[tuple[tuple[Batch, ...], float]]):
     def __getitem__(self, index: Any) -> Any:
         batch, weight = self._chunks[index]
         return (batch,), weight
+
+    def __iter__(self) -> Iterator[tuple[tuple[Batch, ...], float]]:
+        for batch, weight in self._chunks:  # a set that streams reads ahead here
+            yield (batch,), weight
 
 
 def check_hyper(hyper: Hyper) -> None:

@@ -224,3 +224,45 @@ def test_the_inner_steps_are_told_with_outer_step_and_replica() -> None:
     assert told[0] == (0, 0, "forward", 1, STEPS)
     assert told[-1] == (1, 1, "backward", STEPS, STEPS)
     assert len(told) == 2 * 2 * 2 * STEPS
+
+
+def two_knobs(seed: int) -> Problem:
+    """E = (3 a + b - 10)^2 / 2 after no more than a step that does nothing."""
+
+    def outer(params: Params, hyper: Hyper) -> Tensor:
+        return (3 * hyper["a"] + hyper["b"] - 10 + 0 * params["w"]) ** 2 / 2
+
+    return Problem({"w": scalar(1.0)}, lambda p, h, b: p["w"] ** 2, outer, lambda t: None, SGD(), 1)
+
+
+def knob(name: str) -> Hyperparameter:
+    return Hyperparameter(name, Knob(scalar(0.0), Transform("identity")), Schedule("constant", 1))
+
+
+BOTH_KNOBS = Space((knob("a"), knob("b")))
+
+
+def test_clipping_goes_by_the_norm_over_all_hyperparameters_together() -> None:
+    descent = Descent(optimizer="sgd", lr=1.0, steps=1, clip_norm=1.0)
+    first, second = descend(two_knobs, BOTH_KNOBS, descent, REVERSE)
+    moved = torch.stack([second.hyperparameters[name] - first.hyperparameters[name] for name in "ab"])
+    torch.testing.assert_close(moved, torch.tensor([3.0, 1.0], dtype=torch.float64) / 10**0.5)
+
+
+def test_the_momentum_of_the_outer_sgd_is_used() -> None:
+    rate, momentum = 0.01, 0.9
+    steps = list(descend(two_knobs, BOTH_KNOBS, Descent("sgd", rate, momentum, steps=2), REVERSE))
+    raw = dict.fromkeys("ab", 0.0)
+    velocity = dict(raw)
+    for step in steps:
+        for name in raw:
+            assert float(step.hyperparameters[name]) == pytest.approx(raw[name], rel=1e-12)
+            velocity[name] = momentum * velocity[name] + float(step.raw_hypergradient[name])
+            raw[name] -= rate * velocity[name]
+
+
+def test_the_training_loss_is_averaged_over_the_replicas() -> None:
+    seeds = Descent(replicas=3).seeds(0, 0)
+    (step,) = walk(Descent(steps=0, replicas=3))
+    last = [hypergradient(target(s), {"c": scalar(0.0)}, REVERSE).stats["inner_loss"][-1] for s in seeds]
+    assert step.training_loss == pytest.approx(float(torch.stack(last).mean()), rel=1e-12)

@@ -119,8 +119,8 @@ def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, d
     )
     source = _source(train, loading, device)
 
-    def chunks(source: Source, index: Tensor, name: str) -> Chunks:
-        return Chunks(source, index, loading.outer_batch_size, prepare, derive(seed, name))
+    def chunks(source: Source, index: Tensor, name: str, size: int = loading.outer_batch_size) -> Chunks:
+        return Chunks(source, index, size, prepare, derive(seed, name))
 
     test = None
     if splits.test is not None and len(splits.test):
@@ -129,7 +129,7 @@ def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, d
     return Data(
         input_shape=tuple(splits.input_shape),
         num_classes=splits.num_classes,
-        train_chunks=chunks(source, train_index, "train"),
+        train_chunks=chunks(source, train_index, "train", loading.batch_size),
         validation=chunks(source, validation_index, "validation"),
         test=test,
         train_source=source,

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, overload
 import torch
 from torch import Tensor
 
-from hyperopt_cli.data.partition import consecutive
+from hyperopt_cli.data.partition import even
 from hyperopt_cli.data.preparation import Augmentation, Normalization
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.streaming import Raw
@@ -62,14 +62,14 @@ class Chunks(Sequence[tuple[Batch, float]]):
     Args:
         source: where the examples come from.
         index: [n], the examples of this split.
-        size: of a chunk; the last may be smaller.
+        size: the largest of a chunk; all are alike to within one example, so that no batch normalisation meets a rest.
         prepare: makes the batches.
         seed: chunk i carries `derive(seed, i)`.
     """
 
     def __init__(self, source: Source, index: Tensor, size: int, prepare: Preparation, seed: int) -> None:
         self.source, self.prepare, self.seed = source, prepare, seed
-        self.num_examples, self.indices = len(index), consecutive(index, size)
+        self.num_examples, self.indices = len(index), even(index, size)
 
     def __len__(self) -> int:
         return len(self.indices)

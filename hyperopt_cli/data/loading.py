@@ -24,7 +24,8 @@ class Loading:
         batch_size: examples of a training step.
         validation_fraction: share of the training split that is held out to validate on.
         stratified: keep the shares of the classes in the validation split.
-        outer_batch_size: examples of a chunk of the validation loss; it bounds memory and changes no value.
+        outer_batch_size: the largest chunk of the validation loss. It bounds memory, and changes the value only where
+            batch normalisation takes its statistics from each chunk.
         crop: pixels of padding of a random crop.
         flip: mirror pictures at random.
         normalize: by mean and standard deviation of each channel of the training split; if not, uint8 is divided by

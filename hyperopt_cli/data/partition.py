@@ -68,3 +68,12 @@ def _count(num_examples: int, fraction: float) -> int:
             f"train on and {count} to validate on: choose a fraction that leaves at least one in each"
         )
     return count
+
+
+def even(index: Tensor, size: int) -> list[Tensor]:
+    """`index` in as few consecutive parts of at most `size` as there can be, of equal length to within one.
+
+    >>> [len(part) for part in even(torch.arange(11), 5)]
+    [4, 4, 3]
+    """
+    return list(index.tensor_split(-(-len(index) // size))) if len(index) else []

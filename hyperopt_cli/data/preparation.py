@@ -54,7 +54,11 @@ class Augmentation:
         if self.flip:
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
         columns = corners[1, :, None] + columns
-        return _pick(pad(inputs, [self.crop] * 4), rows.to(inputs.device), columns.to(inputs.device))
+        return _pick(
+            pad(inputs, [self.crop] * 4),
+            rows.to(inputs.device, non_blocking=True),
+            columns.to(inputs.device, non_blocking=True),
+        )
 
 
 def identity_normalization(dtype: torch.dtype) -> Normalization:

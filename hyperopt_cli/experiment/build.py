@@ -12,7 +12,7 @@ from hyperopt_cli.data.batches import Data, Loading, load
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits
 from hyperopt_cli.errors import Issue, RecipeError, UsageError
-from hyperopt_cli.experiment.experiment import Experiment, seeded
+from hyperopt_cli.experiment.experiment import Experiment, seeded, trained
 from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import MODES, Mode
@@ -184,6 +184,11 @@ def _model_maker(
         if not isinstance(model, nn.Module):
             issue = Issue(
                 ("model", "call"), f"{recipe.model.call} returned a {type(model).__name__}; must be nn.Module"
+            )
+            raise recipe.located(RecipeError([issue]))
+        if not trained(model):
+            issue = Issue(
+                ("model", "call"), f"{recipe.model.call} has no parameter that is not frozen; nothing to train"
             )
             raise recipe.located(RecipeError([issue]))
         model = model.to(device, dtype).train()

@@ -74,7 +74,7 @@ class Experiment:
             return self._loss(evaluated, params, batch, {})
 
         return Problem(
-            init=self._init({name: w.detach() for name, w in model.named_parameters()}),
+            init=self._init({name: w.detach() for name, w in trained(model).items()}),
             inner_loss=inner_loss,
             outer_loss=outer_loss,
             batch=self.data.batches(seed) if self.data else lambda t: None,
@@ -106,12 +106,18 @@ class Experiment:
 
         return init
 
-    def test(self, params: Params) -> TestFigures | None:
-        """Figures on the test split, None without one; running statistics are estimated on training data first."""
+    def test(self, params: Params, outer_step: int) -> TestFigures | None:
+        """Figures on the test split, None without one; running statistics are estimated on training data first.
+
+        Args:
+            params: w_T of the first replica.
+            outer_step: whose; it says which seed made the rest of the model (buffers, frozen parameters).
+        """
         if self.data is None or self.data.test is None:
             return None
+        seed = self.descent.seeds(self.seed, outer_step)[0]
         batches = (batch for batch, _ in self.data.train_chunks)
-        model = estimate_running_statistics(self.make_model(0), params, batches)
+        model = estimate_running_statistics(self.make_model(derive(seed, "init")), params, batches)
         loss = right = 0.0
         with torch.no_grad():
             for batch, weight in self.data.test:
@@ -120,6 +126,11 @@ class Experiment:
                 if self.data.num_classes is not None:
                     right += weight * float((outputs.argmax(dim=-1) == batch.targets).double().mean())
         return TestFigures(loss, right if self.data.num_classes is not None else None)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves: those that are not frozen."""
+    return {name: w for name, w in model.named_parameters() if w.requires_grad}
 
 
 def penalty(params: Params, l2: Tensor | Mapping[str, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_cli.errors import Issue
+from hyperopt_cli.experiment.experiment import trained
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.recipe.entries import Entry
 from hyperopt_cli.recipe.entries import Hyperparameter as Written
@@ -113,6 +114,8 @@ def _hyperparameter(
     grouping = Grouping.per(written.per, _free(model, fixed)) if model is not None else Grouping(("",), {})
     shape = [size for size in (schedule.size, grouping.size) if size is not None]
     transform = _transform(written, default(name), None, path, issues)
+    if fixed and not grouping.members:
+        issues.append(Issue(path, "groups fix it for every parameter; nothing is left to tune"))
     knob = Knob(_start(written, shape), transform, written.tuned)
     _check_start(written, transform, path, issues)
     return Hyperparameter(
@@ -127,7 +130,7 @@ def _hyperparameter(
 
 
 def _free(model: nn.Module | None, fixed: Mapping[str, float]) -> list[str]:
-    return [] if model is None else [name for name, _ in model.named_parameters() if name not in fixed]
+    return [] if model is None else [name for name in trained(model) if name not in fixed]
 
 
 def _schedule(written: Written, steps: int, path: Path, issues: list[Issue]) -> Schedule:

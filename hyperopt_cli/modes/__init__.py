@@ -72,7 +72,7 @@ def hypergradient(
     with _surroundings():
         dynamics = Dynamics.of(problem, hyper)
         check_connected(dynamics, hyper)
-        account = Account(problem.steps, dynamics.like.device, on_step)
+        account = Account(problem.steps, dynamics.like, on_step)
         return mode.differentiate(problem, hyper, account)
 
 

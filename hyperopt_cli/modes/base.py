@@ -55,13 +55,13 @@ class Account:
 
     EVERY = 64
 
-    def __init__(self, steps: int, device: torch.device, on_step: OnStep | None = None) -> None:
+    def __init__(self, steps: int, like: Tensor, on_step: OnStep | None = None) -> None:
         self.num_steps = self.num_gradients = self.num_hvps = 0
-        self.inner_loss = torch.full((steps,), float("nan"), device=device)
-        self._device, self._on_step = device, on_step
+        self.inner_loss = like.new_full((steps,), float("nan"))
+        self._device, self._on_step = like.device, on_step
         self._witnesses: list[tuple[int, str, Tensor]] = []
         self._start = time.perf_counter()
-        _reset_peak(device)
+        _reset_peak(like.device)
 
     def step_done(self, phase: str, done: int, steps: int) -> None:
         """Tells whoever watches that `done` of the phase's `steps` are done."""
@@ -71,8 +71,13 @@ class Account:
     def watch(self, step: int, what: str, witness: Tensor) -> None:
         """`witness` is finite if and only if `what` is at `step`."""
         self._witnesses.append((step, what, witness))
-        if self._device.type == "cpu" or len(self._witnesses) >= self.EVERY:
+        if len(self._witnesses) >= self.every:
             self.check()
+
+    @property
+    def every(self) -> int:
+        """How many steps may go by before something of them is read on the host."""
+        return 1 if self._device.type == "cpu" else self.EVERY
 
     def check(self) -> None:
         """Raises `NonFiniteError` for the first witness that is not finite."""

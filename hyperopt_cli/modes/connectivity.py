@@ -1,11 +1,12 @@
 """Is every hyperparameter connected to the computation? Asked of autograd's graph, before the run.
 
 A derivative of zero is an answer; a key that nothing reads is a mistake (a misspelt name, a `.item()` on the way),
-and a zero would hide it. One step is enough to tell nearly always. A key that only later steps read (a window of a
-schedule, a loss that depends on the batch) is looked for at the steps 0, 1, 2, 4, 8, ... and T - 1, and then at the
-first step whose lambda_t it reaches.
+and a zero would hide it. One step is enough to tell nearly always. A key that it does not read is looked for at every
+step of a horizon of up to 1,000, at the steps 1, 2, 4, 8, ... and T - 1 of a longer one, at the first step whose
+lambda_t it reaches, and in every chunk of the outer objective.
 
-On the way the first step is evaluated twice: a loss that differs between the two can't be replayed by any mode.
+On the way w_0 and the gradient of step 0 are evaluated twice: what differs between the two can't be replayed by any
+mode.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from torch.utils._pytree import tree_flatten
 
 from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError
 from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper
+
+EVERY_STEP = 1000
 
 
 def check_connected(dynamics: Dynamics, hyper: Hyper) -> None:
@@ -52,14 +56,17 @@ def _parts(dynamics: Dynamics, h: Hyper) -> Iterator[list[Tensor]]:
     """The outputs that may depend on lambda, the cheap and telling ones first."""
     problem = dynamics.problem
     named = problem.initial(h)
+    _check_replayed("init", list(named.values()), list(problem.initial(h).values()))
     yield list(named.values())
-    params = {name: w.detach() for name, w in named.items()}
+    params = {name: w.detach().requires_grad_() for name, w in named.items()}
+    yield _first_step(dynamics, params, h)
+    for arguments, _ in problem.outer_chunks():
+        yield [problem.validation_loss(params, h, *arguments)]
     last = problem.steps - 1
-    for t in sorted({0, 1 if last else 0, last, *(2**i for i in range(last.bit_length()))}):
+    for t in (
+        range(1, problem.steps) if last < EVERY_STEP else sorted({last, *(2**i for i in range(last.bit_length()))})
+    ):
         yield _step(dynamics, params, h, t)
-        if t == 0:
-            arguments, _ = problem.outer_chunks()[0]
-            yield [problem.outer_loss(params, h, *arguments)]
 
 
 def _unreached(missing: Hyper, outputs: list[Tensor]) -> Hyper:
@@ -76,26 +83,44 @@ def _first_read(dynamics: Dynamics, h: Hyper, missing: Hyper) -> Iterator[int]:
         missing = rest
 
 
-def _step(dynamics: Dynamics, params: dict[str, Tensor], h: Hyper, t: int) -> list[Tensor]:
+def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> list[Tensor]:
+    """Step 0, whose gradient is taken twice."""
+    outputs = _step(dynamics, params, h, 0)
+    again = _step(dynamics, params, h, 0)
+    _check_replayed("inner_loss", *(_loss_and_gradient(each[0], params) for each in (outputs, again)))
+    return outputs
+
+
+def _loss_and_gradient(loss: Tensor, params: Params) -> list[Tensor]:
+    if not _leaves([loss]) & {id(w) for w in params.values()}:
+        raise ValueError("inner_loss: depends on no parameter; there is nothing to train")
+    grads = torch.autograd.grad(loss, list(params.values()), retain_graph=True, materialize_grads=True)
+    return [loss, *grads]
+
+
+def _step(dynamics: Dynamics, params: Params, h: Hyper, t: int) -> list[Tensor]:
     """L and s_{t+1} at w_0: the graph of a step does not depend on where it is taken."""
     step_hyper = dynamics.hyper_at(h, t)
-    batch = dynamics.problem.batch(t)
-    loss = dynamics.problem.inner_loss(params, step_hyper, batch)
-    if t == 0:
-        _check_replayed(dynamics, params, h, loss)
+    loss = dynamics.problem.training_loss(params, step_hyper, dynamics.problem.batch(t))
     zeros = {name: torch.zeros_like(w) for name, w in dynamics.start.params.items()}
     point = dynamics.point(dynamics.start, step_hyper, t)
     return [loss, *tree_flatten((point, dynamics.update(dynamics.start, zeros, step_hyper, t)))[0]]
 
 
-def _check_replayed(dynamics: Dynamics, params: dict[str, Tensor], h: Hyper, first: Tensor) -> None:
-    with torch.no_grad():
-        again = dynamics.problem.inner_loss(params, dynamics.hyper_at(h, 0), dynamics.problem.batch(0))
-    if not torch.allclose(first.detach(), again, rtol=1e-3, atol=0.0, equal_nan=True):
-        raise NonDeterministicError(
-            f"inner_loss: step 0 gave {float(first.detach())!r} and, evaluated again, {float(again)!r}; "
-            "every draw must be a function of the batch (batch(t) carries a seed), and batch(t) a function of t"
-        )
+def _check_replayed(what: str, once: list[Tensor], again: list[Tensor]) -> None:
+    for x, y in zip(once, again, strict=True):
+        x, y = x.detach(), y.detach()
+        # on a GPU sums may be taken in another order from one time to the next
+        slack = (1e-7 if x.device.type == "cpu" else 1e-3) * x.abs().max() if x.numel() else 0.0
+        if not torch.equal(x.isnan(), y.isnan()) or bool(((x - y).abs() > slack).any()):
+            raise NonDeterministicError(
+                f"{what}: evaluated twice, it gave {_shown(x)} and {_shown(y)}; every draw must be a function of the "
+                "batch (batch(t) carries a seed), and batch(t) a function of t"
+            )
+
+
+def _shown(x: Tensor) -> str:
+    return repr(float(x)) if x.ndim == 0 else f"values of norm {float(torch.linalg.vector_norm(x))!r}"
 
 
 def _leaves(outputs: list[Tensor]) -> set[int]:

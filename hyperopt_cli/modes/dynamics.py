@@ -8,7 +8,7 @@ that the update and its derivatives are a few large operations. Packing is a per
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +32,16 @@ class Layout(NamedTuple):
     packed: bool
 
     @classmethod
-    def of(cls, params: Params, optimizer: InnerOptimizer) -> "Layout":
-        """Packed for an elementwise rule over parameters of one dtype and device."""
+    def of(cls, params: Params, optimizer: InnerOptimizer, step_hyper: StepHyper) -> "Layout":
+        """Packed for an elementwise rule over parameters of one dtype and device.
+
+        Not where a mapping drives an argument that the rule takes from 1: a packed mapping has the parameters' dtype.
+        """
         kinds = {(w.dtype, w.device) for w in params.values()}
-        return cls({name: w.shape for name, w in params.items()}, optimizer.elementwise and len(kinds) == 1)
+        exact = kinds <= {(torch.float64, w.device) for w in params.values()}
+        cancels = any(isinstance(step_hyper.get(name), Mapping) for name in optimizer.taken_from_1)
+        packed = optimizer.elementwise and len(kinds) == 1 and (exact or not cancels)
+        return cls({name: w.shape for name, w in params.items()}, packed)
 
     def pack(self, named: Params, batch_dims: int = 0) -> Params:
         """Named tensors `[*batch, *shape]` as the state holds them, `[*batch, P]`."""
@@ -63,7 +69,7 @@ class Layout(NamedTuple):
         if not isinstance(value, Mapping):
             return value
         fixed = torch.full((), default, dtype=like.dtype, device=like.device)
-        spread = [value.get(name, fixed).expand(shape).reshape(-1) for name, shape in self.shapes.items()]
+        spread = [value.get(name, fixed).to(like).expand(shape).reshape(-1) for name, shape in self.shapes.items()]
         return torch.cat(spread)
 
 
@@ -75,7 +81,7 @@ class Dynamics:
         problem: whose run it is.
         layout: how the state holds the parameters.
         start: s_0, without a graph.
-        like: an empty tensor of the parameters' dtype and device; lambda_t is cast to it.
+        like: an empty tensor of the first parameter's dtype and device.
         driven: the optimizer's arguments that lambda_t drives, at every step.
     """
 
@@ -90,9 +96,12 @@ class Dynamics:
         """Evaluates w_0 and makes the slots."""
         with torch.no_grad():
             named = {name: w.detach() for name, w in problem.initial(hyper).items()}
-            layout = Layout.of(named, problem.optimizer)
+            if not named:
+                raise ValueError("init: got no parameter; there is nothing to train")
             like = next(iter(named.values())).new_empty(0)
-            driven = frozenset(problem.hyper_at(hyper, 0)) & frozenset(problem.optimizer.argument_names())
+            step_hyper = problem.hyper_at(hyper, 0)
+            layout = Layout.of(named, problem.optimizer, step_hyper)
+            driven = frozenset(step_hyper) & frozenset(problem.optimizer.argument_names())
             return cls(problem, layout, _start(problem, layout, hyper, driven), like, driven)
 
     def initial(self, hyper: Hyper) -> State:
@@ -100,7 +109,7 @@ class Dynamics:
         return _start(self.problem, self.layout, hyper, self.driven)
 
     def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
-        """lambda_t in the parameters' dtype, on their device; differentiable in `hyper`."""
+        """lambda_t, cast; differentiable in `hyper`."""
         return self.cast(self.plain_hyper_at(hyper, step))
 
     def plain_hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
@@ -109,14 +118,19 @@ class Dynamics:
         Raises:
             ValueError: an argument of the optimizer is neither a scalar nor a mapping, or is not driven at every step.
         """
-        step_hyper: StepHyper = tree_map(torch.as_tensor, self.problem.hyper_at(hyper, step))
+        step_hyper = {name: _tensors(name, value) for name, value in self.problem.hyper_at(hyper, step).items()}
         for name in self.problem.optimizer.argument_names():
             if (name in step_hyper) != (name in self.driven):
                 raise ValueError(
                     f"schedule: {name} is given at some steps and not at step {0 if name in step_hyper else step}"
                 )
             value = step_hyper.get(name)
-            if isinstance(value, Tensor) and value.ndim > 0:
+            if isinstance(value, Mapping) and (unknown := [n for n in value if n not in self.layout.shapes]):
+                raise ValueError(
+                    f"{name}: given for {', '.join(unknown)} at step {step}; the parameters are "
+                    f"{', '.join(self.layout.shapes)}"
+                )
+            if isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(
                     f"{name}: got a tensor of shape {list(value.shape)} at step {step}; what reaches the optimizer is "
                     "a scalar, or a mapping from parameter name to a tensor: choose from it in schedule"
@@ -124,9 +138,16 @@ class Dynamics:
         return step_hyper
 
     def cast(self, step_hyper: StepHyper) -> StepHyper:
-        """lambda_t, or its tangents, in the parameters' dtype and on their device."""
-        moved: StepHyper = tree_map(lambda entry: entry.to(self.like), step_hyper)
+        """lambda_t, or its tangents, on the parameters' device; scalars keep their dtype.
+
+        A float64 scalar does not promote float32 parameters, and `1 - beta2` does not survive float32.
+        """
+        moved: StepHyper = tree_map(self._cast, step_hyper)
         return moved
+
+    def _cast(self, entry: Tensor) -> Tensor:
+        keeps = entry.ndim == 0 and self.like.device.type != "mps"  # which has no float64
+        return entry.to(self.like.device, entry.dtype if keeps else self.like.dtype, non_blocking=True)
 
     def _arguments(self, step_hyper: StepHyper) -> StepHyper:
         if not self.layout.packed:
@@ -151,11 +172,32 @@ class Dynamics:
         params, slots = self.problem.optimizer.update(
             state.params, state.slots, grads, self._arguments(step_hyper), step
         )
-        return State(params, slots)
+        # a 0-dim parameter is promoted by a scalar of higher precision
+        kept: State = tree_map(lambda new, old: new.to(old.dtype), State(params, slots), state)
+        return kept
 
     def result(self, state: State) -> Params:
         """R(s_T), held like the state."""
         return self.problem.optimizer.result(state.params, state.slots)
+
+
+def _tensors(name: str, value: Any) -> Tensor | dict[str, Tensor]:
+    """An entry of lambda_t: numbers as float64 tensors, tensors as they are."""
+    if isinstance(value, Mapping):
+        return {key: _tensor(f"{name}[{key!r}]", entry) for key, entry in value.items()}
+    return _tensor(name, value)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        got = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"schedule: {name} is a {got}; give a floating-point tensor, a number, or a mapping of these "
+            "(what only selects or counts belongs into the batch)"
+        )
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _start(problem: Problem, layout: Layout, hyper: Hyper, driven: frozenset[str]) -> State:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import grad_and_value, jvp, vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 Loss = Callable[[Params, StepHyper], Tensor]
@@ -83,7 +84,15 @@ def forward_over_reverse(
     gradient_and_loss, dots = grad_and_value(loss), []
     for k in range(0, num_columns, size):
         chunk = tree_map(lambda x: x[k : k + size], (w_dot, hyper_dot))  # noqa: B023
-        (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
+        try:
+            (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
+        except (RuntimeError, NotImplementedError) as error:
+            if "forward" not in str(error) and "jvp" not in str(error):
+                raise
+            raise UsageError(
+                f"engine forward_over_reverse: an operator of the model has no forward derivative ({error}); "
+                "use the engine reverse_over_reverse, or the mode reverse"
+            ) from error
         dots.append(dot)
     g_dot, value_dot = dots[0] if len(dots) == 1 else tree_map(lambda *parts: torch.cat(parts), *dots)
     return Tangents(value, g, value_dot, g_dot)

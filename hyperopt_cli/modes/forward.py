@@ -20,6 +20,7 @@ is not carried at all.
 Prefer reverse or reversible for many hyperparameters.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,9 +60,10 @@ class Forward(Mode):
         """Franceschi et al. 2017, algorithm 2."""
         dynamics = Dynamics.of(problem, hyper)
         columns = _start(dynamics, hyper)
+        lambda_at = _lambda_at(dynamics, hyper, columns.basis)
         state = dynamics.start
         for t in range(problem.steps):
-            state, columns = self._step(dynamics, hyper, state, columns, t, account)
+            state, columns = self._step(dynamics, lambda_at, state, columns, t, account)
             account.step_done("forward", t + 1, problem.steps)
         params = dynamics.layout.unpack(dynamics.result(state))
         objective = outer_objective(problem, params, hyper)
@@ -69,18 +71,18 @@ class Forward(Mode):
         return account.close(objective.value, grad, params)
 
     def _step(
-        self, dynamics: Dynamics, hyper: Hyper, state: State, columns: "Columns", t: int, account: Account
+        self, dynamics: Dynamics, lambda_at: "LambdaAt", state: State, columns: "Columns", t: int, account: Account
     ) -> tuple[State, "Columns"]:
         """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
         problem, layout, batch = dynamics.problem, dynamics.layout, dynamics.problem.batch(t)
-        plain, directions = push_columns(lambda h: dynamics.plain_hyper_at(h, t), (hyper,), (columns.basis,))
+        plain, directions = lambda_at(t)
         columns = columns.joined_by(directions, state)  # asked where hyper lies, not on the device: nothing waits
         step_hyper = dynamics.cast(plain)
         account.num_steps += 1
         account.num_gradients += 1
 
         def loss(params: Params, at: StepHyper) -> Tensor:
-            return problem.inner_loss(params, at, batch)
+            return problem.training_loss(params, at, batch)
 
         if not columns.active:
             point = layout.unpack(dynamics.point(state, step_hyper, t))
@@ -105,6 +107,9 @@ class Forward(Mode):
             (columns.z, layout.pack(out.grad_tangents, 1), lambda_dot),
         )
         return state, columns._replace(z=z)
+
+
+LambdaAt = Callable[[int], tuple[StepHyper, StepHyper]]
 
 
 class Columns(NamedTuple):
@@ -147,7 +152,7 @@ def _basis(hyper: Hyper) -> Hyper:
     sizes = [value.numel() for value in hyper.values()]
     identity = [torch.eye(sum(sizes), dtype=value.dtype, device=value.device) for value in hyper.values()]
     parts = [torch.split(eye, sizes, dim=1)[i] for i, eye in enumerate(identity)]
-    return {name: part.reshape(-1, *hyper[name].shape) for name, part in zip(hyper, parts, strict=True)}
+    return {name: part.reshape(sum(sizes), *hyper[name].shape) for name, part in zip(hyper, parts, strict=True)}
 
 
 def _start(dynamics: Dynamics, hyper: Hyper) -> Columns:
@@ -166,6 +171,18 @@ def _start(dynamics: Dynamics, hyper: Hyper) -> Columns:
     return Columns(basis, active, tree_map(lambda x: x[active], start_dot))
 
 
+def _lambda_at(dynamics: Dynamics, hyper: Hyper, basis: Hyper) -> "LambdaAt":
+    """t -> lambda_t and its tangents along every direction; without a schedule they are always the same."""
+
+    def at(t: int) -> tuple[StepHyper, StepHyper]:
+        return push_columns(lambda h: dynamics.plain_hyper_at(h, t), (hyper,), (basis,))
+
+    if dynamics.problem.schedule is not None:
+        return at
+    always = at(0)
+    return lambda t: always
+
+
 def _point_tangents(
     dynamics: Dynamics, state: State, z: State, step_hyper: StepHyper, lambda_dot: StepHyper, t: int
 ) -> tuple[Params, Params]:
@@ -182,8 +199,8 @@ def _contract(dynamics: Dynamics, state: State, columns: Columns, by_params: Par
     if columns.active:
         _, w_dot = push_columns(dynamics.result, (state,), (columns.z,))
         held = dynamics.layout.pack(by_params)
-        rows = [x.reshape(len(columns.active), -1) @ held[name].flatten() for name, x in w_dot.items()]
-        total[columns.active] = torch.stack(rows).sum(dim=0).double().cpu()
+        rows = [x.reshape(len(columns.active), -1).to(held[name]) @ held[name].flatten() for name, x in w_dot.items()]
+        total[columns.active] = torch.stack([row.double() for row in rows]).sum(dim=0).cpu()
     parts = torch.split(total, [value.numel() for value in by_hyper.values()])
     return {
         name: direct + part.view(direct.shape).to(direct)

@@ -35,7 +35,7 @@ def outer_objective(problem: Problem, params: Params, hyper: Hyper) -> Objective
     totals = [torch.zeros_like(leaf) for leaf in leaves]
     for arguments, weight in problem.outer_chunks():
         with torch.enable_grad():
-            part = weight * problem.outer_loss(w, h, *arguments)
+            part = weight * problem.validation_loss(w, h, *arguments)
         if part.requires_grad:
             grads = torch.autograd.grad(part, leaves, materialize_grads=True)
             totals = [total + grad for total, grad in zip(totals, grads, strict=True)]

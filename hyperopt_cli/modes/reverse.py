@@ -29,7 +29,7 @@ from hyperopt_cli.modes.base import Account, Hypergradient, Mode
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import gradient, gradient_and_pullback
 from hyperopt_cli.modes.objective import outer_objective
-from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper, Problem
 
 
@@ -74,7 +74,7 @@ def run(dynamics: Dynamics, hyper: Hyper, account: Account) -> Iterator[State]:
         with torch.no_grad():
             step_hyper = dynamics.hyper_at(hyper, t)
             point = layout.unpack(dynamics.point(state, step_hyper, t))
-        value, g = gradient(lambda w, at: problem.inner_loss(w, at, batch), point, step_hyper)  # noqa: B023
+        value, g = gradient(lambda w, at: problem.training_loss(w, at, batch), point, step_hyper)  # noqa: B023
         with torch.no_grad():
             state = dynamics.update(state, layout.pack(g), step_hyper, t)
         account.num_steps += 1
@@ -90,10 +90,15 @@ def sweep(
 ) -> Hyper:
     """The recursion, over any source of past states `(t, s_t)` for t = T-1 ... 0."""
     total = {name: torch.zeros_like(value) for name, value in hyper.items()}
+    waiting: list[tuple[int, StepHyper]] = []
     for t, state in past:
-        adjoint, by_step = _step(dynamics, hyper, adjoint, state, t, account)
-        total = {name: total[name] + by_step[name] for name in total}
-        account.watch(t, "the adjoint", torch.stack([x.sum() for x in by_step.values()]))
+        adjoint, a_at = _step(dynamics, hyper, adjoint, state, t, account)
+        waiting.append((t, a_at))
+        # lambda may lie on the host: the adjoints of lambda_t go there once in many steps, so that no step waits
+        if t == 0 or len(waiting) >= account.every:
+            total = _pulled_back(dynamics, hyper, waiting, total)
+            waiting.clear()
+        account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in adjoint.params.values()]))
         account.step_done("backward", dynamics.problem.steps - t, dynamics.problem.steps)
     with torch.enable_grad():
         h = tree_map(_leaf, hyper)
@@ -102,19 +107,28 @@ def sweep(
     return {name: total[name] + by_init[name] for name in total}
 
 
+def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]], total: Hyper) -> Hyper:
+    """`total` and the adjoints of lambda_t, pulled back through the schedule."""
+    for t, a_at in waiting:
+        with torch.enable_grad():
+            h = tree_map(_leaf, hyper)
+            step_hyper = dynamics.plain_hyper_at(h, t)
+        (by_step,) = _vjp(step_hyper, (h,), a_at)
+        total = {name: total[name] + by_step[name] for name in total}
+    return total
+
+
 def _step(
     dynamics: Dynamics, hyper: Hyper, adjoint: State, state: State, t: int, account: Account
-) -> tuple[State, Hyper]:
-    """alpha_{t+1} -> alpha_t and alpha_{t+1} B_t."""
+) -> tuple[State, StepHyper]:
+    """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t."""
     problem, layout, batch = dynamics.problem, dynamics.layout, dynamics.problem.batch(t)
     with torch.enable_grad():
         leaf = tree_map(_leaf, state)
-        h = tree_map(_leaf, hyper)
-        step_hyper = dynamics.hyper_at(h, t)
-        at = tree_map(_leaf, step_hyper)
+        at = tree_map(_leaf, dynamics.hyper_at(hyper, t))
         point = dynamics.point(leaf, at, t)
     _, g, pullback = gradient_and_pullback(
-        lambda w, at: problem.inner_loss(w, at, batch), layout.unpack(tree_map(torch.Tensor.detach, point)), at
+        lambda w, at: problem.training_loss(w, at, batch), layout.unpack(tree_map(torch.Tensor.detach, point)), at
     )
     with torch.enable_grad():
         g_leaf = tree_map(_leaf, layout.pack(g))
@@ -125,8 +139,7 @@ def _step(
     a_point, a_at_loss = pullback(layout.unpack(a_g))
     a_state_point, a_at_point = _vjp(point, (leaf, at), layout.pack(a_point))
     a_at = tree_map(lambda x, y, z: x + y + z, a_at, a_at_loss, a_at_point)
-    (by_hyper,) = _vjp(step_hyper, (h,), a_at)
-    return tree_map(torch.add, a_state, a_state_point), by_hyper
+    return tree_map(torch.add, a_state, a_state_point), a_at
 
 
 def _result_adjoint(dynamics: Dynamics, end: State, by_params: Params) -> State:

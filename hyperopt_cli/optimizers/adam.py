@@ -31,6 +31,7 @@ class Adam(InnerOptimizer):
     """
 
     elementwise: ClassVar[bool] = True
+    taken_from_1: ClassVar[tuple[str, ...]] = ("beta1", "beta2")
 
     lr: float = 1e-3
     beta1: float = 0.9

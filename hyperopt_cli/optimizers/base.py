@@ -30,9 +30,11 @@ class InnerOptimizer(ABC):
         elementwise: `update`, `gradient_at` and `result` treat every element of every parameter alike. They are then
             called with all parameters laid end to end as one vector under one name, which costs a few large operations
             instead of many small ones.
+        taken_from_1: arguments x of which the rule uses 1 - x, so that float32 would lose digits near 1.
     """
 
     elementwise: ClassVar[bool] = False
+    taken_from_1: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def argument_names(cls) -> tuple[str, ...]:
@@ -78,8 +80,13 @@ class InnerOptimizer(ABC):
             value = hyper.get(argument, getattr(self, argument))
             if isinstance(value, Mapping):
                 value = value.get(name, getattr(self, argument))
-            chosen[argument] = value.to(like) if isinstance(value, Tensor) else float(value)
+            chosen[argument] = _fitting(value, like) if isinstance(value, Tensor) else float(value)
         return SimpleNamespace(**chosen)
+
+
+def _fitting(value: Tensor, like: Tensor) -> Tensor:
+    """A scalar keeps its precision, which promotes nothing; anything larger takes the parameter's dtype."""
+    return value.reshape(()) if value.numel() == 1 else value.to(like)
 
 
 def zeros(params: Params) -> Params:
@@ -99,6 +106,7 @@ def sqrt(v: Tensor) -> Tensor:
 
     A second moment of exactly 0 belongs to a coordinate whose gradient was 0 throughout (a dead unit, a padded
     embedding). The root's own derivative is infinite there; what it multiplies is 0, and the product is meant to be 0.
+    Below 0 the root is NaN.
     """
-    positive = v > 0
-    return torch.where(positive, torch.where(positive, v, 1.0).sqrt(), 0.0)
+    zero = v == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, v).sqrt())

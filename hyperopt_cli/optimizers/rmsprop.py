@@ -31,6 +31,7 @@ class RMSprop(InnerOptimizer):
     """
 
     elementwise: ClassVar[bool] = True
+    taken_from_1: ClassVar[tuple[str, ...]] = ("alpha",)
 
     lr: float = 1e-2
     alpha: float = 0.99

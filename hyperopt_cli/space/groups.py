@@ -57,12 +57,13 @@ def select(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 
     Args:
         model: whose parameters.
-        patterns: globs over parameter names, or `norms` (of every normalisation layer), `biases` (named so).
+        patterns: globs over the names of parameters that are not frozen, or `norms` (of every normalisation layer),
+            `biases` (named so).
 
     Raises:
         ValueError: a pattern names no parameter.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, w in model.named_parameters() if w.requires_grad]
     chosen: set[str] = set()
     for pattern in patterns:
         found = [name for name in names if _matches(model, name, pattern)]

@@ -173,7 +173,7 @@ def test_a_loss_that_needs_no_data_is_run_without_any(tmp_path: Path) -> None:
     got = hypergradient(experiment.problem(0), start_of(experiment))
     assert float(got.value) == pytest.approx((1 - 0.2) ** 12)
     assert float(got.grad["lr"]) == pytest.approx(-6 * 4 * (1 - 0.2) ** 11)
-    assert experiment.test(got.params) is None
+    assert experiment.test(got.params, 0) is None
 
 
 def test_the_test_figures_with_batch_norm_are_those_of_running_statistics(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_test_figures_with_batch_norm_are_those_of_running_statistics(tmp_pa
     model.eval()
     inputs, targets = (torch.cat([getattr(batch, part) for batch, _ in data.test]) for part in ("inputs", "targets"))
     outputs = model(inputs).detach()
-    figures = experiment.test(params)
+    figures = experiment.test(params, 0)
     assert figures is not None
     assert figures.loss == pytest.approx(float(functional.cross_entropy(outputs, targets)), rel=1e-10)
     assert figures.accuracy == pytest.approx(float((outputs.argmax(dim=1) == targets).double().mean()))

@@ -92,7 +92,7 @@ def test_a_regression_has_a_test_figure_only_with_a_test_split(tmp_path: Path, m
     experiment = built(tmp_path, (f"{module}",), **own(module))
     assert experiment.data is not None
     assert experiment.data.num_classes is None
-    assert experiment.test({}) is None
+    assert experiment.test({}, 0) is None
 
 
 def test_an_argument_of_an_own_loss_can_be_tuned_where_the_optimizer_has_none_of_that_name(
