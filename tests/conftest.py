@@ -3,8 +3,12 @@
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from hyperopt_cli.cli import main
+
+# The networks of the tests are small: a second thread brings nothing, and costs much beside other processes.
+torch.set_num_threads(1)
 
 
 class Outcome(NamedTuple):
