@@ -88,7 +88,10 @@ def execute(
         result = record.result("done" if error is None else "diverged", recipe.mode.name)
         directory.write_result(result)
         log.finish(result)
-        status.finish("done" if error is None else "diverged")
+        if error is None:
+            status.finish("done")
+        else:
+            status.finish("diverged", reason=str(error))
     return Execution(result, error)
 
 
@@ -135,6 +138,6 @@ def _reported(status: LiveStatus) -> Iterator[None]:
     except KeyboardInterrupt:
         status.finish("interrupted")
         raise
-    except BaseException:
-        status.finish("failed")
+    except BaseException as error:
+        status.finish("failed", reason=f"{type(error).__name__}: {error}")
         raise

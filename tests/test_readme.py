@@ -22,7 +22,7 @@ def test_the_own_model_and_data_set_run(hyperopt, tmp_path):
     (tmp_path / "mine.yaml").write_text(recipe)
     done = hyperopt("run", "mine.yaml", "--allow-import", "mine.*", "outer.steps=1", "steps=20")
     assert done.code == 0, done.err
-    assert "lr.warmup" not in done.out  # left out: fixed
+    assert all(name in done.out for name in ("lr.warmup", "lr.final", "beta1"))
 
 
 def test_the_library_example_runs(capsys):

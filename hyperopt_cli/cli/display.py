@@ -1,6 +1,7 @@
 """What a run shows while it goes on: a live display on a terminal, a plain line an outer step elsewhere, or JSON."""
 
 import json as json_format
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,15 +50,17 @@ def summary(result: Result, directory: RunDirectory, json: bool) -> None:
     if result.best is not None:
         console.print(outcome_table(result))
     console.print(f"\n{result.status} in {result.wall_s:.1f} s; everything is in {directory.root}", highlight=False)
-    console.print(f"curves: tensorboard --logdir {directory.tensorboard}", highlight=False, soft_wrap=True)
+    curves = f"curves: tensorboard --logdir {shlex.quote(str(directory.tensorboard))}"
+    console.print(curves, highlight=False, soft_wrap=True)
 
 
 def _head(experiment: Experiment, directory: RunDirectory) -> str:
     tuned = experiment.space.tuned()
     num = sum(knob.initial.numel() for knob in tuned.values())
     mode = type(experiment.mode).__name__.lower()
+    numbers = "1 number" if num == 1 else f"{num} numbers"
     return (
-        f"tuning {num} numbers ({', '.join(tuned)}) over {experiment.steps} steps, mode {mode}, "
+        f"tuning {numbers} ({', '.join(tuned)}) over {experiment.steps} steps, mode {mode}, "
         f"on {experiment.device}; writing {directory.root}"
     )
 

@@ -58,7 +58,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)  # the reader of a pipe, such as head, has seen enough
     except Exception as error:
-        _report(f"{type(error).__name__}: {error}\nThis is a defect of hyperopt; --debug shows where.", debug)
+        where = "" if debug else "\nThis may be a defect of hyperopt; --debug shows where."
+        _report(f"{type(error).__name__}: {error}{where}", debug)
         sys.exit(1)
 
 

@@ -8,12 +8,14 @@ import typer
 
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe
 
+_REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer.lr, or outer.clip_norm"
+
 
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
     mode: Annotated[str | None, typer.Option(help="forward or reverse; the recipe's by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A new directory; runs/<recipe>-<time>-<id> by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new directory; runs/RECIPE-TIME-ID by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an outer step, and one for the result.")] = False,
     allow_import: AllowImport = None,
@@ -34,9 +36,14 @@ def run(
     experiment = build(loaded, allow_import or ())
     path = find(recipe)
     directory = RunDirectory.create(out, path.stem)
-    with watching(experiment, directory, json) as watcher:
-        result, error = execute(experiment, loaded, path.read_text(encoding="utf-8"), directory, watcher)
+    try:
+        with watching(experiment, directory, json) as watcher:
+            result, error = execute(experiment, loaded, path.read_text(encoding="utf-8"), directory, watcher)
+    except KeyboardInterrupt:
+        print(f"hyperopt: interrupted; what was measured so far is kept in {directory.root}", file=sys.stderr)
+        raise typer.Exit(130) from None
     summary(result, directory, json)
     if error is not None:
-        print(f"hyperopt: diverged: {error}; the best so far is kept in {directory.root}", file=sys.stderr)
+        kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
+        print(f"hyperopt: diverged: {error}; {kept}. {_REMEDY}", file=sys.stderr)
         raise typer.Exit(error.exit_code)

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from hyperopt_cli.errors import UsageError
-
 
 def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.", metavar="DIR")]) -> None:
     """Show a run: its state, its outer steps, what was tuned."""
@@ -14,12 +12,15 @@ def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.
 
     from hyperopt_cli.cli.tables import outcome_table, steps_table
     from hyperopt_cli.runs.reading import read
+    from hyperopt_cli.runs.status import read_status
 
     run = read(directory)
-    if not run.metrics:
-        raise UsageError(f"{directory}: {run.state}, and no outer step was measured yet")
     console = Console()
-    console.print(f"{directory}: {run.state}")
+    reason = read_status(run.directory).get("reason")
+    console.print(f"{directory}: {run.state}" + (f" ({reason})" if reason else ""), highlight=False, soft_wrap=True)
+    if not run.metrics:
+        console.print("no outer step was measured")
+        return
     console.print(steps_table(run.metrics))
-    if run.result is not None:
+    if run.result is not None and run.result.best is not None:
         console.print(outcome_table(run.result))

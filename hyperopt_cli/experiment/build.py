@@ -11,9 +11,10 @@ from hyperopt_cli import losses, optimizers
 from hyperopt_cli.data.batches import Data, Loading, load
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits
-from hyperopt_cli.errors import Issue, RecipeError, UsageError
+from hyperopt_cli.errors import HyperoptError, Issue, RecipeError, UsageError
 from hyperopt_cli.experiment.experiment import Experiment, seeded, trained
 from hyperopt_cli.experiment.hyperparameters import Names, make_space
+from hyperopt_cli.experiment.misfit import misfit
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import MODES, Mode
 from hyperopt_cli.optimizers.base import InnerOptimizer
@@ -74,7 +75,7 @@ def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
     if issues:
         raise recipe.located(RecipeError(issues))
     outer = recipe.outer.model_dump()
-    return Experiment(
+    experiment = Experiment(
         space=space,
         mode=parts.mode,
         descent=Descent(**{name: value for name, value in outer.items() if value is not None}),
@@ -87,6 +88,9 @@ def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
         device=device,
         seed=recipe.seed,
     )
+    if (issue := misfit(experiment)) is not None:
+        raise recipe.located(RecipeError([issue]))
+    return experiment
 
 
 def pick_device(name: str) -> torch.device:
@@ -159,7 +163,15 @@ def _loss(recipe: Recipe, allow: Sequence[str]) -> tuple[Callable[..., Tensor], 
 
 
 def _data(recipe: Recipe, written: Dataset, device: torch.device, dtype: torch.dtype, allow: Sequence[str]) -> Data:
-    splits = as_splits(resolve(written.call, "dataset", allow)(**written.arguments))
+    function = resolve(written.call, "dataset", allow)
+    try:
+        returned = function(**written.arguments)
+    except HyperoptError:
+        raise
+    except Exception as error:
+        issue = Issue(("dataset",), f"{written.call} raised {type(error).__name__}: {error}")
+        raise recipe.located(RecipeError([issue])) from error
+    splits = as_splits(returned)
     loading = Loading(**{name: getattr(written, name) for name in Loading.__dataclass_fields__})
     return load(splits, loading, seed=recipe.seed, device=device, dtype=dtype)
 
@@ -171,15 +183,16 @@ def _model_maker(
     function = resolve(recipe.model.call, "model", allow)
     known = {} if data is None else {"input_shape": data.input_shape, "num_classes": data.num_classes}
     accepted = inspect.signature(function).parameters
-    arguments = {name: value for name, value in known.items() if name in accepted and value is not None}
+    wanted = {*accepted, "num_classes"} if function.__module__.startswith("torchvision.models") else {*accepted}
+    arguments = {name: value for name, value in known.items() if name in wanted and value is not None}
     arguments |= recipe.model.arguments
 
     def make(seed: int) -> nn.Module:
         with seeded(seed, device):
             try:
                 model = function(**arguments)
-            except (TypeError, ValueError) as error:
-                issue = Issue(("model",), f"{recipe.model.call} refused its arguments: {error}")
+            except Exception as error:
+                issue = Issue(("model",), f"{recipe.model.call} raised {type(error).__name__}: {error}")
                 raise recipe.located(RecipeError([issue])) from error
         if not isinstance(model, nn.Module):
             issue = Issue(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError
+from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, UsageError
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper
@@ -93,7 +93,7 @@ def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> list[Tensor]:
 
 def _loss_and_gradient(loss: Tensor, params: Params) -> list[Tensor]:
     if not _leaves([loss]) & {id(w) for w in params.values()}:
-        raise ValueError("inner_loss: depends on no parameter; there is nothing to train")
+        raise UsageError("inner_loss: depends on no parameter; there is nothing to train")
     grads = torch.autograd.grad(loss, list(params.values()), retain_graph=True, materialize_grads=True)
     return [loss, *grads]
 

@@ -87,7 +87,7 @@ def forward_over_reverse(
         try:
             (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
         except (RuntimeError, NotImplementedError) as error:
-            if "forward" not in str(error) and "jvp" not in str(error):
+            if not any(word in str(error) for word in ("forward", "jvp", "vmap", "functorch")):
                 raise
             raise UsageError(
                 f"engine forward_over_reverse: an operator of the model has no forward derivative ({error}); "

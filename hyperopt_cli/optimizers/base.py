@@ -36,6 +36,19 @@ class InnerOptimizer(ABC):
     elementwise: ClassVar[bool] = False
     taken_from_1: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        """Refuses what `torch.optim` refuses.
+
+        Raises:
+            ValueError: a number below 0, or a decay outside [0, 1).
+        """
+        for name in self.argument_names():
+            value = getattr(self, name)
+            if name in self.taken_from_1 and not 0 <= value < 1:
+                raise ValueError(f"{name}: got {value}; must be at least 0 and below 1")
+            if name != "dampening" and not value >= 0:
+                raise ValueError(f"{name}: got {value}; must be at least 0")
+
     @classmethod
     def argument_names(cls) -> tuple[str, ...]:
         """The arguments that a key of `hyper` may drive."""

@@ -37,6 +37,10 @@ class SGD(InnerOptimizer):
     nesterov: bool = False
 
     def __post_init__(self) -> None:
+        """Refuses what `torch.optim` refuses."""
+        super().__post_init__()
+        if not isinstance(self.nesterov, bool):
+            raise ValueError(f"nesterov: got {self.nesterov!r}; must be true or false")
         if self.nesterov and self.dampening != 0.0:
             raise ValueError(
                 f"dampening: got {self.dampening} with nesterov; Nesterov's variant needs a dampening of 0"
@@ -47,6 +51,8 @@ class SGD(InnerOptimizer):
         if self.nesterov and "dampening" in driven:
             raise ValueError("dampening: driven by a hyperparameter; Nesterov's variant needs a dampening of 0")
         if self.momentum == 0.0 and "momentum" not in driven:
+            if self.nesterov:
+                raise ValueError("nesterov: needs a momentum above 0, or one that a hyperparameter drives")
             return {}
         return {"momentum_buffer": zeros(params)}
 

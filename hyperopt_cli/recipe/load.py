@@ -51,6 +51,8 @@ def find(recipe: str | Path) -> Path:
     name = str(recipe).removesuffix(".yaml")
     if name in ships:
         return ships[name]
+    if path.exists():
+        raise RecipeError([Issue((), "is no regular file; give the path of a recipe", ascii_name(recipe))])
     close = did_you_mean(name, ships) or ";"
     names = ", ".join(ships) or "none"
     raise RecipeError(

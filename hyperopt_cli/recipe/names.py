@@ -127,7 +127,8 @@ def _no_short_name(name: str, kind: Kind, names: list[str]) -> str:
 
 
 def _public_callables(package: ModuleType) -> list[str]:
-    return sorted(name for name in package.__all__ if callable(getattr(package, name, None)))
+    names = (name for name in package.__all__ if name.islower() and name != "as_splits")
+    return sorted(name for name in names if callable(getattr(package, name, None)))
 
 
 def _walk(name: str, allow: Sequence[str]) -> object:

@@ -81,6 +81,10 @@ RECIPES = {
     ),
     "fixed twice": ("{name: sgd}", "{name: sgd, momentum: 0.5}", "7:", "keep one"),
     "per of a loss": ("  momentum:", "  label_smoothing: {initial: 0.1, per: layer}\n  momentum:", "7:", "per: model"),
+    "below 0": ("{name: sgd}", "{name: sgd, weight_decay: -1}", "3:", "at least 0"),
+    "outputs that do not fit the targets": ("hidden: [8]", "num_classes: 3", "", "loss"),
+    "a loss that does not fit": ("steps: 3", "loss: mse\nsteps: 3", "4:", "outputs of shape [32, 10]"),
+    "a data set's argument of the wrong kind": ("call: digits", "call: image_folder, root: 3", "2:", "image_folder"),
     "no such device": ("steps: 3", "device: cuda:7\nsteps: 3", "", "cuda:7"),
     "no device at all": ("steps: 3", "device: abacus\nsteps: 3", "4:", "abacus"),
 }

@@ -190,3 +190,58 @@ def test_an_own_model_and_data_set_run(hyperopt, tmp_path):
     code, out, err = hyperopt("run", "mine.yaml", "--allow-import", "mine.*")
     assert code == 0, err
     assert "test" not in out.partition("after")[2]  # there is no test split
+
+
+MISFITS = {
+    "a tuple": ("return x, 1", "nn.functional.cross_entropy(outputs, targets)", "returned a tuple"),
+    "an error": ("raise KeyError('x')", "nn.functional.cross_entropy(outputs, targets)", "KeyError"),
+    "a vector": ("return x", "outputs.sum(dim=1)", "returned a tensor of shape [32]"),
+    "no tensor": ("return x", "0.5", "returned float"),
+    "an argmax": ("return x", "(outputs.argmax(1) == targets).float().mean()", "depends on no parameter"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_does_not_fit_together_is_told_before_anything_is_written(hyperopt, tmp_path, case, monkeypatch):
+    end, loss, said = MISFITS[case]
+    module = f"fits_{case.replace(' ', '_')}"
+    (tmp_path / f"{module}.py").write_text(
+        "from torch import nn\n"
+        "class Model(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        x = self.layer(x.flatten(1))\n"
+        f"        {end}\n"
+        "def loss(outputs, targets):\n"
+        f"    return {loss}\n"
+    )
+    text = GOOD.replace("{call: mlp, hidden: [8]}", f"{{call: {module}.Model}}\nloss: {{call: {module}.loss}}")
+    (tmp_path / "own.yaml").write_text(text)
+    code, _, err = hyperopt("run", "own.yaml", "--allow-import", f"{module}.*", "--out", "there")
+    assert code == 2
+    assert said in err
+    assert "own.yaml:" in err
+    assert not (tmp_path / "there").exists()
+
+
+def test_models_of_torchvision_get_the_number_of_classes(tmp_path):
+    from hyperopt_cli.experiment import build
+    from hyperopt_cli.recipe import load
+
+    text = GOOD.replace("mlp, hidden: [8]", "torchvision.models.resnet18").replace(
+        "digits, batch_size: 32", "synthetic, num_classes: 7, image_shape: [3, 32, 32], num_examples: 40, batch_size: 4"
+    )
+    (tmp_path / "own.yaml").write_text(text)
+    experiment = build(load(tmp_path / "own.yaml"))
+    assert experiment.make_model(0).fc.out_features == 7
+
+
+def test_show_tells_why_a_run_failed(hyperopt, recipe):
+    hyperopt("run", recipe, "steps=200", "hyperparameters.lr.initial=1e20", "--out", "there")
+    code, out, _ = hyperopt("show", "there")
+    assert code == 0
+    assert "diverged" in out
+    assert "inner step" in out
+    assert "no outer step was measured" in out

@@ -101,7 +101,7 @@ def test_an_unknown_engine_is_placed(tmp_path: Path) -> None:
 
 
 def test_a_models_refusal_is_placed(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"model: mlp refused its arguments: activation = 'rule'"):
+    with pytest.raises(RecipeError, match=r"model: mlp raised ValueError: activation = 'rule'"):
         build(recipe_of(tmp_path, model={"call": "mlp", "activation": "rule"}))
 
 

@@ -161,7 +161,7 @@ def test_an_entry_of_a_schedule_that_is_no_number_is_refused():
 
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_a_loss_that_reads_no_parameter_and_a_run_without_any_are_refused(mode):
-    with pytest.raises(ValueError, match="depends on no parameter"):
+    with pytest.raises(UsageError, match="depends on no parameter"):
         hypergradient(vector_problem(lambda p, h, b: h["lr"] * 1.0), {"lr": scalar(0.1)}, mode)
     with pytest.raises(ValueError, match="got no parameter"):
         hypergradient(net_problem(optimizers.SGD(), init={}), {"lr": scalar(0.1)}, mode)

@@ -166,3 +166,27 @@ def test_a_mapping_gives_each_parameter_its_own_number() -> None:
     groups_a, groups_b = walk_ours(SGD(lr=0.2), {}), walk_ours(SGD(lr=0.1), {})
     assert torch.equal(got[0]["a"], groups_a[0]["a"])
     assert torch.equal(got[0]["b"], groups_b[0]["b"])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "arguments"),
+    [
+        (SGD, torch.optim.SGD, {"lr": -1.0}),
+        (SGD, torch.optim.SGD, {"momentum": -0.1}),
+        (SGD, torch.optim.SGD, {"weight_decay": -0.1}),
+        (Adam, torch.optim.Adam, {"eps": -1.0}),
+        (RMSprop, torch.optim.RMSprop, {"alpha": -0.1}),
+    ],
+)
+def test_what_torch_refuses_is_refused(ours: Any, theirs: Any, arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="Invalid"):
+        theirs([torch.zeros(1)], **arguments)
+    with pytest.raises(ValueError, match="must be at least 0"):
+        ours(**arguments)
+
+
+def test_a_beta_of_1_and_nesterov_without_momentum_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"beta1: got 1\.0; must be at least 0 and below 1"):
+        Adam(beta1=1.0)
+    with pytest.raises(ValueError, match="nesterov: needs a momentum"):
+        SGD(nesterov=True).slots({}, frozenset({"lr"}))

@@ -213,5 +213,5 @@ def test_a_name_that_is_neither_file_nor_shipped_is_refused(monkeypatch: pytest.
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no such file"):
+    with pytest.raises(RecipeError, match="is no regular file"):
         load(tmp_path)
