@@ -42,9 +42,10 @@ def hypergradient(
     Raises:
         DetachedHyperparameterError: nothing depends on some key of `hyper`.
         NonFiniteError: a loss, tangent or hypergradient is not finite; `step` says at which inner step.
-        NonDeterministicError: the same step has two values.
-        TypeError: an entry of `hyper` is not a floating-point tensor.
-        ValueError: unknown mode.
+        NonDeterministicError: w_0 or the same step has two values.
+        UsageError: the inner loss depends on no parameter, or an operator lacks the derivative that an engine takes.
+        TypeError: an entry of `hyper` or of lambda_t is not a floating-point tensor.
+        ValueError: unknown mode, no parameter, or an argument of the optimizer that is no scalar and no mapping.
 
     Example:
         Ten steps of gradient descent on x^2 from x = 1: E = (1 - 2 lr)^20 and dE/dlr = -40 (1 - 2 lr)^19.

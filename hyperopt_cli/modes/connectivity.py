@@ -9,7 +9,7 @@ On the way w_0 and the gradient of step 0 are evaluated twice: what differs betw
 mode.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ def check_connected(dynamics: Dynamics, hyper: Hyper) -> None:
 
     Raises:
         DetachedHyperparameterError: nothing depends on some keys.
-        NonDeterministicError: the inner loss of step 0 has two values.
+        NonDeterministicError: w_0, or the loss or gradient of step 0, has two values.
+        UsageError: the inner loss depends on no parameter.
     """
     with torch.enable_grad():
         h = {name: value.detach().requires_grad_() for name, value in hyper.items()}
@@ -62,11 +63,14 @@ def _parts(dynamics: Dynamics, h: Hyper) -> Iterator[list[Tensor]]:
     yield _first_step(dynamics, params, h)
     for arguments, _ in problem.outer_chunks():
         yield [problem.validation_loss(params, h, *arguments)]
-    last = problem.steps - 1
-    for t in (
-        range(1, problem.steps) if last < EVERY_STEP else sorted({last, *(2**i for i in range(last.bit_length()))})
-    ):
+    for t in _later(problem.steps):
         yield _step(dynamics, params, h, t)
+
+
+def _later(steps: int) -> Sequence[int]:
+    """The steps to look at after step 0."""
+    last = steps - 1
+    return range(1, steps) if steps <= EVERY_STEP else sorted({last, *(2**i for i in range(last.bit_length()))})
 
 
 def _unreached(missing: Hyper, outputs: list[Tensor]) -> Hyper:

@@ -38,7 +38,7 @@ class Layout(NamedTuple):
         Not where a mapping drives an argument that the rule takes from 1: a packed mapping has the parameters' dtype.
         """
         kinds = {(w.dtype, w.device) for w in params.values()}
-        exact = kinds <= {(torch.float64, w.device) for w in params.values()}
+        exact = all(w.dtype == torch.float64 for w in params.values())
         cancels = any(isinstance(step_hyper.get(name), Mapping) for name in optimizer.taken_from_1)
         packed = optimizer.elementwise and len(kinds) == 1 and (exact or not cancels)
         return cls({name: w.shape for name, w in params.items()}, packed)
@@ -138,7 +138,7 @@ class Dynamics:
         return step_hyper
 
     def cast(self, step_hyper: StepHyper) -> StepHyper:
-        """lambda_t, or its tangents, on the parameters' device; scalars keep their dtype.
+        """lambda_t on the parameters' device and in their dtype; scalars keep their own.
 
         A float64 scalar does not promote float32 parameters, and `1 - beta2` does not survive float32.
         """

@@ -91,7 +91,7 @@ class Forward(Mode):
             account.inner_loss[t] = value
             return dynamics.update(state, layout.pack(g), step_hyper, t), columns
 
-        lambda_dot = dynamics.cast(columns.of(directions))
+        lambda_dot = tree_map(lambda dot, x: dot.to(x), columns.of(directions), step_hyper)
         point, point_dot = _point_tangents(dynamics, state, columns.z, step_hyper, lambda_dot, t)
         out = engine(self.engine)(
             loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, self.chunk_size
