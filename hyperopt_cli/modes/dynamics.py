@@ -6,7 +6,7 @@ For an elementwise rule the state is *packed*: all parameters lie end to end in 
 that the update and its derivatives are a few large operations. Packing is a permutation: its adjoint is unpacking.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -175,6 +175,11 @@ class Dynamics:
         # a 0-dim parameter is promoted by a scalar of higher precision
         kept: State = tree_map(lambda new, old: new.to(old.dtype), State(params, slots), state)
         return kept
+
+    def loss_at(self, step: int) -> Callable[[Params, StepHyper], Tensor]:
+        """L(w, lambda_t) on the batch of that step."""
+        batch = self.problem.batch(step)
+        return lambda params, step_hyper: self.problem.training_loss(params, step_hyper, batch)
 
     def result(self, state: State) -> Params:
         """R(s_T), held like the state."""

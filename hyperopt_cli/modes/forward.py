@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
@@ -74,15 +73,12 @@ class Forward(Mode):
         self, dynamics: Dynamics, lambda_at: "LambdaAt", state: State, columns: "Columns", t: int, account: Account
     ) -> tuple[State, "Columns"]:
         """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
-        problem, layout, batch = dynamics.problem, dynamics.layout, dynamics.problem.batch(t)
+        layout, loss = dynamics.layout, dynamics.loss_at(t)
         plain, directions = lambda_at(t)
         columns = columns.joined_by(directions, state)  # asked where hyper lies, not on the device: nothing waits
         step_hyper = dynamics.cast(plain)
         account.num_steps += 1
         account.num_gradients += 1
-
-        def loss(params: Params, at: StepHyper) -> Tensor:
-            return problem.training_loss(params, at, batch)
 
         if not columns.active:
             point = layout.unpack(dynamics.point(state, step_hyper, t))

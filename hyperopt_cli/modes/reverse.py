@@ -17,9 +17,9 @@ Cost: T (2 gradients + 1 HVP), whatever K. Memory: T states, all kept.
 Prefer forward for a few hyperparameters and a long horizon.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,51 +55,91 @@ class Reverse(Mode):
         dynamics = Dynamics.of(problem, hyper)
         states = list(run(dynamics, hyper, account))
         end = states.pop()
-        params = dynamics.layout.unpack(dynamics.result(end))
-        objective = outer_objective(problem, params, hyper)
-        account.watch(problem.steps, "the outer objective", objective.value)
-        adjoint = _result_adjoint(dynamics, end, objective.by_params)
-        past = ((t, states.pop()) for t in reversed(range(problem.steps)))
-        by_run = sweep(dynamics, hyper, adjoint, past, account)
-        grad = {name: direct + by_run[name] for name, direct in objective.by_hyper.items()}
-        return account.close(objective.value, grad, params)
+        stored = ((t, states.pop()) for t in reversed(range(problem.steps)))
+        past = (linearise(dynamics, hyper, t, state, account) for t, state in stored)
+        return swept_back(dynamics, hyper, end, past, account)
+
+
+class Past(NamedTuple):
+    """One step of the run, met again on the way back.
+
+    Attributes:
+        t: which.
+        state: s_t.
+        hyper: lambda_t.
+        grads: g_t, held like the state.
+        pullback: `u -> (H u, (d2L/dw dlambda)^T u)` at s_t, named; may be called once.
+    """
+
+    t: int
+    state: State
+    hyper: StepHyper
+    grads: Params
+    pullback: Callable[[Params], tuple[Params, StepHyper]]
 
 
 def run(dynamics: Dynamics, hyper: Hyper, account: Account) -> Iterator[State]:
     """Plain training: s_0, s_1, ..., s_T."""
-    problem, layout, state = dynamics.problem, dynamics.layout, dynamics.start
+    state = dynamics.start
     yield state
-    for t in range(problem.steps):
-        batch = problem.batch(t)
-        with torch.no_grad():
-            step_hyper = dynamics.hyper_at(hyper, t)
-            point = layout.unpack(dynamics.point(state, step_hyper, t))
-        value, g = gradient(lambda w, at: problem.training_loss(w, at, batch), point, step_hyper)  # noqa: B023
-        with torch.no_grad():
-            state = dynamics.update(state, layout.pack(g), step_hyper, t)
-        account.num_steps += 1
-        account.num_gradients += 1
+    for t in range(dynamics.problem.steps):
+        state, value = train_step(dynamics, hyper, t, state, account)
         account.inner_loss[t] = value
         account.watch(t, "the training loss", value)
-        account.step_done("forward", t + 1, problem.steps)
+        account.step_done("forward", t + 1, dynamics.problem.steps)
         yield state
 
 
+def train_step(dynamics: Dynamics, hyper: Hyper, t: int, state: State, account: Account) -> tuple[State, Tensor]:
+    """s_t -> s_{t+1}, and L."""
+    step_hyper = dynamics.hyper_at(hyper, t)
+    point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
+    value, g = gradient(dynamics.loss_at(t), point, step_hyper)
+    account.num_steps += 1
+    account.num_gradients += 1
+    return dynamics.update(state, dynamics.layout.pack(g), step_hyper, t), value
+
+
+def linearise(dynamics: Dynamics, hyper: Hyper, t: int, state: State, account: Account) -> Past:
+    """The gradient at s_t, ready to be differentiated."""
+    step_hyper = dynamics.hyper_at(hyper, t)
+    point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
+    _, g, pullback = gradient_and_pullback(dynamics.loss_at(t), point, step_hyper)
+    account.num_gradients += 1
+    return Past(t, state, step_hyper, dynamics.layout.pack(g), pullback)
+
+
+def swept_back(
+    dynamics: Dynamics, hyper: Hyper, end: State, past: Iterator[Past], account: Account, num_swept: int | None = None
+) -> Hypergradient:
+    """The hypergradient from s_T and the run on the way back, which may stop short of its beginning."""
+    problem = dynamics.problem
+    params = dynamics.layout.unpack(dynamics.result(end))
+    objective = outer_objective(problem, params, hyper)
+    account.watch(problem.steps, "the outer objective", objective.value)
+    adjoint = _result_adjoint(dynamics, end, objective.by_params)
+    grad = sweep(dynamics, hyper, adjoint, past, account, problem.steps if num_swept is None else num_swept)
+    return account.close(objective.value, {name: d + grad[name] for name, d in objective.by_hyper.items()}, params)
+
+
 def sweep(
-    dynamics: Dynamics, hyper: Hyper, adjoint: State, past: Iterator[tuple[int, State]], account: Account
+    dynamics: Dynamics, hyper: Hyper, adjoint: State, past: Iterator[Past], account: Account, num_swept: int
 ) -> Hyper:
-    """The recursion, over any source of past states `(t, s_t)` for t = T-1 ... 0."""
+    """The recursion, over any source of the run's last `num_swept` steps, the last one first."""
     total = {name: torch.zeros_like(value) for name, value in hyper.items()}
     waiting: list[tuple[int, StepHyper]] = []
-    for t, state in past:
-        adjoint, a_at = _step(dynamics, hyper, adjoint, state, t, account)
-        waiting.append((t, a_at))
+    for done, step in enumerate(past, start=1):
+        adjoint, a_at = _step(dynamics, adjoint, step, account)
+        waiting.append((step.t, a_at))
         # lambda may lie on the host: the adjoints of lambda_t go there once in many steps, so that no step waits
-        if t == 0 or len(waiting) >= account.every:
+        if done == num_swept or len(waiting) >= account.every:
             total = _pulled_back(dynamics, hyper, waiting, total)
             waiting.clear()
-        account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in adjoint.params.values()]))
-        account.step_done("backward", dynamics.problem.steps - t, dynamics.problem.steps)
+        account.watch(step.t, "the adjoint", torch.stack([x.sum().double() for x in adjoint.params.values()]))
+        account.step_done("backward", done, num_swept)
+        del step  # its gradient's graph, before the next one is made
+    if num_swept < dynamics.problem.steps:
+        return total
     with torch.enable_grad():
         h = tree_map(_leaf, hyper)
         start = dynamics.initial(h)
@@ -118,26 +158,17 @@ def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, Step
     return total
 
 
-def _step(
-    dynamics: Dynamics, hyper: Hyper, adjoint: State, state: State, t: int, account: Account
-) -> tuple[State, StepHyper]:
+def _step(dynamics: Dynamics, adjoint: State, past: Past, account: Account) -> tuple[State, StepHyper]:
     """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t."""
-    problem, layout, batch = dynamics.problem, dynamics.layout, dynamics.problem.batch(t)
+    layout, t = dynamics.layout, past.t
     with torch.enable_grad():
-        leaf = tree_map(_leaf, state)
-        at = tree_map(_leaf, dynamics.hyper_at(hyper, t))
-        point = dynamics.point(leaf, at, t)
-    _, g, pullback = gradient_and_pullback(
-        lambda w, at: problem.training_loss(w, at, batch), layout.unpack(tree_map(torch.Tensor.detach, point)), at
-    )
-    with torch.enable_grad():
-        g_leaf = tree_map(_leaf, layout.pack(g))
-        after = dynamics.update(leaf, g_leaf, at, t)
-    account.num_gradients += 1
+        state, at, g = tree_map(_leaf, (past.state, past.hyper, past.grads))
+        point = dynamics.point(state, at, t)
+        after = dynamics.update(state, g, at, t)
+    a_state, a_g, a_at = _vjp(after, (state, g, at), adjoint)
     account.num_hvps += 1
-    a_state, a_g, a_at = _vjp(after, (leaf, g_leaf, at), adjoint)
-    a_point, a_at_loss = pullback(layout.unpack(a_g))
-    a_state_point, a_at_point = _vjp(point, (leaf, at), layout.pack(a_point))
+    a_point, a_at_loss = past.pullback(layout.unpack(a_g))
+    a_state_point, a_at_point = _vjp(point, (state, at), layout.pack(a_point))
     a_at = tree_map(lambda x, y, z: x + y + z, a_at, a_at_loss, a_at_point)
     return tree_map(torch.add, a_state, a_state_point), a_at
 
