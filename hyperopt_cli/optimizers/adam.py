@@ -9,13 +9,25 @@ Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 1. With a beta th
 corrections take its present value, as `torch.optim` does.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import ClassVar
 
 from torch import Tensor
 
-from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper, decayed, sqrt, zeros
+from hyperopt_cli.optimizers.base import (
+    WEIGHTS,
+    Arguments,
+    Coupling,
+    Factor,
+    InnerOptimizer,
+    Params,
+    Slots,
+    decayed,
+    itself,
+    sqrt,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Adam(InnerOptimizer):
 
     elementwise: ClassVar[bool] = True
     taken_from_1: ClassVar[tuple[str, ...]] = ("beta1", "beta2")
+    contraction: ClassVar[Factor | None] = None  # of w itself
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -43,20 +56,32 @@ class Adam(InnerOptimizer):
         """The two moments."""
         return {"exp_avg": zeros(params), "exp_avg_sq": zeros(params)}
 
-    def update(self, params: Params, slots: Slots, grads: Params, hyper: StepHyper, step: int) -> tuple[Params, Slots]:
-        """One step; see the module's equations."""
-        new: Params = {}
-        moments: Slots = {"exp_avg": {}, "exp_avg_sq": {}}
-        for name, w in params.items():
-            a = self.arguments(hyper, name, w)
-            w, d = self.decay(w, grads[name], a)
-            m = moments["exp_avg"][name] = a.beta1 * slots["exp_avg"][name] + (1 - a.beta1) * d
-            v = moments["exp_avg_sq"][name] = a.beta2 * slots["exp_avg_sq"][name] + (1 - a.beta2) * d * d
-            corrected = sqrt(v) / (1 - a.beta2 ** (step + 1)) ** 0.5
-            new[name] = w - a.lr / (1 - a.beta1 ** (step + 1)) * m / (corrected + a.eps)
-        return new, moments
+    def coefficients(self, arguments: Arguments, step: int) -> Arguments:
+        """`rate` and `spread`: the bias corrections of the two moments."""
+        arguments.rate = arguments.lr / (1 - arguments.beta1 ** (step + 1))
+        arguments.spread = (1 - arguments.beta2 ** (step + 1)) ** 0.5
+        return arguments
 
-    @staticmethod
-    def decay(w: Tensor, gradient: Tensor, a: SimpleNamespace) -> tuple[Tensor, Tensor]:
-        """w and the gradient after weight decay."""
-        return w, decayed(gradient, a.weight_decay, w)
+    def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
+        """d."""
+        return decayed(gradient, arguments.weight_decay, w)
+
+    def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
+        """The two moments, then w; see the module's equations."""
+        return (
+            Coupling("exp_avg", _first_moment, itself("beta1"), radix=62),
+            Coupling("exp_avg_sq", _second_moment, itself("beta2"), radix=76, least_radix=24),
+            Coupling(WEIGHTS, _along_moments, self.contraction),
+        )
+
+
+def _first_moment(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return (1 - a.beta1) * d
+
+
+def _second_moment(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return (1 - a.beta2) * d * d
+
+
+def _along_moments(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return -a.rate * x["exp_avg"] / (sqrt(x["exp_avg_sq"]) / a.spread + a.eps)

@@ -1,25 +1,34 @@
 """AdamW: Adam with decoupled weight decay, in `torch.optim.AdamW`'s convention.
 
-    w       <- (1 - lr weight_decay) w        before Adam's step, whose gradient stays as it is
+    w_{t+1} = (1 - lr weight_decay) w - Adam's step, whose gradient stays as it is
 
 Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101, algorithm 2.
 """
 
 from dataclasses import dataclass
-from types import SimpleNamespace
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from hyperopt_cli.optimizers.adam import Adam
+from hyperopt_cli.optimizers.base import Arguments, Factor
+
+
+def _decay_for(arguments: Arguments, contraction: Any) -> Any:
+    """The weight decay of that contraction; its own where the contraction is already there (a rate of 0)."""
+    return arguments.weight_decay + ((1 - arguments.lr * arguments.weight_decay) - contraction) / arguments.lr
 
 
 @dataclass(frozen=True)
 class AdamW(Adam):
     """AdamW; arguments as `Adam`, with `weight_decay` decoupled from the gradient (default 0.01)."""
 
+    contraction: ClassVar[Factor | None] = Factor(
+        "1 - lr weight_decay", "weight_decay", lambda a: 1 - a.lr * a.weight_decay, _decay_for
+    )
+
     weight_decay: float = 1e-2
 
-    @staticmethod
-    def decay(w: Tensor, gradient: Tensor, a: SimpleNamespace) -> tuple[Tensor, Tensor]:
-        """w after decoupled decay, and the gradient as it is."""
-        return w - a.lr * a.weight_decay * w, gradient
+    def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
+        """The gradient as it is."""
+        return gradient

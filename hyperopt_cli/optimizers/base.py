@@ -3,13 +3,19 @@
     s_{t+1} = U(s_t, g_t, lambda_t, t)        s = (w, slots)
 
 Modes derive everything they need from `update` (jvp, vjp); no optimizer holds a formula for a derivative.
+
+A rule is stated once, as ordered couplings of what the state holds,
+
+    x <- f x + h(the others, d)               d = drive(w_t, g_t): the gradient, after L2 decay
+
+`update` is their fold. Reversible mode undoes them in reverse order, in exact arithmetic.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +24,54 @@ Params = dict[str, Tensor]
 Slots = dict[str, Params]
 StepHyper = dict[str, Tensor | dict[str, Tensor]]
 
+Arguments = SimpleNamespace  # a tensor or a number under the name of every argument, for one parameter
+WEIGHTS = "w"  # the name of the parameters among what a coupling sees; slots have theirs
+
+
+class Factor(NamedTuple):
+    """The f of a coupling.
+
+    Attributes:
+        label: what it is called in reports.
+        argument: the argument that is moved where f has to be another number.
+        of: its value.
+        solved: `(arguments, f)` to the value of `argument` at which `of` gives f.
+    """
+
+    label: str
+    argument: str
+    of: Callable[[Arguments], Any]
+    solved: Callable[[Arguments, Any], Any]
+
+
+class Coupling(NamedTuple):
+    """x <- f x + h(the others, d).
+
+    Attributes:
+        name: what is moved: `WEIGHTS` or a slot.
+        increment: h, of `{name: tensor}` without x, of d and of the arguments; elementwise unless the optimizer is not.
+        factor: f; None: 1.
+        radix: bits after the binary point where x is held in fixed point, which takes |x| < 2^(62 - radix).
+        least_radix: how far they are lowered for a run in which x turns out to be larger.
+    """
+
+    name: str
+    increment: Callable[[Params, Tensor, Arguments], Tensor]
+    factor: Factor | None = None
+    radix: int = 52
+    least_radix: int = 40
+
+
+def itself(argument: str) -> Factor:
+    """The factor that is an argument of the rule: a momentum, a beta."""
+    return Factor(argument, argument, attrgetter(argument), lambda arguments, f: f)
+
 
 @dataclass(frozen=True)
-class InnerOptimizer(ABC):
+class InnerOptimizer:
     """Base of every inner optimizer; subclass it (as a frozen dataclass) for your own.
+
+    A subclass states `couplings`, or overrides `update` (it then runs in every mode but reversible).
 
     The dataclass's fields that are numbers are the arguments which a key of `hyper` of the same name drives; the
     constructor's value is the default for what `hyper` leaves out.
@@ -35,6 +85,12 @@ class InnerOptimizer(ABC):
 
     elementwise: ClassVar[bool] = False
     taken_from_1: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a rule that states nothing."""
+        super().__init_subclass__(**kwargs)
+        if cls.update is InnerOptimizer.update and cls.couplings is InnerOptimizer.couplings:
+            raise TypeError(f"{cls.__name__}: states no rule; define couplings, or update")
 
     def __post_init__(self) -> None:
         """Refuses what `torch.optim` refuses.
@@ -63,9 +119,24 @@ class InnerOptimizer(ABC):
         """
         return {}
 
-    @abstractmethod
+    def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
+        """The rule, in the order in which it is applied; none for a rule that overrides `update`.
+
+        Args:
+            slots: the names of the slots that are kept.
+        """
+        return ()
+
+    def coefficients(self, arguments: Arguments, step: int) -> Arguments:
+        """The arguments, with what follows from them and t for all elements alike: bias corrections."""
+        return arguments
+
+    def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
+        """d: what the couplings see of the gradient."""
+        return gradient
+
     def update(self, params: Params, slots: Slots, grads: Params, hyper: StepHyper, step: int) -> tuple[Params, Slots]:
-        """w_{t+1} and the slots at t + 1.
+        """w_{t+1} and the slots at t + 1: the fold of the couplings.
 
         Pure and free of branches on the value of a hyperparameter: `momentum == 0` must stay differentiable. Read
         arguments by `self.arguments(hyper, name, w)`.
@@ -77,6 +148,18 @@ class InnerOptimizer(ABC):
             hyper: lambda_t, per name a scalar tensor or a mapping from parameter name to a tensor that broadcasts.
             step: t, from 0.
         """
+        new: Slots = {name: {} for name in (WEIGHTS, *slots)}
+        couplings = self.couplings(slots)
+        for name, w in params.items():
+            a = self.coefficients(self.arguments(hyper, name, w), step)
+            d = self.drive(w, grads[name], a)
+            x = {WEIGHTS: w, **{slot: held[name] for slot, held in slots.items()}}
+            for coupling in couplings:
+                kept = x[coupling.name] if coupling.factor is None else coupling.factor.of(a) * x[coupling.name]
+                x[coupling.name] = kept + coupling.increment(x, d, a)
+            for part, value in x.items():
+                new[part][name] = value
+        return new.pop(WEIGHTS), new
 
     def gradient_at(self, params: Params, slots: Slots, hyper: StepHyper, step: int) -> Params:
         """P(s_t), where the gradient is taken: w_t itself for nearly every rule."""

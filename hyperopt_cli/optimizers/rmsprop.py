@@ -11,10 +11,24 @@ Hinton 2012, lecture 6e of "Neural Networks for Machine Learning"; centred as in
 https://arxiv.org/abs/1308.0850, eqs. 38-45, with eps outside of the root.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper, decayed, sqrt, zeros
+from torch import Tensor
+
+from hyperopt_cli.optimizers.base import (
+    WEIGHTS,
+    Arguments,
+    Coupling,
+    InnerOptimizer,
+    Params,
+    Slots,
+    decayed,
+    itself,
+    sqrt,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -47,19 +61,39 @@ class RMSprop(InnerOptimizer):
         names += ["momentum_buffer"] if self.momentum != 0.0 or "momentum" in driven else []
         return {slot: zeros(params) for slot in names}
 
-    def update(self, params: Params, slots: Slots, grads: Params, hyper: StepHyper, step: int) -> tuple[Params, Slots]:
-        """One step; see the module's equations."""
-        new: Params = {}
-        kept: Slots = {slot: {} for slot in slots}
-        for name, w in params.items():
-            a = self.arguments(hyper, name, w)
-            d = decayed(grads[name], a.weight_decay, w)
-            v = kept["square_avg"][name] = a.alpha * slots["square_avg"][name] + (1 - a.alpha) * d * d
-            if self.centered:
-                mean = kept["grad_avg"][name] = a.alpha * slots["grad_avg"][name] + (1 - a.alpha) * d
-                v = v - mean * mean
-            u = d / (sqrt(v) + a.eps)
-            if "momentum_buffer" in slots:
-                u = kept["momentum_buffer"][name] = a.momentum * slots["momentum_buffer"][name] + u
-            new[name] = w - a.lr * u
-        return new, kept
+    def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
+        """d."""
+        return decayed(gradient, arguments.weight_decay, w)
+
+    def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
+        """The averages, the buffer, then w; see the module's equations."""
+        averages = [Coupling("square_avg", _second_moment, itself("alpha"), radix=76, least_radix=24)]
+        if self.centered:
+            averages.append(Coupling("grad_avg", _first_moment, itself("alpha"), radix=62))
+        if "momentum_buffer" not in slots:
+            return (*averages, Coupling(WEIGHTS, _along_gradient))
+        buffer = Coupling("momentum_buffer", _scaled, itself("momentum"))
+        return (*averages, buffer, Coupling(WEIGHTS, _along_buffer))
+
+
+def _second_moment(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return (1 - a.alpha) * d * d
+
+
+def _first_moment(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return (1 - a.alpha) * d
+
+
+def _scaled(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    v = x["square_avg"]
+    if "grad_avg" in x:
+        v = v - x["grad_avg"] * x["grad_avg"]
+    return d / (sqrt(v) + a.eps)
+
+
+def _along_gradient(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return -a.lr * _scaled(x, d, a)
+
+
+def _along_buffer(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return -a.lr * x["momentum_buffer"]

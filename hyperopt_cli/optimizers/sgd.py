@@ -8,10 +8,23 @@ Polyak 1964; Nesterov's form as in Sutskever et al. 2013, http://proceedings.mlr
 rewritten at the look-ahead point as PyTorch does. The learning rate stands outside of the buffer.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper, decayed, zeros
+from torch import Tensor
+
+from hyperopt_cli.optimizers.base import (
+    WEIGHTS,
+    Arguments,
+    Coupling,
+    InnerOptimizer,
+    Params,
+    Slots,
+    decayed,
+    itself,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -56,16 +69,36 @@ class SGD(InnerOptimizer):
             return {}
         return {"momentum_buffer": zeros(params)}
 
-    def update(self, params: Params, slots: Slots, grads: Params, hyper: StepHyper, step: int) -> tuple[Params, Slots]:
-        """One step; see the module's equations."""
-        new: Params = {}
-        buffers: Params = {}
-        for name, w in params.items():
-            a = self.arguments(hyper, name, w)
-            d = decayed(grads[name], a.weight_decay, w)
-            if slots:
-                taken = 1 - a.dampening * (step > 0)
-                m = buffers[name] = a.momentum * slots["momentum_buffer"][name] + taken * d
-                d = d + a.momentum * m if self.nesterov else m
-            new[name] = w - a.lr * d
-        return new, dict.fromkeys(slots, buffers)
+    def coefficients(self, arguments: Arguments, step: int) -> Arguments:
+        """`taken`: the share of the gradient that the buffer takes."""
+        arguments.taken = 1 - arguments.dampening * (step > 0)
+        return arguments
+
+    def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
+        """d."""
+        return decayed(gradient, arguments.weight_decay, w)
+
+    def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
+        """The buffer, then w; see the module's equations."""
+        if not slots:
+            return (Coupling(WEIGHTS, _plain),)
+        return (
+            Coupling("momentum_buffer", _taken, itself("momentum")),
+            Coupling(WEIGHTS, _look_ahead if self.nesterov else _along_buffer),
+        )
+
+
+def _taken(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return a.taken * d
+
+
+def _along_buffer(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return -a.lr * x["momentum_buffer"]
+
+
+def _look_ahead(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return -a.lr * (d + a.momentum * x["momentum_buffer"])
+
+
+def _plain(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return -a.lr * d
