@@ -1,18 +1,15 @@
 """What a mode is: a problem and lambda in, a hypergradient out; and the accounts that every mode keeps on the way."""
 
-import resource
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.modes.memory import peak_bytes, reset_peak
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
 
@@ -29,7 +26,7 @@ class Hypergradient(NamedTuple):
         params: R(s_T), named.
         stats: `wall_s`; `peak_bytes`, the peak of the process's resident memory during the call (of the allocated
             memory on a GPU); `num_steps`, inner steps taken; `num_gradients` and `num_hvps`; `inner_loss`, L at every
-            step, [T].
+            step, [T]; `bias`, what biases the hypergradient, only where it is not exact. Modes add their own.
     """
 
     value: Tensor
@@ -45,6 +42,10 @@ class Mode(ABC):
     def differentiate(self, problem: Problem, hyper: Hyper, account: "Account") -> Hypergradient:
         """The hypergradient of `problem` at `hyper`."""
 
+    def bias(self, steps: int) -> str | None:
+        """What makes the hypergradient of a run of `steps` steps differ from the exact one, a phrase; None: nothing."""
+        return None
+
 
 class Account:
     """Counts, time, memory, and the watch for values that are not finite, of one hypergradient.
@@ -59,14 +60,21 @@ class Account:
         self.num_steps = self.num_gradients = self.num_hvps = 0
         self.inner_loss = like.new_full((steps,), float("nan"))
         self._device, self._on_step = like.device, on_step
+        self._last_done: tuple[str, int, int] | None = None
         self._witnesses: list[tuple[int, str, Tensor]] = []
         self._start = time.perf_counter()
-        _reset_peak(like.device)
+        reset_peak(like.device)
 
     def step_done(self, phase: str, done: int, steps: int) -> None:
         """Tells whoever watches that `done` of the phase's `steps` are done."""
+        self._last_done = phase, done, steps
         if self._on_step is not None:
             self._on_step(phase, done, steps)
+
+    def step_repeated(self) -> None:
+        """A step was taken again: whoever watches hears that the run goes on, and nothing else."""
+        if self._on_step is not None and self._last_done is not None:
+            self._on_step(*self._last_done)
 
     def watch(self, step: int, what: str, witness: Tensor) -> None:
         """`witness` is finite if and only if `what` is at `step`."""
@@ -97,29 +105,10 @@ class Account:
                 raise NonFiniteError(self.inner_loss.shape[0], what)
         stats = {
             "wall_s": time.perf_counter() - self._start,
-            "peak_bytes": _peak(self._device),
+            "peak_bytes": peak_bytes(self._device),
             "num_steps": self.num_steps,
             "num_gradients": self.num_gradients,
             "num_hvps": self.num_hvps,
             "inner_loss": self.inner_loss,
         }
         return Hypergradient(value, grad, params, stats)
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew at what is resident
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,196 +1,165 @@
-"""Reverse mode: the adjoint of the state is swept back through the run.
+"""Reverse mode: the adjoint of the state is swept back through the run (`sweep.py` has the recursion).
 
-Synonyms: backpropagation through training, unrolled differentiation, reverse-HG.
+Synonyms: backpropagation through training, unrolled differentiation, reverse-HG; with slots, checkpointing or revolve;
+with a window, truncated backpropagation, K-RMD; along a line, DrMAD.
 
-    alpha_T = dE/ds_T
-    dE/dlambda += alpha_{t+1} B_t,    alpha_t = alpha_{t+1} A_t        for t = T-1 ... 0
+    dE/dlambda = sum over t of alpha_{t+1} B_t,    alpha_T = dE/ds_T,    alpha_t = alpha_{t+1} A_t
 
-Franceschi et al. 2017, algorithm 1 (Reverse-HG), https://proceedings.mlr.press/v70/franceschi17a; the sweep of
-Maclaurin et al. 2015, algorithm 2, https://arxiv.org/abs/1502.03492, for any update rule.
+The sweep wants s_{T-1}, ..., s_0, the last one first. Where it takes them from is the choice:
 
-One step of the sweep is the vector-Jacobian product of the update rule, then that of the gradient:
+| | time: steps + gradients and HVPs of the sweep | memory in states | exact |
+|---|---|---|---|
+| slots None, "all" | T + T (1 gradient + 1 HVP) | T | yes |
+| slots n | E(T, n) + 1 + the same (`checkpointing/`); with n = 50 of T = 1,000, 1,949 steps | n | yes, bit for bit |
+| window k | as without, but sweeps k steps, and keeps or recomputes no others | k, or n slots | no |
+| path "linear" | T + the same; nothing is recomputed | 2 | no |
 
-    (a_s, a_g, a_lambda) = alpha_{t+1} dU,     a_s += (H a_g) dP,     a_lambda += (d2L/dw dlambda)^T a_g
+slots "auto" takes as many as fit into the memory that is free. Slots may lie farther away, in the host's memory or on
+the disk (`checkpointing/shelves.py`), while less is recomputed.
 
-Cost: T (2 gradients + 1 HVP), whatever K. Memory: T states, all kept.
+window: the sweep ends at s_{T-k}, which is taken for a constant: what lambda did before, init included, is left out.
+The bias falls with k as fast as the adjoint does: exponentially where the loss is strongly convex around the end.
+Shaban, Cheng, Hatch and Boots 2019, "Truncated back-propagation for bilevel optimization" (K-RMD),
+https://arxiv.org/abs/1810.10667. path: see `straight_line.py`.
 
-Prefer forward for a few hyperparameters and a long horizon.
+Prefer all slots where they fit, "auto" where they may not, host and disk before fewer than about 5% of T. Prefer a
+window for what acts up to the end (regularisers, data weights), not for schedules; the line only where two states are
+all that fits and no rule is reversible. Prefer forward for a few hyperparameters and a long horizon.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.checkpointing.replay import replayed
+from hyperopt_cli.modes.checkpointing.shelves import ALLOWED, Places, Shelves
 from hyperopt_cli.modes.dynamics import Dynamics, State
-from hyperopt_cli.modes.engines import gradient, gradient_and_pullback
+from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
-from hyperopt_cli.optimizers.base import Params, StepHyper
+from hyperopt_cli.modes.straight_line import straight_line
+from hyperopt_cli.modes.sweep import Past, adjoint_step, linearise, run, sweep, swept_back, train_step
 from hyperopt_cli.problem import Hyper, Problem
+
+__all__ = ["Past", "Reverse", "linearise", "run", "sweep", "swept_back", "train_step"]
 
 
 @dataclass(frozen=True)
 class Reverse(Mode):
     """Reverse mode.
 
+    `stats["slots"]` is how many states may be held at once for the sweep.
+
     Args:
-        slots: states that are kept; None: every one.
+        slots: states that are kept, the one that the run starts from included. None or "all": every one; "auto": as
+            many as fit into the memory that is free; a number of them on the device; or a mapping of such numbers,
+            `{"device": 20, "host": 200, "disk": 0}`. What is not kept is computed again.
+        window: sweep only the last so many steps; None: all of them.
+        path: "linear": states on the straight line from s_0 to s_T; None: those of the run.
 
     Raises:
-        ValueError: any other value of `slots`.
+        ValueError: any other value, or both slots and a path.
     """
 
-    slots: None = None
+    slots: int | str | Mapping[str, int] | None = None
+    window: int | None = None
+    path: str | None = None
 
     def __post_init__(self) -> None:
-        if self.slots is not None:
-            raise ValueError(f"slots: got {self.slots!r}; allowed is None (every state is kept)")
+        if isinstance(self.slots, str):
+            if self.slots not in ("all", "auto"):
+                raise ValueError(f"slots: got {self.slots!r}; allowed are {ALLOWED}")
+        elif self.slots is not None:
+            Places.of(self.slots)
+        whole = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if self.window is not None and not (whole and self.window >= 1):
+            raise ValueError(f"window: got {self.window!r}; allowed is None (every step) or a number of at least 1")
+        if self.path not in (None, "linear"):
+            raise ValueError(f'path: got {self.path!r}; allowed is None (the states of the run) or "linear"')
+        if self.path is not None and self.slots is not None:
+            raise ValueError("path: it stands for the states that slots would keep; give one of path and slots")
+
+    def bias(self, steps: int) -> str | None:
+        """What the window leaves out, and that a line is no run."""
+        left_out = self._num_swept(steps) < steps
+        parts = [f"truncated: only the last {self.window} of {steps} steps"] if left_out else []
+        if self.path is not None and steps > 1:
+            parts.append("states on a straight line (DrMAD)")
+        return "; ".join(parts) or None
 
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 1."""
         dynamics = Dynamics.of(problem, hyper)
-        states = list(run(dynamics, hyper, account))
-        end = states.pop()
-        stored = ((t, states.pop()) for t in reversed(range(problem.steps)))
-        past = (linearise(dynamics, hyper, t, state, account) for t, state in stored)
-        return swept_back(dynamics, hyper, end, past, account)
+        if self.path is not None:
+            return self._along_the_line(dynamics, hyper, account)
+        num = self._num_swept(problem.steps)
+        places = self._places(dynamics, hyper, num)
+
+        def again(t: int, state: State) -> State:
+            state, _ = train_step(dynamics, hyper, t, state, account)
+            account.step_repeated()
+            return state
+
+        with Shelves.on(places, dynamics.like.device) as shelves:
+            first = run(dynamics, hyper, account)
+            states = replayed(first, problem.steps, num, sum(places), shelves, again)
+            _, end = next(states)
+            past = _linearised(dynamics, hyper, states, account)
+            return _told(swept_back(dynamics, hyper, end, past, account, num), sum(places))
+
+    def _along_the_line(self, dynamics: Dynamics, hyper: Hyper, account: Account) -> Hypergradient:
+        steps = dynamics.problem.steps
+        num = self._num_swept(steps)
+        (end,) = deque(run(dynamics, hyper, account), maxlen=1)
+        past = _linearised(dynamics, hyper, straight_line(dynamics.start, end, steps, num), account)
+        return _told(swept_back(dynamics, hyper, end, past, account, num), 2)
+
+    def _num_swept(self, steps: int) -> int:
+        return steps if self.window is None else min(self.window, steps)
+
+    def _places(self, dynamics: Dynamics, hyper: Hyper, num: int) -> Places:
+        """Of at most `num` states."""
+        if self.slots is None or self.slots == "all":
+            return Places(device=num)
+        if isinstance(self.slots, str):
+            return Places(device=_num_that_fit(dynamics, hyper, num))
+        return Places.of(self.slots).at_most(num)
 
 
-class Past(NamedTuple):
-    """One step of the run, met again on the way back.
+def _linearised(
+    dynamics: Dynamics, hyper: Hyper, states: Iterator[tuple[int, State]], account: Account
+) -> Iterator[Past]:
+    for t, state in states:
+        past = linearise(dynamics, hyper, t, state, account)
+        del state  # so that the sweep alone holds it
+        yield past
+        del past
 
-    Attributes:
-        t: which.
-        state: s_t.
-        hyper: lambda_t.
-        grads: g_t, held like the state.
-        pullback: `u -> (H u, (d2L/dw dlambda)^T u)` at s_t, named; may be called once.
+
+def _told(result: Hypergradient, num_slots: int) -> Hypergradient:
+    return result._replace(stats={**result.stats, "slots": num_slots})
+
+
+def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:
+    """Slots for which there is room, beside what one step of the sweep and one chunk of the objective take.
+
+    Both are tried once at s_0; a fifth is added for steps that take more, and a tenth of the memory is left free.
     """
+    problem, device = dynamics.problem, dynamics.like.device
 
-    t: int
-    state: State
-    hyper: StepHyper
-    grads: Params
-    pullback: Callable[[Params], tuple[Params, StepHyper]]
+    def step() -> None:
+        scratch = Account(problem.steps, dynamics.like)
+        past = linearise(dynamics, hyper, 0, dynamics.start, scratch)
+        adjoint_step(dynamics, tree_map(torch.ones_like, dynamics.start), past, scratch)
 
+    def objective() -> None:
+        chunk = None if problem.outer_batches is None else [problem.outer_batches[0]]
+        params = dynamics.layout.unpack(dynamics.result(dynamics.start))
+        outer_objective(replace(problem, outer_batches=chunk), params, hyper)
 
-def run(dynamics: Dynamics, hyper: Hyper, account: Account) -> Iterator[State]:
-    """Plain training: s_0, s_1, ..., s_T."""
-    state = dynamics.start
-    yield state
-    for t in range(dynamics.problem.steps):
-        state, value = train_step(dynamics, hyper, t, state, account)
-        account.inner_loss[t] = value
-        account.watch(t, "the training loss", value)
-        account.step_done("forward", t + 1, dynamics.problem.steps)
-        yield state
-
-
-def train_step(dynamics: Dynamics, hyper: Hyper, t: int, state: State, account: Account) -> tuple[State, Tensor]:
-    """s_t -> s_{t+1}, and L."""
-    step_hyper = dynamics.hyper_at(hyper, t)
-    point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
-    value, g = gradient(dynamics.loss_at(t), point, step_hyper)
-    account.num_steps += 1
-    account.num_gradients += 1
-    return dynamics.update(state, dynamics.layout.pack(g), step_hyper, t), value
-
-
-def linearise(dynamics: Dynamics, hyper: Hyper, t: int, state: State, account: Account) -> Past:
-    """The gradient at s_t, ready to be differentiated."""
-    step_hyper = dynamics.hyper_at(hyper, t)
-    point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
-    _, g, pullback = gradient_and_pullback(dynamics.loss_at(t), point, step_hyper)
-    account.num_gradients += 1
-    return Past(t, state, step_hyper, dynamics.layout.pack(g), pullback)
-
-
-def swept_back(
-    dynamics: Dynamics, hyper: Hyper, end: State, past: Iterator[Past], account: Account, num_swept: int | None = None
-) -> Hypergradient:
-    """The hypergradient from s_T and the run on the way back, which may stop short of its beginning."""
-    problem = dynamics.problem
-    params = dynamics.layout.unpack(dynamics.result(end))
-    objective = outer_objective(problem, params, hyper)
-    account.watch(problem.steps, "the outer objective", objective.value)
-    adjoint = _result_adjoint(dynamics, end, objective.by_params)
-    grad = sweep(dynamics, hyper, adjoint, past, account, problem.steps if num_swept is None else num_swept)
-    return account.close(objective.value, {name: d + grad[name] for name, d in objective.by_hyper.items()}, params)
-
-
-def sweep(
-    dynamics: Dynamics, hyper: Hyper, adjoint: State, past: Iterator[Past], account: Account, num_swept: int
-) -> Hyper:
-    """The recursion, over any source of the run's last `num_swept` steps, the last one first."""
-    total = {name: torch.zeros_like(value) for name, value in hyper.items()}
-    waiting: list[tuple[int, StepHyper]] = []
-    for done, step in enumerate(past, start=1):
-        adjoint, a_at = _step(dynamics, adjoint, step, account)
-        waiting.append((step.t, a_at))
-        # lambda may lie on the host: the adjoints of lambda_t go there once in many steps, so that no step waits
-        if done == num_swept or len(waiting) >= account.every:
-            total = _pulled_back(dynamics, hyper, waiting, total)
-            waiting.clear()
-        account.watch(step.t, "the adjoint", torch.stack([x.sum().double() for x in adjoint.params.values()]))
-        account.step_done("backward", done, num_swept)
-        del step  # its gradient's graph, before the next one is made
-    if num_swept < dynamics.problem.steps:
-        return total
-    with torch.enable_grad():
-        h = tree_map(_leaf, hyper)
-        start = dynamics.initial(h)
-    (by_init,) = _vjp(start, (h,), adjoint)
-    return {name: total[name] + by_init[name] for name in total}
-
-
-def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]], total: Hyper) -> Hyper:
-    """`total` and the adjoints of lambda_t, pulled back through the schedule."""
-    for t, a_at in waiting:
-        with torch.enable_grad():
-            h = tree_map(_leaf, hyper)
-            step_hyper = dynamics.plain_hyper_at(h, t)
-        (by_step,) = _vjp(step_hyper, (h,), a_at)
-        total = {name: total[name] + by_step[name] for name in total}
-    return total
-
-
-def _step(dynamics: Dynamics, adjoint: State, past: Past, account: Account) -> tuple[State, StepHyper]:
-    """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t."""
-    layout, t = dynamics.layout, past.t
-    with torch.enable_grad():
-        state, at, g = tree_map(_leaf, (past.state, past.hyper, past.grads))
-        point = dynamics.point(state, at, t)
-        after = dynamics.update(state, g, at, t)
-    a_state, a_g, a_at = _vjp(after, (state, g, at), adjoint)
-    account.num_hvps += 1
-    a_point, a_at_loss = past.pullback(layout.unpack(a_g))
-    a_state_point, a_at_point = _vjp(point, (state, at), layout.pack(a_point))
-    a_at = tree_map(lambda x, y, z: x + y + z, a_at, a_at_loss, a_at_point)
-    return tree_map(torch.add, a_state, a_state_point), a_at
-
-
-def _result_adjoint(dynamics: Dynamics, end: State, by_params: Params) -> State:
-    """alpha_T = dE/dR dR/ds_T."""
-    with torch.enable_grad():
-        leaf = tree_map(_leaf, end)
-        outcome = dynamics.result(leaf)
-    adjoint: State = _vjp(outcome, (leaf,), dynamics.layout.pack(by_params))[0]
-    return adjoint
-
-
-def _leaf(x: Tensor) -> Tensor:
-    return x.detach().requires_grad_()
-
-
-def _vjp(outputs: Any, inputs: Any, adjoints: Any) -> Any:
-    """Adjoints of `inputs` (a tuple of trees) given those of `outputs` (a tree); zero where nothing is connected."""
-    leaves, spec = tree_flatten(inputs)
-    pairs = [(y, a.to(y)) for y, a in zip(tree_leaves(outputs), tree_leaves(adjoints), strict=True) if y.requires_grad]
-    if not pairs:
-        return tree_unflatten([torch.zeros_like(x) for x in leaves], spec)
-    grads = torch.autograd.grad([y for y, _ in pairs], leaves, [a for _, a in pairs], materialize_grads=True)
-    return tree_unflatten(list(grads), spec)
+    taken = max(taken_by(step, device), taken_by(objective, device))
+    room = 0.9 * available_bytes(device) - 1.2 * taken
+    return max(1, min(most, int(room / max(1, state_bytes(dynamics.start)))))

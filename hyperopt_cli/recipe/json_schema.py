@@ -60,6 +60,8 @@ def _branches(schema: Schema) -> list[Schema]:
 def _words(schema: Schema) -> str:
     if "enum" in schema:
         return "one of " + ", ".join(schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
     kind = schema.get("type")
     if kind == "array":
         return "a list, each item " + " or ".join(map(_words, _branches(schema["items"])))

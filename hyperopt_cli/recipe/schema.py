@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import ValidationInfo
@@ -17,7 +26,14 @@ from hyperopt_cli.recipe.wording import did_you_mean, shown
 Count = Annotated[Integer, Field(ge=1)]
 Natural = Annotated[Integer, Field(ge=0)]
 LOSSES = ("cross_entropy", "mse", "output")
-MODES = ("forward", "reverse")
+
+# mode -> its arguments with their defaults
+MODES: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "forward": {"engine": "auto", "chunk_size": None},
+    "reverse": {"slots": None, "window": None, "path": None},
+    "reversible": {"radix": None, "compile": "auto"},
+}
 
 
 class Call(Section):
@@ -137,12 +153,50 @@ class Outer(Section):
         return self
 
 
+class Slots(Section):
+    """States that checkpointed reverse keeps, by where they lie; the rarely read ones lie farthest."""
+
+    device: Natural = 0
+    host: Natural = 0
+    disk: Natural = 0
+
+    @model_validator(mode="after")
+    def _check_some(self) -> Self:
+        if self.device + self.host + self.disk == 0:
+            raise Misfit("got no slot; w_0 needs one: give device, host or disk at least 1")
+        return self
+
+
+def _slots(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One message for what fits none of the forms; what is wrong inside of a mapping is told there."""
+    if isinstance(given, dict | Slots):
+        return Slots.model_validate(given)
+    number = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+    if number or given in ("auto", "all"):
+        return check(given)
+    close = did_you_mean(given, ("auto", "all")) if isinstance(given, str) else ""
+    allowed = "all, auto, an integer of at least 1, or a mapping such as {device: 20, host: 200, disk: 0}"
+    raise Misfit(f"got {shown(given)}{close}; must be {allowed}")
+
+
+def _compile(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One message for what fits none of the forms."""
+    if not isinstance(given, bool) and given != "auto":
+        raise Misfit(f"got {shown(given)}; must be auto, true or false")
+    return check(given)
+
+
 class Mode(Section):
     """How the hypergradient is computed; a bare name is short for `{name: name}`."""
 
-    name: Literal["forward", "reverse"] = "forward"
+    name: Literal["auto", "forward", "reverse", "reversible"] = "forward"
     engine: Text | None = None
     chunk_size: Count | None = None
+    slots: Annotated[Slots | Count | Literal["auto", "all"], WrapValidator(_slots)] | None = None
+    window: Count | None = None
+    path: Literal["linear"] | None = None
+    radix: dict[str, Annotated[Integer, Field(ge=1, le=100)]] | None = None
+    compile: Annotated[Boolean | Literal["auto"], WrapValidator(_compile)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -152,21 +206,26 @@ class Mode(Section):
         if not isinstance(given, dict | Mode):
             close = did_you_mean(given, MODES) if isinstance(given, str) else ""
             raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(MODES)}, or {{name: NAME, ...}}")
-        if isinstance(given, dict) and given.get("name", "forward") == "forward" and given.get("engine") is None:
-            return given | {"engine": "auto"}
+        if isinstance(given, dict):
+            defaults = MODES.get(given.get("name", "forward"), {})
+            return given | {key: value for key, value in defaults.items() if given.get(key) is None}
         return given
 
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
-        for key in ("engine", "chunk_size") if self.name != "forward" else ():
-            if getattr(self, key) is not None:
-                raise Misfit(f"the mode {self.name} takes no {key}; only forward does", key)
+        taken = MODES[self.name]
+        for key in type(self).model_fields:
+            if key != "name" and key not in taken and getattr(self, key) is not None:
+                takers = [name for name, keys in MODES.items() if key in keys]
+                raise Misfit(f"the mode {self.name} takes no {key}; only {' and '.join(takers)} does", key)
+        if self.path is not None and self.slots is not None:
+            raise Misfit("a path stands for the states that slots would keep; give one of path and slots", "path")
         return self
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The mode's arguments that are set."""
-        return self.model_dump(exclude={"name"})
+        return self.model_dump(exclude={"name"}, exclude_none=True)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -41,7 +41,7 @@ def test_a_bad_recipe_does_not_fit_the_schema() -> None:
     [
         ("Hyperparameter", {"type": "number"}),
         ("Parameter", {"type": "number"}),
-        ("Mode", {"enum": ["forward", "reverse"]}),
+        ("Mode", {"enum": ["auto", "forward", "reverse", "reversible"]}),
     ],
 )
 def test_shorthands_are_in_the_schema(key: str, short: dict[str, Any]) -> None:

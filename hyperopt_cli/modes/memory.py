@@ -1,0 +1,123 @@
+"""Bytes: of a state, free in the memory where it lies, and at the peak of what a function does."""
+
+import os
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def state_bytes(state: Any) -> int:
+    """Bytes of the numbers in a state (or any tree of tensors)."""
+    return sum(x.numel() * x.element_size() for x in tree_leaves(state))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be taken on `device`; those of the host for anything that is no CUDA device."""
+    if device.type != "cuda":
+        return host_bytes()
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + cached
+
+
+def host_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """What the kernel calls available, or what the process's control groups leave of it."""
+    return max(0, min([_of_machine(proc), *_of_groups(proc, cgroups)]))
+
+
+def reset_peak(device: torch.device) -> None:
+    """`peak_bytes` starts anew at what is held now, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        (PROC / "self/clear_refs").write_text("5")  # Linux: the high-water mark of what is resident
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The peak of the process's resident memory, of the allocated memory on a GPU, since `reset_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = (PROC / "self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def taken_by(function: Callable[[], object], device: torch.device) -> int:
+    """Bytes that `function` takes at its peak beyond what is held before it."""
+    reset_peak(device)
+    before = peak_bytes(device)
+    function()
+    return peak_bytes(device) - before
+
+
+def _of_machine(proc: Path) -> int:
+    try:
+        return int((proc / "meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        page = os.sysconf("SC_PAGE_SIZE")
+        if "SC_AVPHYS_PAGES" in os.sysconf_names:
+            return page * os.sysconf("SC_AVPHYS_PAGES")
+        return page * os.sysconf("SC_PHYS_PAGES") // 2  # macOS says only how much there is in all
+
+
+def _of_groups(proc: Path, cgroups: Path) -> list[int]:
+    """What each control group of the process, up to the root, still allows: its limit less its usage.
+
+    What the kernel would drop first (files that nobody reads) does not count as used.
+    """
+    left = []
+    for folder, names in _folders(proc, cgroups):
+        limit, usage, idle = (_number(folder / names[0]), _number(folder / names[1]), _idle(folder, names[2]))
+        if limit is not None and usage is not None:
+            left.append(limit - usage + idle)
+    return left
+
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def _folders(proc: Path, cgroups: Path) -> list[tuple[Path, tuple[str, str, str]]]:
+    """The groups' folders, and what the files there are called."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, names = (cgroups / "memory", V1) if controllers else (cgroups, V2)
+        own = root / path.lstrip("/")  # absent where a container sees its own group as the root
+        above = [folder for folder in own.parents if folder.is_relative_to(root)]
+        found += [(folder, names) for folder in (own, *above)]
+    return found
+
+
+def _number(path: Path) -> int | None:
+    """None: there is no such file, or no limit ("max")."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _idle(folder: Path, name: str) -> int:
+    try:
+        lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return next((int(value) for key, value in lines if key == name), 0)
+    except (OSError, ValueError):
+        return 0
