@@ -10,18 +10,25 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hyperopt_cli import errors, optimizers
-    from hyperopt_cli.modes import Forward, Hypergradient, Reverse, hypergradient
+    from hyperopt_cli.modes import Auto, Forward, Hypergradient, Plan, Reverse, Reversible, hypergradient, plan
     from hyperopt_cli.problem import Problem
 
-_HOME = {
-    "Problem": "hyperopt_cli.problem",
-    "hypergradient": "hyperopt_cli.modes",
-    "Hypergradient": "hyperopt_cli.modes",
-    "Forward": "hyperopt_cli.modes",
-    "Reverse": "hyperopt_cli.modes",
-}
+_IN_MODES = ("Auto", "Forward", "Hypergradient", "Plan", "Reverse", "Reversible", "hypergradient", "plan")
+_HOME = {"Problem": "hyperopt_cli.problem", **dict.fromkeys(_IN_MODES, "hyperopt_cli.modes")}
 
-__all__ = ["Forward", "Hypergradient", "Problem", "Reverse", "errors", "hypergradient", "optimizers"]
+__all__ = [
+    "Auto",
+    "Forward",
+    "Hypergradient",
+    "Plan",
+    "Problem",
+    "Reverse",
+    "Reversible",
+    "errors",
+    "hypergradient",
+    "optimizers",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

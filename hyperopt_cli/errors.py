@@ -67,6 +67,12 @@ class NonDeterministicError(UsageError):
     """The same step, evaluated twice, gave two results: no mode could replay it."""
 
 
+class VerificationError(HyperoptError):
+    """What must agree does not: a result was compared with another, or with what it came from, and differs."""
+
+    exit_code = 4
+
+
 class NonFiniteError(HyperoptError):
     """A loss, tangent or hypergradient is NaN or infinite.
 
@@ -80,3 +86,40 @@ class NonFiniteError(HyperoptError):
     def __init__(self, step: int, what: str) -> None:
         self.step, self.what = step, what
         super().__init__(f"{what} is not finite at inner step {step}")
+
+
+class FixedPointRangeError(NonFiniteError):
+    """A number has left the range of the fixed-point arithmetic of reversible mode; it was caught before it wrapped.
+
+    Attributes:
+        name: which: "w" or a slot.
+        size: how large it is.
+        radix: its bits after the binary point.
+    """
+
+    def __init__(self, step: int, name: str, size: float, radix: int) -> None:
+        super().__init__(step, name)
+        self.name, self.size, self.radix = name, size, radix
+        self.args = (
+            f"{name} reaches {size:.3g} at inner step {step}, outside of its fixed-point range of "
+            f"+-2^{62 - radix} = {2.0 ** (62 - radix):g} (radix {radix}); if the run does not diverge, give it more "
+            f"room: Reversible(radix={{{name!r}: {radix - 8}}}), in a recipe mode: {{name: reversible, radix: "
+            f"{{{name}: {radix - 8}}}}}",
+        )
+
+
+class ReversalError(VerificationError):
+    """Running the steps backwards did not lead to the state that the run started from.
+
+    Attributes:
+        step: the last inner step t whose state was not recovered.
+        num_wrong: how many numbers of the start state differ, with those left in the store.
+    """
+
+    def __init__(self, step: int, num_wrong: int) -> None:
+        self.step, self.num_wrong = step, num_wrong
+        super().__init__(
+            f"reversible: the state at inner step {step} was not recovered; {num_wrong} numbers of the start state and "
+            "its store are wrong. The gradient of a step had other bits on the way back: use "
+            "Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
+        )

@@ -3,32 +3,42 @@
 | mode | time | memory in states | use it for |
 |---|---|---|---|
 | forward | T (1 gradient + K tangents) | K + 1 | few hyperparameters, long horizons |
-| reverse | T (2 gradients + 1 HVP) | T | many hyperparameters |
+| reverse | T (2 gradients + 1 HVP) | T, or `slots` | many hyperparameters |
+| reversible | as reverse, and integer arithmetic | 1 and a store | many, over a horizon too long to keep |
+| auto | the quickest of these that fits the memory | | not knowing |
 """
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
+from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode, OnStep
 from hyperopt_cli.modes.connectivity import check_connected
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.forward import Forward
+from hyperopt_cli.modes.planning.plan import Plan, plan
 from hyperopt_cli.modes.reverse import Reverse
+from hyperopt_cli.modes.reversible import Reversible
+from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.problem import Hyper, Problem, check_hyper
 
-__all__ = ["MODES", "Forward", "Hypergradient", "Mode", "Reverse", "hypergradient"]
+__all__ = [
+    "MODES",
+    "Auto",
+    "Forward",
+    "Hypergradient",
+    "Mode",
+    "Plan",
+    "Reverse",
+    "Reversible",
+    "hypergradient",
+    "plan",
+]
 
-MODES: dict[str, type[Mode]] = {"forward": Forward, "reverse": Reverse}
+MODES: dict[str, type[Mode]] = {"forward": Forward, "reverse": Reverse, "reversible": Reversible, "auto": Auto}
 
 
 def hypergradient(
     problem: Problem, hyper: Hyper, mode: str | Mode = "forward", *, on_step: OnStep | None = None
 ) -> Hypergradient:
-    """E at the end of the run and its exact derivative in every entry of `hyper`.
+    """E at the end of the run and its derivative in every entry of `hyper`: exact, unless `stats["bias"]` is there.
 
     Args:
         problem: the training run.
@@ -70,17 +80,11 @@ def hypergradient(
             raise ValueError(f"mode: got {mode!r}; allowed are {', '.join(MODES)}, or an instance of one")
         mode = MODES[mode]()
     hyper = {name: value.detach() for name, value in hyper.items()}
-    with _surroundings():
+    with surroundings():
         dynamics = Dynamics.of(problem, hyper)
         check_connected(dynamics, hyper)
         account = Account(problem.steps, dynamics.like, on_step)
-        return mode.differentiate(problem, hyper, account)
-
-
-@contextmanager
-def _surroundings() -> Iterator[None]:
-    """Attention by matrix products (the fused kernels have no second derivative), and torch's own warning unheard."""
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), warnings.catch_warnings():
-        # vmap(jvp(grad)) loads decompositions that torch itself still scripts.
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated", category=FutureWarning)
-        yield
+        del dynamics  # its s_0, before the mode makes its own
+        result = mode.differentiate(problem, hyper, account)
+    bias = mode.bias(problem.steps)
+    return result if bias is None else result._replace(stats={**result.stats, "bias": bias})

@@ -149,7 +149,8 @@ class Dynamics:
         keeps = entry.ndim == 0 and self.like.device.type != "mps"  # which has no float64
         return entry.to(self.like.device, entry.dtype if keeps else self.like.dtype, non_blocking=True)
 
-    def _arguments(self, step_hyper: StepHyper) -> StepHyper:
+    def arguments(self, step_hyper: StepHyper) -> StepHyper:
+        """What of lambda_t drives the optimizer, held like the state."""
         if not self.layout.packed:
             return {name: step_hyper[name] for name in self.driven}
         defaults = self.problem.optimizer
@@ -160,7 +161,7 @@ class Dynamics:
 
     def point(self, state: State, step_hyper: StepHyper, step: int) -> Params:
         """P(s_t), held like the state."""
-        return self.problem.optimizer.gradient_at(state.params, state.slots, self._arguments(step_hyper), step)
+        return self.problem.optimizer.gradient_at(state.params, state.slots, self.arguments(step_hyper), step)
 
     @property
     def point_is_state(self) -> bool:
@@ -170,7 +171,7 @@ class Dynamics:
     def update(self, state: State, grads: Params, step_hyper: StepHyper, step: int) -> State:
         """s_{t+1}; `grads` held like the state."""
         params, slots = self.problem.optimizer.update(
-            state.params, state.slots, grads, self._arguments(step_hyper), step
+            state.params, state.slots, grads, self.arguments(step_hyper), step
         )
         # a 0-dim parameter is promoted by a scalar of higher precision
         kept: State = tree_map(lambda new, old: new.to(old.dtype), State(params, slots), state)

@@ -1,0 +1,1 @@
+"""What reversible mode stands on: the factors in use, the state in fixed point, and its elementwise passes."""

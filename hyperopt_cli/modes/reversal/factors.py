@@ -1,0 +1,146 @@
+"""The rational factors at which reversible mode runs a problem, and the problem at them.
+
+Exact arithmetic multiplies by rationals, so a momentum of .9 is run as 9/10, one of .8765432 as the rational of
+smallest denominator within a relative 1e-6 of its distance from 1. The hypergradient is that of the run that was made:
+every argument that is a factor takes its rational value, with the derivative that it has,
+
+    lambda_t <- used_t + (lambda_t - stop(lambda_t))
+
+and where the factor is not an argument itself (AdamW: 1 - lr weight_decay), one argument is moved to fit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.modes.dynamics import Dynamics, Layout
+from hyperopt_cli.optimizers.base import Coupling, StepHyper
+from hyperopt_cli.optimizers.exact import Rational, rational, rational_number
+from hyperopt_cli.problem import Hyper, Problem
+
+Report = Fraction | dict[str, Fraction] | Tensor
+
+
+class Factors:
+    """The factors of every step of a run.
+
+    They are computed where lambda lies; keep it on the host, or every step waits for the device.
+
+    Attributes:
+        couplings: of the optimizer, for the slots that the run keeps.
+        fixed: whether they are the same at every step.
+    """
+
+    def __init__(self, dynamics: Dynamics, hyper: Hyper) -> None:
+        self.couplings = dynamics.problem.optimizer.couplings(tuple(dynamics.start.slots))
+        self.fixed = dynamics.problem.schedule is None
+        self._dynamics, self._hyper = dynamics, {name: value.detach() for name, value in hyper.items()}
+        self._step = lru_cache(maxsize=4)(self._made)
+
+    def at(self, t: int) -> list[dict[str, Rational] | None]:
+        """For every coupling its factor, None for 1, by the names that the state is held under."""
+        return self._step(0 if self.fixed else t)[0]
+
+    def used_at(self, step_hyper: StepHyper, t: int) -> StepHyper:
+        """lambda_t with every factor's argument at the value in use, differentiable as before."""
+        values = self._step(0 if self.fixed else t)[1]
+        return {**step_hyper, **{name: _moved(step_hyper.get(name), value) for name, value in values.items()}}
+
+    def report(self, t: int) -> dict[str, Report]:
+        """The factors of a step by their labels: one, one for each parameter, or a tensor of them."""
+        return self._step(0 if self.fixed else t)[2]
+
+    def _made(self, t: int) -> tuple[list[dict[str, Rational] | None], StepHyper, dict[str, Report]]:
+        with torch.no_grad():
+            arguments = self._arguments(t)
+            factors: list[dict[str, Rational] | None] = []
+            values: StepHyper = {}
+            reports: dict[str, Report] = {}
+            for coupling in self.couplings:
+                if coupling.factor is None:
+                    factors.append(None)
+                    continue
+                named = {name: _rational(coupling, a) for name, a in arguments.items()}
+                factors.append(_held(named, self._dynamics.layout, self._dynamics.like.device))
+                used = {name: _used(coupling, arguments[name], by) for name, by in named.items()}
+                values[coupling.factor.argument] = _one_if_alike(used)
+                reports[coupling.factor.label] = _reported(named)
+            return factors, values, reports
+
+    def _arguments(self, t: int) -> dict[str, SimpleNamespace]:
+        """By parameter; under "" alone where all have the same."""
+        optimizer, layout = self._dynamics.problem.optimizer, self._dynamics.layout
+        step_hyper = self._dynamics.plain_hyper_at(self._hyper, t)
+        driven = [step_hyper[name] for name in self._dynamics.driven]
+        names = layout.shapes if any(isinstance(value, Mapping) for value in driven) else [""]
+        like = torch.empty(0, dtype=torch.float64)
+        return {name: optimizer.arguments(step_hyper, name, like) for name in names}
+
+
+def at_factors(problem: Problem, hyper: Hyper) -> Problem:
+    """The same training run with every contraction at the rational that reversible mode uses.
+
+    Any mode may run it: modes are compared at the same factors.
+    """
+    factors = Factors(Dynamics.of(problem, hyper), hyper)
+    return replace(problem, schedule=lambda h, t: factors.used_at(problem.hyper_at(h, t), t))
+
+
+def _rational(coupling: Coupling, arguments: SimpleNamespace) -> Rational:
+    assert coupling.factor is not None
+    f = torch.as_tensor(coupling.factor.of(arguments), dtype=torch.float64)
+    return rational_number(float(f)) if f.numel() == 1 else Rational.of(*rational(f.cpu()))
+
+
+def _used(coupling: Coupling, arguments: SimpleNamespace, by: Rational) -> Tensor:
+    """The value of the factor's argument at which the factor is the rational."""
+    assert coupling.factor is not None
+    given = torch.as_tensor(getattr(arguments, coupling.factor.argument), dtype=torch.float64)
+    f = torch.as_tensor(coupling.factor.of(arguments), dtype=torch.float64)
+    value = by.value.to(f.device)
+    solved = torch.as_tensor(coupling.factor.solved(arguments, value), dtype=torch.float64)
+    return torch.where(f == value, given, solved)
+
+
+def _one_if_alike(used: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    first = next(iter(used.values()))
+    return first if all(x.ndim == 0 and x == first for x in used.values()) else used
+
+
+def _moved(given: Tensor | dict[str, Tensor] | None, used: Tensor | dict[str, Tensor]) -> Any:
+    """The value of `used`, the derivative of `given`."""
+    if given is None:
+        return used
+    if isinstance(used, Mapping):
+        of = given if isinstance(given, Mapping) else dict.fromkeys(used, given)
+        return {name: _moved(of.get(name), value) for name, value in used.items()}
+    if isinstance(given, Mapping):
+        return {name: _moved(value, used) for name, value in given.items()}
+    return used.to(given.device) + (given - given.detach())
+
+
+def _held(named: dict[str, Rational], layout: Layout, device: torch.device) -> dict[str, Rational]:
+    """The factors under the names that the state is held under, spread where elements differ."""
+    first = next(iter(named.values()))
+    if all(by.n.ndim == 0 and by.n == first.n and by.d == first.d for by in named.values()):
+        return dict.fromkeys([""] if layout.packed else layout.shapes, first.to(device))
+    if not layout.packed:
+        return {name: by.to(device) for name, by in named.items()}
+    n, d = (
+        torch.cat([getattr(by, part).expand(layout.shapes[name]).reshape(-1) for name, by in named.items()])
+        for part in ("n", "d")
+    )
+    return {"": Rational.of(n, d).to(device)}
+
+
+def _reported(named: dict[str, Rational]) -> Report:
+    if any(by.n.ndim for by in named.values()):
+        return torch.cat([by.value.reshape(-1) for by in named.values()])
+    fractions = {name: Fraction(int(by.n), int(by.d)) for name, by in named.items()}
+    return next(iter(fractions.values())) if len(set(fractions.values())) == 1 else fractions

@@ -1,0 +1,157 @@
+"""A run's state in exact arithmetic: the couplings of the update rule applied, and undone bit for bit.
+
+    x <- f x + h(the others, d)       X <- X n/d + round(2^radix h), f = n/d, on integers
+    undone                            X <- (X - round(2^radix h)) d/n
+
+h is computed from the others as they stand at that moment, which is the same in both directions: the couplings are
+undone last first. Up to and including the first that moves w they have no gradient in them; then w_t is there, and with
+it the gradient that the rest need.
+"""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.reversal.factors import Factors
+from hyperopt_cli.modes.reversal.kernels import Kernels
+from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
+from hyperopt_cli.optimizers.exact import Rational, Store, encode
+
+Numbers = dict[str, Tensor]
+
+
+class Peak(NamedTuple):
+    """The largest size that a number or its increment took in a step, in units of 2^-radix: float64 []."""
+
+    name: str
+    radix: int
+    size: Tensor
+
+
+class FixedPoint:
+    """s_t as integers.
+
+    Attributes:
+        numbers: per parameter (as the state is held), w and the slots: int64.
+        stores: per parameter, what the multiplications kept.
+        radixes: bits after the binary point, of w and every slot.
+    """
+
+    def __init__(self, dynamics: Dynamics, factors: Factors, radixes: dict[str, int], kernels: Kernels) -> None:
+        self._dynamics, self._factors, self._kernels = dynamics, factors, kernels
+        self.radixes = dict(radixes)
+        start = dynamics.start
+        self.numbers: dict[str, Numbers] = {
+            name: {part: encode(held[name], self.radixes[part]) for part, held in _parts(start).items()}
+            for name in start.params
+        }
+        self.stores = {name: Store(torch.zeros_like(held[WEIGHTS])) for name, held in self.numbers.items()}
+        self._weights: Params | None = None  # decoded
+
+    def advance(self, grads: Params, step_hyper: StepHyper, t: int) -> list[Peak]:
+        """s_t -> s_{t+1}; returns what has to be watched."""
+        peaks = []
+        for name, x in self.numbers.items():
+            a = self._arguments(name, step_hyper, t)
+            d = self._driven(name, grads, a)
+            for i, (coupling, by) in enumerate(self._couplings(t, name)):
+                h, size = self._increment(coupling, x, d if i < self._first else None, a)
+                kept = x[coupling.name] if by is None else self._multiplied(name, x[coupling.name], by)
+                x[coupling.name], landed = self._kernels.add(kept, h)
+                peaks.append(Peak(coupling.name, self.radixes[coupling.name], torch.maximum(size, landed)))
+        self._weights = None
+        return peaks
+
+    def undo_weights(self, step_hyper: StepHyper, t: int) -> Params:
+        """Undoes what has no gradient in it; returns w_t, held like the state."""
+        for name, x in self.numbers.items():
+            a = self._arguments(name, step_hyper, t)
+            self._undo(name, x, self._couplings(t, name)[self._first :], None, a)
+        self._weights = None
+        return self.weights()
+
+    def undo_rest(self, grads: Params, step_hyper: StepHyper, t: int) -> State:
+        """Undoes the rest; returns s_t."""
+        for name, x in self.numbers.items():
+            a = self._arguments(name, step_hyper, t)
+            self._undo(name, x, self._couplings(t, name)[: self._first], self._driven(name, grads, a), a)
+        return self.state()
+
+    def weights(self) -> Params:
+        """w, in the parameters' dtype."""
+        if self._weights is None:
+            self._weights = self._decoded(WEIGHTS)
+        return self._weights
+
+    def state(self) -> State:
+        """The state, in the parameters' dtype."""
+        return State(self.weights(), {slot: self._decoded(slot) for slot in self._dynamics.start.slots})
+
+    def fingerprint(self) -> Tensor:
+        """A sum over w that a single wrong bit changes; int64 []."""
+        return torch.stack([x[WEIGHTS].sum() for x in self.numbers.values()]).sum()
+
+    def num_wrong(self) -> int:
+        """How many numbers differ from the start state's; everything that is left in the stores counts too."""
+        start = FixedPoint(self._dynamics, self._factors, self.radixes, self._kernels)
+        pairs = [(x[part], start.numbers[name][part]) for name, x in self.numbers.items() for part in x]
+        left = sum(int(store.remainders.count_nonzero()) for store in self.stores.values() if not store.is_empty)
+        return sum(int((x != y).sum()) for x, y in pairs) + left
+
+    def bits(self) -> float:
+        """Bits that are stored, a parameter."""
+        sizes = [store.remainders.numel() for store in self.stores.values()]
+        return sum(s.bits() * size for s, size in zip(self.stores.values(), sizes, strict=True)) / sum(sizes)
+
+    @property
+    def _first(self) -> int:
+        return [coupling.name for coupling in self._factors.couplings].index(WEIGHTS)
+
+    def _decoded(self, part: str) -> Params:
+        dtype = self._dynamics.start.params
+        radix, kernel = self.radixes[part], self._kernels.decode
+        return {name: kernel(x[part], radix, dtype[name].dtype) for name, x in self.numbers.items()}
+
+    def _couplings(self, t: int, name: str) -> list[tuple[Coupling, Rational | None]]:
+        by = self._factors.at(t)
+        pairs = zip(self._factors.couplings, by, strict=True)
+        return [(coupling, None if factor is None else factor[name]) for coupling, factor in pairs]
+
+    def _arguments(self, name: str, step_hyper: StepHyper, t: int) -> SimpleNamespace:
+        optimizer, like = self._dynamics.problem.optimizer, self._dynamics.start.params[name]
+        arguments = optimizer.arguments(self._dynamics.arguments(step_hyper), name, like)
+        return optimizer.coefficients(arguments, t)
+
+    def _driven(self, name: str, grads: Params, arguments: SimpleNamespace) -> Tensor:
+        return self._dynamics.problem.optimizer.drive(self.weights()[name], grads[name], arguments)
+
+    def _increment(
+        self, coupling: Coupling, x: Numbers, d: Tensor | None, arguments: SimpleNamespace
+    ) -> tuple[Tensor, Tensor]:
+        others = {part: held for part, held in x.items() if part != coupling.name}
+        d = self._dynamics.like if d is None else d
+        return self._kernels.increment(coupling, self.radixes, others, d, arguments)
+
+    def _multiplied(self, name: str, x: Tensor, by: Rational) -> Tensor:
+        return self.stores[name].multiply(x, by, self._kernels.multiply)
+
+    def _undo(
+        self,
+        name: str,
+        x: Numbers,
+        couplings: Sequence[tuple[Coupling, Rational | None]],
+        d: Tensor | None,
+        a: SimpleNamespace,
+    ) -> None:
+        for coupling, by in reversed(couplings):
+            h, _ = self._increment(coupling, x, d, a)
+            kept = x[coupling.name] - h
+            x[coupling.name] = kept if by is None else self.stores[name].divide(kept, by, self._kernels.divide)
+
+
+def _parts(state: State) -> dict[str, Params]:
+    return {WEIGHTS: state.params, **state.slots}

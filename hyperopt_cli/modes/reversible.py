@@ -1,0 +1,258 @@
+"""Reversible mode: reverse mode whose past states are not stored but run backwards, in exact integer arithmetic.
+
+Synonyms: reversible learning, exact reversal of the training dynamics.
+
+    forward     s_{t+1} = U(s_t, g_t, lambda_t, t) on integers; what a multiplication loses goes into a store
+    backward    s_t from s_{t+1}, bit for bit, then reverse mode's own sweep:
+                dE/dlambda += alpha_{t+1} B_t,    alpha_t = alpha_{t+1} A_t
+
+Maclaurin, Duvenaud and Adams 2015, https://arxiv.org/abs/1502.03492, algorithms 2 and 3, for every rule whose increment
+of w has no gradient in it: heavy ball, Adam, AdamW, RMSprop with momentum. `optimizers/exact.py` has the arithmetic.
+
+Cost: as reverse, T (2 gradients + 1 HVP), plus the integer arithmetic. Memory: 1 state and a store, in all 8 bytes for
+w, for each slot and for the store, and log2(d/n) bits a parameter and step for every factor n/d (0.15 at a momentum of
+0.9, 64 at 0, where all of the slot is lost).
+
+The hypergradient is taken at the rational factors in use (`modes/reversal/factors.py`). The gradient of a step must have
+the same bits there and back: deterministic kernels are set for the mode, and the start state is compared on every run.
+
+Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be undone; reverse where all states fit.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError, ReversalError, UsageError
+from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.engines import gradient_and_pullback
+from hyperopt_cli.modes.reversal.factors import Factors, at_factors
+from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
+from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
+from hyperopt_cli.modes.reverse import Past, linearise, swept_back
+from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
+from hyperopt_cli.optimizers.exact import LIMIT
+from hyperopt_cli.problem import Hyper, Problem
+
+HEADROOM = 10  # bits that a number that outgrew its radix is given: a second moment grows to 1/(1 - beta) of its first
+
+
+@dataclass(frozen=True)
+class Reversible(Mode):
+    """Reversible mode.
+
+    Args:
+        radix: bits after the binary point by the name of what is held, "w" or a slot, which takes |x| < 2^(62 - radix);
+            None: the optimizer's own, and fewer where they turn out to be too many.
+        compile: compile the integer arithmetic; "auto": where parameters times steps repay it.
+
+    Raises:
+        ValueError: a radix out of 1 ... 100, or another value of `compile`.
+    """
+
+    radix: Mapping[str, int] | None = None
+    compile: bool | str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, bits in (self.radix or {}).items():
+            if not isinstance(bits, int) or not 1 <= bits <= 100:
+                raise ValueError(f"radix: got {bits!r} for {name}; allowed are 1 to 100 bits after the binary point")
+        if self.compile not in (True, False, "auto"):
+            raise ValueError(f"compile: got {self.compile!r}; allowed are True, False and 'auto'")
+
+    def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
+        """Maclaurin et al. 2015, algorithm 2."""
+        if (reason := refusal(problem, hyper)) is not None:
+            raise UsageError(f"reversible: {reason}")
+        factors = Factors(Dynamics.of(problem, hyper), hyper)
+        dynamics = Dynamics.of(at_factors(problem, hyper), hyper)
+        kernels = choose(self.compile, problem.steps * sum(w.numel() for w in dynamics.start.params.values()))
+        with _deterministic():
+            held, marks, reports = self._run(dynamics, hyper, factors, kernels, account)
+            bits = held.bits()
+            past = _run_backwards(dynamics, hyper, held, marks, account)
+            out = swept_back(dynamics, hyper, held.state(), past, account)
+        return out._replace(
+            stats={
+                **out.stats,
+                "bits_per_parameter_step": bits / problem.steps,
+                "factors": _collected(reports),
+                "radix": held.radixes,
+                "compiled": kernels is not EAGER,
+            }
+        )
+
+    def _run(
+        self, dynamics: Dynamics, hyper: Hyper, factors: Factors, kernels: Kernels, account: Account
+    ) -> tuple[FixedPoint, list[Tensor], list[dict[str, Any]]]:
+        """s_0 -> s_T, begun anew where something that may have a smaller radix turns out to need one."""
+        radixes = self._radixes(factors.couplings)
+        least = {c.name: c.least_radix for c in factors.couplings if c.name not in (self.radix or {})}
+        while True:
+            held = FixedPoint(dynamics, factors, radixes, kernels)
+            try:
+                return held, *_run(dynamics, hyper, held, factors, account)
+            except FixedPointRangeError as error:
+                fitting = 62 - HEADROOM - math.ceil(math.log2(error.size))
+                if fitting < least.get(error.name, error.radix):
+                    raise
+                radixes[error.name] = fitting
+                if error.step == 0:  # a trial, like those of `connectivity`
+                    account.num_steps = account.num_gradients = 0
+
+    def _radixes(self, couplings: tuple[Coupling, ...]) -> dict[str, int]:
+        radixes = {coupling.name: coupling.radix for coupling in couplings}
+        if unknown := [name for name in self.radix or {} if name not in radixes]:
+            raise UsageError(f"radix: given for {', '.join(unknown)}; what is held is {', '.join(radixes)}")
+        return radixes | dict(self.radix or {})
+
+
+def refusal(problem: Problem, hyper: Hyper) -> str | None:
+    """Why this run cannot be reversed; None if it can."""
+    dynamics = Dynamics.of(problem, hyper)
+    optimizer, name = problem.optimizer, type(problem.optimizer).__name__
+    instead = "use Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
+    couplings = optimizer.couplings(tuple(dynamics.start.slots))
+    if WEIGHTS not in {coupling.name for coupling in couplings}:
+        return f"{name} states its rule by `update`, which cannot be undone; give it couplings, or {instead}"
+    if not dynamics.point_is_state:
+        return f"{name} takes the gradient at another point than w, which can't be found first; {instead}"
+    first = [coupling.name for coupling in couplings].index(WEIGHTS)
+    if any(_contains_gradient(dynamics, hyper, coupling) for coupling in couplings[first:]):
+        return (
+            f"with {optimizer} the increment of w contains the gradient itself, and g_t = g(w_t) is known "
+            f"only once w_t is: the step cannot be undone; add a momentum (without Nesterov), or {instead}"
+        )
+    return None
+
+
+def _contains_gradient(dynamics: Dynamics, hyper: Hyper, coupling: Coupling) -> bool:
+    optimizer, start = dynamics.problem.optimizer, dynamics.start
+    name, w = next(iter(start.params.items()))
+    arguments = optimizer.arguments(dynamics.arguments(dynamics.hyper_at(hyper, 0)), name, w)
+    parts = {WEIGHTS: w, **{slot: held[name] for slot, held in start.slots.items()}}
+    with torch.enable_grad():
+        d = torch.ones_like(w).requires_grad_()
+        h = coupling.increment(parts, d, optimizer.coefficients(arguments, 0))
+    return h.requires_grad
+
+
+def _run(
+    dynamics: Dynamics, hyper: Hyper, held: FixedPoint, factors: Factors, account: Account
+) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """s_0 -> s_T in place; returns the fingerprint of every state and the factors of every step."""
+    steps = dynamics.problem.steps
+    marks, reports, peaks = [], [], []
+    for t in range(steps):
+        step_hyper = dynamics.hyper_at(hyper, t)
+        marks.append(held.fingerprint())
+        reports.append(factors.report(t))
+        value, g = _gradient(dynamics, held, step_hyper, t)
+        account.num_steps += 1
+        account.num_gradients += 1
+        account.inner_loss[t] = value
+        account.watch(t, "the training loss", value)
+        peaks += [(t, peak) for peak in held.advance(g, step_hyper, t)]
+        if (t + 1) % account.every == 0 or t + 1 == steps:
+            account.check()
+            _check_range(peaks)
+            peaks.clear()
+        account.step_done("forward", t + 1, steps)
+    return marks, reports
+
+
+def _gradient(dynamics: Dynamics, held: FixedPoint, step_hyper: StepHyper, t: int) -> tuple[Tensor, Params]:
+    """L and g_t, taken as the sweep takes it: where a graph is made, some operators (group norm) have other kernels."""
+    point = dynamics.layout.unpack(held.weights())
+    value, g, _ = gradient_and_pullback(dynamics.loss_at(t), point, step_hyper)
+    return value, dynamics.layout.pack(g)
+
+
+def _check_range(peaks: list[tuple[int, Peak]]) -> None:
+    """Raises for the first number that left its range."""
+    sizes = torch.stack([peak.size for _, peak in peaks]).tolist()
+    for (t, peak), size in zip(peaks, sizes, strict=True):
+        if not size < float("inf"):
+            raise NonFiniteError(t, f"the update of {peak.name}")
+        if size >= LIMIT:
+            raise FixedPointRangeError(t, peak.name, size * 2.0**-peak.radix, peak.radix)
+
+
+def _run_backwards(
+    dynamics: Dynamics, hyper: Hyper, held: FixedPoint, marks: list[Tensor], account: Account
+) -> Iterator[Past]:
+    """s_T -> s_0, each step linearised on the way; the state that it arrives at is compared with the start."""
+    unread: list[tuple[int, Tensor]] = []
+    first_wrong = None
+    for t in reversed(range(dynamics.problem.steps)):
+        params = held.undo_weights(dynamics.hyper_at(hyper, t), t)
+        unread.append((t, held.fingerprint() != marks[t]))
+        if len(unread) >= account.every or t == 0:
+            first_wrong = _first_wrong(unread)
+            unread.clear()
+        if first_wrong is not None:
+            break
+        past = linearise(dynamics, hyper, t, State(params, {}), account)
+        yield past._replace(state=held.undo_rest(past.grads, past.hyper, t))
+        del past
+    if first_wrong is not None:
+        _run_on(dynamics, hyper, held, t)
+    if num_wrong := held.num_wrong():
+        raise ReversalError(first_wrong or 0, num_wrong)
+
+
+def _run_on(dynamics: Dynamics, hyper: Hyper, held: FixedPoint, t: int) -> None:
+    """From w_t on the way back to s_0, only to count what is wrong there."""
+    while True:
+        step_hyper = dynamics.hyper_at(hyper, t)
+        _, g = _gradient(dynamics, held, step_hyper, t)
+        held.undo_rest(g, step_hyper, t)
+        if t == 0:
+            return
+        t -= 1
+        held.undo_weights(dynamics.hyper_at(hyper, t), t)
+
+
+def _first_wrong(unread: list[tuple[int, Tensor]]) -> int | None:
+    wrong = torch.stack([flag for _, flag in unread]).tolist()
+    return next((t for (t, _), flag in zip(unread, wrong, strict=True) if flag), None)
+
+
+def _collected(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """By label: the factor of all steps, or the tuple of every step's."""
+    by_label = {label: tuple(report[label] for report in reports) for label in reports[0]}
+    return {
+        label: values[0]
+        if not any(isinstance(v, Tensor) for v in values) and all(v == values[0] for v in values)
+        else values
+        for label, values in by_label.items()
+    }
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic kernels; an operator that has none is named."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fill, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UsageError(
+            f"reversible: {str(error).split('.')[0]}; without the same bits there and back a step cannot be undone: "
+            "use Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fill
