@@ -1,0 +1,140 @@
+"""`hyperopt plan`: what every mode would take, before any is run."""
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe
+from hyperopt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hyperopt_cli.experiment import Experiment
+    from hyperopt_cli.modes import Plan
+    from hyperopt_cli.modes.planning.predictions import Prediction
+
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+
+
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Plan for so much memory, e.g. 8GiB; what is there by default.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    allow_import: AllowImport = None,
+) -> None:
+    """Predict time and memory of every mode from a few measured steps, and say which to take.
+
+    Example: hyperopt plan mnist_lr steps=10000 --memory 8GiB
+    """
+    available = None if memory is None else parsed_bytes(memory)
+    shortcuts = [] if device is None else [f"device={device}"]
+    loaded = load_recipe(recipe, [*(overrides or []), *shortcuts], allow_import)
+
+    from rich.console import Console
+
+    from hyperopt_cli.experiment import build
+    from hyperopt_cli.modes import plan as make_plan
+    from hyperopt_cli.runs.json_files import to_text
+
+    experiment = build(loaded, allow_import or ())
+    space, seed = experiment.space, experiment.descent.seeds(experiment.seed, 0)[0]
+    with Console(stderr=True).status("measuring a few steps of each mode"):
+        made = make_plan(experiment.problem(seed), space.natural(space.initial()), available_bytes=available)
+    if json:
+        typer.echo(to_text(_as_json(made, experiment)))
+        return
+    _show(made, experiment)
+
+
+def parsed_bytes(text: str) -> int:
+    """`8GiB`, `512 MB` or a number of bytes.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if size < 1:
+        raise UsageError(f"--memory: got {text!r}; give a number of bytes with a unit, such as 8GiB, 512MiB or 16GB")
+    return size
+
+
+def _show(made: "Plan", experiment: "Experiment") -> None:
+    from rich.console import Console
+
+    from hyperopt_cli.modes.planning.plan import bytes_text
+
+    console = Console()
+    console.print(
+        f"{_num_hypergradients(experiment)} hypergradients of {experiment.steps} steps, on {experiment.device} with "
+        f"{bytes_text(made.available_bytes)}; time, memory and counts of one hypergradient:",
+        highlight=False,
+    )
+    console.print(_table(made, experiment))
+    for prediction in made.predictions:
+        if prediction.note:
+            console.print(f"\n{prediction.name} can't run: {prediction.note}", highlight=False, markup=False)
+    console.print(f"\n{made.why}\n\n{recipe_line(made.choice)}", highlight=False, markup=False)
+
+
+def _table(made: "Plan", experiment: "Experiment") -> "Table":
+    from rich.table import Table
+
+    from hyperopt_cli.modes.planning.plan import bytes_text, seconds_text
+
+    table = Table(box=None)
+    for heading in ("mode", "time", "whole run", "memory", "fits", "gradients", "HVPs"):
+        table.add_column(heading, no_wrap=True)
+    for p in made.predictions:
+        if p.wall_s is None or p.peak_bytes is None:
+            table.add_row(p.name, "-", "-", "-", "no", "-", "-")
+            continue
+        times = seconds_text(p.wall_s), seconds_text(p.wall_s * _num_hypergradients(experiment))
+        fits = "chosen" if p is made.choice else "yes" if p.fits else "no"
+        table.add_row(p.name, *times, bytes_text(p.peak_bytes), fits, str(p.num_gradients), str(p.num_hvps))
+    return table
+
+
+def _as_json(made: "Plan", experiment: "Experiment") -> dict[str, Any]:
+    num = _num_hypergradients(experiment)
+    return {
+        "device": str(experiment.device),
+        "available_bytes": made.available_bytes,
+        "steps": experiment.steps,
+        "num_hypergradients": num,
+        "predictions": [_row(prediction, num) for prediction in made.predictions],
+        "choice": made.choice.name,
+        "why": made.why,
+        "recipe": recipe_line(made.choice),
+    }
+
+
+def _row(prediction: "Prediction", num_hypergradients: int) -> dict[str, Any]:
+    wall_s = prediction.wall_s
+    row = {"run_s": None if wall_s is None else num_hypergradients * wall_s, **prediction._asdict()}
+    del row["mode"]  # an instance; `name` says it
+    return row
+
+
+def _num_hypergradients(experiment: "Experiment") -> int:
+    return (experiment.descent.steps + 1) * experiment.descent.replicas
+
+
+def recipe_line(prediction: "Prediction") -> str:
+    """The line of a recipe that sets the mode: `mode: {name: reverse, slots: 50}`."""
+    from hyperopt_cli.modes.planning.predictions import arguments
+
+    name, given = type(prediction.mode).__name__.lower(), arguments(prediction.mode)
+    if not given:
+        return f"mode: {name}"
+    return f"mode: {{name: {name}, {', '.join(f'{key}: {value}' for key, value in given.items())}}}"

@@ -1,0 +1,105 @@
+"""What each mode evaluates and stores over a horizon, known before the run."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from hyperopt_cli.modes.checkpointing.binomial import num_forward_steps
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.problem import Hyper
+
+MAX_RECOMPUTATION = 10  # steps taken over the horizon; beyond it no row of slots is of interest
+
+
+class Counts(NamedTuple):
+    """Inner steps, gradients and Hessian-vector products, as in a hypergradient's `stats`."""
+
+    num_steps: int
+    num_gradients: int
+    num_hvps: int
+
+    @classmethod
+    def of_forward(cls, columns: Sequence[int]) -> "Counts":
+        """From the columns carried at each step."""
+        return cls(len(columns), len(columns), sum(columns))
+
+    @classmethod
+    def of_reverse(cls, steps: int, slots: int | None) -> "Counts":
+        """With so many states kept; None: all of them."""
+        there = steps if slots is None else num_forward_steps(steps, slots)
+        return cls(there, there + steps, steps)
+
+    @classmethod
+    def of_reversible(cls, steps: int) -> "Counts":
+        """There and back."""
+        return cls(steps, 2 * steps, steps)
+
+
+def numbers_of_slots(steps: int, most: int) -> list[int]:
+    """Powers of two and the square root of T, where recomputation takes at most 10 times the steps; and `most`.
+
+    Args:
+        steps: T.
+        most: as many as fit.
+
+    Returns:
+        Numbers of slots below T, the largest first.
+    """
+    sensible = {2**i for i in range(1, steps.bit_length())} | {math.isqrt(steps)}
+    quick = {s for s in sensible if Counts.of_reverse(steps, s).num_steps <= MAX_RECOMPUTATION * steps}
+    return sorted((s for s in quick | {most} if 1 <= s < steps), reverse=True)
+
+
+def columns_carried(dynamics: Dynamics, hyper: Hyper) -> list[int]:
+    """How many columns forward mode carries at each step: those that w_0 or a lambda_t so far depends on."""
+    steps = dynamics.problem.steps
+    carried = _moved(dynamics.initial, hyper)
+    if dynamics.problem.schedule is None:
+        return [int((carried | _moved(lambda h: dynamics.plain_hyper_at(h, 0), hyper)).sum())] * steps
+    numbers: list[int] = []
+    for t in range(steps):
+        if not carried.all():
+            carried |= _moved(lambda h: dynamics.plain_hyper_at(h, t), hyper)  # noqa: B023
+        numbers.append(int(carried.sum()))
+    return numbers
+
+
+def _moved(function: Callable[[Hyper], Any], hyper: Hyper) -> Tensor:
+    """Which elements of lambda the outputs of `function` depend on, [K], by one vector-Jacobian product."""
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in hyper.items()}
+        outputs = [y for y in tree_leaves(function(leaves)) if y.requires_grad]
+    inputs = list(leaves.values())
+    if not outputs:
+        return torch.zeros(sum(x.numel() for x in inputs), dtype=torch.bool)
+    grads = torch.autograd.grad(outputs, inputs, [_generic(y) for y in outputs], materialize_grads=True)
+    return torch.cat([(grad != 0).flatten().cpu() for grad in grads])
+
+
+def _generic(like: Tensor) -> Tensor:
+    """An adjoint under which the derivatives of several outputs do not cancel, without a draw from a generator."""
+    golden = (math.sqrt(5) - 1) / 2
+    return (1 + torch.arange(like.numel(), dtype=torch.float64) * golden % 1).view(like.shape).to(like)
+
+
+def stored_bits(factors: Mapping[str, Any]) -> float:
+    """Bits that reversible mode's store grows by, a parameter and step: log2(1 / f) for every factor, 64 where f is 0.
+
+    Args:
+        factors: as in its `stats`.
+    """
+    return sum(_bits(factor) for factor in factors.values())
+
+
+def _bits(factor: Any) -> float:
+    if isinstance(factor, tuple):  # one a step
+        return fmean(map(_bits, factor))
+    if isinstance(factor, Mapping):  # one a parameter
+        return fmean(map(_bits, factor.values()))
+    f = torch.as_tensor(factor if isinstance(factor, torch.Tensor) else float(factor), dtype=torch.float64)
+    return float(torch.where(f == 0, 64.0, -f.log2()).mean())

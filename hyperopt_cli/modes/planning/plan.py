@@ -1,0 +1,148 @@
+"""Which mode to take: the quickest exact one that fits into the memory, by what `predictions.py` says of each."""
+
+import gc
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes import memory
+from hyperopt_cli.modes.connectivity import check_connected
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.planning.predictions import Prediction, predictions
+from hyperopt_cli.modes.planning.probe import held_bytes
+from hyperopt_cli.modes.surroundings import surroundings
+from hyperopt_cli.problem import Hyper, Problem, check_hyper
+
+TIE = 1.05
+
+
+class Plan(NamedTuple):
+    """What every mode would take, and which to take.
+
+    Attributes:
+        predictions: of every mode.
+        choice: the quickest exact mode that fits; of those within 5% of its time, the one with the smallest memory;
+            where that is within 5% too, the quickest.
+        why: one sentence.
+        available_bytes: the memory that the process may take in all.
+    """
+
+    predictions: tuple[Prediction, ...]
+    choice: Prediction
+    why: str
+    available_bytes: int
+
+
+def plan(problem: Problem, hyper: Hyper, *, available_bytes: int | None = None) -> Plan:
+    """Measures a few steps of each mode, predicts the whole run, and chooses.
+
+    Nothing of a run that follows is changed: generators of random numbers are left as they were.
+
+    Args:
+        problem: the training run.
+        hyper: lambda, floating-point tensors of any shape.
+        available_bytes: the memory that the process may take in all, of the device where the problem lies; None: what
+            it holds and what is free there.
+
+    Raises:
+        UsageError: no mode fits; it says what each needs.
+        DetachedHyperparameterError: nothing depends on some key of `hyper`.
+        NonFiniteError: the run diverges at its first steps.
+
+    Example:
+        >>> plan(problem, {"lr": torch.tensor(0.1)}).choice.name  # doctest: +SKIP
+        'reverse'
+    """
+    check_hyper(hyper)
+    hyper = {name: value.detach() for name, value in hyper.items()}
+    with surroundings():
+        dynamics = Dynamics.of(problem, hyper)
+        check_connected(dynamics, hyper)
+        return planned(dynamics, hyper, available_bytes)
+
+
+def planned(dynamics: Dynamics, hyper: Hyper, available_bytes: int | None = None) -> Plan:
+    """As `plan`, inside the surroundings of a mode and with `hyper` checked."""
+    device = dynamics.like.device
+    gc.collect()  # once: on a process that has loaded torch it takes longer than a step
+    held = held_bytes(device)
+    if available_bytes is None:
+        available_bytes = held + memory.available_bytes(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        predicted = predictions(dynamics, hyper, available_bytes)
+    return chosen(predicted, available_bytes)
+
+
+def chosen(predicted: Sequence[Prediction], available_bytes: int) -> Plan:
+    """The plan that follows from predictions.
+
+    Raises:
+        UsageError: none of them fits.
+    """
+    fitting = sorted((p for p in predicted if p.fits), key=_seconds)
+    if not fitting:
+        raise UsageError(_nothing_fits(predicted, available_bytes))
+    near = [p for p in fitting if _seconds(p) <= TIE * _seconds(fitting[0])]
+    least = min(map(_bytes, near))
+    choice = next(p for p in near if _bytes(p) <= TIE * least)
+    return Plan(tuple(predicted), choice, _why(choice, fitting, predicted), available_bytes)
+
+
+def _seconds(prediction: Prediction) -> float:
+    assert prediction.wall_s is not None
+    return prediction.wall_s
+
+
+def _bytes(prediction: Prediction) -> int:
+    assert prediction.peak_bytes is not None
+    return prediction.peak_bytes
+
+
+def _why(choice: Prediction, fitting: Sequence[Prediction], predicted: Sequence[Prediction]) -> str:
+    """One sentence."""
+    takes = f"{choice.name} takes {seconds_text(_seconds(choice))} and {bytes_text(_bytes(choice))} a hypergradient"
+    if len(fitting) == 1:
+        reason = "and nothing else fits"
+    elif choice is not fitting[0]:
+        first = fitting[0]
+        reason = f"within 5% of the time of {first.name}, which needs {bytes_text(_bytes(first))}"
+    else:
+        second = fitting[1]
+        reason = f"the quickest of the {len(fitting)} that fit ({second.name}: {seconds_text(_seconds(second))})"
+    quicker = [p for p in predicted if not p.fits and p.wall_s is not None and p.wall_s < _seconds(choice)]
+    if not quicker:
+        return f"{takes}, {reason}"
+    best = min(quicker, key=_seconds)
+    return f"{takes}, {reason}; {best.name} ({seconds_text(_seconds(best))}) would need {bytes_text(_bytes(best))}"
+
+
+def _nothing_fits(predicted: Sequence[Prediction], available_bytes: int) -> str:
+    needs = [
+        f"{p.name} needs {bytes_text(p.peak_bytes)}" if p.peak_bytes is not None else f"{p.name} can't run ({p.note})"
+        for p in predicted
+    ]
+    return (
+        f"mode: none fits into {bytes_text(available_bytes)}: {', '.join(needs)}; "
+        "take a device with more memory, smaller batches or a smaller model"
+    )
+
+
+def bytes_text(num_bytes: float) -> str:
+    """Three digits and a binary unit: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits and a unit: `250 ms`, `1.5 min`."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"

@@ -1,0 +1,381 @@
+"""The plan: counts are exact, predictions hold, the choice follows the memory, and a run is not disturbed."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+
+from hyperopt_cli import Forward, Problem, Reverse, hypergradient, optimizers
+from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
+from hyperopt_cli.modes import MODES, Auto, Hypergradient, Mode, Reversible, auto, plan
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.planning.column_costs import Point, at
+from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots, stored_bits
+from hyperopt_cli.modes.planning.plan import bytes_text, chosen, seconds_text
+from hyperopt_cli.modes.planning.predictions import Prediction, spelled
+from hyperopt_cli.modes.planning.probe import carrying, shortened, spread
+from hyperopt_cli.outer import Descent, descend
+from hyperopt_cli.problem import Hyper
+from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
+from tests.cases import CASES, F64, T, net_problem, per_step, scalar, scaled_init, windows
+
+COUNTED = ("num_steps", "num_gradients", "num_hvps")
+MOMENTUM = {"lr": scalar(0.1), "momentum": scalar(0.9)}
+
+
+def counted(problem: Problem, hyper: Hyper, mode: Mode) -> tuple[int, ...]:
+    stats = hypergradient(problem, hyper, mode).stats
+    return tuple(stats[name] for name in COUNTED)
+
+
+def predicted(problem: Problem, hyper: Hyper) -> dict[str, Prediction]:
+    return {p.name: p for p in plan(problem, hyper).predictions}
+
+
+def same(a: Hypergradient, b: Hypergradient) -> bool:
+    return torch.equal(a.value, b.value) and all(torch.equal(a.grad[name], b.grad[name]) for name in a.grad)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_columns_of_forward_are_counted_exactly(name: str) -> None:
+    _, problem, hyper = CASES[name]
+    columns = columns_carried(Dynamics.of(problem, hyper), hyper)
+    assert tuple(Counts.of_forward(columns)) == counted(problem, hyper, Forward())
+
+
+@pytest.mark.parametrize("slots", [None, 1, 2, 3, 5, T, T + 4])
+def test_the_steps_of_reverse_are_counted_exactly(slots: int | None) -> None:
+    want = counted(net_problem(optimizers.SGD()), MOMENTUM, Reverse(slots=slots))
+    assert tuple(Counts.of_reverse(T, slots)) == want
+
+
+def test_every_row_of_a_plan_counts_what_its_mode_then_counts() -> None:
+    problem = net_problem(optimizers.SGD(), windows)
+    hyper = {"lr": torch.tensor([0.1, 0.2, 0.05], dtype=F64), "momentum": scalar(0.9)}
+    rows = plan(problem, hyper).predictions
+    assert {"forward", "reverse", "reverse:slots=2", "reversible"} <= {p.name for p in rows}
+    for p in rows:
+        assert (p.num_steps, p.num_gradients, p.num_hvps) == counted(problem, hyper, p.mode), p.name
+
+
+def test_a_horizon_of_one_step_can_be_planned() -> None:
+    rows = predicted(net_problem(optimizers.SGD(), steps=1), MOMENTUM)
+    assert rows["reverse"].num_steps == 1
+    assert not any("slots" in name for name in rows)
+
+
+def test_only_the_outer_loss_depends_on_lambda_and_no_column_is_carried() -> None:
+    problem, hyper = net_problem(optimizers.SGD(), lambda h, t: {"lr": scalar(0.1)}), {"direct": scalar(0.5)}
+    row = predicted(problem, hyper)["forward"]
+    assert (row.num_steps, row.num_gradients, row.num_hvps) == counted(problem, hyper, Forward()) == (T, T, 0)
+    assert row.fits
+
+
+def test_a_plan_refuses_a_key_that_nothing_reads() -> None:
+    with pytest.raises(DetachedHyperparameterError):
+        plan(net_problem(optimizers.SGD()), {"lr": scalar(0.1), "mometum": scalar(0.9)})
+
+
+def test_reversible_is_listed_as_refused_with_the_reason() -> None:
+    row = predicted(net_problem(optimizers.SGD(momentum=0.9, nesterov=True)), {"lr": scalar(0.1)})["reversible"]
+    assert not row.fits
+    assert row.wall_s is None
+    assert row.peak_bytes is None
+    assert "cannot be undone" in row.note or "found first" in row.note
+
+
+class _Opaque(torch.autograd.Function):
+    """An operator without a forward derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def test_forward_is_listed_as_refused_where_an_operator_has_no_forward_derivative() -> None:
+    problem = net_problem(optimizers.SGD())
+    loss = problem.inner_loss
+    opaque = replace(problem, inner_loss=lambda w, h, b: _Opaque.apply(loss(w, h, b)))
+    made = plan(opaque, MOMENTUM)
+    assert "forward" in {p.name for p in made.predictions if p.note}
+    assert made.choice.name.startswith("reverse")
+
+
+# A plan's choice
+
+
+def row(name: str, wall_s: float | None, peak_bytes: int | None, limit: int = 1000) -> Prediction:
+    fits = peak_bytes is not None and peak_bytes <= limit
+    return Prediction(Reverse(), name, wall_s, peak_bytes, fits, 1, 1, 1, "" if wall_s else "it has no momentum")
+
+
+def test_the_quickest_that_fits_is_chosen() -> None:
+    rows = [row("a", 3.0, 100), row("b", 1.0, 2000), row("c", 2.0, 900), row("d", None, None)]
+    made = chosen(rows, 1000)
+    assert made.choice.name == "c"
+    assert made.why == (
+        "c takes 2 s and 900 B a hypergradient, the quickest of the 2 that fit (a: 3 s); b (1 s) would need 1.95 KiB"
+    )
+
+
+def test_the_memory_does_not_decide_where_it_is_within_5_percent_too() -> None:
+    assert chosen([row("large", 2.0, 900), row("small", 2.05, 880)], 1000).choice.name == "large"
+
+
+@pytest.mark.parametrize(("slower", "choice"), [(2.09, "small"), (2.11, "large")])
+def test_within_5_percent_the_smaller_memory_is_chosen(slower: float, choice: str) -> None:
+    assert chosen([row("large", 2.0, 900), row("small", slower, 100)], 1000).choice.name == choice
+
+
+def test_where_nothing_fits_the_error_says_what_each_needs() -> None:
+    with pytest.raises(UsageError) as raised:
+        chosen([row("a", 1.0, 3 * 2**20), row("b", 1.0, 2**30), row("c", None, None)], 1000)
+    message = str(raised.value)
+    for words in (
+        "none fits into 0.977 KiB",
+        "a needs 3 MiB",
+        "b needs 1 GiB",
+        "c can't run (it has no momentum)",
+        "smaller batches",
+    ):
+        assert words in message
+
+
+def wide_problem(steps: int) -> Problem:
+    """200,000 numbers and a rate for each step: forward is slow, and the states are large."""
+    w = torch.linspace(-1, 1, 200_000)
+    return Problem(
+        {"w": w},
+        lambda params, hyper, batch: (params["w"] - 0.1).square().mean() + params["w"].pow(4).mean(),
+        lambda params, hyper: params["w"].square().mean(),
+        lambda t: None,
+        optimizers.SGD(momentum=0.9),
+        steps,
+        lambda hyper, t: {"lr": hyper["lr"][t]},
+    )
+
+
+def test_with_little_memory_the_plan_chooses_a_mode_with_less() -> None:
+    plan(net_problem(optimizers.SGD()), MOMENTUM)  # loads what is loaded late
+    problem, hyper = wide_problem(24), {"lr": torch.full((24,), 0.1)}
+    rich = plan(problem, hyper)
+    assert rich.choice.name.startswith("reverse")
+    by_name = {p.name: p for p in rich.predictions}
+    limit = (by_name["reverse"].peak_bytes + by_name["reverse:slots=4"].peak_bytes) // 2
+    poor = plan(problem, hyper, available_bytes=limit)
+    rows = {p.name: p for p in poor.predictions}
+    assert not rows["reverse"].fits
+    assert poor.choice.peak_bytes <= limit
+    assert poor.choice.name != "reverse"
+    assert "would need" in poor.why
+
+
+def test_with_no_memory_the_plan_says_what_each_mode_needs() -> None:
+    with pytest.raises(UsageError, match=r"none fits into 1 MiB: forward needs .* reverse needs .* reversible needs "):
+        plan(net_problem(optimizers.SGD()), MOMENTUM, available_bytes=2**20)
+
+
+@pytest.mark.parametrize(
+    ("steps", "most", "want"),
+    [(40, 0, [32, 16, 8, 6, 4, 2]), (40, 21, [32, 21, 16, 8, 6, 4, 2]), (1, 0, []), (2, -3, [1]), (1000, 1, None)],
+)
+def test_numbers_of_slots_are_powers_of_two_the_root_and_the_most_that_fit(steps, most, want) -> None:
+    numbers = numbers_of_slots(steps, most)
+    assert numbers == (want if want is not None else [512, 256, 128, 64, 32, 31, 16, 8, 4, 1])
+
+
+# Probes
+
+
+def test_a_probe_takes_the_steps_that_it_names() -> None:
+    seen: list[int] = []
+    problem = net_problem(optimizers.SGD(), per_step)
+    watched = replace(problem, batch=lambda t: seen.append(t) or problem.batch(t))
+    short = shortened(watched, spread(T, 3))
+    hyper = {"lr": torch.linspace(0.1, 0.2, T, dtype=F64)}
+    short.batch(1)
+    assert seen == [round((T - 1) / 2)]
+    assert short.hyper_at(hyper, 2)["lr"] == hyper["lr"][T - 1]
+
+
+@pytest.mark.parametrize("num", [1, 2, 4])
+@pytest.mark.parametrize("init", [None, scaled_init])
+def test_a_probe_carries_the_columns_it_is_asked_for_from_the_same_start(num: int, init) -> None:
+    hyper = {"lr": torch.tensor([0.1, 0.2, 0.05], dtype=F64), "init_scale": scalar(0.5)}
+    problem = net_problem(optimizers.SGD(), windows, init)
+    probe, chosen_hyper = carrying(problem, hyper, num)
+    dynamics = Dynamics.of(probe, chosen_hyper)
+    assert columns_carried(dynamics, chosen_hyper) == [num] * T
+    assert torch.equal(dynamics.start.params[""], Dynamics.of(problem, hyper).start.params[""])
+
+
+def test_costs_are_linear_between_and_beyond_the_points() -> None:
+    points = [Point(0, 1.0, 10.0), Point(2, 3.0, 10.0), Point(4, 4.0, 30.0)]
+    assert [at(points, n).step_s for n in (0, 1, 2, 3, 6)] == [1.0, 2.0, 3.0, 3.5, 5.0]
+    assert at(points, 6).peak_bytes == 50.0
+
+
+def test_the_store_grows_by_the_logarithm_of_every_factor() -> None:
+    assert stored_bits({"momentum": Fraction(1, 2)}) == 1.0
+    assert stored_bits({"a": (Fraction(1, 2), Fraction(1, 8)), "b": Fraction(0)}) == 2.0 + 64.0
+    assert stored_bits({"a": {"x": Fraction(1, 2), "y": Fraction(1)}, "b": torch.tensor([0.25, 1.0])}) == 1.5
+
+
+# Auto
+
+
+@pytest.mark.parametrize("kind", [optimizers.SGD(), optimizers.Adam()])
+def test_auto_gives_the_bits_of_the_mode_that_it_chose(kind) -> None:
+    problem, hyper = net_problem(kind), {"lr": scalar(0.05)}
+    out = hypergradient(problem, hyper, "auto")
+    made = Auto()
+    again = hypergradient(problem, hyper, made)
+    (planned,) = made._plans.values()
+    assert again.stats["mode"] == planned.choice.name == spelled(planned.choice.mode)
+    assert same(again, hypergradient(problem, hyper, planned.choice.mode))
+    assert out.stats["plan"]
+    assert out.stats["mode"] in {p.name for p in planned.predictions}
+
+
+@pytest.mark.parametrize("steps", [40, 4000])
+def test_planning_takes_a_handful_of_steps_whatever_the_horizon(steps: int) -> None:
+    problem, read = net_problem(optimizers.SGD(), steps=steps), []
+    plan(replace(problem, batch=lambda t: read.append(t) or problem.batch(t)), MOMENTUM)
+    assert len(read) <= 70
+    assert max(read) == steps - 1  # they are spread over the horizon
+
+
+def noisy(problem: Problem) -> Problem:
+    """A training loss that draws from torch's generator when it is called; it gives back the same value."""
+
+    def inner_loss(params, hyper, batch):
+        torch.rand(3)
+        return problem.inner_loss(params, hyper, batch)
+
+    return replace(problem, inner_loss=inner_loss)
+
+
+def test_planning_leaves_the_generators_alone() -> None:
+    problem = noisy(net_problem(optimizers.SGD()))
+    dynamics = Dynamics.of(problem, MOMENTUM)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        auto.planned(dynamics, MOMENTUM)
+    assert torch.equal(torch.get_rng_state(), before)
+    problem.inner_loss(problem.initial(MOMENTUM), MOMENTUM, problem.batch(0))
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def plans(monkeypatch) -> list[int]:
+    """The horizons that were planned for."""
+    made: list[int] = []
+    planned = auto.planned
+
+    def counting(dynamics, hyper):
+        made.append(dynamics.problem.steps)
+        return planned(dynamics, hyper)
+
+    monkeypatch.setattr(auto, "planned", counting)
+    return made
+
+
+def test_an_outer_loop_is_planned_once(plans: list[int]) -> None:
+    space = Space((Hyperparameter("lr", Knob(scalar(0.1), Transform("log")), Schedule("constant", T)),))
+    steps = list(descend(lambda seed: net_problem(optimizers.SGD()), space, Descent(steps=3), Auto()))
+    assert len(steps) == 4
+    assert plans == [T]
+
+
+def test_another_horizon_is_planned_anew(plans: list[int]) -> None:
+    mode = Auto()
+    for steps in (4, 5, 4):
+        hypergradient(net_problem(optimizers.SGD(), steps=steps), MOMENTUM, mode)
+    assert plans == [4, 5]
+
+
+def test_auto_is_a_mode_by_name() -> None:
+    assert MODES["auto"] is Auto
+    assert Auto() == Auto()
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("num", "text"), [(0, "0 B"), (999, "999 B"), (2048, "2 KiB"), (1.5 * 2**30, "1.5 GiB"), (3 * 2**40, "3 TiB")]
+)
+def test_bytes_in_words(num: float, text: str) -> None:
+    assert bytes_text(num) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.25, "250 ms"), (12.3, "12.3 s"), (150, "2.5 min"), (7200, "2 h")])
+def test_seconds_in_words(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+def test_a_mode_is_spelled_as_a_user_types_it() -> None:
+    assert [spelled(m) for m in (Forward(), Forward(chunk_size=4), Reverse(slots=50), Reversible())] == [
+        "forward",
+        "forward:chunk_size=4",
+        "reverse:slots=50",
+        "reversible",
+    ]
+
+
+# The prediction against what the run then took
+
+MEASURED = """
+import torch
+from hyperopt_cli.experiment import build
+from hyperopt_cli.modes import Reverse, hypergradient, plan
+from hyperopt_cli.recipe import load
+
+torch.set_num_threads(1)
+experiment = build(load("digits_lr", ["steps=300", "model.hidden=[{width}]"]))
+problem, space = experiment.problem(0), experiment.space
+hyper = {name: value.detach() for name, value in space.natural(space.initial()).items()}
+"""
+
+
+def in_a_process(code: str, width: int) -> list[list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED.replace("{width}", str(width)) + code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_seconds_of_every_mode_are_within_a_factor_of_2() -> None:
+    code = """
+for p in plan(problem, hyper).predictions:
+    if p.name in ("forward", "reverse", "reverse:slots=17", "reverse:slots=64", "reversible"):
+        taken = min(hypergradient(problem, hyper, p.mode).stats["wall_s"] for _ in range(2))
+        print(p.name, p.wall_s / taken)
+"""
+    ratios = {name: float(ratio) for name, ratio in in_a_process(code, width=50)}
+    assert len(ratios) == 5
+    assert all(0.5 < ratio < 2 for ratio in ratios.values()), ratios
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of one call can be told on Linux")
+def test_the_memory_of_the_states_of_reverse_is_within_a_quarter() -> None:
+    (whole, few), *_ = in_a_process(
+        "rows = {p.name: p for p in plan(problem, hyper).predictions}\n"
+        "print(rows['reverse'].peak_bytes, rows['reverse:slots=16'].peak_bytes)",
+        width=500,
+    )
+    taken = [
+        int(in_a_process(f"print(hypergradient(problem, hyper, {mode}).stats['peak_bytes'])", width=500)[0][0])
+        for mode in ("Reverse()", "Reverse(slots=16)")
+    ]
+    assert int(whole) - int(few) == pytest.approx(taken[0] - taken[1], rel=0.25)
