@@ -1,19 +1,23 @@
-"""A run from its start to its result: the outer loop, with everything it leaves in the run directory.
+"""A run from its start to its result: the outer loop, or a comparison of modes, with everything it leaves on the disk.
 
 What is on the disk after each outer step is whole, so that a run which is killed, interrupted or diverges keeps the
 best that it had reached.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+from hyperopt_cli.comparison import OnModeStep, compare
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.experiment import Experiment
+from hyperopt_cli.modes import Mode
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer import OuterStep, descend
 from hyperopt_cli.recipe.schema import Recipe
+from hyperopt_cli.runs.compared import Comparison
+from hyperopt_cli.runs.comparison_log import log_comparison
 from hyperopt_cli.runs.directory import RunDirectory
 from hyperopt_cli.runs.environment import environment
 from hyperopt_cli.runs.result import HeldOut, Point, Result, Score
@@ -95,6 +99,44 @@ def execute(
     return Execution(result, error)
 
 
+def execute_comparison(
+    experiment: Experiment,
+    recipe: Recipe,
+    written: str,
+    directory: RunDirectory,
+    modes: Mapping[str, Mode],
+    tolerance: float | None,
+    on_step: OnModeStep,
+) -> Comparison:
+    """Compares `modes` on the first training run of `experiment`, and writes everything into `directory`.
+
+    Args:
+        experiment: built from `recipe`; its own mode is not used.
+        recipe: with every default filled in, kept as resolved.yaml.
+        written: the recipe's text as the user has it, kept as recipe.yaml.
+        directory: a new one.
+        modes: by the name that the comparison gives them.
+        tolerance: which relative difference passes; None for that of the recipe's precision.
+        on_step: told of every step.
+    """
+    directory.write_recipe(written, recipe.to_yaml())
+    directory.write_environment(environment(str(experiment.device)))
+    status = LiveStatus(directory.status)
+
+    def beating(mode: str, phase: str, done: int, steps: int) -> None:
+        status.beat()
+        on_step(mode, phase, done, steps)
+
+    with _reported(status):
+        problem = experiment.problem(experiment.descent.seeds(experiment.seed, 0)[0])
+        hyper = experiment.space.natural(experiment.space.initial())
+        comparison = compare(problem, hyper, modes, tolerance=tolerance, on_step=beating)
+        directory.write_comparison(comparison)
+        log_comparison(directory.tensorboard, comparison, recipe=written)
+        status.finish("done")
+    return comparison
+
+
 class _Record:
     """The start and the best so far, with what the test split says of them."""
 
@@ -104,10 +146,11 @@ class _Record:
         self._initial_score: Score | None = None
         self._best: Point | None = None
         self._best_params: Params = {}
+        self._mode: str | None = None  # what `auto` has chosen
 
     def add(self, step: OuterStep) -> None:
         """Measures the test split at the start; keeps w_T of the best."""
-        point = Point.of(step)
+        point, self._mode = Point.of(step), step.stats.get("mode")
         if self._initial is None:
             self._initial, self._initial_score = point, self._score(step.params, 0)
         if self._best is None or point.validation_loss < self._best.validation_loss:
@@ -123,7 +166,9 @@ class _Record:
                 else self._score(self._best_params, self._best.outer_step)
             )
             held_out = HeldOut(self._initial_score, best) if best is not None else None
-        return Result(status, mode, self._initial, self._best, held_out, time.perf_counter() - self._began)
+        wall_s = time.perf_counter() - self._began
+        bias = self._experiment.mode.bias(self._experiment.steps)
+        return Result(status, self._mode or mode, self._initial, self._best, held_out, wall_s, bias)
 
     def _score(self, params: Params, outer_step: int) -> Score | None:
         figures = self._experiment.test(params, outer_step)

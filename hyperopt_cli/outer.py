@@ -37,7 +37,8 @@ class OuterStep(NamedTuple):
         inner_loss: L at every step, [T], of the first replica.
         schedules: every scheduled name over the horizon, [T] or [T, groups].
         params: w_T of the first replica.
-        stats: of all replicas: `wall_s`, `num_steps`, `num_gradients`, `num_hvps` summed, `peak_bytes` their maximum.
+        stats: of all replicas: `wall_s`, `num_steps`, `num_gradients`, `num_hvps` summed, `peak_bytes` their maximum;
+            `bias`, what biases the hypergradient, only where it is not exact.
     """
 
     outer_step: int
@@ -170,7 +171,8 @@ def _last_tenth(inner_loss: Tensor) -> float:
 
 def _added(runs: list[Hypergradient]) -> dict[str, Any]:
     summed = {key: sum(run.stats[key] for run in runs) for key in ("wall_s", "num_steps", "num_gradients", "num_hvps")}
-    return {**summed, "peak_bytes": max(run.stats["peak_bytes"] for run in runs)}
+    told: dict[str, Any] = {key: runs[0].stats[key] for key in ("bias", "mode", "plan") if key in runs[0].stats}
+    return {**summed, "peak_bytes": max(run.stats["peak_bytes"] for run in runs), **told}
 
 
 def _update(rule: torch.optim.Optimizer, raw: Hyper, grad: Hyper, clip_norm: float | None) -> None:

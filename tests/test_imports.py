@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "modes": {"problem", "optimizers", "errors"},
     "space": {"problem", "optimizers", "errors"},
     "outer": {"modes", "space", "problem", "optimizers", "data", "sign_descent", "errors"},
+    "comparison": {"modes", "problem", "optimizers", "runs", "errors"},
+    "bench": {"comparison", "modes", "problem", "optimizers", "models", "runs", "errors"},
     "recipe": {"errors"},
     "runs": {"errors"},
 }

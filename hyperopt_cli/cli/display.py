@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from hyperopt_cli.cli.tables import brief, outcome_table
+from hyperopt_cli.cli.tables import bias_line, brief, outcome_table
 from hyperopt_cli.execute import Watcher
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.outer import OuterStep
@@ -50,6 +50,8 @@ def summary(result: Result, directory: RunDirectory, json: bool) -> None:
     if result.best is not None:
         console.print(outcome_table(result))
     console.print(f"\n{result.status} in {result.wall_s:.1f} s; everything is in {directory.root}", highlight=False)
+    if result.bias is not None:
+        console.print(bias_line(result.bias), highlight=False, soft_wrap=True)
     curves = f"curves: tensorboard --logdir {shlex.quote(str(directory.tensorboard))}"
     console.print(curves, highlight=False, soft_wrap=True)
 
@@ -59,9 +61,10 @@ def _head(experiment: Experiment, directory: RunDirectory) -> str:
     num = sum(knob.initial.numel() for knob in tuned.values())
     mode = type(experiment.mode).__name__.lower()
     numbers = "1 number" if num == 1 else f"{num} numbers"
+    bias = experiment.mode.bias(experiment.steps)
     return (
         f"tuning {numbers} ({', '.join(tuned)}) over {experiment.steps} steps, mode {mode}, "
-        f"on {experiment.device}; writing {directory.root}"
+        f"on {experiment.device}; writing {directory.root}" + (f"\n{bias_line(bias)}" if bias is not None else "")
     )
 
 
@@ -78,6 +81,7 @@ class JsonLines:
             "training_loss": step.training_loss,
             "hypergradient": step.hypergradient,
             "wall_s": step.stats["wall_s"],
+            **{key: step.stats[key] for key in ("bias", "mode", "plan") if key in step.stats},
         }
         typer.echo(to_text(line))
 
@@ -94,6 +98,8 @@ class PlainLines:
 
     def outer(self, step: OuterStep) -> None:
         """The losses and the hyperparameters."""
+        if step.outer_step == 0 and "plan" in step.stats:
+            typer.echo(f"mode {step.stats['mode']}: {step.stats['plan']}")
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
         left = self._clock.left_s()
         typer.echo(
@@ -112,12 +118,13 @@ class Clock:
         self.share = 0.0  # of the current hypergradient
         self._total = (self.last + 1) * self.replicas
         self._complete = 0
-        self._sweeps = type(experiment.mode).__name__ != "Forward"
+        self._sweeps = type(experiment.mode).__name__ not in ("Forward", "Auto")
 
     def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
         """An inner step is done. The sweep back takes about twice as long as the way there."""
         self._complete = outer_step * self.replicas + replica
         there = done / steps
+        self._sweeps = self._sweeps or phase == "backward"  # auto may have chosen any
         self.share = there if not self._sweeps else there / 3 if phase == "forward" else (1 + 2 * there) / 3
 
     def left_s(self) -> float:
@@ -137,6 +144,7 @@ class LiveDisplay:
         self._outer = self._progress.add_task("outer", total=self._clock.last + 1, note="")
         self._inner = self._progress.add_task("inner", total=1.0, note="")
         self._steps: list[OuterStep] = []
+        self._plan = ""
 
     def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
         """Moves the bars."""
@@ -148,6 +156,8 @@ class LiveDisplay:
 
     def outer(self, step: OuterStep) -> None:
         """Adds a row."""
+        if step.outer_step == 0 and "plan" in step.stats:
+            self._plan = f"mode {step.stats['mode']}: {step.stats['plan']}"
         self._steps = [*self._steps, step][-NUM_ROWS:]
         self._progress.update(self._outer, completed=step.outer_step + 1)
 
@@ -160,7 +170,7 @@ class LiveDisplay:
         for step in self._steps:
             values = [brief(value.tolist()) for value in step.hyperparameters.values()]
             table.add_row(str(step.outer_step), f"{step.validation_loss:.5g}", f"{step.training_loss:.5g}", *values)
-        return Group(table, self._progress)
+        return Group(*([Text(self._plan)] if self._plan else []), table, self._progress)
 
 
 def _time(seconds: float) -> str:

@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 
 from hyperopt_cli import __version__
+from hyperopt_cli.cli.bench import bench
+from hyperopt_cli.cli.compare import compare
 from hyperopt_cli.cli.doctor import doctor
+from hyperopt_cli.cli.plan import plan
 from hyperopt_cli.cli.recipes import cat, cp, ls, schema
 from hyperopt_cli.cli.run import run
 from hyperopt_cli.cli.show import show
@@ -23,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, validate, ls, cat, cp, schema, show, doctor):
+for command in (run, compare, plan, bench, validate, ls, cat, cp, schema, show, doctor):
     app.command()(command)
 
 
@@ -40,7 +43,7 @@ def _root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (anywhere on the command line).")] = False,
 ) -> None:
-    """Exit codes: 0 done, 1 defect, 2 usage or recipe, 3 diverged, 130 Ctrl-C."""
+    """Exit codes: 0 done, 1 defect, 2 usage or recipe, 3 diverged, 4 verification failed, 130 Ctrl-C."""
 
 
 def main() -> None:

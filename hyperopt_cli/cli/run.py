@@ -14,7 +14,9 @@ _REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
-    mode: Annotated[str | None, typer.Option(help="forward or reverse; the recipe's by default.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="auto, forward, reverse or reversible; the recipe's by default.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new directory; runs/RECIPE-TIME-ID by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an outer step, and one for the result.")] = False,
@@ -25,7 +27,7 @@ def run(
     Example: hyperopt run digits_lr outer.steps=5 --mode reverse
     """
     shortcuts = [f"{key}={value}" for key, value in (("mode", mode), ("device", device)) if value is not None]
-    loaded = load_recipe(recipe, [*(overrides or []), *shortcuts], allow_import)
+    loaded = load_recipe(recipe, [*shortcuts, *(overrides or [])], allow_import)
 
     from hyperopt_cli.cli.display import summary, watching
     from hyperopt_cli.execute import execute

@@ -1,4 +1,4 @@
-"""`hyperopt show`: what came out of a run."""
+"""`hyperopt show`: what came out of a run, or of a comparison of modes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,11 @@ import typer
 
 
 def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.", metavar="DIR")]) -> None:
-    """Show a run: its state, its outer steps, what was tuned."""
+    """Show a run (its state, its outer steps, what was tuned), or a comparison of modes."""
     from rich.console import Console
 
-    from hyperopt_cli.cli.tables import outcome_table, steps_table
+    from hyperopt_cli.cli.comparison_tables import print_comparison
+    from hyperopt_cli.cli.tables import bias_line, outcome_table, steps_table
     from hyperopt_cli.runs.reading import read
     from hyperopt_cli.runs.status import read_status
 
@@ -18,9 +19,14 @@ def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.
     console = Console()
     reason = read_status(run.directory).get("reason")
     console.print(f"{directory}: {run.state}" + (f" ({reason})" if reason else ""), highlight=False, soft_wrap=True)
+    if run.comparison is not None:
+        print_comparison(run.comparison)
+        return
     if not run.metrics:
         console.print("no outer step was measured")
         return
+    if run.metrics[0].bias is not None:
+        console.print(bias_line(run.metrics[0].bias), highlight=False, soft_wrap=True)
     console.print(steps_table(run.metrics))
     if run.result is not None and run.result.best is not None:
         console.print(outcome_table(run.result))

@@ -25,6 +25,11 @@ def brief(value: Any) -> str:
     return " ".join(map(number, flat))
 
 
+def bias_line(bias: str) -> str:
+    """What has to be said of a run whose hypergradient is not exact."""
+    return f"the hypergradient is biased: {bias}"
+
+
 def _flat(value: Any) -> Iterator[float]:
     if isinstance(value, list):
         for entry in value:

@@ -93,6 +93,15 @@ def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
+def make_mode(recipe: Recipe) -> Mode:
+    """The mode that the recipe names.
+
+    Raises:
+        ValueError: its arguments do not fit.
+    """
+    return MODES[recipe.mode.name](**recipe.mode.arguments)
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name; `auto` is the GPU where there is one.
 
@@ -120,7 +129,7 @@ def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Iss
     loss, loss_names = _loss(recipe, allow)
     mode = optimizer = None
     try:
-        mode = MODES[recipe.mode.name](**{k: v for k, v in recipe.mode.arguments.items() if v is not None})
+        mode = make_mode(recipe)
     except ValueError as error:
         issues.append(Issue(("mode",), str(error)))
     try:

@@ -2,6 +2,8 @@
 
     recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json tensorboard/ checkpoints/
 
+and of one comparison of modes, which has comparison.json in place of metrics.jsonl, result.json and checkpoints/.
+
 A document is renamed into place when it is complete; metrics.jsonl grows by one line an outer step.
 """
 
@@ -21,10 +23,13 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.runs.json_files import to_text, whole_lines, write_json, write_text
 
 if TYPE_CHECKING:
+    from hyperopt_cli.runs.compared import Comparison
     from hyperopt_cli.runs.measured import Measured
     from hyperopt_cli.runs.result import Result
 
 WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps")
+# Only there where the hypergradient is not exact.
+BIAS, MODE = "bias", "mode"
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,11 @@ class RunDirectory:
         return self.root / "result.json"
 
     @property
+    def comparison(self) -> Path:
+        """How modes compare."""
+        return self.root / "comparison.json"
+
+    @property
     def tensorboard(self) -> Path:
         """The folder of event files."""
         return self.root / "tensorboard"
@@ -125,6 +135,10 @@ class RunDirectory:
     def write_result(self, result: Result) -> None:
         """Keep what came out."""
         write_json(self.result, result.to_json())
+
+    def write_comparison(self, comparison: Comparison) -> None:
+        """Keep how modes compare."""
+        write_json(self.comparison, comparison.to_json())
 
     def append_metrics(self, step: Measured) -> None:
         """Add the line of one outer step; it is on the disk when this returns."""
@@ -149,6 +163,7 @@ def _line(step: Measured) -> dict[str, Any]:
         "raw_hyperparameters": step.raw_hyperparameters,
         "raw_hypergradient": step.raw_hypergradient,
         **{key: step.stats[key] for key in WRITTEN_STATS},
+        **{key: step.stats[key] for key in (BIAS, MODE) if key in step.stats},
     }
 
 

@@ -53,4 +53,4 @@ class Measured(Protocol):
 
     @property
     def stats(self) -> Mapping[str, Any]:
-        """What it cost: wall_s, peak_bytes, num_steps, num_gradients, num_hvps."""
+        """What it cost: wall_s, peak_bytes, num_steps, num_gradients, num_hvps; `bias` only where there is one."""

@@ -1,10 +1,11 @@
-"""Runs read back from their files, for `hyperopt show`, `runs` and `compare`."""
+"""Runs and comparisons read back from their files, for `hyperopt show`."""
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.runs.compared import Comparison
 from hyperopt_cli.runs.directory import RunDirectory
 from hyperopt_cli.runs.json_files import read_json, revive, whole_lines
 from hyperopt_cli.runs.result import Result, Values
@@ -12,7 +13,10 @@ from hyperopt_cli.runs.status import state_of
 
 
 class Metrics(NamedTuple):
-    """One line of metrics.jsonl; the four dictionaries share their keys and hold nested lists."""
+    """One line of metrics.jsonl; the four dictionaries share their keys and hold nested lists.
+
+    `bias` is what biases the hypergradient; None where it is exact.
+    """
 
     outer_step: int
     validation_loss: float
@@ -25,6 +29,7 @@ class Metrics(NamedTuple):
     peak_bytes: int
     num_gradients: int
     num_hvps: int
+    bias: str | None = None
 
 
 class Run(NamedTuple):
@@ -35,12 +40,14 @@ class Run(NamedTuple):
         state: running, done, diverged, failed, interrupted or killed.
         metrics: the outer steps so far, entry n measured before update n.
         result: None until the run has one.
+        comparison: where it is one of modes and has come to its end; such a directory has no metrics.
     """
 
     directory: RunDirectory
     state: str
     metrics: list[Metrics]
     result: Result | None
+    comparison: Comparison | None = None
 
 
 def read(root: Path) -> Run:
@@ -51,7 +58,8 @@ def read(root: Path) -> Run:
     """
     directory = RunDirectory.open(root)
     result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
-    return Run(directory, state_of(directory), read_metrics(directory.metrics), result)
+    comparison = Comparison.from_json(read_json(directory.comparison)) if directory.comparison.exists() else None
+    return Run(directory, state_of(directory), read_metrics(directory.metrics), result, comparison)
 
 
 def read_metrics(path: Path) -> list[Metrics]:

@@ -63,6 +63,7 @@ class Result:
         best: the point of the lowest validation loss; the test split has no say in it.
         test: the test split, where the data set has one and the run came to its end.
         wall_s: seconds in all, over every resumption.
+        bias: what biased the hypergradient; None where it was exact.
     """
 
     status: str
@@ -71,10 +72,14 @@ class Result:
     best: Point | None
     test: HeldOut | None
     wall_s: float
+    bias: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The content of result.json."""
-        return dict(plain(asdict(self)))
+        """The content of result.json; `bias` is in it only where there is one."""
+        content = asdict(self)
+        if self.bias is None:
+            del content["bias"]
+        return dict(plain(content))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Result:

@@ -7,6 +7,7 @@
     inner_loss                                    over the inner step, one TensorBoard run an outer step
     schedules/<name>                              a picture: the start in grey, now in colour
     best/validation_loss test/loss test/accuracy  at the end
+    bias                                          a text, only where the hypergradient is not exact
     recipe, hparams, the layout of the custom scalars
 
 The curves of the inner loss lie in folders of their own, inner_loss/outer_0003 and so on, for two reasons: in one chart
@@ -79,7 +80,7 @@ class TensorBoardLog:
         self._writer.flush()
         metrics = {"best/validation_loss": result.best.validation_loss}
         self._writer.add_hparams(
-            _settings(result.mode, result.initial), metrics, run_name=".", global_step=result.best.outer_step
+            _settings(result, result.initial), metrics, run_name=".", global_step=result.best.outer_step
         )
 
     def close(self) -> None:
@@ -97,7 +98,12 @@ class TensorBoardLog:
     def _lay_out(self, step: Measured) -> None:
         if not self._laid_out:
             self._writer.add_custom_scalars(_layout(list(step.hyperparameters)))
+            self._add_bias(step)
         self._laid_out = True
+
+    def _add_bias(self, step: Measured) -> None:
+        if "bias" in step.stats:
+            self._writer.add_text("bias", f"The hypergradient is biased: {step.stats['bias']}.", step.outer_step)
 
     def _add_scalars(self, step: Measured) -> None:
         scalars = {
@@ -147,9 +153,9 @@ def _elements(name: str, value: Tensor) -> dict[str, float]:
     return tags
 
 
-def _settings(mode: str, initial: Point) -> dict[str, Any]:
+def _settings(result: Result, initial: Point) -> dict[str, Any]:
     """The columns of the hparams page; a vector that starts with equal elements, as most do, needs only one."""
-    settings: dict[str, Any] = {"mode": mode}
+    settings: dict[str, Any] = {"mode": result.mode, **({"bias": result.bias} if result.bias else {})}
     for name, values in initial.hyperparameters.items():
         value = torch.tensor(values, dtype=torch.float64)
         equal = bool((value == value.flatten()[0]).all())

@@ -1,0 +1,133 @@
+"""`hyperopt compare`: the same hypergradient in several modes."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe
+from hyperopt_cli.errors import Issue, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from hyperopt_cli.modes import Mode
+    from hyperopt_cli.runs.compared import Comparison
+    from hyperopt_cli.runs.directory import RunDirectory
+
+_MODES_HELP = "NAME[:KEY=VALUE]... separated by commas, e.g. forward,reverse:slots=50,reverse:window=20"
+_TOLERANCE_HELP = (
+    "Largest relative difference of exact modes that passes; by default 1e-8 in float64 (1e-5 with reversible), "
+    "1e-3 in float32."
+)
+
+
+def compare(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    modes: Annotated[str, typer.Option(help=_MODES_HELP)] = "forward,reverse,reversible",
+    steps: Annotated[int | None, typer.Option(help="A shorter horizon; the recipe's by default.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help=_TOLERANCE_HELP)] = None,
+    out: Annotated[Path | None, typer.Option(help="A new directory; runs/compare-RECIPE-TIME-ID by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    allow_import: AllowImport = None,
+) -> None:
+    """Compute one hypergradient of a recipe in several modes: do they agree, and what do they cost?
+
+    Exit codes: 0 the exact modes agree, 2 a mode refused or lacked memory, 3 a mode diverged, 4 exact modes disagree.
+
+    Example: hyperopt compare digits_lr --steps 50 --modes forward,reverse,reverse:slots=10
+    """
+    from hyperopt_cli.recipe.load import find
+    from hyperopt_cli.recipe.mode_list import mode_overrides
+
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise UsageError(f"--tolerance: got {tolerance}; must be a number of at least 0, such as 1e-6")
+    chosen = mode_overrides(modes)
+    shortcuts = [f"{key}={value}" for key, value in (("steps", steps), ("device", device)) if value is not None]
+    changes = [*(overrides or []), *shortcuts]
+    loaded = load_recipe(recipe, changes, allow_import)
+
+    from hyperopt_cli.comparison import check
+    from hyperopt_cli.execute import execute_comparison
+    from hyperopt_cli.experiment import build
+    from hyperopt_cli.runs.directory import RunDirectory
+
+    made = _make_modes(recipe, changes, chosen, allow_import)
+    experiment = build(loaded, allow_import or ())
+    path = find(recipe)
+    directory = RunDirectory.create(out, f"compare-{path.stem}")
+    try:
+        with _watching(json) as on_step:
+            written = path.read_text(encoding="utf-8")
+            comparison = execute_comparison(experiment, loaded, written, directory, made, tolerance, on_step)
+    except KeyboardInterrupt:
+        print(f"hyperopt: interrupted before every mode had run; {directory.root} has no result", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _show(comparison, directory, json)
+    check(comparison)
+    _end(comparison)
+
+
+def _make_modes(
+    recipe: str, changes: list[str], chosen: dict[str, list[str]], allow_import: list[str] | None
+) -> "dict[str, Mode]":
+    """The modes, by the name that was typed; all that is wrong with them at once."""
+    from hyperopt_cli.experiment.build import check, make_mode
+
+    made: dict[str, Mode] = {}
+    issues: list[Issue] = []
+    for typed, mode_changes in chosen.items():
+        try:
+            loaded = load_recipe(recipe, [*changes, *mode_changes], allow_import)
+            check(loaded, allow_import or ())
+            made[typed] = make_mode(loaded)
+        except RecipeError as error:
+            issues += error.issues
+    if issues:
+        raise RecipeError(list(dict.fromkeys(issues)))
+    return made
+
+
+@contextmanager
+def _watching(json: bool) -> Iterator[Callable[[str, str, int, int], None]]:
+    """A line that says which mode is at which step, on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    quiet = json or not console.is_terminal
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+        task = progress.add_task("warming up", total=None)
+
+        def on_step(mode: str, phase: str, done: int, steps: int) -> None:
+            progress.update(task, description=f"{mode}: {phase} {done}/{steps}", completed=done, total=steps)
+
+        yield on_step
+
+
+def _show(comparison: "Comparison", directory: "RunDirectory", json: bool) -> None:
+    import shlex
+
+    from hyperopt_cli.cli.comparison_tables import print_comparison
+    from hyperopt_cli.runs.json_files import to_text
+
+    if json:
+        typer.echo(to_text({"comparison": comparison.to_json(), "directory": str(directory.root)}))
+        return
+    print_comparison(comparison)
+    typer.echo(f"\neverything is in {directory.root}")
+    typer.echo(f"curves: tensorboard --logdir {shlex.quote(str(directory.tensorboard))}")
+
+
+def _end(comparison: "Comparison") -> None:
+    """Ends with the gravest exit code of the modes that have no result."""
+    without = [each for each in comparison.modes if each.exit_code]
+    if without:
+        named = ", ".join(f"{each.mode} ({each.status})" for each in without)
+        print(f"hyperopt: no result from {named}; comparison.json says why", file=sys.stderr)
+        raise typer.Exit(max(each.exit_code for each in without))

@@ -1,0 +1,170 @@
+"""One problem through several modes, one after the other.
+
+Each mode starts with its memory tidied up and two steps that are thrown away, so that its seconds and its peak of
+memory are its own, whatever ran before it.
+"""
+
+import ctypes
+import gc
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.comparison.difference import coarsest, relative_difference, tolerance_for
+from hyperopt_cli.comparison.factors import at_common_factors
+from hyperopt_cli.errors import (
+    DetachedHyperparameterError,
+    FixedPointRangeError,
+    HyperoptError,
+    NonDeterministicError,
+    NonFiniteError,
+    UsageError,
+)
+from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
+from hyperopt_cli.modes.reversible import Reversible
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.runs.compared import Compared, Comparison, Cost, Difference, Status
+
+# Called after each inner step: the mode as it was named, the phase, steps done, steps in the phase.
+OnModeStep = Callable[[str, str, int, int], None]
+
+WARM_UP_STEPS = 2
+
+
+class _Outcome(NamedTuple):
+    """What one mode gave, whether it computes in fixed point, and w_T where it ran to its end."""
+
+    compared: Compared
+    fixed_point: bool
+    grad: Hyper
+    params: Params
+
+
+def compare(
+    problem: Problem,
+    hyper: Hyper,
+    modes: Mapping[str, Mode],
+    *,
+    tolerance: float | None = None,
+    on_step: OnModeStep | None = None,
+) -> Comparison:
+    """The hypergradient of `problem` in each mode, one after the other, and how they differ.
+
+    Before each mode two steps of it are thrown away, so that none pays for what torch does once.
+
+    Args:
+        problem: the training run.
+        hyper: lambda.
+        modes: by the name that the comparison gives them.
+        tolerance: which relative difference passes; None for that of the parameters' dtype in `TOLERANCES`.
+        on_step: watches the inner loops.
+
+    Raises:
+        DetachedHyperparameterError, NonDeterministicError: no mode could differentiate this problem.
+        ValueError: `tolerance` is missing for parameters of another dtype, or negative.
+    """
+    dtype = coarsest(problem.initial(hyper))
+    tolerance_for(dtype, tolerance, False)  # raises before anything runs
+    runs = at_common_factors(problem, hyper, modes.values())
+    outcomes = [_measured(runs.of(mode), hyper, name, mode, on_step) for name, mode in modes.items()]
+    reference = next((each for each in outcomes if each.compared.status == "exact"), None)
+    return Comparison(
+        steps=problem.steps,
+        precision=str(dtype).removeprefix("torch."),
+        reference=None if reference is None else reference.compared.mode,
+        factors=runs.report,
+        modes=tuple(_against(each, reference, dtype, tolerance) for each in outcomes),
+    )
+
+
+def _measured(problem: Problem, hyper: Hyper, name: str, mode: Mode, on_step: OnModeStep | None) -> _Outcome:
+    """One mode, or why it has no result."""
+    try:
+        _warm_up(problem, hyper, mode)
+        _tidy_up()
+        watch = None if on_step is None else _named(on_step, name)
+        result = hypergradient(problem, hyper, mode, on_step=watch)
+    except (DetachedHyperparameterError, NonDeterministicError):
+        raise  # true of the problem, whatever the mode
+    except (HyperoptError, RuntimeError, MemoryError) as error:
+        return _Outcome(_without_result(name, error), False, {}, {})
+    return _with_result(name, problem.steps, result, isinstance(mode, Reversible))
+
+
+def _warm_up(problem: Problem, hyper: Hyper, mode: Mode) -> None:
+    """Two steps and one chunk of the objective; what is wrong with them is told by the run itself."""
+    chunks = None if problem.outer_batches is None else [problem.outer_batches[0]]
+    short = replace(problem, steps=min(WARM_UP_STEPS, problem.steps), outer_batches=chunks)
+    with suppress(HyperoptError):
+        hypergradient(short, hyper, mode)
+
+
+def _tidy_up() -> None:
+    """Gives back what earlier modes held, so that a mode's peak of memory is its own."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA is not in use
+    with suppress(OSError, AttributeError):  # glibc keeps small freed blocks resident until it is asked
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _named(on_step: OnModeStep, name: str) -> Callable[[str, int, int], None]:
+    return lambda phase, done, steps: on_step(name, phase, done, steps)
+
+
+def _without_result(name: str, error: Exception) -> Compared:
+    """What stopped the mode; what is neither of this package nor a lack of memory is a defect, and raised."""
+    if isinstance(error, HyperoptError):
+        return Compared(name, _status(error), str(error), error.exit_code)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+        return Compared(name, "out of memory", str(error).partition("\n")[0] or "no memory left", UsageError.exit_code)
+    raise error
+
+
+def _status(error: HyperoptError) -> Status:
+    if isinstance(error, NonFiniteError) and not isinstance(error, FixedPointRangeError):
+        return "diverged"
+    return "refused" if isinstance(error, UsageError) else "failed"
+
+
+def _with_result(name: str, steps: int, result: Hypergradient, fixed_point: bool) -> _Outcome:
+    bias = result.stats.get("bias")
+    compared = Compared(
+        mode=name,
+        status="exact" if bias is None else "biased",
+        reason=bias,
+        validation_loss=float(result.value),
+        hypergradient={key: value.tolist() for key, value in result.grad.items()},
+        cost=_cost(steps, result.stats),
+    )
+    return _Outcome(compared, fixed_point, result.grad, {key: w.detach().cpu() for key, w in result.params.items()})
+
+
+def _cost(steps: int, stats: Mapping[str, Any]) -> Cost:
+    bits = stats.get("bits_per_parameter_step")
+    counts = {key: stats[key] for key in ("wall_s", "peak_bytes", "num_steps", "num_gradients", "num_hvps")}
+    return Cost(**counts, bits_per_parameter=None if bits is None else float(bits) * steps)
+
+
+def _against(outcome: _Outcome, reference: _Outcome | None, dtype: torch.dtype, tolerance: float | None) -> Compared:
+    """The mode with its difference from the reference."""
+    if reference is None or outcome.compared.cost is None:
+        return outcome.compared
+    values = (torch.tensor(each.compared.validation_loss, dtype=torch.float64) for each in (outcome, reference))
+    difference = Difference(
+        validation_loss=relative_difference(*values),
+        params=relative_difference(_flat(outcome.params), _flat(reference.params)),
+        hypergradient={key: relative_difference(outcome.grad[key], reference.grad[key]) for key in reference.grad},
+    )
+    if outcome.compared.status != "exact":
+        return replace(outcome.compared, difference=difference)
+    allowed = tolerance_for(dtype, tolerance, outcome.fixed_point or reference.fixed_point)
+    return replace(outcome.compared, difference=difference, tolerance=allowed)
+
+
+def _flat(params: Params) -> Tensor:
+    return torch.cat([w.flatten().double() for w in params.values()])

@@ -1,0 +1,89 @@
+"""How far a result is from the reference's, and how far it may be.
+
+The difference of a tensor from the reference's is
+
+    |a - b| / max(|b|, FLOOR)        in float64, Euclidean norms, b the reference's
+
+so that a hypergradient of norm below `FLOOR` is compared in absolute terms: rounding is relative to the terms of a sum,
+not to a sum that nearly cancels. E, w_T and the derivative in every hyperparameter are compared.
+
+`TOLERANCES` say which difference passes between exact modes. In float64 modes differ by 1e-13 or less on runs that
+train, and a defect shows at once: 1e-8. In float32 forward and reverse differed by 2e-6 to 2e-5 over 100 to 300 steps
+of the shipped digits recipe, and rounding grows with the horizon as the training run amplifies it: 1e-3 tells most
+defects from that. Where a run amplifies more (at a high rate over 1,000 steps the same recipe differed by tens of per
+cent in float32, and by 4e-14 in float64), float32 cannot say, and float64 has to be asked.
+
+Reversible mode computes in fixed point. That is finer than float32, and in float64 as good for heavy ball (1e-11 over
+1,000 steps), but a rule that divides by the root of a second moment magnifies its resolution where gradients are tiny:
+Adam and AdamW differed by 1e-9 to 2.5e-6 over 100 to 1,000 steps of digits. So `FIXED_POINT` passes between it and
+other modes in float64.
+"""
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.errors import VerificationError
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.runs.compared import Comparison
+
+FLOOR = 1e-3
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
+FIXED_POINT = 1e-5
+
+
+def check(comparison: Comparison) -> None:
+    """Nothing, if the exact modes agree.
+
+    Raises:
+        VerificationError: they differ beyond the tolerance; it says in what, and by how much.
+    """
+    found = []
+    for each in comparison.modes:
+        if each.status != "exact" or each.difference is None:
+            continue
+        assert each.tolerance is not None
+        beyond = [f"{what} by {size:.2g}" for what, size in each.difference.beyond(each.tolerance).items()]
+        if beyond:
+            where = f"{each.mode} differs from {comparison.reference} in {', '.join(beyond)}"
+            found.append(f"{where}, where {each.tolerance:g} passes")
+    if not found:
+        return
+    remedy = (
+        "Fewer --steps show whether it grows with the horizon"
+        if comparison.precision == "float64"
+        else "Rounding grows with the horizon: precision=float64, or fewer --steps, tells it from a defect"
+    )
+    raise VerificationError(
+        f"exact modes disagree: {'; '.join(found)} (relative, in {comparison.precision}). {remedy}; "
+        "--tolerance lets more pass"
+    )
+
+
+def relative_difference(x: Tensor, reference: Tensor) -> float:
+    """`|x - reference| / max(|reference|, FLOOR)`, in float64.
+
+    >>> relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0]))  # 1 / sqrt(34)
+    0.17149858514250882
+    """
+    x, reference = x.detach().cpu().double(), reference.detach().cpu().double()
+    norms = torch.linalg.vector_norm(x - reference), torch.linalg.vector_norm(reference)
+    return float(norms[0]) / max(float(norms[1]), FLOOR)
+
+
+def tolerance_for(dtype: torch.dtype, given: float | None, fixed_point: bool) -> float:
+    """The tolerance that was given, or the one of `dtype`, for two modes of which one may compute in fixed point.
+
+    Raises:
+        ValueError: there is none, or it is negative.
+    """
+    if given is None and dtype not in TOLERANCES:
+        raise ValueError(f"tolerance: parameters of {dtype} have no default; give the relative difference that passes")
+    allowed = TOLERANCES[dtype] if given is None else given
+    if not allowed >= 0:
+        raise ValueError(f"tolerance: got {given}; must be at least 0")
+    return max(allowed, FIXED_POINT) if fixed_point and given is None else allowed
+
+
+def coarsest(params: Params) -> torch.dtype:
+    """The dtype of the parameters; of several, the one that rounds most."""
+    return max((w.dtype for w in params.values()), key=lambda dtype: torch.finfo(dtype).eps)

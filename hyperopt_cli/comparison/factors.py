@@ -1,0 +1,97 @@
+"""One set of contraction factors for every mode.
+
+Reversible mode multiplies by rationals near the recipe's momenta and decays, and differentiates the run at them. Other
+modes would differentiate another run, so they get the same values (`modes/reversal/factors.py`). Reversible mode itself
+gets the recipe's: a rational near a rational may be a simpler one.
+"""
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.reversal.factors import Factors, Report, at_factors
+from hyperopt_cli.modes.reversible import Reversible, refusal
+from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.runs.compared import CommonFactors, FactorFrom, Moved
+
+# Steps that are looked at for the report.
+MAX_STEPS = 64
+# Relative: less than this is the rounding of the way there, not another value.
+ROUNDING = 1e-9
+
+
+class Runs(NamedTuple):
+    """What each mode is given.
+
+    Attributes:
+        written: the problem as it is.
+        common: the problem at the rational factors, or as it is where no mode needs them.
+        report: these factors; None where no mode needs them.
+    """
+
+    written: Problem
+    common: Problem
+    report: CommonFactors | None
+
+    def of(self, mode: Mode) -> Problem:
+        """The problem for `mode`."""
+        return self.written if isinstance(mode, Reversible) else self.common
+
+
+def at_common_factors(problem: Problem, hyper: Hyper, modes: Iterable[Mode]) -> Runs:
+    """`problem` at the factors of reversible mode, if that is among `modes` and can run it."""
+    if not any(isinstance(mode, Reversible) for mode in modes) or refusal(problem, hyper) is not None:
+        return Runs(problem, problem, None)
+    common = at_factors(problem, hyper)
+    steps = sorted({round(k * (problem.steps - 1) / (MAX_STEPS - 1)) for k in range(MAX_STEPS)})
+    return Runs(problem, common, CommonFactors(_in_use(problem, hyper, steps), _moved(problem, common, hyper, steps)))
+
+
+def _in_use(problem: Problem, hyper: Hyper, steps: list[int]) -> dict[str, list[FactorFrom]]:
+    """Every factor by its label, from each step on at which it is another one."""
+    factors = Factors(Dynamics.of(problem, hyper), hyper)
+    found: dict[str, list[FactorFrom]] = {}
+    for t in steps:
+        for label, report in factors.report(t).items():
+            entries, shown = found.setdefault(label, []), _shown(report)
+            if not entries or entries[-1].factor != shown:
+                entries.append(FactorFrom(t, shown))
+    return found
+
+
+def _shown(report: Report) -> str | dict[str, str]:
+    """`9/10`; by parameter where they differ; the range where elements do."""
+    if isinstance(report, Fraction):
+        return str(report)
+    if isinstance(report, Tensor):
+        return f"{float(report.min()):.9g} to {float(report.max()):.9g}"
+    return {name: str(factor) for name, factor in report.items()}
+
+
+def _moved(problem: Problem, common: Problem, hyper: Hyper, steps: list[int]) -> dict[str, Moved]:
+    """The arguments that had to move, each at the step and element where it moved farthest."""
+    farthest: dict[str, Moved] = {}
+    for t in steps:
+        written, used = problem.hyper_at(hyper, t), common.hyper_at(hyper, t)
+        for name in set(used) & set(problem.optimizer.argument_names()):
+            default = getattr(problem.optimizer, name)
+            moved = _farthest(t, written.get(name, default), used[name], default)
+            if moved.relative > ROUNDING and (name not in farthest or moved.relative > farthest[name].relative):
+                farthest[name] = moved
+    return dict(sorted(farthest.items()))
+
+
+def _farthest(t: int, written: Any, used: Tensor | dict[str, Tensor], default: float) -> Moved:
+    if isinstance(used, Mapping):
+        of = written if isinstance(written, Mapping) else dict.fromkeys(used, written)
+        each = (_farthest(t, of.get(name, default), x, default) for name, x in used.items())
+        return max(each, key=lambda moved: moved.relative)
+    y = torch.as_tensor(used, dtype=torch.float64).detach().cpu()
+    x = torch.as_tensor(written, dtype=torch.float64).detach().cpu().expand(y.shape)
+    worst = int((x - y).abs().argmax())
+    return Moved(t, float(x.flatten()[worst]), float(y.flatten()[worst]))

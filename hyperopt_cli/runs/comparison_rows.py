@@ -1,0 +1,105 @@
+"""A comparison as rows of text: for the terminal, and for TensorBoard's text page."""
+
+import math
+from collections.abc import Iterator
+
+from hyperopt_cli.runs.compared import CommonFactors, Compared, Comparison, FactorFrom
+from hyperopt_cli.runs.result import Values
+
+MAX_ELEMENTS = 10
+MISSING = "-"
+
+COST_HEADER = (
+    "mode",
+    "validation loss",
+    "difference",
+    "passes",
+    "seconds",
+    "peak memory",
+    "gradients",
+    "HVPs",
+    "bits a parameter",
+    "result",
+)
+
+
+def cost_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Under `COST_HEADER`, one row a mode; the difference is the largest of any hyperparameter's derivative."""
+    return [_cost_row(each, comparison.reference) for each in comparison.modes]
+
+
+def hypergradient_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """The modes that ran, then a row for each number of the hypergradient; the norm for an array of many."""
+    columns = {each.mode: dict(_entries(each.hypergradient)) for each in comparison.modes if each.hypergradient}
+    labels = dict.fromkeys(label for column in columns.values() for label in column)
+    return [("", *columns), *((label, *(column[label] for column in columns.values())) for label in labels)]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What has to be said beside the tables: at which factors, why a mode is biased or has no result."""
+    said = [] if comparison.factors is None else [_factor_note(comparison.factors)]
+    said += [f"{each.mode}: {each.status}: {each.reason}" for each in comparison.modes if each.reason is not None]
+    if comparison.reference is None:
+        said.append("no exact mode ran: there is nothing to compare with")
+    return said
+
+
+def _factor_note(factors: CommonFactors) -> str:
+    in_use = ", ".join(f"{label} {_factor(entries)}" for label, entries in factors.in_use.items())
+    moved = [
+        f"{name} is {x.used:.10g} instead of {x.written:.10g} (step {x.step})" for name, x in factors.moved.items()
+    ]
+    return (
+        f"every mode ran at the rational factors of reversible mode ({in_use}): "
+        f"{'; '.join(moved) or 'the values are those of the recipe'}"
+    )
+
+
+def _factor(entries: list[FactorFrom]) -> str:
+    """The first, and whether there are more."""
+    first = entries[0].factor
+    shown = first if isinstance(first, str) else "by parameter"
+    return shown if len(entries) == 1 else f"{shown} at first"
+
+
+def elements(name: str, values: Values) -> list[tuple[str, float]]:
+    """Every number of `values` with its label: `lr`, `lr[0]`, `lr[0, 1]`."""
+    indexed = list(_indexed(values, ()))
+    return [(f"{name}[{', '.join(map(str, index))}]" if index else name, number) for index, number in indexed]
+
+
+def _indexed(values: Values, index: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], float]]:
+    if not isinstance(values, list):
+        yield index, values
+        return
+    for i, value in enumerate(values):
+        yield from _indexed(value, (*index, i))
+
+
+def _entries(hypergradient: dict[str, Values]) -> Iterator[tuple[str, str]]:
+    for name, values in hypergradient.items():
+        labelled = elements(name, values)
+        if len(labelled) > MAX_ELEMENTS:
+            yield f"norm of {name} ({len(labelled)} values)", f"{math.hypot(*(x for _, x in labelled)):.6g}"
+        else:
+            yield from ((label, f"{number:.6g}") for label, number in labelled)
+
+
+def _cost_row(each: Compared, reference: str | None) -> tuple[str, ...]:
+    if each.cost is None:
+        return (each.mode, *[MISSING] * (len(COST_HEADER) - 2), each.status)
+    assert each.validation_loss is not None
+    bits = each.cost.bits_per_parameter
+    largest = None if each.difference is None else max(each.difference.hypergradient.values())
+    return (
+        each.mode,
+        f"{each.validation_loss:.6g}",
+        MISSING if largest is None else "reference" if each.mode == reference else f"{largest:.2g}",
+        MISSING if each.tolerance is None or each.mode == reference else f"{each.tolerance:g}",
+        f"{each.cost.wall_s:.2f}",
+        f"{each.cost.peak_bytes / 2**20:,.0f} MiB",
+        str(each.cost.num_gradients),
+        str(each.cost.num_hvps),
+        MISSING if bits is None else f"{bits:.3g}",
+        each.status,
+    )
