@@ -13,8 +13,8 @@ Cost: as reverse, T (2 gradients + 1 HVP), plus the integer arithmetic. Memory: 
 w, for each slot and for the store, and log2(d/n) bits a parameter and step for every factor n/d (0.15 at a momentum of
 0.9, 64 at 0, where all of the slot is lost).
 
-The hypergradient is taken at the rational factors in use (`modes/reversal/factors.py`). The gradient of a step must have
-the same bits there and back: deterministic kernels are set for the mode, and the start state is compared on every run.
+The hypergradient is taken at the rational factors in use (`reversal/factors.py`). The gradient of a step must have the
+same bits there and back: deterministic kernels are set for the mode, and the start state is compared on every run.
 
 Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be undone; reverse where all states fit.
 """
