@@ -49,3 +49,21 @@ def test_links_lead_somewhere(link):
 def test_the_demo_output_names_every_hyperparameter():
     (output,) = (block for block in blocks("") if "outer 0/12" in block)
     assert all(name in output for name in ("lr", "momentum", "weight_decay", "test accuracy"))
+
+
+def test_the_optimizer_of_ones_own_runs_in_every_mode():
+    import torch
+
+    from hyperopt_cli import hypergradient
+    from tests.cases import net_problem
+
+    text = (README.parent / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names = {"__name__": "mine"}
+    exec(compile(code, "optimizers.md", "exec"), names)
+    problem = net_problem(names["SmoothSign"]())
+    hyper = {"lr": torch.tensor(0.05, dtype=torch.float64), "decay": torch.tensor(0.8, dtype=torch.float64)}
+    reverse, *others = (hypergradient(problem, hyper, mode).grad for mode in ("reverse", "forward", "reversible"))
+    for grad in others:
+        for name in hyper:
+            assert abs(grad[name] - reverse[name]) < 1e-9
