@@ -74,7 +74,7 @@ class Reversible(Mode):
         factors = Factors(Dynamics.of(problem, hyper), hyper)
         dynamics = Dynamics.of(at_factors(problem, hyper), hyper)
         kernels = choose(self.compile, problem.steps * sum(w.numel() for w in dynamics.start.params.values()))
-        with _deterministic():
+        with deterministic():
             held, marks, reports = self._run(dynamics, hyper, factors, kernels, account)
             bits = held.bits()
             past = _run_backwards(dynamics, hyper, held, marks, account)
@@ -237,7 +237,7 @@ def _collected(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     """Deterministic kernels; an operator that has none is named."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

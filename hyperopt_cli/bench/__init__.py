@@ -1,0 +1,24 @@
+"""What `hyperopt bench` measures, one benchmark a file: a function `measure(settings) -> Report`.
+
+Importing this loads no torch, so that the command line can name the benchmarks.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hyperopt_cli.bench.report import Report, Settings
+
+# name: what it measures; the module of that name has `measure`
+BENCHMARKS = {
+    "reversal": "reversible mode against reverse mode with all states kept, and what its store takes",
+    "checkpointing": "reverse mode with few slots against the time that its counts predict",
+}
+
+
+def load(name: str) -> "Callable[[Settings], Report]":
+    """The function that measures the benchmark of that name, one of `BENCHMARKS`."""
+    measure: Callable[[Settings], Report] = import_module(f"hyperopt_cli.bench.{name}").measure
+    return measure

@@ -1,0 +1,135 @@
+"""`hyperopt bench checkpointing`: is recomputation as cheap as its counts say?
+
+With n slots reverse mode takes E(T, n) + 1 steps of training and T steps of the sweep (`modes/checkpointing/`). The
+time that these counts predict is
+
+    num_steps t_step + num_hvps t_adjoint
+
+t_step from plain training that keeps no state, t_adjoint from the way back of a run that keeps all of them, both in the
+round in which the run with n slots is measured. `measured_over_predicted` is what the slots themselves cost.
+`states_bytes` is what the kept states and the one in hand take, `share_of_states` of what all T of them would.
+"""
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from hyperopt_cli.bench.machine import machine
+from hyperopt_cli.bench.measuring import Ratio, Samples, interleaved
+from hyperopt_cli.bench.problems import Workload, classification
+from hyperopt_cli.bench.report import Figure, Report, Settings, compared
+from hyperopt_cli.models import mlp
+from hyperopt_cli.modes import Hypergradient, Reverse, hypergradient
+from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.memory import state_bytes
+from hyperopt_cli.modes.surroundings import surroundings
+from hyperopt_cli.modes.sweep import run
+from hyperopt_cli.optimizers import SGD
+
+TRAINING, ALL = "plain training", "reverse, slots: all"
+HYPER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the network, and the numbers of slots."""
+
+    steps: int = 1000
+    inputs: int = 784
+    hidden: tuple[int, ...] = (50, 50)
+    batch: int = 128
+    slots: tuple[int, ...] = (200, 50, 10)
+
+
+class Outcome(NamedTuple):
+    """A hypergradient, and the seconds of its way back, the outer objective among them."""
+
+    result: Hypergradient
+    back_s: float
+
+
+def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
+    """Times of reverse mode with few slots, measured and predicted, and the memory of its states."""
+    sizes = sizes or Sizes()
+    steps = settings.steps or sizes.steps
+    make = partial(mlp, hidden=sizes.hidden)
+    workload = classification(make, (sizes.inputs,), sizes.batch, steps, SGD(), HYPER, settings.device)
+    calls: dict[str, Callable[[], object]] = {
+        TRAINING: partial(_train, workload),
+        ALL: partial(_differentiate, workload, Reverse()),
+        **{_name(n): partial(_differentiate, workload, Reverse(slots=n)) for n in sizes.slots},
+    }
+    samples = interleaved(calls, settings.repeat, settings.device, settings.on_progress)
+    able = {name: shown for name, shown in samples.items() if isinstance(shown, Samples)}
+    held = _kept_bytes(workload, sizes.slots)
+
+    def figures(name: str, shown: Samples) -> Mapping[str, Figure]:
+        return {} if name == TRAINING else _figures(shown, able[TRAINING], able[ALL], held[name], held[ALL])
+
+    widths = "-".join(map(str, (sizes.inputs, *sizes.hidden, 10)))
+    case = compared(f"MLP {widths}, batch {sizes.batch}, T = {steps}, heavy ball", samples, ALL, figures)
+    written = {**asdict(sizes), "steps": steps, "repeat": settings.repeat}
+    return Report("checkpointing", machine(settings.device), written, (case,))
+
+
+def predicted_s(outcome: Outcome, training_s: float, all_kept: Outcome) -> float:
+    """Seconds that the counts of `outcome` predict."""
+    counts, base = outcome.result.stats, all_kept.result.stats
+    step_s, adjoint_s = training_s / base["num_steps"], all_kept.back_s / base["num_hvps"]
+    return float(counts["num_steps"] * step_s + counts["num_hvps"] * adjoint_s)
+
+
+def _figures(shown: Samples, training: Samples, all_kept: Samples, held: int, held_by_all: int) -> dict[str, Figure]:
+    rounds = zip(shown.results, training.timing.rounds_s, all_kept.results, strict=True)
+    predictions = [predicted_s(*each) for each in rounds]
+    stats = shown.results[0].result.stats
+    return {
+        "num_steps": stats["num_steps"],
+        "num_hvps": stats["num_hvps"],
+        "predicted_s": statistics.median(predictions),
+        "measured_over_predicted": Ratio.of(shown.timing.rounds_s, predictions),
+        "states_bytes": held,
+        "share_of_states": held / held_by_all,
+        "taken_bytes": shown.taken_bytes,
+        "same_bits": _same_bits(shown, all_kept),
+    }
+
+
+def _same_bits(shown: Samples, all_kept: Samples) -> bool:
+    pairs = zip(shown.results, all_kept.results, strict=True)
+    return all(torch.equal(x, b.result.grad[name]) for a, b in pairs for name, x in a.result.grad.items())
+
+
+def _train(workload: Workload) -> None:
+    """Plain training, in which every state is dropped at once."""
+    with surroundings():
+        dynamics = Dynamics.of(*workload)
+        deque(run(dynamics, workload.hyper, Account(workload.problem.steps, dynamics.like)), maxlen=0)
+
+
+def _differentiate(workload: Workload, mode: Reverse) -> Outcome:
+    """The way back begins when the last step there is done."""
+    times: dict[str, float] = {}
+
+    def on_step(phase: str, done: int, steps: int) -> None:
+        times[phase] = time.perf_counter()
+
+    result = hypergradient(*workload, mode, on_step=on_step)
+    return Outcome(result, times["backward"] - times["forward"])
+
+
+def _kept_bytes(workload: Workload, slots: tuple[int, ...]) -> dict[str, int]:
+    """Of the states in the slots and the one in hand, which is none of them; of all T where all are kept."""
+    steps, size = workload.problem.steps, state_bytes(Dynamics.of(*workload).start)
+    return {ALL: steps * size, **{_name(n): min(n + 1, steps) * size for n in slots}}
+
+
+def _name(slots: int) -> str:
+    return f"reverse, slots: {slots}"

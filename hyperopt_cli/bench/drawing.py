@@ -1,0 +1,59 @@
+"""The picture of a report: a bar for each variant, its median with the extremes, and what it goes into."""
+
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hyperopt_cli.bench.machine import described
+from hyperopt_cli.bench.report import Case, Report
+
+
+def save(report: Report, path: Path) -> None:
+    """Writes the picture; the end of its name says in which format."""
+    figure(report).savefig(path)
+
+
+def figure(report: Report) -> Figure:
+    """One panel a case, in no window and in no list of pyplot's."""
+    rows = [1 + len(case.variants) for case in report.cases]
+    drawn = Figure(figsize=(8.5, 0.6 + 0.45 * sum(rows) + 0.6 * len(rows)), dpi=120, layout="constrained")
+    FigureCanvasAgg(drawn)
+    panels = drawn.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]
+    for axes, case in zip(panels, report.cases, strict=True):
+        _draw(axes, case)
+    drawn.suptitle(f"{report.benchmark}: {described(dict(report.machine))}", fontsize="small", wrap=True)
+    return drawn
+
+
+def _draw(axes: Axes, case: Case) -> None:
+    _bars(axes, case)
+    ends = []
+    for y, variant in enumerate(case.ran):
+        assert variant.timing is not None
+        low, median, high = variant.timing.low_s, variant.timing.median_s, variant.timing.high_s
+        axes.errorbar([median], [y], xerr=[[median - low], [high - median]], color="0.2", capsize=3)
+        ends.append(max(high, sum(variant.split_s.values())))
+        over = "" if variant.over_reference is None else f"  {variant.over_reference.of_medians:.2f}x"
+        axes.annotate(f" {median:.3g} s{over}", (ends[-1], y), va="center", fontsize="small")
+    axes.set_yticks(range(len(case.ran)), [variant.name for variant in case.ran])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(ends))
+    axes.set_xlabel("seconds, median and extremes", fontsize="small")
+    axes.set_title(case.title, fontsize="medium", loc="left")
+
+
+def _bars(axes: Axes, case: Case) -> None:
+    """Of the medians; of what they go into, where that was measured."""
+    rows = range(len(case.ran))
+    if not case.pieces:
+        axes.barh(rows, [variant.timing.median_s for variant in case.ran if variant.timing], color="tab:blue")
+        return
+    left = [0.0] * len(rows)
+    for i, piece in enumerate(case.pieces):
+        widths = [variant.split_s.get(piece, 0.0) for variant in case.ran]
+        axes.barh(rows, widths, left=left, label=piece, color=colormaps["tab20"](2 * i + 1))
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.legend(fontsize="x-small", frameon=False, loc="upper right", ncols=len(case.pieces), bbox_to_anchor=(1, 1.25))

@@ -1,0 +1,67 @@
+"""The machine of a benchmark: what a figure has to be read with."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperopt_cli.runs.environment import environment
+
+# What sets the number of threads, how memory is taken and given back, and whether what was compiled before is found
+# again; nothing else of the environment is read.
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "MALLOC_ARENA_MAX",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TORCHINDUCTOR_FORCE_DISABLE_CACHES",
+)
+KEPT = ("python", "hyperopt", "torch", "cuda", "platform", "cpus", "threads", "git_commit", "git_changed", "command")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, threads, GPU, versions, allocator variables, commit and command line."""
+    seen = environment("cpu")
+    return {
+        "cpu": seen["device"],
+        "cores": num_cores(Path("/proc/cpuinfo")) or seen["cpus"],
+        "gpu": environment(str(device))["device"] if device.type != "cpu" else None,
+        **{key: seen[key] for key in KEPT},
+        "variables": {name: _without_folders(os.environ[name]) for name in VARIABLES if name in os.environ},
+    }
+
+
+def described(machine: dict[str, Any]) -> str:
+    """One line."""
+    count = f"cores: {machine['cores']}, threads: {machine['threads']}"
+    gpu = [] if machine["gpu"] is None else [f"{machine['gpu']} (CUDA {machine['cuda']})"]
+    variables = [f"{name}={value}" for name, value in machine["variables"].items()]
+    return ", ".join([f"{machine['cpu']}, {count}", *gpu, f"torch {machine['torch']}", *variables])
+
+
+def num_cores(cpuinfo: Path) -> int | None:
+    """Cores, not the threads that share one; None where the system does not say."""
+    try:
+        blocks = cpuinfo.read_text().split("\n\n")
+    except OSError:
+        return None
+    processors = [dict(_field(line) for line in block.splitlines()) for block in blocks]
+    cores = {(each.get("physical id"), each["core id"]) for each in processors if "core id" in each}
+    return len(cores) or None
+
+
+def _field(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
+def _without_folders(value: str) -> str:
+    """Absolute paths name people and machines: their last parts say which library it is."""
+    return ":".join(Path(part).name if part.startswith("/") else part for part in value.split(":"))

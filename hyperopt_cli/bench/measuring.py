@@ -1,0 +1,137 @@
+"""Times of several variants of one computation, taken so that they can be compared.
+
+Every variant is called once to warm up (what it compiles, it compiles there), once for its memory, and then in rounds,
+A B C A B C ...: what drifts on a machine, such as its clock and its other processes, meets all of them alike. A ratio
+is that of two medians; the ratios of single rounds say how far it can be trusted.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.memory import peak_bytes
+from hyperopt_cli.modes.planning.probe import held_bytes, synchronize
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of every round, their median and their extremes."""
+
+    median_s: float
+    low_s: float
+    high_s: float
+    rounds_s: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rounds_s: Sequence[float]) -> "Timing":
+        """From the rounds.
+
+        >>> Timing.of([1.0, 4.0, 2.0]).median_s
+        2.0
+        """
+        return cls(statistics.median(rounds_s), min(rounds_s), max(rounds_s), tuple(rounds_s))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of two medians, with the least and the largest ratio within one round."""
+
+    of_medians: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> "Ratio":
+        """From two quantities in the same rounds.
+
+        >>> Ratio.of([2.0, 3.0, 4.0], [1.0, 2.0, 2.0])
+        Ratio(of_medians=1.5, low=1.5, high=2.0)
+        """
+        each = [a / b for a, b in zip(above, below, strict=True)]
+        return cls(statistics.median(above) / statistics.median(below), min(each), max(each))
+
+
+class Samples(NamedTuple):
+    """What a variant has shown.
+
+    Attributes:
+        timing: of the rounds.
+        warm_up_s: seconds of its first call.
+        taken_bytes: at the peak of a call, beyond what the process held before it.
+        results: what its calls returned, round by round.
+    """
+
+    timing: Timing
+    warm_up_s: float
+    taken_bytes: int
+    results: tuple[Any, ...]
+
+
+class Refused(NamedTuple):
+    """Why a variant is not available here."""
+
+    reason: str
+
+
+def interleaved(
+    variants: Mapping[str, Call], repeat: int, device: torch.device, on_progress: Callable[[str], None]
+) -> dict[str, Samples | Refused]:
+    """Every variant in `repeat` rounds; one that ends its first call with a `UsageError` is left out of them."""
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked through before every call
+    try:
+        return _interleaved(variants, repeat, device, on_progress)
+    finally:
+        gc.unfreeze()
+
+
+def _interleaved(
+    variants: Mapping[str, Call], repeat: int, device: torch.device, on_progress: Callable[[str], None]
+) -> dict[str, Samples | Refused]:
+    warm: dict[str, float] = {}
+    refused: dict[str, Refused] = {}
+    for name, call in variants.items():
+        on_progress(f"{name}: warming up")
+        try:
+            warm[name], _ = timed(call, device)
+        except UsageError as error:
+            refused[name] = Refused(str(error))
+    taken = {name: _taken_bytes(variants[name], device) for name in warm}
+    rounds: dict[str, list[tuple[float, Any]]] = {name: [] for name in warm}
+    for i in range(repeat):
+        for name, done in rounds.items():
+            on_progress(f"{name}: round {i + 1} of {repeat}")
+            done.append(timed(variants[name], device))
+    able = {name: _samples(done, warm[name], taken[name]) for name, done in rounds.items()}
+    return {name: able.get(name) or refused[name] for name in variants}
+
+
+def timed(call: Call, device: torch.device) -> tuple[float, Any]:
+    """Seconds of a call, with the work of the device, and what it returned."""
+    gc.collect()
+    synchronize(device)
+    began = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return time.perf_counter() - began, result
+
+
+def _samples(rounds: Sequence[tuple[float, Any]], warm_up_s: float, taken_bytes: int) -> Samples:
+    timing = Timing.of([seconds for seconds, _ in rounds])
+    return Samples(timing, warm_up_s, taken_bytes, tuple(result for _, result in rounds))
+
+
+def _taken_bytes(call: Call, device: torch.device) -> int:
+    """By a call of its own: what is given back to the system before it would have to be taken again by a timed one."""
+    gc.collect()
+    before = held_bytes(device)
+    call()
+    return max(0, peak_bytes(device) - before)

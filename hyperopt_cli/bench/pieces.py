@@ -1,0 +1,130 @@
+"""Where the time of a hypergradient goes: its pieces timed one by one, over a run and back.
+
+    training          gradients on the way there; in reverse mode with the update of the float state
+    arithmetic there  the step in exact integers
+    arithmetic back   that step undone
+    adjoint           on the way back: the gradient again, and the adjoint step
+
+The device is waited for around every piece, so on a GPU, where a run overlaps them, they add up to more than a run.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch.utils._pytree import tree_map
+
+from hyperopt_cli.bench.problems import Workload
+from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.engines import gradient_and_pullback
+from hyperopt_cli.modes.memory import state_bytes
+from hyperopt_cli.modes.planning.probe import synchronize
+from hyperopt_cli.modes.reversal.factors import Factors, at_factors
+from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
+from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels
+from hyperopt_cli.modes.reversible import deterministic
+from hyperopt_cli.modes.surroundings import surroundings
+from hyperopt_cli.modes.sweep import adjoint_step, linearise, train_step
+from hyperopt_cli.optimizers.exact import LIMIT
+
+TRAINING, THERE, BACK, ADJOINT = "training", "arithmetic there", "arithmetic back", "adjoint"
+
+
+class Laps:
+    """Seconds by piece and step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+
+    @contextmanager
+    def lap(self, piece: str, t: int) -> Iterator[None]:
+        """Adds what happens inside to that piece of step t."""
+        synchronize(self._device)
+        began = time.perf_counter()
+        yield
+        synchronize(self._device)
+        self._seconds[piece][t] += time.perf_counter() - began
+
+    def whole_s(self, steps: int) -> dict[str, float]:
+        """Seconds of `steps` steps by piece, each at the median of the measured ones."""
+        return {piece: steps * statistics.median(by_step.values()) for piece, by_step in self._seconds.items()}
+
+
+def reverse_pieces(workload: Workload, device: torch.device) -> dict[str, float]:
+    """Seconds of reverse mode with all states kept, by piece."""
+    problem, hyper = workload
+    laps = Laps(device)
+    with surroundings():
+        dynamics = Dynamics.of(problem, hyper)
+        account, ones = Account(problem.steps, dynamics.like), tree_map(torch.ones_like, dynamics.start)
+        states = [dynamics.start]
+        for t in range(problem.steps):
+            with laps.lap(TRAINING, t):
+                state, _ = train_step(dynamics, hyper, t, states[-1], account)
+            states.append(state)
+        for t in reversed(range(problem.steps)):
+            state = states[t]
+            with laps.lap(ADJOINT, t):
+                adjoint_step(dynamics, ones, linearise(dynamics, hyper, t, state, account), account)
+    return laps.whole_s(problem.steps)
+
+
+def reversible_pieces(
+    workload: Workload, device: torch.device, kernels: Kernels, radixes: Mapping[str, int]
+) -> dict[str, float]:
+    """Seconds of reversible mode by piece; `radixes` as a run of it has found them."""
+    laps = Laps(device)
+    with surroundings(), deterministic():
+        dynamics, held = _in_fixed_point(workload, kernels, radixes)
+        _go(dynamics, workload, held, laps)
+        _go_back(dynamics, workload, held, laps)
+    return laps.whole_s(workload.problem.steps)
+
+
+def held_at_end(workload: Workload, radixes: Mapping[str, int]) -> int:
+    """Bytes of w, the slots and the store at s_T."""
+    with surroundings():
+        dynamics, held = _in_fixed_point(workload, EAGER, radixes)
+        _go(dynamics, workload, held, Laps(dynamics.like.device))
+    return state_bytes((held.numbers, [(store.remainders, store.words) for store in held.stores.values()]))
+
+
+def _in_fixed_point(workload: Workload, kernels: Kernels, radixes: Mapping[str, int]) -> tuple[Dynamics, FixedPoint]:
+    problem, hyper = workload
+    factors = Factors(Dynamics.of(problem, hyper), hyper)
+    dynamics = Dynamics.of(at_factors(problem, hyper), hyper)
+    return dynamics, FixedPoint(dynamics, factors, dict(radixes), kernels)
+
+
+def _go(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Laps) -> None:
+    peaks = []
+    for t in range(workload.problem.steps):
+        step_hyper = dynamics.hyper_at(workload.hyper, t)
+        with laps.lap(TRAINING, t):
+            point = dynamics.layout.unpack(held.weights())
+            _, g, _ = gradient_and_pullback(dynamics.loss_at(t), point, step_hyper)
+            grads = dynamics.layout.pack(g)
+        with laps.lap(THERE, t):
+            held.fingerprint()
+            peaks += [peak.size for peak in held.advance(grads, step_hyper, t)]
+    assert bool((torch.stack(peaks) < LIMIT).all()), "a number left its fixed-point range"
+
+
+def _go_back(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Laps) -> None:
+    account = Account(workload.problem.steps, dynamics.like)
+    ones = tree_map(torch.ones_like, dynamics.start)
+    for t in reversed(range(workload.problem.steps)):
+        with laps.lap(BACK, t):
+            params = held.undo_weights(dynamics.hyper_at(workload.hyper, t), t)
+            held.fingerprint()
+        with laps.lap(ADJOINT, t):
+            past = linearise(dynamics, workload.hyper, t, State(params, {}), account)
+        with laps.lap(BACK, t):
+            state = held.undo_rest(past.grads, past.hyper, t)
+        with laps.lap(ADJOINT, t):
+            adjoint_step(dynamics, ones, past._replace(state=state), account)

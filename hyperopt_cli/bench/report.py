@@ -1,0 +1,153 @@
+"""What a benchmark is asked for, and what it reports: the content of its JSON file, its tables and its picture.
+
+Names of figures carry their unit: `_s` seconds, `_bytes` bytes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from hyperopt_cli.bench.measuring import Ratio, Refused, Samples, Timing
+
+Figure = float | int | str | bool | Ratio | None
+
+
+def _unheard(said: str) -> None:
+    del said
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to measure, and where.
+
+    Args:
+        repeat: rounds, at least 1.
+        steps: the horizon T; None: the benchmark's own.
+        device: where to compute.
+        on_progress: told what is being measured.
+
+    Raises:
+        ValueError: no round, or no step.
+    """
+
+    repeat: int = 5
+    steps: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    on_progress: Callable[[str], None] = _unheard
+
+    def __post_init__(self) -> None:
+        if self.repeat < 1:
+            raise ValueError(f"repeat: got {self.repeat}; at least 1 round is measured")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}; the horizon is at least 1")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to do what a case does.
+
+    Attributes:
+        name: what it is.
+        timing: None where it is not available.
+        over_reference: its time over that of the case's reference; None without either, and for the reference.
+        reason: why it is not available; None where it is.
+        figures: what else was measured, by name.
+        split_s: seconds of the whole by what they go into; empty where that was not measured.
+    """
+
+    name: str
+    timing: Timing | None
+    over_reference: Ratio | None = None
+    reason: str | None = None
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    split_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The same computation in several variants.
+
+    Attributes:
+        title: which computation.
+        reference: the variant that the others are compared with.
+        variants: in the order of a round; the pieces of one are among those of the one that has most.
+    """
+
+    title: str
+    reference: str
+    variants: tuple[Variant, ...]
+
+    @property
+    def ran(self) -> tuple[Variant, ...]:
+        """The variants that are available."""
+        return tuple(variant for variant in self.variants if variant.timing is not None)
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """What time goes into, in the order of the variant that has most; none where that was not measured."""
+        splits = [tuple(variant.split_s) for variant in self.ran]
+        return max(splits, key=len, default=())
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures without a time: rows that share their keys."""
+
+    title: str
+    rows: tuple[Mapping[str, Figure], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a benchmark has measured.
+
+    Attributes:
+        benchmark: its name.
+        machine: see `machine.py`.
+        settings: rounds, horizon, sizes.
+        cases: what was timed.
+        tables: what was counted.
+    """
+
+    benchmark: str
+    machine: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    cases: tuple[Case, ...]
+    tables: tuple[Table, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Dictionaries, lists, numbers and strings."""
+        return asdict(self)
+
+
+def compared(
+    title: str,
+    samples: Mapping[str, Samples | Refused],
+    reference: str,
+    figures: Callable[[str, Samples], Mapping[str, Figure]],
+    split_s: Mapping[str, Mapping[str, float]] | None = None,
+) -> Case:
+    """The case made of what `measuring.interleaved` returned.
+
+    Args:
+        title: of the case.
+        samples: by variant.
+        reference: the variant to compare with.
+        figures: further figures of a variant that ran.
+        split_s: by variant.
+    """
+
+    def variant(name: str, shown: Samples | Refused) -> Variant:
+        if isinstance(shown, Refused):
+            return Variant(name, None, reason=shown.reason)
+        over = None if name == reference or isinstance(base, Refused) else _over(shown, base)
+        return Variant(name, shown.timing, over, None, figures(name, shown), (split_s or {}).get(name, {}))
+
+    base = samples[reference]
+    return Case(title, reference, tuple(variant(name, shown) for name, shown in samples.items()))
+
+
+def _over(samples: Samples, base: Samples) -> Ratio:
+    return Ratio.of(samples.timing.rounds_s, base.timing.rounds_s)

@@ -1,0 +1,104 @@
+"""`hyperopt bench`: measure what the documentation claims, on this machine."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hyperopt_cli.bench import BENCHMARKS
+from hyperopt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_NAME_HELP = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=_NAME_HELP, metavar="NAME")],
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; every variant once in each.")] = 5,
+    steps: Annotated[int | None, typer.Option(min=1, help="The horizon; the benchmark's own by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU; torch's own choice by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A new JSON file with everything that was measured.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A new picture, FILE.png or FILE.svg.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Measure variants of one computation in turns: medians, their spread, and ratios within the same run.
+
+    Example: hyperopt bench reversal --out reversal.json --plot reversal.svg
+    """
+    _check_name(name)
+    _check_new("--out", out, (".json",))
+    _check_new("--plot", plot, (".png", ".svg"))
+
+    import torch
+
+    from hyperopt_cli.bench import load
+    from hyperopt_cli.bench.drawing import save
+    from hyperopt_cli.bench.report import Settings
+    from hyperopt_cli.cli.bench_tables import print_report
+    from hyperopt_cli.runs.json_files import to_text, write_json
+
+    chosen = _device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with _progress() as on_progress:
+        report = load(name)(Settings(repeat, steps, chosen, on_progress))
+    if out is not None:
+        write_json(out, report.to_json())
+    if plot is not None:
+        save(report, plot)
+    if json:
+        typer.echo(to_text(report.to_json()))
+    else:
+        print_report(report)
+
+
+def _check_name(name: str) -> None:
+    if name not in BENCHMARKS:
+        from hyperopt_cli.recipe.wording import did_you_mean
+
+        close = did_you_mean(name, BENCHMARKS)
+        raise UsageError(f"bench: got {name}; allowed are {', '.join(BENCHMARKS)}{close}")
+
+
+def _check_new(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
+    """Before anything is measured."""
+    if path is None:
+        return
+    if path.suffix not in endings:
+        raise UsageError(f"{option}: got {path}; give a name that ends with {' or '.join(endings)}")
+    if path.exists():
+        raise UsageError(f"{option}: {path} exists; give another name, or remove it")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option}: {path.parent} is not a directory; make it first, or give another place")
+
+
+def _device(name: str) -> "torch.device":
+    from hyperopt_cli.experiment.build import pick_device
+
+    try:
+        return pick_device(name)
+    except RuntimeError:
+        raise UsageError(f"--device: got {name}, which is no device; give cpu, cuda, cuda:1, ... or auto") from None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line on a terminal that says what is measured; nothing elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda said: None
+        return
+    # Drawn when it changes and no oftener: a thread that redraws would take part in what is timed.
+    with Live(Text(), console=console, auto_refresh=False, transient=True) as live:
+        yield lambda said: live.update(Text(said), refresh=True)

@@ -1,0 +1,86 @@
+"""Tables of a benchmark's report, in Markdown, so that they can be pasted into a page."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from hyperopt_cli.bench.machine import described
+from hyperopt_cli.bench.measuring import Ratio
+from hyperopt_cli.bench.report import Case, Figure, Report, Variant
+from hyperopt_cli.cli.comparison_tables import PIPE_WIDTH
+from hyperopt_cli.modes.planning.plan import bytes_text, seconds_text
+
+MISSING = "-"
+
+
+def print_report(report: Report) -> None:
+    """The machine, then every table."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=max(console.width, PIPE_WIDTH))
+    console.print(
+        f"{described(dict(report.machine))}; {report.settings['repeat']} rounds", highlight=False, markup=False
+    )
+    for case in report.cases:
+        _print_case(console, case)
+    for table in report.tables:
+        keys = list(table.rows[0])
+        _print(console, table.title, map(_words, keys), ([_text(key, row[key]) for key in keys] for row in table.rows))
+
+
+def _print_case(console: Console, case: Case) -> None:
+    keys = list(dict.fromkeys(key for variant in case.ran for key in variant.figures))
+    header = ["variant", "median", "low to high", f"over {case.reference}", *map(_words, keys)]
+    _print(
+        console, case.title, header, ([*_timed(v), *(_text(key, v.figures.get(key)) for key in keys)] for v in case.ran)
+    )
+    if case.pieces:
+        header = ["variant", *case.pieces, "sum over the whole"]
+        _print(console, f"{case.title}: where it goes", header, (_split(v, case.pieces) for v in case.ran))
+    for variant in case.variants:
+        if variant.reason is not None:
+            console.print(f"{variant.name}: not available: {variant.reason}", highlight=False, markup=False)
+
+
+def _timed(variant: Variant) -> list[str]:
+    assert variant.timing is not None
+    low_high = f"{seconds_text(variant.timing.low_s)} to {seconds_text(variant.timing.high_s)}"
+    return [variant.name, seconds_text(variant.timing.median_s), low_high, _text("", variant.over_reference)]
+
+
+def _split(variant: Variant, pieces: Sequence[str]) -> list[str]:
+    assert variant.timing is not None
+    share = sum(variant.split_s.values()) / variant.timing.median_s
+    return [variant.name, *(_text("_s", variant.split_s.get(piece)) for piece in pieces), f"{share:.2f}"]
+
+
+def _print(console: Console, title: str, header: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    console.print(f"\n{title}\n", highlight=False, markup=False)
+    table = Table(box=MARKDOWN)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _words(key: str) -> str:
+    """A figure's name without the unit that its values show."""
+    return key.removesuffix("_s").removesuffix("_bytes").replace("_", " ")
+
+
+def _text(key: str, value: Figure) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, Ratio):
+        return f"{value.of_medians:.3g} ({value.low:.3g} to {value.high:.3g})"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if key.endswith("_bytes"):
+        return bytes_text(value)
+    if key.endswith("_s"):
+        return seconds_text(value)
+    return str(value) if isinstance(value, int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

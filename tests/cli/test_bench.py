@@ -1,0 +1,108 @@
+"""`hyperopt bench`: the table, the JSON file, the picture, and its errors; never a time."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+
+import pytest
+
+from hyperopt_cli import bench
+from hyperopt_cli.modes.reversal import kernels
+from tests.bench.sizes import CHECKPOINTING, REVERSAL
+
+SIZES = {"reversal": replace(REVERSAL, stored_steps=5), "checkpointing": CHECKPOINTING}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(kernels, "_cannot_compile", lambda: "no C++ compiler was found")
+    load = bench.load
+    monkeypatch.setattr(bench, "load", lambda name: partial(load(name), sizes=SIZES[name]))
+
+
+@pytest.fixture
+def called(hyperopt):
+    return lambda *arguments: hyperopt("bench", *arguments, "--steps", "3", "--repeat", "1", "--device", "cpu")
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_every_benchmark_ends_with_0_and_writes_what_it_is_asked_for(called, tmp_path, name):
+    code, out, err = called(name, "--out", "there.json", "--plot", "there.png")
+    assert (code, err) == (0, "")
+    assert "torch" in out.splitlines()[0]
+    assert "T = 3" in out
+    read = json.loads((tmp_path / "there.json").read_text())
+    assert read["benchmark"] == name
+    for case in read["cases"]:
+        medians = {variant["name"]: variant["timing"]["median_s"] for variant in case["variants"] if variant["timing"]}
+        for variant in case["variants"]:
+            assert variant["name"] in out
+            if variant["over_reference"] is not None:
+                ratio = medians[variant["name"]] / medians[case["reference"]]
+                assert variant["over_reference"]["of_medians"] == pytest.approx(ratio)
+    assert (tmp_path / "there.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} == {"there.json", "there.png"}
+
+
+def test_json_is_one_object(called):
+    code, out, _ = called("checkpointing", "--json")
+    assert code == 0
+    assert json.loads(out)["settings"]["steps"] == 3
+
+
+def test_the_table_is_markdown(called):
+    _, out, _ = called("checkpointing")
+    (header,) = [line for line in out.splitlines() if line.startswith("| variant")]
+    rows = [line for line in out.splitlines() if line.startswith("| reverse, slots: ")]
+    assert len(rows) == 3
+    assert {row.count("|") for row in rows} == {header.count("|")}
+    assert "measured over predicted" in header
+
+
+def test_a_variant_that_is_not_available_is_told_with_the_reason(called):
+    _, out, _ = called("reversal")
+    assert "reversible, compiled: not available: " in out
+    assert "no C++ compiler was found" in out
+    assert "arithmetic back" in out
+
+
+def test_threads_are_those_asked_for(called):
+    code, out, _ = called("checkpointing", "--threads", "1", "--json")
+    assert code == 0
+    assert json.loads(out)["machine"]["threads"] == 1
+
+
+MISTAKES = {
+    "an unknown benchmark": (["reversl"], "did you mean reversal"),
+    "no round": (["reversal", "--repeat", "0"], "--repeat"),
+    "no step": (["reversal", "--steps", "0"], "--steps"),
+    "no such device": (["reversal", "--device", "gpu"], "--device: got gpu"),
+    "another format": (["reversal", "--plot", "plot.txt"], ".png or .svg"),
+    "not JSON": (["reversal", "--out", "out.txt"], ".json"),
+    "a folder that is not there": (["reversal", "--out", "absent/out.json"], "not a directory"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_told_before_anything_is_measured(hyperopt, tmp_path, monkeypatch, case):
+    monkeypatch.setattr(bench, "load", lambda name: pytest.fail("it was measured"))
+    arguments, said = MISTAKES[case]
+    code, _, err = hyperopt("bench", *arguments)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(hyperopt, tmp_path):
+    (tmp_path / "there.json").write_text("mine")
+    code, _, err = hyperopt("bench", "reversal", "--out", "there.json")
+    assert code == 2
+    assert "exists" in err
+    assert (tmp_path / "there.json").read_text() == "mine"
+
+
+def test_every_benchmark_that_is_named_has_its_file():
+    for name in bench.BENCHMARKS:
+        assert callable(import_module(f"hyperopt_cli.bench.{name}").measure)
