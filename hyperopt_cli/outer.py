@@ -23,6 +23,9 @@ from hyperopt_cli.space import Space
 OnInnerStep = Callable[[int, int, str, int, int], None]
 
 
+TOLD = ("bias", "mode", "plan", "factors")  # of a mode's stats what is reported where it is there
+
+
 class OuterStep(NamedTuple):
     """What was measured before update `outer_step`; 0 is the start.
 
@@ -171,7 +174,7 @@ def _last_tenth(inner_loss: Tensor) -> float:
 
 def _added(runs: list[Hypergradient]) -> dict[str, Any]:
     summed = {key: sum(run.stats[key] for run in runs) for key in ("wall_s", "num_steps", "num_gradients", "num_hvps")}
-    told: dict[str, Any] = {key: runs[0].stats[key] for key in ("bias", "mode", "plan") if key in runs[0].stats}
+    told: dict[str, Any] = {key: runs[0].stats[key] for key in TOLD if key in runs[0].stats}
     return {**summed, "peak_bytes": max(run.stats["peak_bytes"] for run in runs), **told}
 
 

@@ -363,7 +363,7 @@ def test_rows_have_a_cell_for_every_column() -> None:
     assert [row[2:4] for row in rows] == [("reference", "-"), ("0.5", "-"), ("-", "-")]
     assert [row[-1] for row in rows] == ["exact", "biased", "refused"]
     header, (label, *cells) = hypergradient_rows(comparison)
-    assert header == ("", "forward", "biased")
+    assert header == ("", "forward", "biased (biased)")
     assert label == "lr"
     assert float(cells[0]) == pytest.approx(2 * float(cells[1]), rel=1e-5)
 

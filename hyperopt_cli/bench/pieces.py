@@ -11,7 +11,7 @@ The device is waited for around every piece, so on a GPU, where a run overlaps t
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +26,7 @@ from hyperopt_cli.modes.planning.probe import synchronize
 from hyperopt_cli.modes.reversal.factors import Factors, at_factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels
+from hyperopt_cli.modes.reversal.radix import Radixes
 from hyperopt_cli.modes.reversible import deterministic
 from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.modes.sweep import adjoint_step, linearise, train_step
@@ -74,9 +75,7 @@ def reverse_pieces(workload: Workload, device: torch.device) -> dict[str, float]
     return laps.whole_s(problem.steps)
 
 
-def reversible_pieces(
-    workload: Workload, device: torch.device, kernels: Kernels, radixes: Mapping[str, int]
-) -> dict[str, float]:
+def reversible_pieces(workload: Workload, device: torch.device, kernels: Kernels, radixes: Radixes) -> dict[str, float]:
     """Seconds of reversible mode by piece; `radixes` as a run of it has found them."""
     laps = Laps(device)
     with surroundings(), deterministic():
@@ -86,19 +85,20 @@ def reversible_pieces(
     return laps.whole_s(workload.problem.steps)
 
 
-def held_at_end(workload: Workload, radixes: Mapping[str, int]) -> int:
+def held_at_end(workload: Workload, radixes: Radixes) -> int:
     """Bytes of w, the slots and the store at s_T."""
     with surroundings():
         dynamics, held = _in_fixed_point(workload, EAGER, radixes)
         _go(dynamics, workload, held, Laps(dynamics.like.device))
-    return state_bytes((held.numbers, [(store.remainders, store.words) for store in held.stores.values()]))
+    own = [radix for named in held.radixes.values() for radix in named.values() if isinstance(radix, torch.Tensor)]
+    return state_bytes((held.numbers, own, [(store.remainders, store.words) for store in held.stores.values()]))
 
 
-def _in_fixed_point(workload: Workload, kernels: Kernels, radixes: Mapping[str, int]) -> tuple[Dynamics, FixedPoint]:
+def _in_fixed_point(workload: Workload, kernels: Kernels, radixes: Radixes) -> tuple[Dynamics, FixedPoint]:
     problem, hyper = workload
     factors = Factors(Dynamics.of(problem, hyper), hyper)
     dynamics = Dynamics.of(at_factors(problem, hyper), hyper)
-    return dynamics, FixedPoint(dynamics, factors, dict(radixes), kernels)
+    return dynamics, FixedPoint(dynamics, factors, radixes, kernels)
 
 
 def _go(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Laps) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe
+from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
 from hyperopt_cli.errors import Issue, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def compare(
 ) -> None:
     """Compute one hypergradient of a recipe in several modes: do they agree, and what do they cost?
 
-    Exit codes: 0 the exact modes agree, 2 a mode refused or lacked memory, 3 a mode diverged, 4 exact modes disagree.
+    Exit codes: 0 the exact modes agree, 1 a mode failed, 2 one refused or lacked memory, 3 one diverged, 4 exact modes
+    disagree.
 
     Example: hyperopt compare digits_lr --steps 50 --modes forward,reverse,reverse:slots=10
     """
@@ -47,8 +48,7 @@ def compare(
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise UsageError(f"--tolerance: got {tolerance}; must be a number of at least 0, such as 1e-6")
     chosen = mode_overrides(modes)
-    shortcuts = [f"{key}={value}" for key, value in (("steps", steps), ("device", device)) if value is not None]
-    changes = [*(overrides or []), *shortcuts]
+    changes = with_options(overrides, steps=steps, device=device)
     loaded = load_recipe(recipe, changes, allow_import)
 
     from hyperopt_cli.comparison import check

@@ -3,8 +3,9 @@
 import json as json_format
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console, Group
@@ -19,6 +20,7 @@ from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.outer import OuterStep
 from hyperopt_cli.runs.directory import RunDirectory
 from hyperopt_cli.runs.json_files import to_text
+from hyperopt_cli.runs.measured import factors_text
 from hyperopt_cli.runs.result import Point, Result
 
 NUM_ROWS = 12
@@ -68,6 +70,12 @@ def _head(experiment: Experiment, directory: RunDirectory) -> str:
     )
 
 
+def _factors_line(factors: Mapping[str, Any]) -> str:
+    """At which fractions reversible mode runs."""
+    shown = ", ".join(f"{label} {text}" for label, text in factors_text(factors).items())
+    return f"exact arithmetic multiplies by {shown} (metrics.jsonl has those of every outer step)"
+
+
 class JsonLines:
     """One JSON object an outer step."""
 
@@ -82,6 +90,7 @@ class JsonLines:
             "hypergradient": step.hypergradient,
             "wall_s": step.stats["wall_s"],
             **{key: step.stats[key] for key in ("bias", "mode", "plan") if key in step.stats},
+            **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
         }
         typer.echo(to_text(line))
 
@@ -100,6 +109,8 @@ class PlainLines:
         """The losses and the hyperparameters."""
         if step.outer_step == 0 and "plan" in step.stats:
             typer.echo(f"mode {step.stats['mode']}: {step.stats['plan']}")
+        if step.outer_step == 0 and "factors" in step.stats:
+            typer.echo(_factors_line(step.stats["factors"]))
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
         left = self._clock.left_s()
         typer.echo(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperopt_cli.errors import UsageError
+
 if TYPE_CHECKING:
     from hyperopt_cli.recipe import Recipe
 
@@ -18,6 +20,20 @@ AllowImport = Annotated[
     list[str] | None,
     typer.Option(help="Modules that the recipe may call besides the built-in ones, e.g. 'mypackage.*'."),
 ]
+
+
+def with_options(overrides: list[str] | None, **options: object) -> list[str]:
+    """The overrides, with options that are short for one: `mode=reverse` of `--mode reverse`.
+
+    Raises:
+        UsageError: an override sets the same.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given:
+        for override in overrides or ():
+            if override.partition("=")[0] in (key, f"{key}.name"):
+                raise UsageError(f"--{key} {given[key]}: got {override} too; give one of them")
+    return [*(f"{key}={value}" for key, value in given.items()), *(overrides or [])]
 
 
 def load_recipe(name: str, overrides: list[str] | None, allow_import: list[str] | None) -> "Recipe":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe
+from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
 from hyperopt_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def plan(
     Example: hyperopt plan mnist_lr steps=10000 --memory 8GiB
     """
     available = None if memory is None else parsed_bytes(memory)
-    shortcuts = [] if device is None else [f"device={device}"]
-    loaded = load_recipe(recipe, [*(overrides or []), *shortcuts], allow_import)
+    loaded = load_recipe(recipe, with_options(overrides, device=device), allow_import)
 
     from rich.console import Console
 

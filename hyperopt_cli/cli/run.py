@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe
+from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
 
 _REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer.lr, or outer.clip_norm"
 
@@ -26,8 +26,7 @@ def run(
 
     Example: hyperopt run digits_lr outer.steps=5 --mode reverse
     """
-    shortcuts = [f"{key}={value}" for key, value in (("mode", mode), ("device", device)) if value is not None]
-    loaded = load_recipe(recipe, [*shortcuts, *(overrides or [])], allow_import)
+    loaded = load_recipe(recipe, with_options(overrides, mode=mode, device=device), allow_import)
 
     from hyperopt_cli.cli.display import summary, watching
     from hyperopt_cli.execute import execute

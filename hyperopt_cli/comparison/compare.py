@@ -25,6 +25,7 @@ from hyperopt_cli.errors import (
     UsageError,
 )
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
+from hyperopt_cli.modes.memory import peak_bytes, reset_peak
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -87,13 +88,14 @@ def _measured(problem: Problem, hyper: Hyper, name: str, mode: Mode, on_step: On
     try:
         _warm_up(problem, hyper, mode)
         _tidy_up()
+        held = _held_bytes(problem, hyper)
         watch = None if on_step is None else _named(on_step, name)
         result = hypergradient(problem, hyper, mode, on_step=watch)
     except (DetachedHyperparameterError, NonDeterministicError):
         raise  # true of the problem, whatever the mode
     except (HyperoptError, RuntimeError, MemoryError) as error:
         return _Outcome(_without_result(name, error), False, {}, {})
-    return _with_result(name, problem.steps, result, isinstance(mode, Reversible))
+    return _with_result(name, problem.steps, result, held, isinstance(mode, Reversible))
 
 
 def _warm_up(problem: Problem, hyper: Hyper, mode: Mode) -> None:
@@ -131,7 +133,14 @@ def _status(error: HyperoptError) -> Status:
     return "refused" if isinstance(error, UsageError) else "failed"
 
 
-def _with_result(name: str, steps: int, result: Hypergradient, fixed_point: bool) -> _Outcome:
+def _held_bytes(problem: Problem, hyper: Hyper) -> int:
+    """What the process holds before a mode begins, counted as its peak is."""
+    device = next(iter(problem.initial(hyper).values())).device
+    reset_peak(device)
+    return peak_bytes(device)
+
+
+def _with_result(name: str, steps: int, result: Hypergradient, held: int, fixed_point: bool) -> _Outcome:
     bias = result.stats.get("bias")
     compared = Compared(
         mode=name,
@@ -139,15 +148,19 @@ def _with_result(name: str, steps: int, result: Hypergradient, fixed_point: bool
         reason=bias,
         validation_loss=float(result.value),
         hypergradient={key: value.tolist() for key, value in result.grad.items()},
-        cost=_cost(steps, result.stats),
+        cost=_cost(steps, result.stats, held),
     )
     return _Outcome(compared, fixed_point, result.grad, {key: w.detach().cpu() for key, w in result.params.items()})
 
 
-def _cost(steps: int, stats: Mapping[str, Any]) -> Cost:
+def _cost(steps: int, stats: Mapping[str, Any], held: int) -> Cost:
     bits = stats.get("bits_per_parameter_step")
     counts = {key: stats[key] for key in ("wall_s", "peak_bytes", "num_steps", "num_gradients", "num_hvps")}
-    return Cost(**counts, bits_per_parameter=None if bits is None else float(bits) * steps)
+    return Cost(
+        **counts,
+        taken_bytes=max(0, counts["peak_bytes"] - held),
+        bits_per_parameter=None if bits is None else float(bits) * steps,
+    )
 
 
 def _against(outcome: _Outcome, reference: _Outcome | None, dtype: torch.dtype, tolerance: float | None) -> Compared:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.reversal.factors import Factors, Report, at_factors
+from hyperopt_cli.modes.reversal.factors import Factors, Range, Report, at_factors
 from hyperopt_cli.modes.reversible import Reversible, refusal
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.runs.compared import CommonFactors, FactorFrom, Moved
@@ -22,7 +22,7 @@ from hyperopt_cli.runs.compared import CommonFactors, FactorFrom, Moved
 # Steps that are looked at for the report.
 MAX_STEPS = 64
 # Relative: less than this is the rounding of the way there, not another value.
-ROUNDING = 1e-9
+ROUNDING = 1e-10
 
 
 class Runs(NamedTuple):
@@ -68,8 +68,8 @@ def _shown(report: Report) -> str | dict[str, str]:
     """`9/10`; by parameter where they differ; the range where elements do."""
     if isinstance(report, Fraction):
         return str(report)
-    if isinstance(report, Tensor):
-        return f"{float(report.min()):.9g} to {float(report.max()):.9g}"
+    if isinstance(report, Range):
+        return f"{report.low:.9g} to {report.high:.9g}"
     return {name: str(factor) for name, factor in report.items()}
 
 

@@ -79,6 +79,8 @@ def hypergradient(
         if mode not in MODES:
             raise ValueError(f"mode: got {mode!r}; allowed are {', '.join(MODES)}, or an instance of one")
         mode = MODES[mode]()
+    if not isinstance(mode, Mode):
+        raise TypeError(f"mode: got {mode!r}; give a name ({', '.join(MODES)}) or an instance of one")
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings():
         dynamics = Dynamics.of(problem, hyper)

@@ -19,7 +19,6 @@ same bits there and back: deterministic kernels are set for the mode, and the st
 Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be undone; reverse where all states fit.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,15 +32,17 @@ from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError, ReversalEr
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import gradient_and_pullback
-from hyperopt_cli.modes.reversal.factors import Factors, at_factors
+from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
+from hyperopt_cli.modes.reversal.radix import chosen
 from hyperopt_cli.modes.reverse import Past, linearise, swept_back
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import LIMIT
 from hyperopt_cli.problem import Hyper, Problem
 
-HEADROOM = 10  # bits that a number that outgrew its radix is given: a second moment grows to 1/(1 - beta) of its first
+MOST_ATTEMPTS = 8  # to find a radix
+REVERSED = "the state run backwards"  # not finite: not what it was
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Reversible(Mode):
 
     Args:
         radix: bits after the binary point by the name of what is held, "w" or a slot, which takes |x| < 2^(62 - radix);
-            None: the optimizer's own, and fewer where they turn out to be too many.
+            None: as `reversal/radix.py` finds them, for each element.
         compile: compile the integer arithmetic; "auto": where parameters times steps repay it.
 
     Raises:
@@ -61,6 +62,8 @@ class Reversible(Mode):
     compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
+        if self.radix is not None and not isinstance(self.radix, Mapping):
+            raise ValueError(f"radix: got {self.radix!r}; give a mapping from a name to bits, such as {{'w': 50}}")
         for name, bits in (self.radix or {}).items():
             if not isinstance(bits, int) or not 1 <= bits <= 100:
                 raise ValueError(f"radix: got {bits!r} for {name}; allowed are 1 to 100 bits after the binary point")
@@ -72,46 +75,54 @@ class Reversible(Mode):
         if (reason := refusal(problem, hyper)) is not None:
             raise UsageError(f"reversible: {reason}")
         factors = Factors(Dynamics.of(problem, hyper), hyper)
-        dynamics = Dynamics.of(at_factors(problem, hyper), hyper)
+        dynamics = Dynamics.of(factors.problem(), hyper)
         kernels = choose(self.compile, problem.steps * sum(w.numel() for w in dynamics.start.params.values()))
         with deterministic():
             held, marks, reports = self._run(dynamics, hyper, factors, kernels, account)
             bits = held.bits()
             past = _run_backwards(dynamics, hyper, held, marks, account)
-            out = swept_back(dynamics, hyper, held.state(), past, account)
-        return out._replace(
-            stats={
-                **out.stats,
-                "bits_per_parameter_step": bits / problem.steps,
-                "factors": _collected(reports),
-                "radix": held.radixes,
-                "compiled": kernels is not EAGER,
-            }
-        )
+            try:
+                out = swept_back(dynamics, hyper, held.state(), past, account)
+            except NonFiniteError as error:
+                if error.what != REVERSED:
+                    raise
+                raise ReversalError(error.step, _num_wrong_at_start(dynamics, hyper, held)) from None
+        stats = {
+            "bits_per_parameter_step": bits / problem.steps,
+            "factors": _collected(reports),
+            "radix": held.radixes,
+            "compiled": kernels is not EAGER,
+        }
+        return out._replace(stats={**out.stats, **stats})
 
     def _run(
         self, dynamics: Dynamics, hyper: Hyper, factors: Factors, kernels: Kernels, account: Account
     ) -> tuple[FixedPoint, list[Tensor], list[dict[str, Any]]]:
-        """s_0 -> s_T, begun anew where something that may have a smaller radix turns out to need one."""
-        radixes = self._radixes(factors.couplings)
-        least = {c.name: c.least_radix for c in factors.couplings if c.name not in (self.radix or {})}
-        while True:
+        """s_0 -> s_T, begun anew where a number turns out to need another radix."""
+        names = [coupling.name for coupling in factors.couplings]
+        given = dict(self.radix or {})
+        if unknown := [name for name in given if name not in names]:
+            raise UsageError(f"radix: given for {', '.join(unknown)}; what is held is {', '.join(names)}")
+        trial, steps = Account(dynamics.problem.steps, dynamics.like), 1  # uncounted, as in connectivity
+        for attempt in range(MOST_ATTEMPTS):
+            radixes = chosen(dynamics, hyper, factors, given, steps, attempt, trial)
             held = FixedPoint(dynamics, factors, radixes, kernels)
             try:
                 return held, *_run(dynamics, hyper, held, factors, account)
-            except FixedPointRangeError as error:
-                fitting = 62 - HEADROOM - math.ceil(math.log2(error.size))
-                if fitting < least.get(error.name, error.radix):
-                    raise
-                radixes[error.name] = fitting
-                if error.step == 0:  # a trial, like those of `connectivity`
-                    account.num_steps = account.num_gradients = 0
+            except _OutgrownError as error:
+                outgrown = error
+            if outgrown.name in given or attempt + 1 == MOST_ATTEMPTS:
+                break
+            trial, steps = account, outgrown.step + 1
+        radix = given.get(outgrown.name, min(c.least_radix for c in factors.couplings if c.name == outgrown.name))
+        raise FixedPointRangeError(outgrown.step, outgrown.name, outgrown.size * 2.0**-radix, radix)
 
-    def _radixes(self, couplings: tuple[Coupling, ...]) -> dict[str, int]:
-        radixes = {coupling.name: coupling.radix for coupling in couplings}
-        if unknown := [name for name in self.radix or {} if name not in radixes]:
-            raise UsageError(f"radix: given for {', '.join(unknown)}; what is held is {', '.join(radixes)}")
-        return radixes | dict(self.radix or {})
+
+class _OutgrownError(Exception):
+    """A number has left its range; `size` in units of 2^-radix."""
+
+    def __init__(self, step: int, name: str, size: float) -> None:
+        self.step, self.name, self.size = step, name, size
 
 
 def refusal(problem: Problem, hyper: Hyper) -> str | None:
@@ -127,8 +138,9 @@ def refusal(problem: Problem, hyper: Hyper) -> str | None:
     first = [coupling.name for coupling in couplings].index(WEIGHTS)
     if any(_contains_gradient(dynamics, hyper, coupling) for coupling in couplings[first:]):
         return (
-            f"with {optimizer} the increment of w contains the gradient itself, and g_t = g(w_t) is known "
-            f"only once w_t is: the step cannot be undone; add a momentum (without Nesterov), or {instead}"
+            f"{name} as it is set here: the increment of w contains the gradient itself, and g_t = g(w_t) is known "
+            "only once w_t is, so that the step cannot be undone; take a momentum without Nesterov's variant, or "
+            f"{instead}"
         )
     return None
 
@@ -182,58 +194,43 @@ def _check_range(peaks: list[tuple[int, Peak]]) -> None:
         if not size < float("inf"):
             raise NonFiniteError(t, f"the update of {peak.name}")
         if size >= LIMIT:
-            raise FixedPointRangeError(t, peak.name, size * 2.0**-peak.radix, peak.radix)
+            raise _OutgrownError(t, peak.name, size)
 
 
 def _run_backwards(
     dynamics: Dynamics, hyper: Hyper, held: FixedPoint, marks: list[Tensor], account: Account
 ) -> Iterator[Past]:
-    """s_T -> s_0, each step linearised on the way; the state that it arrives at is compared with the start."""
-    unread: list[tuple[int, Tensor]] = []
-    first_wrong = None
+    """s_T -> s_0, each step linearised on the way; the state that it arrives at is compared with the start.
+
+    On the way w is compared by its fingerprints, and the account told as of a number that is not finite: it reads both
+    in their order, so that what a wrong state leads to does not speak first.
+    """
     for t in reversed(range(dynamics.problem.steps)):
         params = held.undo_weights(dynamics.hyper_at(hyper, t), t)
-        unread.append((t, held.fingerprint() != marks[t]))
-        if len(unread) >= account.every or t == 0:
-            first_wrong = _first_wrong(unread)
-            unread.clear()
-        if first_wrong is not None:
-            break
+        account.watch(t, REVERSED, torch.where(held.fingerprint() == marks[t], 0.0, float("nan")))
         past = linearise(dynamics, hyper, t, State(params, {}), account)
         yield past._replace(state=held.undo_rest(past.grads, past.hyper, t))
         del past
-    if first_wrong is not None:
-        _run_on(dynamics, hyper, held, t)
+    account.check()
     if num_wrong := held.num_wrong():
-        raise ReversalError(first_wrong or 0, num_wrong)
+        raise ReversalError(0, num_wrong)
 
 
-def _run_on(dynamics: Dynamics, hyper: Hyper, held: FixedPoint, t: int) -> None:
-    """From w_t on the way back to s_0, only to count what is wrong there."""
-    while True:
-        step_hyper = dynamics.hyper_at(hyper, t)
-        _, g = _gradient(dynamics, held, step_hyper, t)
-        held.undo_rest(g, step_hyper, t)
-        if t == 0:
-            return
-        t -= 1
-        held.undo_weights(dynamics.hyper_at(hyper, t), t)
-
-
-def _first_wrong(unread: list[tuple[int, Tensor]]) -> int | None:
-    wrong = torch.stack([flag for _, flag in unread]).tolist()
-    return next((t for (t, _), flag in zip(unread, wrong, strict=True) if flag), None)
+def _num_wrong_at_start(dynamics: Dynamics, hyper: Hyper, held: FixedPoint) -> int:
+    """Runs on to s_0, to count what is wrong there."""
+    while held.t > 0 or not held.whole:
+        if held.whole:
+            held.undo_weights(dynamics.hyper_at(hyper, held.t - 1), held.t - 1)
+        step_hyper = dynamics.hyper_at(hyper, held.t)
+        _, g = _gradient(dynamics, held, step_hyper, held.t)
+        held.undo_rest(g, step_hyper, held.t)
+    return max(1, held.num_wrong())
 
 
 def _collected(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """By label: the factor of all steps, or the tuple of every step's."""
     by_label = {label: tuple(report[label] for report in reports) for label in reports[0]}
-    return {
-        label: values[0]
-        if not any(isinstance(v, Tensor) for v in values) and all(v == values[0] for v in values)
-        else values
-        for label, values in by_label.items()
-    }
+    return {label: values[0] if len(set(map(repr, values))) == 1 else values for label, values in by_label.items()}
 
 
 @contextmanager
@@ -247,7 +244,7 @@ def deterministic() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "deterministic" not in str(error):
+        if "does not have a deterministic implementation" not in str(error):
             raise
         raise UsageError(
             f"reversible: {str(error).split('.')[0]}; without the same bits there and back a step cannot be undone: "

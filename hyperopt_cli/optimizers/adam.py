@@ -70,7 +70,7 @@ class Adam(InnerOptimizer):
         """The two moments, then w; see the module's equations."""
         return (
             Coupling("exp_avg", _first_moment, itself("beta1"), radix=62),
-            Coupling("exp_avg_sq", _second_moment, itself("beta2"), radix=76, least_radix=24),
+            Coupling("exp_avg_sq", _second_moment, itself("beta2"), radix=76, least_radix=-20),
             Coupling(WEIGHTS, _along_moments, self.contraction),
         )
 

@@ -51,15 +51,16 @@ class Coupling(NamedTuple):
         name: what is moved: `WEIGHTS` or a slot.
         increment: h, of `{name: tensor}` without x, of d and of the arguments; elementwise unless the optimizer is not.
         factor: f; None: 1.
-        radix: bits after the binary point where x is held in fixed point, which takes |x| < 2^(62 - radix).
-        least_radix: how far they are lowered for a run in which x turns out to be larger.
+        radix: bits after the binary point where x is held in fixed point, which takes |x| < 2^(62 - radix); of an
+            element that is larger, or turns out to be, fewer.
+        least_radix: the fewest.
     """
 
     name: str
     increment: Callable[[Params, Tensor, Arguments], Tensor]
     factor: Factor | None = None
     radix: int = 52
-    least_radix: int = 40
+    least_radix: int = 20
 
 
 def itself(argument: str) -> Factor:

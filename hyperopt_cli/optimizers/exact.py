@@ -20,7 +20,7 @@ that follows from the factors alone: nothing is read from the device. A factor o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -41,6 +41,7 @@ class Rational:
         d: denominators, positive.
         largest: of `d`.
         growth: of the store in one multiplication: the largest d/|n|, where n is not 0.
+        size: the largest |n|/d.
         is_one: whether there is nothing to multiply.
         zeros: how many elements have a factor of 0.
         any_negative: whether an element changes its sign.
@@ -50,6 +51,7 @@ class Rational:
     d: Tensor
     largest: int
     growth: float
+    size: float
     is_one: bool
     zeros: int
     any_negative: bool
@@ -59,13 +61,16 @@ class Rational:
         """From numerators and denominators on the host."""
         live = n != 0
         growth = float((d[live] / n[live].abs()).max()) if bool(live.any()) else 1.0
+        growth = growth if bool(live.all()) else max(growth, 1.0)  # zeros are carried as 1/1
         ones = bool((n == d).all())
-        return cls(n, d, int(d.max()), growth, ones, int((~live).sum()), bool((n < 0).any()))
+        return cls(
+            n, d, int(d.max()), growth, float((n.abs() / d).max()), ones, int((~live).sum()), bool((n < 0).any())
+        )
 
     def to(self, device: torch.device) -> "Rational":
         """The same on a device."""
         n, d = (x.to(device, non_blocking=True) for x in (self.n, self.d))
-        return Rational(n, d, self.largest, self.growth, self.is_one, self.zeros, self.any_negative)
+        return replace(self, n=n, d=d)
 
     @property
     def value(self) -> Tensor:
@@ -79,7 +84,7 @@ def rational(x: Tensor) -> tuple[Tensor, Tensor]:
     Where that denominator exceeds `LARGEST`, the nearest multiple of 1 / `LARGEST`. |x| <= 1e-6 gives 0.
 
     Args:
-        x: float64, finite.
+        x: float64, finite, below `LARGEST` in size.
 
     Returns:
         n and d, int64, shaped like x.
@@ -105,7 +110,7 @@ def _simplest_between(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     while unfinished.any():
         last = low.ceil() <= high
         term = torch.where(last, low.ceil(), low.floor())
-        whole = torch.where(unfinished, term, 0).clamp(max=2.0 * LARGEST).to(torch.int64)
+        whole = torch.where(unfinished, term, 0).clamp(max=4.0 * LARGEST).to(torch.int64)
         p0, p1 = torch.where(unfinished, p1, p0), torch.where(unfinished, whole * p1 + p0, p1)
         q0, q1 = torch.where(unfinished, q1, q0), torch.where(unfinished, whole * q1 + q0, q1)
         unfinished = unfinished & ~last & (q1 <= LARGEST)
@@ -119,14 +124,24 @@ def rational_number(x: float) -> Rational:
     return Rational.of(*rational(torch.tensor(x, dtype=torch.float64)))
 
 
-def encode(x: Tensor, radix: int) -> Tensor:
+Radix = int | Tensor  # bits after the binary point: for all elements, or int8 with a number for each
+
+
+def unit(radix: Radix) -> Tensor | float:
+    """2^-radix, written into the exponent of a double."""
+    if isinstance(radix, int):
+        return 2.0**-radix
+    return ((1023 - radix.to(torch.int64)) << 52).view(torch.float64)
+
+
+def encode(x: Tensor, radix: Radix) -> Tensor:
     """round(2^radix x), int64."""
-    return (x.double() * 2.0**radix).round().to(torch.int64)
+    return (x.double() / unit(radix)).round().to(torch.int64)
 
 
-def decode(held: Tensor, radix: int, dtype: torch.dtype) -> Tensor:
+def decode(held: Tensor, radix: Radix, dtype: torch.dtype) -> Tensor:
     """2^-radix X."""
-    return (held.double() * 2.0**-radix).to(dtype)
+    return (held.double() * unit(radix)).to(dtype)
 
 
 def multiply(x: Tensor, store: Tensor, n: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

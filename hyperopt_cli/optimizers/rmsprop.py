@@ -67,7 +67,7 @@ class RMSprop(InnerOptimizer):
 
     def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
         """The averages, the buffer, then w; see the module's equations."""
-        averages = [Coupling("square_avg", _second_moment, itself("alpha"), radix=76, least_radix=24)]
+        averages = [Coupling("square_avg", _second_moment, itself("alpha"), radix=76, least_radix=-20)]
         if self.centered:
             averages.append(Coupling("grad_avg", _first_moment, itself("alpha"), radix=62))
         if "momentum_buffer" not in slots:

@@ -20,6 +20,7 @@ class Cost:
     Attributes:
         wall_s: seconds.
         peak_bytes: as in `Hypergradient.stats`.
+        taken_bytes: of it, what the call took beyond what the process held before.
         num_steps: inner steps taken, those that were taken again among them.
         num_gradients: gradients of the training loss.
         num_hvps: products with its Hessian.
@@ -28,6 +29,7 @@ class Cost:
 
     wall_s: float
     peak_bytes: int
+    taken_bytes: int
     num_steps: int
     num_gradients: int
     num_hvps: int

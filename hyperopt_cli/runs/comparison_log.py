@@ -24,6 +24,7 @@ from hyperopt_cli.runs.comparison_rows import (
     elements,
     hypergradient_rows,
     notes,
+    titled,
 )
 
 
@@ -41,7 +42,9 @@ def log_comparison(folder: Path, comparison: Comparison, *, recipe: str) -> None
     for each in comparison.modes:
         if each.cost is None:
             continue
-        with SummaryWriter(folder / mode_folder(each.mode)) as writer:
+        with SummaryWriter(folder / mode_folder(titled(each))) as writer:
+            if each.status == "biased":
+                writer.add_text("bias", str(each.reason), 0)
             scalars = _scalars(each)
             for tag, number in scalars.items():
                 writer.add_scalar(tag, number, 0)

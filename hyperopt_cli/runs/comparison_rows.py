@@ -15,7 +15,7 @@ COST_HEADER = (
     "difference",
     "passes",
     "seconds",
-    "peak memory",
+    "memory taken",
     "gradients",
     "HVPs",
     "bits a parameter",
@@ -30,9 +30,15 @@ def cost_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def hypergradient_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """The modes that ran, then a row for each number of the hypergradient; the norm for an array of many."""
-    columns = {each.mode: dict(_entries(each.hypergradient)) for each in comparison.modes if each.hypergradient}
+    ran = [each for each in comparison.modes if each.hypergradient]
+    columns = {titled(each): dict(_entries(each.hypergradient or {})) for each in ran}
     labels = dict.fromkeys(label for column in columns.values() for label in column)
     return [("", *columns), *((label, *(column[label] for column in columns.values())) for label in labels)]
+
+
+def titled(each: Compared) -> str:
+    """The mode, marked where it is biased."""
+    return f"{each.mode} (biased)" if each.status == "biased" else each.mode
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -41,6 +47,8 @@ def notes(comparison: Comparison) -> list[str]:
     said += [f"{each.mode}: {each.status}: {each.reason}" for each in comparison.modes if each.reason is not None]
     if comparison.reference is None:
         said.append("no exact mode ran: there is nothing to compare with")
+    elif sum(each.cost is not None for each in comparison.modes) == 1:
+        said.append("one mode ran: nothing was compared")
     return said
 
 
@@ -97,7 +105,7 @@ def _cost_row(each: Compared, reference: str | None) -> tuple[str, ...]:
         MISSING if largest is None else "reference" if each.mode == reference else f"{largest:.2g}",
         MISSING if each.tolerance is None or each.mode == reference else f"{each.tolerance:g}",
         f"{each.cost.wall_s:.2f}",
-        f"{each.cost.peak_bytes / 2**20:,.0f} MiB",
+        f"{each.cost.taken_bytes / 2**20:,.0f} MiB",
         str(each.cost.num_gradients),
         str(each.cost.num_hvps),
         MISSING if bits is None else f"{bits:.3g}",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.runs.json_files import to_text, whole_lines, write_json, write_text
+from hyperopt_cli.runs.measured import factors_text
 
 if TYPE_CHECKING:
     from hyperopt_cli.runs.compared import Comparison
@@ -164,6 +165,7 @@ def _line(step: Measured) -> dict[str, Any]:
         "raw_hypergradient": step.raw_hypergradient,
         **{key: step.stats[key] for key in WRITTEN_STATS},
         **{key: step.stats[key] for key in (BIAS, MODE) if key in step.stats},
+        **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
     }
 
 

@@ -9,6 +9,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def factors_text(factors: Mapping[str, Any]) -> dict[str, str]:
+    """The rational factors of reversible mode as text, `9/10`; of a schedule the first and the last."""
+    return {label: _factor_text(factor) for label, factor in factors.items()}
+
+
+def _factor_text(factor: Any) -> str:
+    if isinstance(factor, Mapping):
+        return ", ".join(f"{name} {_factor_text(each)}" for name, each in factor.items())
+    if hasattr(factor, "low"):
+        return f"{factor.low:.9g} to {factor.high:.9g}"
+    return f"{_factor_text(factor[0])} ... {_factor_text(factor[-1])}" if isinstance(factor, tuple) else str(factor)
+
+
 class Measured(Protocol):
     """One outer step, measured before update `outer_step`; 0 is the start.
 

@@ -10,6 +10,7 @@ from hyperopt_cli.bench.pieces import Laps, held_at_end, reverse_pieces, reversi
 from hyperopt_cli.bench.problems import Workload, noisy_quadratic
 from hyperopt_cli.modes import Reversible, hypergradient
 from hyperopt_cli.modes.reversal.kernels import EAGER
+from hyperopt_cli.modes.reversal.radix import Radixes
 from hyperopt_cli.optimizers import SGD, Adam
 
 CPU = torch.device("cpu")
@@ -20,8 +21,8 @@ def heavy_ball(steps: int, momentum: float = 0.9) -> Workload:
     return noisy_quadratic(SIZE, steps, SGD(), {"lr": 0.05, "momentum": momentum}, CPU)
 
 
-def radixes(workload: Workload) -> dict[str, int]:
-    found: dict[str, int] = hypergradient(*workload, Reversible(compile=False)).stats["radix"]
+def radixes(workload: Workload) -> Radixes:
+    found: Radixes = hypergradient(*workload, Reversible(compile=False)).stats["radix"]
     return found
 
 
@@ -55,12 +56,12 @@ def test_w_the_momentum_and_the_store_are_24_bytes_a_parameter_and_a_word_is_4()
     assert held_at_end(workload, radixes(workload)) == (24 + 4) * SIZE
 
 
-def test_adam_holds_two_moments() -> None:
+def test_adam_holds_two_moments_each_with_a_byte_for_the_binary_point() -> None:
     workload = noisy_quadratic(SIZE, 3, Adam(), {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999}, CPU)
-    assert held_at_end(workload, radixes(workload)) == 32 * SIZE
+    assert held_at_end(workload, radixes(workload)) == (32 + 2) * SIZE
 
 
 def test_a_number_out_of_its_range_is_no_figure() -> None:
     workload = heavy_ball(3)
     with pytest.raises(AssertionError, match="fixed-point range"):
-        held_at_end(workload, {"w": 62, "momentum": 62, "momentum_buffer": 62})
+        held_at_end(workload, {"w": {"": 62}, "momentum_buffer": {"": 62}})

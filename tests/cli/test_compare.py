@@ -143,7 +143,7 @@ def test_show_tells_the_comparison_again(hyperopt, recipe):
 
 def test_steps_shorten_the_horizon_and_the_schedule_with_it(hyperopt, recipe):
     runs = {
-        steps: json.loads(hyperopt("compare", recipe, *BOTH, "steps=40", "--steps", steps, "--json").out)["comparison"]
+        steps: json.loads(hyperopt("compare", recipe, *BOTH, "--steps", steps, "--json").out)["comparison"]
         for steps in (4, 8)
     }
     for steps, comparison in runs.items():
@@ -151,6 +151,18 @@ def test_steps_shorten_the_horizon_and_the_schedule_with_it(hyperopt, recipe):
         for each in comparison["modes"]:
             assert each["cost"]["num_steps"] == steps
             assert all(abs(x) > 0 for x in each["hypergradient"]["lr"]), "both windows lie in the horizon"
+
+
+def test_an_option_and_an_override_that_say_the_same_are_refused(hyperopt, recipe):
+    for command, option, value, override in (
+        ("compare", "--steps", 4, "steps=8"),
+        ("run", "--mode", "forward", "mode=reverse"),
+        ("run", "--mode", "reversible", "mode={name: reverse, slots: 5}"),
+        ("plan", "--device", "cpu", "device=auto"),
+    ):
+        done = hyperopt(command, recipe, override, option, value)
+        assert done.code == 2
+        assert f"{option} {value}: got {override} too" in done.err
 
 
 def test_the_start_is_that_of_a_run(hyperopt, recipe, tmp_path):

@@ -42,7 +42,7 @@ def test_json_is_one_object_with_every_prediction(hyperopt):
 def test_nesterov_is_listed_with_the_reason(hyperopt):
     code, out, _ = hyperopt("plan", *SMALL, "optimizer.nesterov=true")
     assert code == 0
-    assert "reversible can't run: with SGD(" in out
+    assert "reversible can't run: SGD as it is set here" in out
 
 
 def test_it_plans_for_the_memory_it_is_given(hyperopt):

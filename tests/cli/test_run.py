@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,16 @@ def test_show_tells_why_a_run_failed(hyperopt, recipe):
     assert "diverged" in out
     assert "inner step" in out
     assert "no outer step was measured" in out
+
+
+def test_reversible_mode_tells_the_fractions_that_it_used(hyperopt, tmp_path):
+    done = hyperopt(
+        "run", "digits_lr", "outer.steps=1", "steps=5", "--mode", "reversible", "--out", str(tmp_path / "run")
+    )
+    assert done.code == 0, done.err
+    assert "exact arithmetic multiplies by momentum 1/2" in done.out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["factors"] == {"momentum": "1/2"}
+    after = Fraction(lines[1]["factors"]["momentum"])
+    tuned = lines[1]["hyperparameters"]["momentum"]
+    assert abs(after - Fraction(tuned)) <= (1 - Fraction(tuned)) / 10**6

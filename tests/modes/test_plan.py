@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import replace
-from fractions import Fraction
 
 import pytest
 import torch
@@ -13,10 +12,11 @@ from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
 from hyperopt_cli.modes import MODES, Auto, Hypergradient, Mode, Reversible, auto, plan
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.planning.column_costs import Point, at
-from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots, stored_bits
+from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.plan import bytes_text, chosen, seconds_text
 from hyperopt_cli.modes.planning.predictions import Prediction, spelled
 from hyperopt_cli.modes.planning.probe import carrying, shortened, spread
+from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.outer import Descent, descend
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
@@ -223,9 +223,15 @@ def test_costs_are_linear_between_and_beyond_the_points() -> None:
 
 
 def test_the_store_grows_by_the_logarithm_of_every_factor() -> None:
-    assert stored_bits({"momentum": Fraction(1, 2)}) == 1.0
-    assert stored_bits({"a": (Fraction(1, 2), Fraction(1, 8)), "b": Fraction(0)}) == 2.0 + 64.0
-    assert stored_bits({"a": {"x": Fraction(1, 2), "y": Fraction(1)}, "b": torch.tensor([0.25, 1.0])}) == 1.5
+    def bits(optimizer: optimizers.InnerOptimizer, **hyper: float) -> float:
+        lambda_ = {"lr": scalar(0.1), **{name: scalar(value) for name, value in hyper.items()}}
+        problem = net_problem(optimizer)
+        return Factors(Dynamics.of(problem, lambda_), lambda_).bits(0)
+
+    assert bits(optimizers.SGD(), momentum=0.5) == 1.0
+    assert bits(optimizers.SGD(), momentum=0.0) == 64.0
+    assert bits(optimizers.Adam(), beta1=0.25, beta2=-0.5) == 3.0
+    assert bits(optimizers.RMSprop(centered=True), alpha=0.5, momentum=0.25) == 4.0  # two averages
 
 
 # Auto
@@ -379,3 +385,17 @@ def test_the_memory_of_the_states_of_reverse_is_within_a_quarter() -> None:
         for mode in ("Reverse()", "Reverse(slots=16)")
     ]
     assert int(whole) - int(few) == pytest.approx(taken[0] - taken[1], rel=0.25)
+
+
+def test_a_horizon_of_a_million_steps_is_planned_in_a_handful_of_steps() -> None:
+    asked = []
+
+    def schedule(hyper: Hyper, t: int) -> Hyper:
+        asked.append(t)
+        return {**hyper, "lr": hyper["lr"][min(2, t * 3 // 10**6)]}
+
+    problem = replace(net_problem(optimizers.SGD(momentum=0.9), schedule), steps=10**6)
+    made = plan(problem, {"lr": torch.tensor([0.1, 0.2, 0.05], dtype=F64)})
+    assert len(asked) < 20_000
+    forward = next(p for p in made.predictions if p.name == "forward")
+    assert forward.num_hvps == pytest.approx(2 * 10**6, rel=0.01)  # 1, 2, then 3 columns

@@ -96,6 +96,37 @@ def test_factors_may_differ_by_element_and_step(factors, seed):
     assert store.is_empty
 
 
+def test_words_with_their_highest_bit_set_come_back():
+    x, store = integers(200, 5), Store(torch.zeros(200, dtype=torch.int64))
+    start = x
+    for t in range(900):
+        x = store.multiply(x, by(9, 10)) + integers(200, t, bits=49)
+    assert len(store.words) >= 3
+    assert any(bool((word < 0).any()) for word in store.words)
+    for t in reversed(range(900)):
+        x = store.divide(x - integers(200, t, bits=49), by(9, 10))
+    assert torch.equal(x, start)
+    assert store.is_empty
+
+
+def test_zeros_among_factors_above_1_do_not_shrink_the_bound():
+    x, store = integers(2, 0, bits=20), Store(torch.zeros(2, dtype=torch.int64))
+    factors = [Rational.of(*rational(tensor(row))) for row in ([0.9, 0.9], [0.0, 2.0])] * 60
+    done = []
+    for factor in factors:
+        done.append(x)
+        x = store.multiply(x, factor) // 2
+        done[-1] = (done[-1], x)
+        assert int(store.remainders.max()) < store.bound
+
+
+def test_a_word_that_is_left_is_not_empty():
+    store = Store(torch.zeros(3, dtype=torch.int64))
+    assert store.is_empty
+    store.words.append(torch.ones(3, dtype=torch.int32))
+    assert not store.is_empty
+
+
 def test_a_store_that_lost_a_bit_is_noticed():
     x, store = integers(100, 0), Store(torch.zeros(100, dtype=torch.int64))
     start = x
@@ -144,6 +175,14 @@ def test_nothing_is_read_from_the_device():
     assert not store.words
     with pytest.raises(RuntimeError):
         bool(x.any())
+
+
+def test_every_element_may_have_a_radix_of_its_own():
+    x = torch.tensor([1e6, 1.0, 1e-6, 1e-12, -3.0], dtype=torch.float64)
+    radix = torch.tensor([-10, 20, 60, 100, 0], dtype=torch.int8)
+    want = [round(Fraction(v) * Fraction(2) ** int(r)) for v, r in zip(x.tolist(), radix.tolist(), strict=True)]
+    assert encode(x, radix).tolist() == want
+    assert torch.equal(decode(torch.ones(5, dtype=torch.int64), radix, x.dtype), 2.0 ** -radix.double())
 
 
 @pytest.mark.parametrize("radix", [40, 48, 60])

@@ -5,6 +5,7 @@ thread writes a state while the run goes on, and reads the next one while a step
 waits to be written and one to be read.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,6 +68,8 @@ class DiskShelf(Shelf):
         self._writing: Future[None] | None = None
         self._reading: Future[Tensor] | None = None
         self._slot_bytes = 0
+        if (named := os.environ.get("TMPDIR")) and not os.path.isdir(named):
+            raise HyperoptError(f"slots: TMPDIR is {named}, which is no folder; slots on the disk would lie elsewhere")
         try:
             self._file = tempfile.TemporaryFile(buffering=0, prefix="hyperopt-")  # noqa: SIM115
         except OSError as error:

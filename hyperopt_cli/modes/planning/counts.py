@@ -1,8 +1,7 @@
 """What each mode evaluates and stores over a horizon, known before the run."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from hyperopt_cli.modes.checkpointing.binomial import num_forward_steps
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.problem import Hyper
 
+MAX_ASKED = 2000  # steps of whose lambda_t it is asked what moves it
 MAX_RECOMPUTATION = 10  # steps taken over the horizon; beyond it no row of slots is of interest
 
 
@@ -62,10 +62,11 @@ def columns_carried(dynamics: Dynamics, hyper: Hyper) -> list[int]:
     if dynamics.problem.schedule is None:
         return [int((carried | _moved(lambda h: dynamics.plain_hyper_at(h, 0), hyper)).sum())] * steps
     numbers: list[int] = []
-    for t in range(steps):
+    block = math.ceil(steps / MAX_ASKED)  # of a long horizon every so many steps are asked, and stand for the others
+    for t in range(0, steps, block):
         if not carried.all():
             carried |= _moved(lambda h: dynamics.plain_hyper_at(h, t), hyper)  # noqa: B023
-        numbers.append(int(carried.sum()))
+        numbers += [int(carried.sum())] * min(block, steps - t)
     return numbers
 
 
@@ -85,21 +86,3 @@ def _generic(like: Tensor) -> Tensor:
     """An adjoint under which the derivatives of several outputs do not cancel, without a draw from a generator."""
     golden = (math.sqrt(5) - 1) / 2
     return (1 + torch.arange(like.numel(), dtype=torch.float64) * golden % 1).view(like.shape).to(like)
-
-
-def stored_bits(factors: Mapping[str, Any]) -> float:
-    """Bits that reversible mode's store grows by, a parameter and step: log2(1 / f) for every factor, 64 where f is 0.
-
-    Args:
-        factors: as in its `stats`.
-    """
-    return sum(_bits(factor) for factor in factors.values())
-
-
-def _bits(factor: Any) -> float:
-    if isinstance(factor, tuple):  # one a step
-        return fmean(map(_bits, factor))
-    if isinstance(factor, Mapping):  # one a parameter
-        return fmean(map(_bits, factor.values()))
-    f = torch.as_tensor(factor if isinstance(factor, torch.Tensor) else float(factor), dtype=torch.float64)
-    return float(torch.where(f == 0, 64.0, -f.log2()).mean())

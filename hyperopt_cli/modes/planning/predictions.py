@@ -12,6 +12,7 @@ steps of each mode: about 5% of the run, or 2 seconds where that is more.
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -25,8 +26,9 @@ from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.memory import state_bytes
 from hyperopt_cli.modes.planning.column_costs import Allowance, at, measured_points
-from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots, stored_bits
+from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.probe import Cost, Measured, objective_cost, probed, spread
+from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.kernels import EAGER, choose
 from hyperopt_cli.modes.reverse import Reverse
 from hyperopt_cli.modes.reversible import Reversible, refusal
@@ -34,6 +36,7 @@ from hyperopt_cli.problem import Hyper
 
 SHARE_OF_RUN, AT_LEAST_S = 0.05, 2.0
 NUM_PROBES = 8
+NUM_FACTORS = 64
 MAX_REPEATS = 6
 COMPILATION_S = 30.0
 CHUNK_SIZES = (1, 8)
@@ -207,7 +210,9 @@ def _reversible(bench: _Bench) -> Prediction:
         probe = bench.probe(Reversible(compile=_compiles(bench, num_parameters)), 2 * _both(bench.reverse))
     except (UsageError, FixedPointRangeError, ReversalError) as error:
         return refused(mode, counts, str(error))
-    store = problem.steps * num_parameters * stored_bits(probe.stats["factors"]) / 8
+    factors = Factors(bench.dynamics, bench.hyper)
+    bits = statistics.fmean(factors.bits(t) for t in spread(problem.steps, NUM_FACTORS))
+    store = problem.steps * num_parameters * bits / 8
     return bench.prediction(mode, problem.steps * _both(probe), probe.peak_bytes + store, 0, counts)
 
 

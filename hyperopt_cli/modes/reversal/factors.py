@@ -9,22 +9,33 @@ every argument that is a factor takes its rational value, with the derivative th
 and where the factor is not an argument itself (AdamW: 1 - lr weight_decay), one argument is moved to fit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hyperopt_cli.errors import NonFiniteError, UsageError
 from hyperopt_cli.modes.dynamics import Dynamics, Layout
 from hyperopt_cli.optimizers.base import Coupling, StepHyper
 from hyperopt_cli.optimizers.exact import Rational, rational, rational_number
 from hyperopt_cli.problem import Hyper, Problem
 
-Report = Fraction | dict[str, Fraction] | Tensor
+LARGEST_FACTOR = 1000
+
+
+class Range(NamedTuple):
+    """The least and the largest of the factors of single elements."""
+
+    low: float
+    high: float
+
+
+Report = Fraction | dict[str, Fraction] | Range
 
 
 class Factors:
@@ -42,6 +53,7 @@ class Factors:
         self.fixed = dynamics.problem.schedule is None
         self._dynamics, self._hyper = dynamics, {name: value.detach() for name, value in hyper.items()}
         self._step = lru_cache(maxsize=4)(self._made)
+        self._last: dict[tuple[str, str], tuple[Tensor, Rational]] = {}
 
     def at(self, t: int) -> list[dict[str, Rational] | None]:
         """For every coupling its factor, None for 1, by the names that the state is held under."""
@@ -50,10 +62,20 @@ class Factors:
     def used_at(self, step_hyper: StepHyper, t: int) -> StepHyper:
         """lambda_t with every factor's argument at the value in use, differentiable as before."""
         values = self._step(0 if self.fixed else t)[1]
-        return {**step_hyper, **{name: _moved(step_hyper.get(name), value) for name, value in values.items()}}
+        names = self._dynamics.layout.shapes
+        return {**step_hyper, **{name: _moved(step_hyper.get(name), value, names) for name, value in values.items()}}
+
+    def problem(self) -> Problem:
+        """The training run at these factors."""
+        problem = self._dynamics.problem
+        return replace(problem, schedule=lambda h, t: self.used_at(problem.hyper_at(h, t), t))
+
+    def bits(self, t: int) -> float:
+        """Bits that the store grows by in a step, a parameter: log2(d/n) for each factor, 64 for one of 0."""
+        return sum(_bits(factor) for factor in self.at(t) if factor is not None)
 
     def report(self, t: int) -> dict[str, Report]:
-        """The factors of a step by their labels: one, one for each parameter, or a tensor of them."""
+        """The factors of a step by their labels: one, one for each parameter, or the range of those of elements."""
         return self._step(0 if self.fixed else t)[2]
 
     def _made(self, t: int) -> tuple[list[dict[str, Rational] | None], StepHyper, dict[str, Report]]:
@@ -66,12 +88,28 @@ class Factors:
                 if coupling.factor is None:
                     factors.append(None)
                     continue
-                named = {name: _rational(coupling, a) for name, a in arguments.items()}
+                named = {name: self._rational(t, coupling, name, a) for name, a in arguments.items()}
                 factors.append(_held(named, self._dynamics.layout, self._dynamics.like.device))
                 used = {name: _used(coupling, arguments[name], by) for name, by in named.items()}
                 values[coupling.factor.argument] = _one_if_alike(used)
                 reports[coupling.factor.label] = _reported(named)
             return factors, values, reports
+
+    def _rational(self, t: int, coupling: Coupling, name: str, arguments: SimpleNamespace) -> Rational:
+        """The factor of one parameter; those of elements are found anew only where they are others."""
+        assert coupling.factor is not None
+        f = torch.as_tensor(coupling.factor.of(arguments), dtype=torch.float64).cpu()
+        if not bool(f.isfinite().all()):
+            raise NonFiniteError(t, coupling.factor.label)
+        if float(f.abs().max()) > LARGEST_FACTOR:
+            size = float(f.abs().max())
+            raise UsageError(f"reversible: {coupling.factor.label} is {size:g} at step {t}; at most {LARGEST_FACTOR}")
+        if f.numel() == 1:
+            return rational_number(float(f))
+        last = self._last.get((coupling.name, name))
+        if last is None or not torch.equal(last[0], f):
+            last = self._last[coupling.name, name] = f, Rational.of(*rational(f))
+        return last[1]
 
     def _arguments(self, t: int) -> dict[str, SimpleNamespace]:
         """By parameter; under "" alone where all have the same."""
@@ -88,14 +126,7 @@ def at_factors(problem: Problem, hyper: Hyper) -> Problem:
 
     Any mode may run it: modes are compared at the same factors.
     """
-    factors = Factors(Dynamics.of(problem, hyper), hyper)
-    return replace(problem, schedule=lambda h, t: factors.used_at(problem.hyper_at(h, t), t))
-
-
-def _rational(coupling: Coupling, arguments: SimpleNamespace) -> Rational:
-    assert coupling.factor is not None
-    f = torch.as_tensor(coupling.factor.of(arguments), dtype=torch.float64)
-    return rational_number(float(f)) if f.numel() == 1 else Rational.of(*rational(f.cpu()))
+    return Factors(Dynamics.of(problem, hyper), hyper).problem()
 
 
 def _used(coupling: Coupling, arguments: SimpleNamespace, by: Rational) -> Tensor:
@@ -113,15 +144,14 @@ def _one_if_alike(used: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
     return first if all(x.ndim == 0 and x == first for x in used.values()) else used
 
 
-def _moved(given: Tensor | dict[str, Tensor] | None, used: Tensor | dict[str, Tensor]) -> Any:
-    """The value of `used`, the derivative of `given`."""
+def _moved(given: Tensor | dict[str, Tensor] | None, used: Tensor | dict[str, Tensor], names: Iterable[str]) -> Any:
+    """The value of `used`, the derivative of `given`; `names` are the parameters'."""
     if given is None:
         return used
-    if isinstance(used, Mapping):
-        of = given if isinstance(given, Mapping) else dict.fromkeys(used, given)
-        return {name: _moved(of.get(name), value) for name, value in used.items()}
-    if isinstance(given, Mapping):
-        return {name: _moved(value, used) for name, value in given.items()}
+    if isinstance(used, Mapping) or isinstance(given, Mapping):
+        of = given if isinstance(given, Mapping) else dict.fromkeys(names, given)
+        to = used if isinstance(used, Mapping) else dict.fromkeys(names, used)
+        return {name: _moved(of.get(name), to[name], ()) for name in names}
     return used.to(given.device) + (given - given.detach())
 
 
@@ -141,6 +171,13 @@ def _held(named: dict[str, Rational], layout: Layout, device: torch.device) -> d
 
 def _reported(named: dict[str, Rational]) -> Report:
     if any(by.n.ndim for by in named.values()):
-        return torch.cat([by.value.reshape(-1) for by in named.values()])
+        values = torch.cat([by.value.reshape(-1) for by in named.values()])
+        return Range(float(values.min()), float(values.max()))
     fractions = {name: Fraction(int(by.n), int(by.d)) for name, by in named.items()}
     return next(iter(fractions.values())) if len(set(fractions.values())) == 1 else fractions
+
+
+def _bits(held: dict[str, Rational]) -> float:
+    """The mean over all elements; held under one name or under every parameter's, each counted alike."""
+    bits = [torch.where(by.n == 0, 64.0, -by.value.abs().log2()).mean() for by in held.values()]
+    return float(torch.stack(bits).mean())

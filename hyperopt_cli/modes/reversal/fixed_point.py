@@ -18,6 +18,7 @@ from torch import Tensor
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.kernels import Kernels
+from hyperopt_cli.modes.reversal.radix import Radixes, parts
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import Rational, Store, encode
 
@@ -25,10 +26,9 @@ Numbers = dict[str, Tensor]
 
 
 class Peak(NamedTuple):
-    """The largest size that a number or its increment took in a step, in units of 2^-radix: float64 []."""
+    """The largest size that a number, its product or its increment took in a step, in units of 2^-radix: float64 []."""
 
     name: str
-    radix: int
     size: Tensor
 
 
@@ -39,14 +39,16 @@ class FixedPoint:
         numbers: per parameter (as the state is held), w and the slots: int64.
         stores: per parameter, what the multiplications kept.
         radixes: bits after the binary point, of w and every slot.
+        t: the step that w stands at.
+        whole: whether the slots do too.
     """
 
-    def __init__(self, dynamics: Dynamics, factors: Factors, radixes: dict[str, int], kernels: Kernels) -> None:
+    def __init__(self, dynamics: Dynamics, factors: Factors, radixes: Radixes, kernels: Kernels) -> None:
         self._dynamics, self._factors, self._kernels = dynamics, factors, kernels
-        self.radixes = dict(radixes)
+        self.radixes, self.t, self.whole = radixes, 0, True
         start = dynamics.start
         self.numbers: dict[str, Numbers] = {
-            name: {part: encode(held[name], self.radixes[part]) for part, held in _parts(start).items()}
+            name: {part: encode(held[name], self.radixes[part][name]) for part, held in parts(start).items()}
             for name in start.params
         }
         self.stores = {name: Store(torch.zeros_like(held[WEIGHTS])) for name, held in self.numbers.items()}
@@ -59,11 +61,13 @@ class FixedPoint:
             a = self._arguments(name, step_hyper, t)
             d = self._driven(name, grads, a)
             for i, (coupling, by) in enumerate(self._couplings(t, name)):
-                h, size = self._increment(coupling, x, d if i < self._first else None, a)
+                h, size = self._increment(name, coupling, x, d if i < self._first else None, a)
+                if by is not None and by.size > 1:  # the product itself could wrap
+                    size = torch.maximum(size, by.size * x[coupling.name].double().abs().amax())
                 kept = x[coupling.name] if by is None else self._multiplied(name, x[coupling.name], by)
                 x[coupling.name], landed = self._kernels.add(kept, h)
-                peaks.append(Peak(coupling.name, self.radixes[coupling.name], torch.maximum(size, landed)))
-        self._weights = None
+                peaks.append(Peak(coupling.name, torch.maximum(size, landed)))
+        self._weights, self.t = None, t + 1
         return peaks
 
     def undo_weights(self, step_hyper: StepHyper, t: int) -> Params:
@@ -71,7 +75,7 @@ class FixedPoint:
         for name, x in self.numbers.items():
             a = self._arguments(name, step_hyper, t)
             self._undo(name, x, self._couplings(t, name)[self._first :], None, a)
-        self._weights = None
+        self._weights, self.t, self.whole = None, t, False
         return self.weights()
 
     def undo_rest(self, grads: Params, step_hyper: StepHyper, t: int) -> State:
@@ -79,6 +83,7 @@ class FixedPoint:
         for name, x in self.numbers.items():
             a = self._arguments(name, step_hyper, t)
             self._undo(name, x, self._couplings(t, name)[: self._first], self._driven(name, grads, a), a)
+        self.whole = True
         return self.state()
 
     def weights(self) -> Params:
@@ -114,7 +119,7 @@ class FixedPoint:
     def _decoded(self, part: str) -> Params:
         dtype = self._dynamics.start.params
         radix, kernel = self.radixes[part], self._kernels.decode
-        return {name: kernel(x[part], radix, dtype[name].dtype) for name, x in self.numbers.items()}
+        return {name: kernel(x[part], radix[name], dtype[name].dtype) for name, x in self.numbers.items()}
 
     def _couplings(self, t: int, name: str) -> list[tuple[Coupling, Rational | None]]:
         by = self._factors.at(t)
@@ -130,11 +135,12 @@ class FixedPoint:
         return self._dynamics.problem.optimizer.drive(self.weights()[name], grads[name], arguments)
 
     def _increment(
-        self, coupling: Coupling, x: Numbers, d: Tensor | None, arguments: SimpleNamespace
+        self, name: str, coupling: Coupling, x: Numbers, d: Tensor | None, arguments: SimpleNamespace
     ) -> tuple[Tensor, Tensor]:
         others = {part: held for part, held in x.items() if part != coupling.name}
-        d = self._dynamics.like if d is None else d
-        return self._kernels.increment(coupling, self.radixes, others, d, arguments)
+        radixes = {part: radix[name] for part, radix in self.radixes.items()}
+        d = self._dynamics.start.params[name].new_empty(0) if d is None else d
+        return self._kernels.increment(coupling, radixes, others, d, arguments)
 
     def _multiplied(self, name: str, x: Tensor, by: Rational) -> Tensor:
         return self.stores[name].multiply(x, by, self._kernels.multiply)
@@ -148,10 +154,6 @@ class FixedPoint:
         a: SimpleNamespace,
     ) -> None:
         for coupling, by in reversed(couplings):
-            h, _ = self._increment(coupling, x, d, a)
+            h, _ = self._increment(name, coupling, x, d, a)
             kept = x[coupling.name] - h
             x[coupling.name] = kept if by is None else self.stores[name].divide(kept, by, self._kernels.divide)
-
-
-def _parts(state: State) -> dict[str, Params]:
-    return {WEIGHTS: state.params, **state.slots}

@@ -33,7 +33,7 @@ class Kernels(NamedTuple):
     multiply: exact.Kernel
     divide: exact.Kernel
     add: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    decode: Callable[[Tensor, int, torch.dtype], Tensor]
+    decode: Callable[[Tensor, exact.Radix, torch.dtype], Tensor]
     increment: Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -41,20 +41,20 @@ def add(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """X + H and its largest size."""
     landed = x + h
     low, high = landed.aminmax()
-    return landed, torch.maximum(-low, high).double()
+    return landed, torch.maximum(-low.double(), high.double())
 
 
 def increment(
     coupling: Coupling,
-    radixes: dict[str, int],
+    radixes: dict[str, exact.Radix],
     others: dict[str, Tensor],
     d: Tensor,
     arguments: SimpleNamespace,
 ) -> tuple[Tensor, Tensor]:
     """h as an integer, and its largest size, NaN if h is anywhere."""
     x = {part: exact.decode(held, radixes[part], d.dtype) for part, held in others.items()}
-    h, radix = coupling.increment(x, d, arguments), radixes[coupling.name]
-    return exact.encode(h, radix), h.abs().amax().double() * 2.0**radix
+    h = coupling.increment(x, d, arguments).double() / exact.unit(radixes[coupling.name])
+    return h.round().to(torch.int64), h.abs().amax()
 
 
 EAGER = Kernels(exact.multiply, exact.divide, add, exact.decode, increment)
@@ -94,28 +94,30 @@ def choose(compile: bool | str, size: int) -> Kernels:
 
 def _compiled_increment(
     coupling: Coupling,
-    radixes: dict[str, int],
+    radixes: dict[str, exact.Radix],
     others: dict[str, Tensor],
     d: Tensor,
     arguments: SimpleNamespace,
 ) -> tuple[Tensor, Tensor]:
     # numbers become tensors: a number would be compiled in, and compiled again at the next step
-    a = {
-        name: x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
-        for name, x in vars(arguments).items()
-    }
+    numbers = vars(arguments).items()
+    a = {name: x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for name, x in numbers}
+    fixed = tuple((part, radix) for part, radix in radixes.items() if isinstance(radix, int))
+    own = {part: radix for part, radix in radixes.items() if isinstance(radix, Tensor)}
     key = tuple((x.shape, x.dtype, x.device) for x in (d, *others.values(), *a.values()))
-    kernel = _compiled_for(coupling.increment, coupling.name, tuple(radixes.items()), key)
-    out: tuple[Tensor, Tensor] = kernel(others, d, a)
+    kernel = _compiled_for(coupling.increment, coupling.name, fixed, (*key, *own))
+    out: tuple[Tensor, Tensor] = kernel(others, d, a, own)
     return out
 
 
 @lru_cache(maxsize=256)
-def _compiled_for(function: Any, name: str, radixes: tuple[tuple[str, int], ...], key: object) -> Callable[..., Any]:
+def _compiled_for(function: Any, name: str, fixed: tuple[tuple[str, int], ...], key: object) -> Callable[..., Any]:
     coupling = Coupling(name, function)
 
-    def kernel(others: dict[str, Tensor], d: Tensor, a: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return increment(coupling, dict(radixes), others, d, SimpleNamespace(**a))
+    def kernel(
+        others: dict[str, Tensor], d: Tensor, a: dict[str, Tensor], own: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return increment(coupling, {**dict(fixed), **own}, others, d, SimpleNamespace(**a))
 
     return _compiled(kernel, key)
 
