@@ -9,9 +9,9 @@ Synonyms: reversible learning, exact reversal of the training dynamics.
 Maclaurin, Duvenaud and Adams 2015, https://arxiv.org/abs/1502.03492, algorithms 2 and 3, for every rule whose increment
 of w has no gradient in it: heavy ball, Adam, AdamW, RMSprop with momentum. `optimizers/exact.py` has the arithmetic.
 
-Cost: as reverse, T (2 gradients + 1 HVP), plus the integer arithmetic. Memory: 1 state and a store, in all 8 bytes for
-w, for each slot and for the store, and log2(d/n) bits a parameter and step for every factor n/d (0.15 at a momentum of
-0.9, 64 at 0, where all of the slot is lost).
+Cost: as reverse, T (2 gradients + 1 HVP), plus the integer arithmetic and a trial step. Memory: 1 state and a store, in
+all 8 bytes for w, for each slot and for the store, a byte more where elements have binary points of their own, and
+log2(d/n) bits a parameter and step for every factor n/d (0.15 at a momentum of 0.9, 64 at 0, where all is lost).
 
 The hypergradient is taken at the rational factors in use (`reversal/factors.py`). The gradient of a step must have the
 same bits there and back: deterministic kernels are set for the mode, and the start state is compared on every run.
