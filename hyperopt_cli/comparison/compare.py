@@ -4,7 +4,6 @@ Each mode starts with its memory tidied up and two steps that are thrown away, s
 memory are its own, whatever ran before it.
 """
 
-import ctypes
 import gc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,7 +24,7 @@ from hyperopt_cli.errors import (
     UsageError,
 )
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
-from hyperopt_cli.modes.memory import peak_bytes, reset_peak
+from hyperopt_cli.modes.memory import give_back, peak_bytes, reset_peak
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -110,8 +109,7 @@ def _tidy_up() -> None:
     """Gives back what earlier modes held, so that a mode's peak of memory is its own."""
     gc.collect()
     torch.cuda.empty_cache()  # nothing where CUDA is not in use
-    with suppress(OSError, AttributeError):  # glibc keeps small freed blocks resident until it is asked
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
 
 
 def _named(on_step: OnModeStep, name: str) -> Callable[[str, int, int], None]:

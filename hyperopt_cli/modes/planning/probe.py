@@ -5,12 +5,9 @@ runs over it as over any other, so that what is timed is what a run does. Its ou
 the real one is measured by itself, by chunks.
 """
 
-import ctypes
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,7 +17,7 @@ from torch import Tensor
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes.base import Account, Mode
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.memory import peak_bytes, reset_peak
+from hyperopt_cli.modes.memory import give_back, peak_bytes, reset_peak
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -116,7 +113,7 @@ def probed(mode: Mode, problem: Problem, hyper: Hyper, times: Sequence[int]) -> 
 
 def _measured(mode: Mode, problem: Problem, hyper: Hyper) -> Measured:
     dynamics = Dynamics.of(problem, hyper)
-    _give_back()
+    give_back()
     clock = _Clock(dynamics.like.device)
     stats = mode.differentiate(problem, hyper, Account(problem.steps, dynamics.like, clock.lap)).stats
     return Measured(clock.step_s(), stats["peak_bytes"], stats)
@@ -158,7 +155,7 @@ def objective_cost(dynamics: Dynamics, hyper: Hyper) -> Cost:
         even = len(chunks) if len(chunks) <= MAX_CHUNKS else len(chunks) - 1  # the last of many may be a small one
         parts = [replace(problem, outer_batches=[chunks[i]]) for i in sorted(set(spread(even, MAX_CHUNKS)))]
     outer_objective(parts[0], params, hyper)
-    _give_back()
+    give_back()
     device, began = dynamics.like.device, time.perf_counter()
     reset_peak(device)
     for part in parts:
@@ -170,20 +167,13 @@ def objective_cost(dynamics: Dynamics, hyper: Hyper) -> Cost:
 
 def held_bytes(device: torch.device) -> int:
     """What the process holds now, counted as `peak_bytes` is."""
-    _give_back()
+    give_back()
     return _held(device)
 
 
 def _held(device: torch.device) -> int:
     reset_peak(device)
     return peak_bytes(device)
-
-
-def _give_back() -> None:
-    """Memory that glibc holds free goes back to the system: what one probe has used must not count for the next."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library has no such function
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def synchronize(device: torch.device) -> None:
