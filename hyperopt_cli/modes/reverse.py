@@ -41,10 +41,8 @@ from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.straight_line import straight_line
-from hyperopt_cli.modes.sweep import Past, adjoint_step, linearise, run, sweep, swept_back, train_step
+from hyperopt_cli.modes.sweep import Past, adjoint_step, linearise, run, swept_back, train_step
 from hyperopt_cli.problem import Hyper, Problem
-
-__all__ = ["Past", "Reverse", "linearise", "run", "sweep", "swept_back", "train_step"]
 
 
 @dataclass(frozen=True)

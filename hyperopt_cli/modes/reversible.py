@@ -36,7 +36,7 @@ from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
 from hyperopt_cli.modes.reversal.radix import chosen
-from hyperopt_cli.modes.reverse import Past, linearise, swept_back
+from hyperopt_cli.modes.sweep import Past, linearise, swept_back
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import LIMIT
 from hyperopt_cli.problem import Hyper, Problem
