@@ -1,0 +1,101 @@
+"""What an engine is, and the derivatives that take no engine: the gradient and its pullback.
+
+pullback   u -> (H u, (d2L/dw dlambda)^T u)              one vector a step           (reverse mode)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from hyperopt_cli.optimizers.base import Params, StepHyper
+
+Loss = Callable[[Params, StepHyper], Tensor]
+
+
+class Tangents(NamedTuple):
+    """What an engine returns for K columns.
+
+    Attributes:
+        loss: L, [].
+        grads: g, named.
+        loss_tangents: dL along each column, [K]: finite exactly if the column still is, at no further cost.
+        grad_tangents: g', named, [K, *shape].
+    """
+
+    loss: Tensor
+    grads: Params
+    loss_tangents: Tensor
+    grad_tangents: Params
+
+
+Engine = Callable[[Loss, Params, StepHyper, Params, StepHyper, int | None], Tangents]
+
+
+def gradient(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params]:
+    """L and g, without any graph kept."""
+    with torch.enable_grad():
+        w = {name: p.detach().requires_grad_() for name, p in params.items()}
+        value = loss(w, hyper)
+        grads = torch.autograd.grad(value, list(w.values()), materialize_grads=True)
+    return value.detach(), dict(zip(w, grads, strict=True))
+
+
+def push_columns(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """A function's value and its Jacobian-vector products along K directions.
+
+    Args:
+        function: of trees of tensors, to a tree of tensors.
+        primals: where.
+        tangents: like `primals`, with K in front of every tensor.
+
+    Returns:
+        The value, and its tangents with K in front.
+    """
+    if tree_leaves(tangents)[0].shape[0] == 1:
+        value, dot = jvp(function, primals, tree_map(lambda x: x[0], tangents))  # type: ignore[misc]
+        return value, tree_map(lambda x: x[None], dot)
+    out_dims: Any = (None, 0)
+    pushed: Any = vmap(lambda *dots: jvp(function, primals, dots), out_dims=out_dims, randomness="same")(*tangents)
+    return pushed[0], pushed[1]
+
+
+def gradient_and_pullback(
+    loss: Loss, params: Params, hyper: StepHyper
+) -> tuple[Tensor, Params, Callable[[Params], tuple[Params, StepHyper]]]:
+    """L, g, and the map `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once."""
+    value, g, primals, inputs = differentiable_gradient(loss, params, hyper, with_hyper_gradient=False)
+    names, (_, spec) = list(params), tree_flatten(hyper)
+
+    def pullback(u: Params) -> tuple[Params, StepHyper]:
+        with torch.enable_grad():
+            along = sum(((d * u[name]).sum() for name, d in zip(names, g, strict=True)), value.new_zeros(()))
+        adjoints = pull(along, inputs, retain=False)
+        return dict(zip(names, adjoints, strict=False)), tree_unflatten(adjoints[len(names) :], spec)
+
+    return value.detach(), primals, pullback
+
+
+def differentiable_gradient(
+    loss: Loss, params: Params, hyper: StepHyper, with_hyper_gradient: bool = True
+) -> tuple[Tensor, list[Tensor], Params, list[Tensor]]:
+    """L, its gradient in w (and lambda) with a graph, the gradient in w without, and the leaves of both."""
+    entries, spec = tree_flatten(hyper)
+    with torch.enable_grad():
+        w = {name: p.detach().requires_grad_() for name, p in params.items()}
+        leaves = [entry.detach().requires_grad_() for entry in entries]
+        value = loss(w, tree_unflatten(leaves, spec))
+        wanted = [*w.values(), *leaves] if with_hyper_gradient else [*w.values()]
+        g = torch.autograd.grad(value, wanted, create_graph=True, materialize_grads=True)
+    primals = {name: d.detach() for name, d in zip(w, g, strict=False)}
+    return value, list(g), primals, [*w.values(), *leaves]
+
+
+def pull(along: Tensor, inputs: list[Tensor], retain: bool) -> list[Tensor]:
+    """The gradient of a scalar, zero where it is not connected (a loss linear in w has no Hessian)."""
+    if not along.requires_grad:
+        return [torch.zeros_like(x) for x in inputs]
+    return list(torch.autograd.grad(along, inputs, retain_graph=retain, materialize_grads=True))
