@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "space": {"problem", "optimizers", "errors"},
     "outer": {"modes", "space", "problem", "optimizers", "data", "sign_descent", "errors"},
     "comparison": {"modes", "problem", "optimizers", "runs", "errors"},
-    "bench": {"comparison", "modes", "problem", "optimizers", "models", "runs", "errors"},
+    "bench": {"comparison", "modes", "problem", "optimizers", "models", "data", "runs", "errors"},
     "recipe": {"errors"},
     "runs": {"errors"},
 }

@@ -13,8 +13,20 @@ if TYPE_CHECKING:
 
 # name: what it measures; the module of that name has `measure`
 BENCHMARKS = {
+    "hvp": "one product with the Hessian by every engine, over a gradient, and whether it is right",
+    "tangents": "what each of K tangents costs, and the share of the machine's rate of matrix products",
+    "modes": "one hypergradient by every mode, against a plain autograd unroll and a loop of double backwards",
     "reversal": "reversible mode against reverse mode with all states kept, and what its store takes",
     "checkpointing": "reverse mode with few slots against the time that its counts predict",
+}
+
+# what only some of them can be asked for: the option's name, and the benchmarks that take it
+OPTIONS = {
+    "steps": ("tangents", "modes", "reversal", "checkpointing"),
+    "models": ("hvp", "tangents"),
+    "columns": ("tangents",),
+    "batch": ("hvp", "tangents", "modes"),
+    "data": ("modes",),
 }
 
 

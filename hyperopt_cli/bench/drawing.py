@@ -1,5 +1,7 @@
-"""The picture of a report: a bar for each variant, its median with the extremes, and what it goes into."""
+"""The picture of a report: a bar for each variant, its median with the extremes, and what it goes into; or curves."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -8,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hyperopt_cli.bench.machine import described
-from hyperopt_cli.bench.report import Case, Report
+from hyperopt_cli.bench.report import Case, Curves, Report
 
 
 def save(report: Report, path: Path) -> None:
@@ -17,13 +19,16 @@ def save(report: Report, path: Path) -> None:
 
 
 def figure(report: Report) -> Figure:
-    """One panel a case, in no window and in no list of pyplot's."""
-    rows = [1 + len(case.variants) for case in report.cases]
+    """One panel a case, or for all curves of a report that has any; in no window and in no list of pyplot's."""
+    shown: tuple[Case | Curves, ...] = report.curves or report.cases
+    names = dict.fromkeys(name for curves in report.curves for name in curves.lines)
+    colours = {name: colormaps["tab20"](2 * i % 20 + 2 * i // 20) for i, name in enumerate(names)}
+    rows = [9 if isinstance(panel, Curves) else 1 + len(panel.variants) for panel in shown]
     drawn = Figure(figsize=(8.5, 0.6 + 0.45 * sum(rows) + 0.6 * len(rows)), dpi=120, layout="constrained")
     FigureCanvasAgg(drawn)
     panels = drawn.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]
-    for axes, case in zip(panels, report.cases, strict=True):
-        _draw(axes, case)
+    for axes, panel in zip(panels, shown, strict=True):
+        _draw_curves(axes, panel, colours) if isinstance(panel, Curves) else _draw(axes, panel)
     drawn.suptitle(f"{report.benchmark}: {described(dict(report.machine))}", fontsize="small", wrap=True)
     return drawn
 
@@ -43,6 +48,18 @@ def _draw(axes: Axes, case: Case) -> None:
     axes.set_xlim(0, 1.3 * max(ends))
     axes.set_xlabel("seconds, median and extremes", fontsize="small")
     axes.set_title(case.title, fontsize="medium", loc="left")
+
+
+def _draw_curves(axes: Axes, curves: Curves, colours: Mapping[str, tuple[float, float, float, float]]) -> None:
+    for name, ys in curves.lines.items():
+        heights = [math.nan if y is None else y for y in ys]
+        axes.plot(curves.at, heights, marker="o", markersize=3, label=name, color=colours[name])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(curves.at, [str(x) for x in curves.at])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(curves.over, fontsize="small")
+    axes.set_title(curves.title, fontsize="small", loc="left")
+    axes.legend(fontsize="x-small", frameon=False)
 
 
 def _bars(axes: Axes, case: Case) -> None:

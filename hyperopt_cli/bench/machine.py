@@ -1,6 +1,7 @@
 """The machine of a benchmark: what a figure has to be read with."""
 
 import os
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ VARIABLES = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES",
 )
+# how a GPU multiplies float32: as it stands ("none", "ieee"), or rounded to TF32
+FLOAT32 = {"matrix products": "cuda.matmul.fp32_precision", "convolutions": "cudnn.conv.fp32_precision"}
 KEPT = ("python", "hyperopt", "torch", "cuda", "platform", "cpus", "threads", "git_commit", "git_changed", "command")
 
 
@@ -34,6 +37,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cores": num_cores(Path("/proc/cpuinfo")) or seen["cpus"],
         "gpu": environment(str(device))["device"] if device.type != "cpu" else None,
         **{key: seen[key] for key in KEPT},
+        "float32_on_gpu": {what: attrgetter(name)(torch.backends) for what, name in FLOAT32.items()},
         "variables": {name: _without_folders(os.environ[name]) for name in VARIABLES if name in os.environ},
     }
 
@@ -41,7 +45,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 def described(machine: dict[str, Any]) -> str:
     """One line."""
     count = f"cores: {machine['cores']}, threads: {machine['threads']}"
-    gpu = [] if machine["gpu"] is None else [f"{machine['gpu']} (CUDA {machine['cuda']})"]
+    rounded = ", ".join(f"{what}: {how}" for what, how in machine["float32_on_gpu"].items())
+    gpu = [] if machine["gpu"] is None else [f"{machine['gpu']} (CUDA {machine['cuda']}; float32 {rounded})"]
     variables = [f"{name}={value}" for name, value in machine["variables"].items()]
     return ", ".join([f"{machine['cpu']}, {count}", *gpu, f"torch {machine['torch']}", *variables])
 

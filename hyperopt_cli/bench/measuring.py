@@ -21,6 +21,18 @@ from hyperopt_cli.modes.planning.probe import held_bytes, synchronize
 Call = Callable[[], Any]
 
 
+class Lap(NamedTuple):
+    """What a call returns whose time is that of a part of it, which it has taken itself.
+
+    Attributes:
+        seconds: of the part, with the work of the device.
+        result: what the call returns.
+    """
+
+    seconds: float
+    result: Any
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of every round, their median and their extremes."""
@@ -64,7 +76,7 @@ class Samples(NamedTuple):
 
     Attributes:
         timing: of the rounds.
-        warm_up_s: seconds of its first call.
+        warm_up_s: seconds of its first call (of the part that is timed).
         taken_bytes: at the peak of a call, beyond what the process held before it.
         results: what its calls returned, round by round.
     """
@@ -84,7 +96,10 @@ class Refused(NamedTuple):
 def interleaved(
     variants: Mapping[str, Call], repeat: int, device: torch.device, on_progress: Callable[[str], None]
 ) -> dict[str, Samples | Refused]:
-    """Every variant in `repeat` rounds; one that ends its first call with a `UsageError` is left out of them."""
+    """Every variant in `repeat` rounds.
+
+    One whose first call ends with a `UsageError`, or finds no more memory on the device, is left out of them.
+    """
     gc.collect()
     gc.freeze()  # what is there already need not be looked through before every call
     try:
@@ -104,6 +119,8 @@ def _interleaved(
             warm[name], _ = timed(call, device)
         except UsageError as error:
             refused[name] = Refused(str(error))
+        except torch.OutOfMemoryError as error:
+            refused[name] = Refused(f"no memory left on {device}: {str(error).split('. ')[0]}")
     taken = {name: _taken_bytes(variants[name], device) for name in warm}
     rounds: dict[str, list[tuple[float, Any]]] = {name: [] for name in warm}
     for i in range(repeat):
@@ -115,13 +132,14 @@ def _interleaved(
 
 
 def timed(call: Call, device: torch.device) -> tuple[float, Any]:
-    """Seconds of a call, with the work of the device, and what it returned."""
+    """Seconds of a call, with the work of the device, and what it returned; of a part of it, if that is a `Lap`."""
     gc.collect()
     synchronize(device)
     began = time.perf_counter()
     result = call()
     synchronize(device)
-    return time.perf_counter() - began, result
+    seconds = time.perf_counter() - began
+    return (result.seconds, result.result) if isinstance(result, Lap) else (seconds, result)
 
 
 def _samples(rounds: Sequence[tuple[float, Any]], warm_up_s: float, taken_bytes: int) -> Samples:

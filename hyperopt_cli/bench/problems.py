@@ -1,6 +1,10 @@
-"""The training runs that are measured: random data from a fixed seed, the same everywhere."""
+"""The training runs that are measured: on random data from a fixed seed, the same everywhere, or on MNIST.
+
+A batch is a pair of tensors, so that a compiled step can take it as an argument.
+"""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -8,11 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from hyperopt_cli.data import InMemory, mnist
 from hyperopt_cli.optimizers.base import InnerOptimizer
-from hyperopt_cli.problem import Hyper, Params, Problem
+from hyperopt_cli.problem import Batch, Hyper, Params, Problem, StepHyper
 
 NUM_BATCHES = 20  # distinct ones, in turn
 NUM_CLASSES = 10
+
+Schedule = Callable[[Hyper, int], StepHyper]
 
 
 class Workload(NamedTuple):
@@ -22,9 +29,82 @@ class Workload(NamedTuple):
     hyper: Hyper
 
 
+class Batches(NamedTuple):
+    """Inputs [N + 1, B, ...] and targets [N + 1, B, ...]: N batches to train on in turn, and one to validate on."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def at(self, i: int) -> Batch:
+        """Batch i; -1 is the one to validate on."""
+        return self.inputs[i], self.targets[i]
+
+
 def scalars(values: Mapping[str, float]) -> Hyper:
     """Float64, on the host."""
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def drawn(input_shape: tuple[int, ...], batch: int, device: torch.device, num: int = NUM_BATCHES) -> Batches:
+    """Float32 inputs and targets at random."""
+    source = torch.Generator().manual_seed(0)
+    inputs = torch.randn(num + 1, batch, *input_shape, generator=source).to(device)
+    targets = torch.randint(NUM_CLASSES, (num + 1, batch), generator=source).to(device)
+    return Batches(inputs, targets)
+
+
+def mnist_batches(root: Path, batch: int, device: torch.device, num: int) -> Batches:
+    """Distinct training examples of MNIST in a random order, as float32 in 0 ... 1.
+
+    Raises:
+        DatasetError: `root` has no `MNIST/raw`, or files of it are damaged.
+    """
+    examples = mnist(str(root)).train
+    assert isinstance(examples, InMemory)
+    order = torch.randperm(len(examples.targets), generator=torch.Generator().manual_seed(0))
+    index = order[torch.arange((num + 1) * batch) % len(order)]
+    inputs = examples.inputs[index].float().div(255).view(num + 1, batch, -1)
+    return Batches(inputs.to(device), examples.targets[index].view(num + 1, batch).to(device))
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """The module in torch's initialisation from a fixed seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def start_and_loss(model: nn.Module) -> tuple[Params, Callable[[Params, Batch], Tensor]]:
+    """w_0, and the cross entropy of `(w, batch)`: logits [B, ..., classes] against targets [B, ...]."""
+
+    def loss(params: Params, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        return cross_entropy(functional_call(model, params, (inputs,)).flatten(0, -2), targets.flatten())
+
+    return {name: w.detach() for name, w in model.named_parameters()}, loss
+
+
+def supervised(
+    model: nn.Module,
+    batches: Batches,
+    steps: int,
+    optimizer: InnerOptimizer,
+    hyper: Hyper,
+    schedule: Schedule | None = None,
+) -> Workload:
+    """Cross entropy on batches that come in turn, the last of them for the outer objective."""
+    start, loss = start_and_loss(model)
+    num, validation = len(batches.inputs) - 1, batches.at(-1)
+    problem = Problem(
+        init=start,
+        inner_loss=lambda params, step_hyper, batch: loss(params, batch),
+        outer_loss=lambda params, hyper: loss(params, validation),
+        batch=lambda t: batches.at(t % num),
+        optimizer=optimizer,
+        steps=steps,
+        schedule=schedule,
+    )
+    return Workload(problem, hyper)
 
 
 def classification(
@@ -47,26 +127,20 @@ def classification(
         hyper: lambda, numbers.
         device: where to compute.
     """
-    drawn = torch.Generator().manual_seed(0)
-    inputs = torch.randn(NUM_BATCHES + 1, batch, *input_shape, generator=drawn).to(device)
-    targets = torch.randint(NUM_CLASSES, (NUM_BATCHES + 1, batch), generator=drawn).to(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make_model(input_shape=input_shape, num_classes=NUM_CLASSES).to(device)
-    start = {name: w.detach() for name, w in model.named_parameters()}
+    model = seeded(lambda: make_model(input_shape=input_shape, num_classes=NUM_CLASSES)).to(device)
+    return supervised(model, drawn(input_shape, batch, device), steps, optimizer, scalars(hyper))
 
-    def loss(params: Params, i: int) -> Tensor:
-        return cross_entropy(functional_call(model, params, (inputs[i],)), targets[i])
 
-    problem = Problem(
-        init=start,
-        inner_loss=lambda params, hyper, i: loss(params, i),
-        outer_loss=lambda params, hyper: loss(params, NUM_BATCHES),
-        batch=lambda t: t % NUM_BATCHES,
-        optimizer=optimizer,
-        steps=steps,
-    )
-    return Workload(problem, scalars(hyper))
+def windows(num: int, steps: int) -> Schedule:
+    """lr [num], each rate for its share of the run: a column joins the run when its window begins."""
+    return lambda hyper, t: {**hyper, "lr": hyper["lr"][t * num // steps]}
+
+
+def blend(num: int, steps: int) -> Schedule:
+    """lr [num], of which every step takes a mean with weights of its own: all columns are there from the first on."""
+    drawn = torch.rand(steps, num, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = (0.1 + drawn) / (0.1 + drawn).sum(dim=1, keepdim=True)
+    return lambda hyper, t: {**hyper, "lr": (weights[t] * hyper["lr"]).sum()}
 
 
 def noisy_quadratic(

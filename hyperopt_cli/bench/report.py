@@ -5,11 +5,14 @@ Names of figures carry their unit: `_s` seconds, `_bytes` bytes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hyperopt_cli.bench.measuring import Ratio, Refused, Samples, Timing
+from hyperopt_cli.comparison import relative_difference
 
 Figure = float | int | str | bool | Ratio | None
 
@@ -27,21 +30,33 @@ class Settings:
         steps: the horizon T; None: the benchmark's own.
         device: where to compute.
         on_progress: told what is being measured.
+        models: names of networks; None: the benchmark's own.
+        columns: numbers of tangents K; None: the benchmark's own.
+        batch: inputs in a batch; None: each network's own.
+        data: a folder with MNIST/raw; None: random data.
 
     Raises:
-        ValueError: no round, or no step.
+        ValueError: no round, step, input or column.
     """
 
     repeat: int = 5
     steps: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_progress: Callable[[str], None] = _unheard
+    models: tuple[str, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    batch: int | None = None
+    data: Path | None = None
 
     def __post_init__(self) -> None:
         if self.repeat < 1:
             raise ValueError(f"repeat: got {self.repeat}; at least 1 round is measured")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps: got {self.steps}; the horizon is at least 1")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch: got {self.batch}; a batch has at least 1 input")
+        if self.columns is not None and not (self.columns and min(self.columns) >= 1):
+            raise ValueError(f"columns: got {self.columns}; at least one number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,23 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """A figure of several variants over a size that was varied.
+
+    Attributes:
+        title: which figure, of what.
+        over: the size's name.
+        at: its values.
+        lines: by variant, the figure at each of them; None where it is not available.
+    """
+
+    title: str
+    over: str
+    at: tuple[int, ...]
+    lines: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True)
 class Report:
     """What a benchmark has measured.
 
@@ -109,6 +141,7 @@ class Report:
         settings: rounds, horizon, sizes.
         cases: what was timed.
         tables: what was counted.
+        curves: what the cases say together; drawn in their place where there are any.
     """
 
     benchmark: str
@@ -116,6 +149,7 @@ class Report:
     settings: Mapping[str, Any]
     cases: tuple[Case, ...]
     tables: tuple[Table, ...] = ()
+    curves: tuple[Curves, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Dictionaries, lists, numbers and strings."""
@@ -147,6 +181,11 @@ def compared(
 
     base = samples[reference]
     return Case(title, reference, tuple(variant(name, shown) for name, shown in samples.items()))
+
+
+def largest_difference(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """The relative difference of any hyperparameter's derivative from the reference's: a fast wrong number shows."""
+    return max(relative_difference(x, reference[name]) for name, x in found.items())
 
 
 def _over(samples: Samples, base: Samples) -> Ratio:

@@ -20,8 +20,7 @@ from hyperopt_cli.bench.machine import machine
 from hyperopt_cli.bench.measuring import Samples, interleaved
 from hyperopt_cli.bench.pieces import held_at_end, reverse_pieces, reversible_pieces
 from hyperopt_cli.bench.problems import Workload, classification, noisy_quadratic
-from hyperopt_cli.bench.report import Case, Figure, Report, Settings, Table, compared
-from hyperopt_cli.comparison import relative_difference
+from hyperopt_cli.bench.report import Case, Figure, Report, Settings, Table, compared, largest_difference
 from hyperopt_cli.models import convnet, mlp
 from hyperopt_cli.modes import Mode, Reverse, Reversible, hypergradient
 from hyperopt_cli.modes.memory import state_bytes
@@ -98,12 +97,11 @@ def _case(title: str, workload: Workload, settings: Settings) -> Case:
 
 def _figures(name: str, samples: Samples, base: Samples) -> dict[str, Figure]:
     out, reference = samples.results[0], base.results[0]
-    differences = [relative_difference(x, reference.grad[key]) for key, x in out.grad.items()]
     return {
         "peak_bytes": out.stats["peak_bytes"],
         "taken_bytes": samples.taken_bytes,
         "bits_per_parameter_step": out.stats.get("bits_per_parameter_step"),
-        "largest_difference": None if samples is base else max(differences),
+        "largest_difference": None if samples is base else largest_difference(out.grad, reference.grad),
         "compilation_s": max(0.0, samples.warm_up_s - samples.timing.median_s) if name == IN_COMPILED else None,
     }
 

@@ -1,13 +1,13 @@
 """`hyperopt bench`: measure what the documentation claims, on this machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hyperopt_cli.bench import BENCHMARKS
+from hyperopt_cli.bench import BENCHMARKS, OPTIONS
 from hyperopt_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,21 @@ def bench(
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; every variant once in each.")] = 5,
     steps: Annotated[int | None, typer.Option(min=1, help="The horizon; the benchmark's own by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = "auto",
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="hvp, tangents: networks, e.g. mlp,convnet; on a CPU hvp takes resnet34, vit_b_16 and bert only when "
+            "they are asked for here."
+        ),
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="tangents: numbers of columns K, e.g. 8,16.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="hvp, tangents, modes: inputs in a batch; each network's own by default.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="modes: a folder with MNIST/raw; random data by default.", envvar="HYPEROPT_DATA"),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the CPU; torch's own choice by default.")
     ] = None,
@@ -33,6 +48,10 @@ def bench(
     Example: hyperopt bench reversal --out reversal.json --plot reversal.svg
     """
     _check_name(name)
+    given = {"steps": steps, "models": models, "columns": columns, "batch": batch}  # data may come from the environment
+    _check_taken(name, [option for option, value in given.items() if value is not None])
+    asked = None if models is None else tuple(models.split(","))
+    numbers = None if columns is None else _numbers("--columns", columns)
     _check_new("--out", out, (".json",))
     _check_new("--plot", plot, (".png", ".svg"))
 
@@ -48,7 +67,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     with _progress() as on_progress:
-        report = load(name)(Settings(repeat, steps, chosen, on_progress))
+        report = load(name)(Settings(repeat, steps, chosen, on_progress, asked, numbers, batch, data))
     if out is not None:
         write_json(out, report.to_json())
     if plot is not None:
@@ -65,6 +84,21 @@ def _check_name(name: str) -> None:
 
         close = did_you_mean(name, BENCHMARKS)
         raise UsageError(f"bench: got {name}; allowed are {', '.join(BENCHMARKS)}{close}")
+
+
+def _check_taken(name: str, options: Iterable[str]) -> None:
+    for option in options:
+        if name not in OPTIONS[option]:
+            raise UsageError(
+                f"--{option}: bench {name} does not take it; leave it out ({', '.join(OPTIONS[option])} do)"
+            )
+
+
+def _numbers(option: str, given: str) -> tuple[int, ...]:
+    parts = given.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise UsageError(f"{option}: got {given}; give numbers of at least 1, e.g. 8,16")
+    return tuple(map(int, parts))
 
 
 def _check_new(option: str, path: Path | None, endings: tuple[str, ...]) -> None:

@@ -24,6 +24,11 @@ def print_report(report: Report) -> None:
     )
     for case in report.cases:
         _print_case(console, case)
+    for curves in report.curves:
+        header = ["variant", *(f"{curves.over} = {x}" for x in curves.at)]
+        _print(
+            console, curves.title, header, ([name, *(_text("", y) for y in ys)] for name, ys in curves.lines.items())
+        )
     for table in report.tables:
         keys = list(table.rows[0])
         _print(console, table.title, map(_words, keys), ([_text(key, row[key]) for key in keys] for row in table.rows))
@@ -59,7 +64,7 @@ def _print(console: Console, title: str, header: Iterable[str], rows: Iterable[S
     console.print(f"\n{title}\n", highlight=False, markup=False)
     table = Table(box=MARKDOWN)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", overflow="fold")
+        table.add_column(name, justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -1,5 +1,7 @@
 """The picture of a report."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from hyperopt_cli.bench.drawing import figure, save
 from hyperopt_cli.bench.machine import machine
 from hyperopt_cli.bench.measuring import Ratio, Timing
-from hyperopt_cli.bench.report import Case, Report, Settings, Variant
+from hyperopt_cli.bench.report import Case, Curves, Report, Settings, Variant
 
 SLOW = Variant("slow", Timing.of([2.0, 3.0, 4.0]), Ratio(2.0, 1.5, 2.5))
 ABSENT = Variant("absent", None, reason="not here")
@@ -39,6 +41,18 @@ def test_pieces_stand_in_the_order_of_the_variant_that_has_most() -> None:
     (case,) = drawn(SPLIT, ABSENT, more).cases
     assert case.pieces == ("there", "between", "back")
     assert case.ran == (SPLIT, more)
+
+
+def test_curves_are_drawn_in_the_place_of_cases_with_a_gap_where_there_is_no_figure() -> None:
+    curves = Curves("a cost", "K", (1, 2, 8), {"quick": (1.0, 2.0, 3.0), "refused": (4.0, None, 5.0)})
+    (axes,) = figure(replace(drawn(SLOW), curves=(curves,))).axes
+    quick, refused = axes.get_lines()
+    assert list(quick.get_xdata()) == [1, 2, 8]  # type: ignore[arg-type]
+    assert list(quick.get_ydata()) == [1.0, 2.0, 3.0]  # type: ignore[arg-type]
+    assert [math.isnan(y) for y in refused.get_ydata()] == [False, True, False]  # type: ignore[arg-type, union-attr]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["quick", "refused"]
 
 
 @pytest.mark.parametrize(("name", "begins"), [("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")])

@@ -52,4 +52,4 @@ def test_the_line_names_processor_cores_threads_and_torch() -> None:
 
 def test_the_line_names_the_gpu() -> None:
     line = described({**machine(CPU), "gpu": "H100", "cuda": "13.2"})
-    assert "H100 (CUDA 13.2)" in line
+    assert "H100 (CUDA 13.2; float32 matrix products: " in line

@@ -9,21 +9,35 @@ import pytest
 
 from hyperopt_cli import bench
 from hyperopt_cli.modes.reversal import kernels
-from tests.bench.sizes import CHECKPOINTING, REVERSAL
+from tests.bench.sizes import CHECKPOINTING, MODES, NETWORKS, RATE, REVERSAL
 
-SIZES = {"reversal": replace(REVERSAL, stored_steps=5), "checkpointing": CHECKPOINTING}
+SIZES = {
+    "hvp": {"sizes": NETWORKS},
+    "tangents": {"sizes": NETWORKS, "rate": RATE},
+    "modes": {"sizes": MODES},
+    "reversal": {"sizes": replace(REVERSAL, stored_steps=5)},
+    "checkpointing": {"sizes": CHECKPOINTING},
+}
+# which keep a benchmark short
+OPTIONS = {"hvp": ["--models", "logistic,mlp"], "tangents": ["--models", "mlp", "--columns", "2"]}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(kernels, "_cannot_compile", lambda: "no C++ compiler was found")
     load = bench.load
-    monkeypatch.setattr(bench, "load", lambda name: partial(load(name), sizes=SIZES[name]))
+    monkeypatch.setattr(bench, "load", lambda name: partial(load(name), **SIZES[name]))
+    monkeypatch.delenv("HYPEROPT_DATA", raising=False)
 
 
 @pytest.fixture
 def called(hyperopt):
-    return lambda *arguments: hyperopt("bench", *arguments, "--steps", "3", "--repeat", "1", "--device", "cpu")
+    def call(name, *arguments):
+        steps = ["--steps", "3"] if name in bench.OPTIONS["steps"] else []
+        options = [*OPTIONS.get(name, []), *steps, "--repeat", "1", "--device", "cpu"]
+        return hyperopt("bench", name, *options, *arguments)
+
+    return call
 
 
 @pytest.mark.parametrize("name", bench.BENCHMARKS)
@@ -31,7 +45,7 @@ def test_every_benchmark_ends_with_0_and_writes_what_it_is_asked_for(called, tmp
     code, out, err = called(name, "--out", "there.json", "--plot", "there.png")
     assert (code, err) == (0, "")
     assert "torch" in out.splitlines()[0]
-    assert "T = 3" in out
+    assert ("T = 3" in out) is (name in bench.OPTIONS["steps"])
     read = json.loads((tmp_path / "there.json").read_text())
     assert read["benchmark"] == name
     for case in read["cases"]:
@@ -73,10 +87,27 @@ def test_threads_are_those_asked_for(called):
     assert json.loads(out)["machine"]["threads"] == 1
 
 
+def test_a_network_that_is_not_known_is_a_usage_error(called):
+    code, _, err = called("hvp", "--models", "mpl")
+    assert code == 2
+    assert "got mpl; allowed are logistic, mlp" in err
+
+
+def test_modes_looks_for_mnist_where_the_environment_says(called, monkeypatch, tmp_path):
+    monkeypatch.setenv("HYPEROPT_DATA", str(tmp_path))
+    code, _, err = called("modes")
+    assert code == 2
+    assert "MNIST" in err
+
+
 MISTAKES = {
     "an unknown benchmark": (["reversl"], "did you mean reversal"),
     "no round": (["reversal", "--repeat", "0"], "--repeat"),
     "no step": (["reversal", "--steps", "0"], "--steps"),
+    "steps of what has none": (["hvp", "--steps", "3"], "--steps: bench hvp does not take it"),
+    "networks of what has its own": (["reversal", "--models", "mlp"], "--models: bench reversal does not take it"),
+    "a number that is none": (["tangents", "--columns", "8,x"], "--columns: got 8,x"),
+    "no column": (["tangents", "--columns", "0"], "numbers of at least 1"),
     "no such device": (["reversal", "--device", "gpu"], "--device: got gpu"),
     "another format": (["reversal", "--plot", "plot.txt"], ".png or .svg"),
     "not JSON": (["reversal", "--out", "out.txt"], ".json"),

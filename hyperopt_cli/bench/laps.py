@@ -1,0 +1,68 @@
+"""Calls that time a part of themselves: steps of a run, and what they are measured against."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from hyperopt_cli.bench.measuring import Lap
+from hyperopt_cli.bench.problems import Workload
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes import Mode, hypergradient
+from hyperopt_cli.modes.engines import gradient
+from hyperopt_cli.modes.memory import available_bytes
+from hyperopt_cli.modes.planning.probe import synchronize
+
+SHARE_OF_FREE = 0.8
+
+
+def lap(call: Callable[[], object], times: int, device: torch.device) -> Lap:
+    """A call's mean seconds over `times` of them, after one that is not timed."""
+    call()
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronize(device)
+    return Lap((time.perf_counter() - began) / times, None)
+
+
+def gradients(workload: Workload, times: int, device: torch.device) -> Lap:
+    """Mean seconds of the gradient at w_0."""
+    problem, hyper = workload
+    batch, params = problem.batch(0), problem.initial(hyper)
+    return lap(lambda: gradient(lambda w, at: problem.training_loss(w, at, batch), params, {}), times, device)
+
+
+def matrix_products(edge: int, dtype: torch.dtype, times: int, device: torch.device) -> Callable[[], Lap]:
+    """Times the product of two square matrices into a third, all of which stay."""
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+    into = torch.empty_like(a)
+    return partial(lap, lambda: torch.mm(a, b, out=into), times, device)
+
+
+def steps_but_the_first(mode: Mode, workload: Workload, device: torch.device, needs_bytes: float = 0.0) -> Lap:
+    """Mean seconds of the steps of a hypergradient's run but its first, and the hypergradient.
+
+    Args:
+        mode: one that goes once over the run.
+        workload: of at least two steps.
+        device: where it computes.
+        needs_bytes: memory that it is expected to take.
+
+    Raises:
+        UsageError: there is no room for that.
+    """
+    free = available_bytes(device)
+    if needs_bytes > SHARE_OF_FREE * free:
+        raise UsageError(f"would take some {needs_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free")
+    ends: list[float] = []
+
+    def on_step(phase: str, done: int, steps: int) -> None:
+        if done in (1, steps):
+            synchronize(device)
+            ends.append(time.perf_counter())
+
+    result = hypergradient(*workload, mode, on_step=on_step)
+    return Lap((ends[-1] - ends[0]) / (workload.problem.steps - 1), result.grad)

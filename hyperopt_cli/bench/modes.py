@@ -1,0 +1,149 @@
+"""`hyperopt bench modes`: one hypergradient by every mode, beside two that are written in plain torch.
+
+The MLP 784-300-300-10 of most papers on the matter, batches of 128, T = 100, K = 8: six rates, momentum and weight
+decay of SGD. Each rate has a window of the run, so that forward mode carries two more columns than windows have begun;
+in the second case every step takes a mean of all rates, and forward mode carries all eight from the start. On MNIST
+where a folder with it is given, else on random data of its shape.
+
+The plain ones (`baselines.py`): an autograd unroll, and forward mode by a loop of double backwards.
+
+    over_loop             time over that loop's
+    memory_over_unroll    memory taken over the unroll's
+    largest_difference    of any hyperparameter's derivative from the unroll's
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from hyperopt_cli.bench.baselines import loop_of_double_backwards, unroll
+from hyperopt_cli.bench.machine import machine
+from hyperopt_cli.bench.measuring import Ratio, Refused, Samples, interleaved
+from hyperopt_cli.bench.problems import (
+    NUM_CLASSES,
+    Batches,
+    Schedule,
+    Workload,
+    blend,
+    drawn,
+    mnist_batches,
+    scalars,
+    seeded,
+    supervised,
+    windows,
+)
+from hyperopt_cli.bench.report import Case, Figure, Report, Settings, compared, largest_difference
+from hyperopt_cli.bench.variants import by_engine, with_compiled
+from hyperopt_cli.models import mlp
+from hyperopt_cli.modes import Forward, Mode, Reverse, Reversible, hypergradient
+from hyperopt_cli.optimizers import SGD
+from hyperopt_cli.problem import Hyper
+
+UNROLL, LOOP = "plain autograd unroll", "plain loop of double backwards"
+SCHEDULES = {"rates in windows": windows, "all rates at every step": blend}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the network, the data and lambda."""
+
+    steps: int = 100
+    inputs: int = 784
+    hidden: tuple[int, ...] = (300, 300)
+    batch: int = 128
+    num_rates: int = 6
+    slots: int = 10
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+
+class Outcome(NamedTuple):
+    """A hypergradient, and the engine that took its products, where the mode says so."""
+
+    grad: Hyper
+    engine: str | None = None
+
+
+def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
+    """Time and memory of every mode, against the unroll and the loop of double backwards."""
+    sizes = sizes or Sizes()
+    steps, batch = settings.steps or sizes.steps, settings.batch or sizes.batch
+    data = "random data" if settings.data is None else "MNIST"
+    settings.on_progress(f"reading {data}")
+    batches = _batches(settings, sizes, batch, steps)
+    inputs = batches.inputs[0, 0].numel()
+    title = f"MLP {'-'.join(map(str, (inputs, *sizes.hidden, NUM_CLASSES)))}, batch {batch}, T = {steps}, {data}"
+    cases = tuple(
+        _case(f"{title}, {what}", _workload(batches, sizes, steps, schedule), sizes, settings)
+        for what, schedule in SCHEDULES.items()
+    )
+    written = {**asdict(sizes), "inputs": inputs, "steps": steps, "batch": batch, "data": data}
+    return Report("modes", machine(settings.device), {**written, "repeat": settings.repeat}, cases)
+
+
+def _batches(settings: Settings, sizes: Sizes, batch: int, steps: int) -> Batches:
+    if settings.data is None:
+        return drawn((sizes.inputs,), batch, settings.device, steps)
+    return mnist_batches(settings.data, batch, settings.device, steps)
+
+
+def _workload(batches: Batches, sizes: Sizes, steps: int, schedule: Callable[[int, int], Schedule]) -> Workload:
+    shape, num_rates = batches.inputs.shape[2:], min(sizes.num_rates, steps)
+    model = seeded(lambda: mlp(tuple(shape), NUM_CLASSES, sizes.hidden)).to(batches.inputs.device)
+    hyper = {
+        "lr": torch.full((num_rates,), sizes.lr, dtype=torch.float64),
+        **scalars({"momentum": sizes.momentum, "weight_decay": sizes.weight_decay}),
+    }
+    return supervised(model, batches, steps, SGD(), hyper, schedule(num_rates, steps))
+
+
+def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> Case:
+    num_columns = sum(value.numel() for value in workload.hyper.values())
+    title = f"{title}, K = {num_columns}"
+    calls: dict[str, Callable[[], object]] = {
+        UNROLL: lambda: Outcome(unroll(workload)),
+        LOOP: lambda: Outcome(loop_of_double_backwards(workload)),
+        **{
+            name: partial(_differentiated, workload, mode)
+            for name, mode in _modes(sizes, workload.problem.steps).items()
+        },
+    }
+    samples = interleaved(
+        calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
+    )
+    base, loop = samples[UNROLL], samples[LOOP]
+    assert isinstance(base, Samples)
+    return compared(title, samples, UNROLL, partial(_figures, base=base, loop=loop))
+
+
+def _modes(sizes: Sizes, steps: int) -> dict[str, Mode]:
+    """By name, forward mode by every engine among them."""
+    slots = min(sizes.slots, steps)
+    return {
+        "forward, auto": Forward(),
+        **{f"forward, {name}": mode for name, mode in by_engine().items()},
+        **{f"reverse{how}": make() for how, make in with_compiled(Reverse).items()},
+        f"reverse, slots: {slots}": Reverse(slots=slots),
+        "reversible": Reversible(),
+    }
+
+
+def _differentiated(workload: Workload, mode: Mode) -> Outcome:
+    out = hypergradient(*workload, mode)
+    return Outcome(out.grad, out.stats.get("engine"))
+
+
+def _figures(name: str, shown: Samples, base: Samples, loop: Samples | Refused) -> Mapping[str, Figure]:
+    out: Outcome = shown.results[0]
+    over_loop = isinstance(loop, Samples) and shown is not loop
+    return {
+        "over_loop": Ratio.of(shown.timing.rounds_s, loop.timing.rounds_s) if over_loop else None,  # type: ignore[union-attr]
+        "taken_bytes": shown.taken_bytes,
+        "memory_over_unroll": shown.taken_bytes / base.taken_bytes if base.taken_bytes else None,
+        "largest_difference": None if shown is base else largest_difference(out.grad, base.results[0].grad),
+        "engine": out.engine,
+    }
