@@ -5,14 +5,16 @@ best that it had reached.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.comparison import OnModeStep, compare
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes.deciding import Deciding
+from hyperopt_cli.modes.engines.verdict import Verdict
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer import OuterStep, descend
 from hyperopt_cli.recipe.schema import Recipe
@@ -63,6 +65,7 @@ def execute(
     directory.write_environment(environment(str(experiment.device)))
     status = LiveStatus(directory.status)
     record = _Record(experiment, time.perf_counter())
+    kept = _Kept(experiment.mode, directory)
     error = None
     with _reported(status), TensorBoardLog(directory.tensorboard, recipe=written) as log:
 
@@ -81,6 +84,7 @@ def execute(
             )
             for step in steps:
                 record.add(step)
+                kept.keep()
                 directory.append_metrics(step)
                 log.log(step)
                 watcher.outer(step)
@@ -135,6 +139,29 @@ def execute_comparison(
         log_comparison(directory.tensorboard, comparison, recipe=written)
         status.finish("done")
     return comparison
+
+
+class _Kept:
+    """The verdicts of a mode that chooses its engine by measuring, in the run directory."""
+
+    def __init__(self, mode: Mode, directory: RunDirectory) -> None:
+        self._mode, self._directory, self._num = mode, directory, 0
+        if isinstance(mode, Deciding):
+            mode.remember(_readable(directory.read_engine()))
+            self._num = len(mode.verdicts)
+
+    def keep(self) -> None:
+        """Writes them down if there are new ones."""
+        if isinstance(self._mode, Deciding) and len(self._mode.verdicts) > self._num:
+            self._num = len(self._mode.verdicts)
+            self._directory.write_engine([verdict.to_json() for verdict in self._mode.verdicts])
+
+
+def _readable(written: Iterable[Mapping[str, Any]]) -> Iterator[Verdict]:
+    """The verdicts that this version understands; others are measured again."""
+    for each in written:
+        with suppress(KeyError, TypeError):
+            yield Verdict.from_json(each)
 
 
 class _Record:

@@ -23,7 +23,14 @@ from hyperopt_cli.space import Space
 OnInnerStep = Callable[[int, int, str, int, int], None]
 
 
-TOLD = ("bias", "mode", "plan", "factors")  # of a mode's stats what is reported where it is there
+TOLD = (
+    "bias",
+    "mode",
+    "plan",
+    "engine",
+    "engine_why",
+    "factors",
+)  # of a mode's stats what is reported where it is there
 
 
 class OuterStep(NamedTuple):

@@ -76,6 +76,14 @@ def _factors_line(factors: Mapping[str, Any]) -> str:
     return f"exact arithmetic multiplies by {shown} (metrics.jsonl has those of every outer step)"
 
 
+def _choices(step: OuterStep) -> list[str]:
+    """What was chosen by measuring, and why; told once, at the start."""
+    if step.outer_step != 0:
+        return []
+    told = (("mode", "plan"), ("engine", "engine_why"))
+    return [f"{what} {step.stats[what]}: {step.stats[why]}" for what, why in told if why in step.stats]
+
+
 class JsonLines:
     """One JSON object an outer step."""
 
@@ -89,7 +97,7 @@ class JsonLines:
             "training_loss": step.training_loss,
             "hypergradient": step.hypergradient,
             "wall_s": step.stats["wall_s"],
-            **{key: step.stats[key] for key in ("bias", "mode", "plan") if key in step.stats},
+            **{key: step.stats[key] for key in ("bias", "mode", "plan", "engine", "engine_why") if key in step.stats},
             **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
         }
         typer.echo(to_text(line))
@@ -107,8 +115,8 @@ class PlainLines:
 
     def outer(self, step: OuterStep) -> None:
         """The losses and the hyperparameters."""
-        if step.outer_step == 0 and "plan" in step.stats:
-            typer.echo(f"mode {step.stats['mode']}: {step.stats['plan']}")
+        for line in _choices(step):
+            typer.echo(line)
         if step.outer_step == 0 and "factors" in step.stats:
             typer.echo(_factors_line(step.stats["factors"]))
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
@@ -155,7 +163,7 @@ class LiveDisplay:
         self._outer = self._progress.add_task("outer", total=self._clock.last + 1, note="")
         self._inner = self._progress.add_task("inner", total=1.0, note="")
         self._steps: list[OuterStep] = []
-        self._plan = ""
+        self._choices: list[str] = []
 
     def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
         """Moves the bars."""
@@ -167,8 +175,7 @@ class LiveDisplay:
 
     def outer(self, step: OuterStep) -> None:
         """Adds a row."""
-        if step.outer_step == 0 and "plan" in step.stats:
-            self._plan = f"mode {step.stats['mode']}: {step.stats['plan']}"
+        self._choices += _choices(step)
         self._steps = [*self._steps, step][-NUM_ROWS:]
         self._progress.update(self._outer, completed=step.outer_step + 1)
 
@@ -181,7 +188,7 @@ class LiveDisplay:
         for step in self._steps:
             values = [brief(value.tolist()) for value in step.hyperparameters.values()]
             table.add_row(str(step.outer_step), f"{step.validation_loss:.5g}", f"{step.training_loss:.5g}", *values)
-        return Group(*([Text(self._plan)] if self._plan else []), table, self._progress)
+        return Group(*map(Text, self._choices), table, self._progress)
 
 
 def _time(seconds: float) -> str:

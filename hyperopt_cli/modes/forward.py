@@ -20,27 +20,36 @@ is not carried at all.
 Prefer reverse or reversible for many hyperparameters.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.base import Account, Hypergradient
+from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.dynamics import Dynamics, State
-from hyperopt_cli.modes.engines import engine, gradient, push_columns
+from hyperopt_cli.modes.engines import ENGINES, Engine, check_name, gradient, push_columns
+from hyperopt_cli.modes.engines.choice import chosen
+from hyperopt_cli.modes.engines.setting import Setting
+from hyperopt_cli.modes.engines.symmetry import check_symmetry
+from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper, Problem
 
 
 @dataclass(frozen=True)
-class Forward(Mode):
+class Forward(Deciding):
     """Forward mode.
 
+    `stats["engine"]` is the engine that ran; where `auto` chose it, `stats["engine_why"]` is the reason. At step 0 of
+    each run two products are tried for symmetry (`engines/symmetry.py`).
+
     Args:
-        engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`.
+        engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`: the quickest of those
+            that are right, decided at the first hypergradient of a problem of that size (`engines/choice.py`).
         chunk_size: columns treated at once; None: all K. Fewer need less memory.
 
     Raises:
@@ -49,28 +58,55 @@ class Forward(Mode):
 
     engine: str = "auto"
     chunk_size: int | None = None
+    _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        engine(self.engine)
+        check_name(self.engine)
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size: got {self.chunk_size}; a chunk has at least 1 column")
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What `auto` has decided so far."""
+        return tuple(self._known.values())
+
+    def remember(self, verdicts: Iterable[Verdict]) -> None:
+        """Takes over verdicts of `auto`."""
+        self._known.update({verdict.made_for: verdict for verdict in verdicts})
 
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 2."""
         dynamics = Dynamics.of(problem, hyper)
         columns = _start(dynamics, hyper)
         lambda_at = _lambda_at(dynamics, hyper, columns.basis)
-        state = dynamics.start
+        told = self._engine(dynamics, hyper, Setting.of(dynamics, *lambda_at(0), self.chunk_size))
+        state, engine = dynamics.start, ENGINES[told["engine"]]
         for t in range(problem.steps):
-            state, columns = self._step(dynamics, lambda_at, state, columns, t, account)
+            state, columns = self._step(dynamics, engine, lambda_at, state, columns, t, account)
             account.step_done("forward", t + 1, problem.steps)
         params = dynamics.layout.unpack(dynamics.result(state))
         objective = outer_objective(problem, params, hyper)
         grad = _contract(dynamics, state, columns, objective.by_params, objective.by_hyper)
-        return account.close(objective.value, grad, params)
+        result = account.close(objective.value, grad, params)
+        return result._replace(stats={**result.stats, **told})
+
+    def _engine(self, dynamics: Dynamics, hyper: Hyper, setting: Setting) -> dict[str, str]:
+        """The engine of this run, and why; it was found right at step 0."""
+        if self.engine != "auto":
+            check_symmetry(self.engine, ENGINES[self.engine], setting)
+            return {"engine": self.engine}
+        verdict = chosen(self._known, dynamics, hyper, setting)
+        return {"engine": verdict.engine, "engine_why": verdict.why}
 
     def _step(
-        self, dynamics: Dynamics, lambda_at: "LambdaAt", state: State, columns: "Columns", t: int, account: Account
+        self,
+        dynamics: Dynamics,
+        engine: Engine,
+        lambda_at: "LambdaAt",
+        state: State,
+        columns: "Columns",
+        t: int,
+        account: Account,
     ) -> tuple[State, "Columns"]:
         """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
         layout, loss = dynamics.layout, dynamics.loss_at(t)
@@ -89,9 +125,7 @@ class Forward(Mode):
 
         lambda_dot = tree_map(lambda dot, x: dot.to(x), columns.of(directions), step_hyper)
         point, point_dot = _point_tangents(dynamics, state, columns.z, step_hyper, lambda_dot, t)
-        out = engine(self.engine)(
-            loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, self.chunk_size
-        )
+        out = engine(loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, self.chunk_size)
         account.num_hvps += len(columns.active)
         account.watch(t, "the training loss", out.loss)
         account.watch(t, "the tangent of the training loss", out.loss_tangents)

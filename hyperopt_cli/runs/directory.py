@@ -1,8 +1,10 @@
 """The directory of one run: every path in it, and every file that is written while the run goes on.
 
-    recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json tensorboard/ checkpoints/
+    recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json engine.json tensorboard/
+    checkpoints/
 
-and of one comparison of modes, which has comparison.json in place of metrics.jsonl, result.json and checkpoints/.
+(engine.json where `engine: auto` chose), and of one comparison of modes, which has comparison.json in place of
+metrics.jsonl, result.json, engine.json and checkpoints/.
 
 A document is renamed into place when it is complete; metrics.jsonl grows by one line an outer step.
 """
@@ -13,14 +15,14 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.runs.json_files import to_text, whole_lines, write_json, write_text
+from hyperopt_cli.runs.json_files import read_json, revive, to_text, whole_lines, write_json, write_text
 from hyperopt_cli.runs.measured import factors_text
 
 if TYPE_CHECKING:
@@ -110,6 +112,11 @@ class RunDirectory:
         return self.root / "result.json"
 
     @property
+    def engine(self) -> Path:
+        """Which engine was chosen, and on what."""
+        return self.root / "engine.json"
+
+    @property
     def comparison(self) -> Path:
         """How modes compare."""
         return self.root / "comparison.json"
@@ -140,6 +147,17 @@ class RunDirectory:
     def write_comparison(self, comparison: Comparison) -> None:
         """Keep how modes compare."""
         write_json(self.comparison, comparison.to_json())
+
+    def write_engine(self, verdicts: Sequence[Mapping[str, Any]]) -> None:
+        """Keep which engines were chosen, and on what; a later part of the run need not measure again."""
+        write_json(self.engine, {"verdicts": verdicts})
+
+    def read_engine(self) -> list[dict[str, Any]]:
+        """What `write_engine` kept; nothing where there is no such file, or none that can be read: it is a cache."""
+        try:
+            return list(revive(read_json(self.engine)["verdicts"]))
+        except (UsageError, KeyError, TypeError):
+            return []
 
     def append_metrics(self, step: Measured) -> None:
         """Add the line of one outer step; it is on the disk when this returns."""

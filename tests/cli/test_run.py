@@ -46,6 +46,7 @@ def test_the_run_directory_holds_what_the_contract_names(hyperopt, tmp_path, rec
         "status.json",
         "metrics.jsonl",
         "result.json",
+        "engine.json",
         "tensorboard",
     }
     assert {path.name for path in there.iterdir()} == names
@@ -259,3 +260,10 @@ def test_reversible_mode_tells_the_fractions_that_it_used(hyperopt, tmp_path):
     after = Fraction(lines[1]["factors"]["momentum"])
     tuned = lines[1]["hyperparameters"]["momentum"]
     assert abs(after - Fraction(tuned)) <= (1 - Fraction(tuned)) / 10**6
+
+
+def test_the_engine_that_auto_chose_is_told_once_with_the_reason(hyperopt, recipe):
+    _, out, _ = hyperopt("run", recipe, *SHORT, "--out", "there")
+    told = [line for line in out.splitlines() if line.startswith("engine ")]
+    assert len(told) == 1
+    assert ": the default, for measuring takes a horizon of " in told[0]

@@ -11,7 +11,7 @@ MODES = {
     "forward": Forward(),
     "forward in chunks": Forward(chunk_size=2),
     "forward one by one": Forward(chunk_size=1),
-    "forward by double backwards": Forward(engine="reverse_over_reverse"),
+    "forward by double backwards": Forward(engine="reverse_over_reverse_loop"),
     "reverse": Reverse(),
 }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hyperopt_cli import Problem, hypergradient, optimizers
+from hyperopt_cli import Forward, Problem, hypergradient, optimizers
 from hyperopt_cli.errors import NonDeterministicError, UsageError
 from tests.cases import T, net_problem, scalar
 from tests.modes.test_exactness import MODES, assert_close
@@ -180,9 +180,10 @@ class Squared(torch.autograd.Function):
 
 def test_an_operator_without_a_forward_derivative_names_the_way_out():
     problem = vector_problem(lambda p, h, b: Squared.apply(p["w"]).sum())
-    with pytest.raises(UsageError, match="reverse_over_reverse"):
-        hypergradient(problem, {"lr": scalar(0.1)}, "forward")
+    with pytest.raises(UsageError, match=r"engine forward_over_reverse: .*use reverse_over_reverse_loop"):
+        hypergradient(problem, {"lr": scalar(0.1)}, Forward(engine="forward_over_reverse"))
     assert_exact(problem, {"lr": scalar(0.1)}, "reverse")
+    assert_exact(problem, {"lr": scalar(0.1)}, "forward")
     assert_exact(problem, {"lr": scalar(0.1)}, "forward by double backwards")
 
 

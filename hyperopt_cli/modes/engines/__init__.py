@@ -5,29 +5,43 @@ With `g(w, lambda) = grad_w L(w, lambda, batch)`:
     tangents   g'_k = H w'_k + d2L/dw dlambda lambda'_k     for K columns at once       (forward mode)
     pullback   u -> (H u, (d2L/dw dlambda)^T u)              one vector a step           (reverse mode)
 
-An engine is a way to take the tangents, one a file; `ENGINES` names them.
+An engine is a way to take the tangents, one a file, its loop beside it; `ENGINES` names them as a user types them.
+`auto` measures them (`choice.py`).
 """
 
-from hyperopt_cli.modes.engines.base import Engine, Loss, Tangents, gradient, gradient_and_pullback, push_columns
-from hyperopt_cli.modes.engines.forward_over_reverse import forward_over_reverse
-from hyperopt_cli.modes.engines.reverse_over_reverse import reverse_over_reverse
+from hyperopt_cli.modes.engines.base import (
+    Engine,
+    Loss,
+    Tangents,
+    gradient,
+    gradient_and_pullback,
+    in_parts,
+    push_columns,
+)
+from hyperopt_cli.modes.engines.dense import dense
+from hyperopt_cli.modes.engines.forward_over_reverse import forward_over_reverse, forward_over_reverse_loop
+from hyperopt_cli.modes.engines.refusals import strict
+from hyperopt_cli.modes.engines.reverse_over_forward import reverse_over_forward
+from hyperopt_cli.modes.engines.reverse_over_reverse import reverse_over_reverse, reverse_over_reverse_loop
 
-__all__ = ["ENGINES", "Engine", "Loss", "Tangents", "engine", "gradient", "gradient_and_pullback", "push_columns"]
+__all__ = ["ENGINES", "Engine", "Loss", "Tangents", "check_name", "gradient", "gradient_and_pullback", "push_columns"]
 
-ENGINES: dict[str, Engine] = {
+_FUNCTIONS: dict[str, Engine] = {
     "forward_over_reverse": forward_over_reverse,
+    "forward_over_reverse_loop": forward_over_reverse_loop,
     "reverse_over_reverse": reverse_over_reverse,
+    "reverse_over_reverse_loop": reverse_over_reverse_loop,
+    "reverse_over_forward": reverse_over_forward,
+    "dense": dense,
 }
+ENGINES: dict[str, Engine] = {name: strict(name, in_parts(function)) for name, function in _FUNCTIONS.items()}
 
 
-def engine(name: str) -> Engine:
-    """The engine of that name; `auto` is forward over reverse.
+def check_name(name: str) -> None:
+    """Refuses what is neither `auto` nor the name of an engine.
 
     Raises:
         ValueError: no such engine.
     """
-    if name == "auto":
-        return forward_over_reverse
-    if name not in ENGINES:
+    if name != "auto" and name not in ENGINES:
         raise ValueError(f"engine: got {name!r}; allowed are auto, {', '.join(ENGINES)}")
-    return ENGINES[name]

@@ -4,6 +4,7 @@ pullback   u -> (H u, (d2L/dw dlambda)^T u)              one vector a step      
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from hyperopt_cli.modes.parts import Loss as Loss
+from hyperopt_cli.modes.parts import LossInParts
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
-Loss = Callable[[Params, StepHyper], Tensor]
+Pullback = Callable[[Params], tuple[Params, StepHyper]]
 
 
 class Tangents(NamedTuple):
@@ -35,8 +38,26 @@ class Tangents(NamedTuple):
 Engine = Callable[[Loss, Params, StepHyper, Params, StepHyper, int | None], Tangents]
 
 
+def in_parts(function: Engine) -> Engine:
+    """The engine over a loss in parts too: it sees one after the other, and knows nothing of the sum."""
+
+    @wraps(function)
+    def engine(
+        loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
+    ) -> Tangents:
+        if not isinstance(loss, LossInParts):
+            return function(loss, params, hyper, w_dot, hyper_dot, chunk_size)
+        total: Tangents = loss.total(lambda part: function(part, params, hyper, w_dot, hyper_dot, chunk_size))
+        return total
+
+    return engine
+
+
 def gradient(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params]:
     """L and g, without any graph kept."""
+    if isinstance(loss, LossInParts):
+        total: tuple[Tensor, Params] = loss.total(lambda part: gradient(part, params, hyper))
+        return total
     with torch.enable_grad():
         w = {name: p.detach().requires_grad_() for name, p in params.items()}
         value = loss(w, hyper)
@@ -63,10 +84,13 @@ def push_columns(function: Callable[..., Any], primals: tuple[Any, ...], tangent
     return pushed[0], pushed[1]
 
 
-def gradient_and_pullback(
-    loss: Loss, params: Params, hyper: StepHyper
-) -> tuple[Tensor, Params, Callable[[Params], tuple[Params, StepHyper]]]:
-    """L, g, and the map `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once."""
+def gradient_and_pullback(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
+    """L, g, and the map `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once.
+
+    Of a loss in parts no graph is kept: the pullback takes the gradient of each part again.
+    """
+    if isinstance(loss, LossInParts):
+        return *gradient(loss, params, hyper), _pullback_in_parts(loss, params, hyper)
     value, g, primals, inputs = differentiable_gradient(loss, params, hyper, with_hyper_gradient=False)
     names, (_, spec) = list(params), tree_flatten(hyper)
 
@@ -77,6 +101,14 @@ def gradient_and_pullback(
         return dict(zip(names, adjoints, strict=False)), tree_unflatten(adjoints[len(names) :], spec)
 
     return value.detach(), primals, pullback
+
+
+def _pullback_in_parts(loss: LossInParts, params: Params, hyper: StepHyper) -> Pullback:
+    def pullback(u: Params) -> tuple[Params, StepHyper]:
+        total: tuple[Params, StepHyper] = loss.total(lambda part: gradient_and_pullback(part, params, hyper)[2](u))
+        return total
+
+    return pullback
 
 
 def differentiable_gradient(

@@ -1,13 +1,18 @@
-"""Forward over reverse: the tangent of the gradient by `vmap(jvp(grad))`, K columns at once or chunk by chunk.
+"""Forward over reverse: the tangent of the gradient.
+
+    g'_k = d/de grad L(w + e w'_k, lambda + e lambda'_k)  at e = 0
 
 Pearlmutter 1994, "Fast exact multiplication by the Hessian", https://doi.org/10.1162/neco.1994.6.1.147.
+
+`forward_over_reverse` is `vmap(jvp(grad))`, K columns at once or chunk by chunk: the gradient once a chunk, memory for
+the chunk. `forward_over_reverse_loop` is one `jvp(grad)` a column: K gradients, memory for one column. The loop needs
+no batching rule, and grouped convolutions that `vmap` makes of the columns can be slower than it.
 """
 
 import torch
 from torch.func import grad_and_value
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.engines.base import Loss, Tangents, push_columns
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
@@ -21,15 +26,14 @@ def forward_over_reverse(
     gradient_and_loss, dots = grad_and_value(loss), []
     for k in range(0, num_columns, size):
         chunk = tree_map(lambda x: x[k : k + size], (w_dot, hyper_dot))  # noqa: B023
-        try:
-            (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
-        except (RuntimeError, NotImplementedError) as error:
-            if not any(word in str(error) for word in ("forward", "jvp", "vmap", "functorch")):
-                raise
-            raise UsageError(
-                f"engine forward_over_reverse: an operator of the model has no forward derivative ({error}); "
-                "use the engine reverse_over_reverse, or the mode reverse"
-            ) from error
+        (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
         dots.append(dot)
     g_dot, value_dot = dots[0] if len(dots) == 1 else tree_map(lambda *parts: torch.cat(parts), *dots)
     return Tangents(value, g, value_dot, g_dot)
+
+
+def forward_over_reverse_loop(
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
+) -> Tangents:
+    """K columns by K times `jvp(grad)`; `chunk_size` has no effect."""
+    return forward_over_reverse(loss, params, hyper, w_dot, hyper_dot, 1)

@@ -1,0 +1,108 @@
+"""Every candidate engine is examined on a few columns before it may be timed: does it run, is it right?
+
+Two columns in w alone must be products with a symmetric matrix (`symmetry.py`). Two columns, one in w alone and one in
+w and lambda, must agree with those of the reference engine. Never are more taken at once than in the run.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.engines import symmetry
+from hyperopt_cli.modes.engines.base import Engine, Tangents
+from hyperopt_cli.modes.engines.setting import Setting
+from hyperopt_cli.modes.memory import available_bytes, taken_by
+from hyperopt_cli.optimizers.base import Params, StepHyper
+
+NUM_COLUMNS = 2
+SHARE_OF_MEMORY = 0.9
+# What torch says where memory is lacking, and raises no error of its own for.
+LACKING = ("can't allocate memory", "out of memory", "not enough memory")
+
+
+class Examination(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        products: the columns that are compared, None where they could not be taken.
+        reason: why the engine is disqualified, or None.
+        asymmetry: None as well.
+        error: largest relative difference of a column from the reference; None as well, and without a reference.
+    """
+
+    products: Params | None
+    reason: str | None
+    asymmetry: float | None = None
+    error: float | None = None
+
+
+def examined(engine: Engine, setting: Setting, reference: Params | None, one_by_one: bool = False) -> Examination:
+    """Tries an engine.
+
+    Args:
+        engine: the candidate.
+        setting: what it is tried on.
+        reference: the products of the reference engine; None: it is the reference itself, or none could be had.
+        one_by_one: it takes a column at a time, whatever the chunk: its memory does not grow with K.
+    """
+    w_dot, hyper_dot = _columns(setting)
+    held: list[Tangents] = []
+    device = next(iter(w_dot.values())).device
+    room = available_bytes(device)
+    try:
+        taken = taken_by(lambda: held.append(setting.taken_by(engine, w_dot, hyper_dot)), device)
+        products = held[0].grad_tangents
+        growth = 1.0 if one_by_one else setting.at_once / min(setting.at_once, NUM_COLUMNS)
+        if taken * growth > SHARE_OF_MEMORY * room:
+            return Examination(products, f"would need about {_mebibytes(taken * growth)}, {_mebibytes(room)} are free")
+        asymmetry = symmetry.probed(engine, setting)
+    except (UsageError, RuntimeError) as failure:
+        return Examination(None, reason_of(failure))
+    error = None if reference is None else difference(products, reference)
+    return Examination(products, symmetry.misfit(asymmetry, setting) or _deviation(error, setting), asymmetry, error)
+
+
+def _mebibytes(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.0f} MiB"
+
+
+def reason_of(error: Exception) -> str:
+    """Why an engine that raised this is disqualified; what it does not explain is raised again."""
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LACKING):
+        return "does not fit into the memory"
+    raise error
+
+
+def difference(products: Params, reference: Params) -> float:
+    """The largest difference of a column from the reference's, over its size; 0 where both are 0.
+
+    Not finite where the products alone are; where the reference is not finite there is nothing to compare with.
+    """
+    rows, wanted = (torch.cat([_rows(x) for x in tree.values()], dim=1) for tree in (products, reference))
+    if not wanted.isfinite().all():
+        return 0.0
+    apart, size = (torch.linalg.vector_norm(x, dim=1) for x in (rows - wanted, wanted))
+    relative = torch.where(apart == 0, 0.0, apart / size)
+    return float(relative.max())
+
+
+def _deviation(error: float | None, setting: Setting) -> str | None:
+    if error is None or error <= setting.agreement:
+        return None
+    return f"differs from the reference engine by {error:.2g} (rounding is at most {setting.agreement:g})"
+
+
+def _columns(setting: Setting) -> tuple[Params, StepHyper]:
+    w_dot = symmetry.directions(setting.params, NUM_COLUMNS)
+    hyper_dot = tree_map(lambda x: x.new_zeros(NUM_COLUMNS, *x.shape), setting.hyper)
+    tree_map(lambda x: x[-1].fill_(1.0), hyper_dot)
+    return w_dot, hyper_dot
+
+
+def _rows(x: Tensor) -> Tensor:
+    return symmetry.wide(x.reshape(x.shape[0], -1))

@@ -1,0 +1,96 @@
+"""What `engine: auto` has decided, what it was decided on, and for what it holds."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.engines.setting import Setting
+from hyperopt_cli.modes.sizes import size_of
+from hyperopt_cli.problem import Hyper
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a verdict was made for; it fits where all of this is the same.
+
+    Attributes:
+        num_columns: K.
+        chunk_size: columns treated at once; None: all.
+        steps: T.
+        num_parameters: P.
+        dtype: of the parameters.
+        precision: of the products, where it is lower.
+        device: its kind, and its name on a GPU.
+        threads: of the CPU.
+        torch: its version.
+        sizes: a digest of the shapes of lambda, parameters and slots, and of the optimizer.
+    """
+
+    num_columns: int
+    chunk_size: int | None
+    steps: int
+    num_parameters: int
+    dtype: str
+    precision: str | None
+    device: str
+    threads: int
+    torch: str
+    sizes: str
+
+    @classmethod
+    def of(cls, dynamics: Dynamics, hyper: Hyper, setting: Setting) -> "Circumstances":
+        """Of a run on this machine, now."""
+        device = dynamics.like.device
+        return cls(
+            num_columns=setting.num_columns,
+            chunk_size=setting.chunk_size,
+            steps=dynamics.problem.steps,
+            num_parameters=sum(w.numel() for w in setting.params.values()),
+            dtype=", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in setting.params.values()})),
+            precision=dynamics.problem.precision,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            sizes=hashlib.sha256(repr(size_of(dynamics, hyper)).encode()).hexdigest()[:16],
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which engine, and why.
+
+    Attributes:
+        engine: its name.
+        why: one line.
+        made_for: where it holds.
+        step_s: seconds that K columns of a step took, of each candidate that was measured.
+        errors: largest relative difference of any column from the reference engine's, of each that was tried.
+        asymmetries: |u.(Hv) - v.(Hu)| over its size, of each that was tried.
+        disqualified: the reasons, by engine.
+    """
+
+    engine: str
+    why: str
+    made_for: Circumstances
+    step_s: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    asymmetries: Mapping[str, float] = field(default_factory=dict)
+    disqualified: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Dictionaries, strings and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Verdict":
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError: it lacks something, or has something else.
+            KeyError: it says not what it was made for.
+        """
+        return cls(**{**content, "made_for": Circumstances(**content["made_for"])})

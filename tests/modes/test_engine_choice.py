@@ -1,0 +1,355 @@
+"""`engine: auto`: the quickest of those that are right; a verdict says why, and is not made twice."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hyperopt_cli import Auto, Forward, Problem, hypergradient
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.execute import execute
+from hyperopt_cli.experiment import build
+from hyperopt_cli.modes.engines import ENGINES, Engine, Tangents, choice, examination
+from hyperopt_cli.modes.engines.verdict import Verdict
+from hyperopt_cli.optimizers import SGD
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.outer import OuterStep
+from hyperopt_cli.problem import Hyper
+from hyperopt_cli.runs.directory import RunDirectory
+from tests.experiment.recipes import recipe_of
+
+F64 = torch.float64
+LONG = 400
+HYPER: Hyper = {"lr": torch.tensor(0.01, dtype=F64), "momentum": torch.tensor(0.5, dtype=F64)}
+REFERENCE = "reverse_over_reverse_loop"
+
+
+def problem(steps: int, normalise: bool = False, width: int = 5) -> Problem:
+    x = torch.randn(6, width, generator=torch.Generator().manual_seed(1), dtype=F64)
+    start = {"w": torch.randn(4, width, generator=torch.Generator().manual_seed(2), dtype=F64)}
+
+    def loss(params: Params, *rest: Any) -> Tensor:
+        z = x @ params["w"].T
+        return functional.cross_entropy(functional.layer_norm(z, (4,)) if normalise else z, torch.arange(6) % 4)
+
+    return Problem(start, loss, loss, lambda t: None, SGD(), steps)
+
+
+def only(monkeypatch: pytest.MonkeyPatch, reference: Engine | None = None, **engines: Engine) -> None:
+    """No other engines than the reference and these."""
+    there = {REFERENCE: reference or ENGINES[REFERENCE], **engines}
+    for module in ("hyperopt_cli.modes.forward", "hyperopt_cli.modes.engines.choice"):
+        monkeypatch.setattr(f"{module}.ENGINES", there)
+
+
+def after(seconds: float, change: Callable[[Tensor], Tensor] = lambda x: x) -> Engine:
+    """The reference, later, with other tangents."""
+    reference = ENGINES[REFERENCE]
+
+    def engine(*arguments: Any) -> Tangents:
+        time.sleep(seconds)
+        out = reference(*arguments)
+        return out._replace(grad_tangents={name: change(x) for name, x in out.grad_tangents.items()})
+
+    return engine
+
+
+def verdict_of(steps: int = LONG, **changed: Any) -> Verdict:
+    mode = Forward()
+    hypergradient(problem(steps, **changed), HYPER, mode)
+    (verdict,) = mode.verdicts
+    return verdict
+
+
+def test_the_quickest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, reference=after(0.015), slow=after(0.01), slower=after(0.02))
+    monkeypatch.setattr(Forward, "_step", lambda self, d, e, lam, state, columns, t, account: (state, columns))
+    verdict = verdict_of()
+    assert verdict.engine == "slow"
+    assert verdict.step_s["slow"] < verdict.step_s[REFERENCE] < verdict.step_s["slower"]
+    assert "ms a step of 2 columns, the quickest of 3 (" + REFERENCE in verdict.why
+    assert not verdict.disqualified
+
+
+WRONG = {
+    "differs": (lambda x: 1.001 * x, "differs from the reference engine by 0.001"),
+    "is not symmetric": (lambda x: x.cumsum(dim=-1), r"u\.\(Hv\) and v\.\(Hu\) differ by "),
+    "is not finite": (lambda x: x / 0, "differs from the reference engine by inf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [5, LONG])
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_one_is_disqualified_however_quick(
+    change: Any, said: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, forward_over_reverse=after(0, change))
+    verdict = verdict_of(steps)
+    assert verdict.engine == REFERENCE
+    assert said.replace("\\", "") in verdict.disqualified["forward_over_reverse"]
+    assert "forward_over_reverse disqualified: " in verdict.why
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_one_that_finds_no_memory_is_disqualified(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(*arguments: Any) -> Tangents:
+        raise error
+
+    only(monkeypatch, forward_over_reverse=engine)
+    verdict = verdict_of()
+    assert (verdict.engine, verdict.disqualified) == (
+        REFERENCE, {"forward_over_reverse": "does not fit into the memory"}
+    )  # fmt: skip
+
+
+def test_one_that_finds_no_memory_for_all_columns_is_disqualified(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = ENGINES[REFERENCE]
+
+    def engine(loss: Any, params: Params, hyper: Any, w_dot: Params, *rest: Any) -> Tangents:
+        if w_dot["w"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return reference(loss, params, hyper, w_dot, *rest)
+
+    only(monkeypatch, forward_over_reverse=engine)
+    mode = Forward()
+    hypergradient(problem(LONG), {**HYPER, "weight_decay": torch.tensor(0.1, dtype=F64)}, mode)
+    assert mode.verdicts[0].engine == REFERENCE
+    assert mode.verdicts[0].disqualified == {"forward_over_reverse": "does not fit into the memory"}
+
+
+def test_one_that_would_not_fit_is_not_tried_with_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "taken_by", lambda function, device: (function() and None) or 10 * 2**20)
+    monkeypatch.setattr(examination, "available_bytes", lambda device: 12 * 2**20)
+    only(monkeypatch, forward_over_reverse=ENGINES["forward_over_reverse"])
+    many = {"lr": HYPER["lr"], "direction": torch.ones(9, dtype=F64)}
+    start = problem(LONG)
+    run = replace(
+        start, init=lambda hyper: {"w": dict(start.init)["w"] * (1 + hyper["direction"].sum() * 0)},  # type: ignore[arg-type]
+    )  # fmt: skip
+    mode = Forward()
+    hypergradient(run, many, mode)
+    assert mode.verdicts[0].engine == REFERENCE
+    assert mode.verdicts[0].disqualified["forward_over_reverse"] == "would need about 50 MiB, 12 MiB are free"
+
+
+def test_an_error_of_an_engine_that_is_no_lack_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(*arguments: Any) -> Tangents:
+        raise RuntimeError("a defect")
+
+    only(monkeypatch, forward_over_reverse=engine)
+    with pytest.raises(RuntimeError, match=r"^a defect$"):
+        verdict_of()
+
+
+def test_where_none_is_right_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, reference=after(0, lambda x: x.cumsum(dim=-1)))
+    for steps in (5, LONG):
+        with pytest.raises(UsageError, match=rf"engine: none is left \({REFERENCE}: u\.\(Hv\).*; use the mode reverse"):
+            verdict_of(steps)
+
+
+def test_reverse_over_forward_is_out_where_torch_is_silently_wrong() -> None:
+    verdict = verdict_of(normalise=True)
+    assert "v.(Hu) differ by" in verdict.disqualified["reverse_over_forward"]
+    assert verdict.asymmetries["reverse_over_forward"] > 1e-2
+    right = {name: figure for name, figure in verdict.asymmetries.items() if name != "reverse_over_forward"}
+    assert max(right.values()) < 1e-12
+    assert max(error for name, error in verdict.errors.items() if name != "reverse_over_forward") < 1e-12
+    assert verdict.engine in right
+    assert "dense" not in verdict.step_s
+
+
+def test_a_short_horizon_takes_the_default_and_says_so() -> None:
+    verdict = verdict_of(20)
+    assert verdict.engine == next(name for name in choice.BY_DEFAULT if name in ENGINES)
+    assert verdict.why.startswith("the default, for measuring takes a horizon of ")
+    assert not verdict.step_s
+
+
+def test_measuring_is_at_most_five_percent_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"measuring": 0, "run": 0}
+    phase = ["measuring"]
+    reference = ENGINES[REFERENCE]
+
+    def engine(*arguments: Any) -> Tangents:
+        calls[phase[0]] += 1
+        return reference(*arguments)
+
+    only(monkeypatch, reference=engine, other=engine)
+    decided = choice.decided
+
+    def told(*arguments: Any) -> Verdict:
+        verdict = decided(*arguments)
+        phase[0] = "run"
+        return verdict
+
+    monkeypatch.setattr(choice, "decided", told)
+    for steps in (119, 120, 150, 600):
+        calls["measuring"] = 0
+        phase[0] = "measuring"
+        verdict = verdict_of(steps)
+        assert bool(verdict.step_s) == (steps >= 120)
+        assert calls["measuring"] <= max(4, 0.05 * steps + 2)  # an examination takes two calls of two columns each
+
+
+def test_the_verdict_is_kept_for_problems_of_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = Forward()
+    first = hypergradient(problem(10), HYPER, mode)
+    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    again = hypergradient(problem(10), {**HYPER, "lr": torch.tensor(0.02, dtype=F64)}, mode)
+    assert again.stats["engine_why"] == first.stats["engine_why"]
+    assert len(mode.verdicts) == 1
+
+
+@pytest.mark.parametrize("changed", [{"width": 6}, {"steps": 11}])
+def test_another_size_is_decided_anew(changed: dict[str, int]) -> None:
+    mode = Forward()
+    hypergradient(problem(10), HYPER, mode)
+    hypergradient(problem(**{"steps": 10, **changed}), HYPER, mode)
+    assert len(mode.verdicts) == 2
+
+
+def test_another_number_of_threads_is_decided_anew() -> None:
+    mode, threads = Forward(), torch.get_num_threads()
+    hypergradient(problem(10), HYPER, mode)
+    try:
+        torch.set_num_threads(threads + 1)
+        hypergradient(problem(10), HYPER, mode)
+    finally:
+        torch.set_num_threads(threads)
+    assert [verdict.made_for.threads for verdict in mode.verdicts] == [threads, threads + 1]
+
+
+def test_a_kept_engine_that_turns_out_wrong_elsewhere_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = Forward()
+    hypergradient(problem(10), HYPER, mode)
+    wrong = mode.verdicts[0].engine
+    monkeypatch.setitem(ENGINES, wrong, after(0, lambda x: x.cumsum(dim=-1)))
+    got = hypergradient(problem(10), HYPER, mode)
+    assert got.stats["engine"] != wrong
+    assert wrong in mode.verdicts[0].disqualified
+    torch.testing.assert_close(got.grad, hypergradient(problem(10), HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
+
+
+def test_a_kept_engine_that_cannot_take_another_model_of_the_same_size_is_replaced() -> None:
+    mode = Forward()
+    hypergradient(problem(10), HYPER, mode)
+    first = problem(10)
+    other = replace(first, inner_loss=lambda *arguments: Opaque.apply(first.inner_loss(*arguments)))
+    got = hypergradient(other, HYPER, mode)
+    assert got.stats["engine"].startswith("reverse_over_reverse")
+    torch.testing.assert_close(got.grad, hypergradient(other, HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
+
+
+class Opaque(torch.autograd.Function):
+    """Takes no forward derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+@pytest.mark.parametrize("make", [Forward, Auto])
+def test_a_remembered_verdict_is_obeyed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = replace(verdict_of(10), engine="forward_over_reverse_loop", why="it was told")
+    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    if make is Auto:
+        monkeypatch.setattr("hyperopt_cli.modes.auto.planned", lambda *arguments: _forward_plan())
+    mode = make()
+    mode.remember([Verdict.from_json(json.loads(json.dumps(known.to_json())))])
+    got = hypergradient(problem(10), HYPER, mode)
+    assert (got.stats["engine"], got.stats["engine_why"]) == ("forward_over_reverse_loop", "it was told")
+    assert mode.verdicts == (known,)
+
+
+def _forward_plan() -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(choice=SimpleNamespace(mode=Forward(), name="forward"), why="as told")
+
+
+def test_a_verdict_of_an_engine_that_is_gone_is_not_obeyed() -> None:
+    mode = Forward()
+    mode.remember([replace(verdict_of(10), engine="faster_than_light")])
+    assert hypergradient(problem(10), HYPER, mode).stats["engine"] in ENGINES
+
+
+def test_a_verdict_survives_json() -> None:
+    verdict = verdict_of()
+    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+@pytest.mark.parametrize("content", [{}, {"made_for": {}}, {"made_for": {"warp": 9}, "engine": "x"}])
+def test_what_is_no_verdict_raises(content: dict[str, Any]) -> None:
+    with pytest.raises((KeyError, TypeError)):
+        Verdict.from_json(content)
+
+
+def test_the_choice_changes_no_hypergradient_and_no_count() -> None:
+    for steps in (5, LONG):
+        one, other = (hypergradient(problem(steps), HYPER, mode) for mode in (Forward(), "reverse"))
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-13)
+        assert (one.stats["num_hvps"], one.stats["num_gradients"]) == (2 * steps, steps)
+
+
+def test_equal_settings_are_equal_modes_whatever_they_have_decided() -> None:
+    mode = Forward()
+    hypergradient(problem(5), HYPER, mode)
+    assert mode == Forward()
+    assert repr(mode) == "Forward(engine='auto', chunk_size=None)"
+
+
+# --- in a run ---
+
+
+class Silent:
+    def inner(self, *step: Any) -> None:
+        pass
+
+    def outer(self, step: OuterStep) -> None:
+        pass
+
+
+def run(folder: Path, directory: RunDirectory, **changed: Any) -> None:
+    recipe = recipe_of(folder, mode="forward", outer={"steps": 1}, **changed)
+    execute(build(recipe), recipe, "as written", directory, Silent())
+
+
+def test_a_run_keeps_the_verdict_and_reads_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = RunDirectory.create(tmp_path / "first", "run")
+    run(tmp_path, first)
+    written = json.loads(first.engine.read_text())
+    assert written["verdicts"][0]["engine"] in ENGINES
+    assert written["verdicts"][0]["made_for"]["num_columns"] == 4
+    again = RunDirectory.create(tmp_path / "again", "run")
+    again.engine.write_text(first.engine.read_text())
+    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    run(tmp_path, again)
+
+
+@pytest.mark.parametrize("text", ["{", '{"verdicts": 3}', '{"verdicts": [{"engine": "x"}, 3]}', "[]"])
+def test_a_damaged_cache_is_measured_again(text: str, tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "run")
+    directory.engine.write_text(text)
+    run(tmp_path, directory)
+    assert json.loads(directory.engine.read_text())["verdicts"][0]["engine"] in ENGINES
+
+
+def test_a_set_engine_leaves_no_verdict(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "run")
+    recipe = recipe_of(tmp_path, mode={"name": "forward", "engine": "reverse_over_reverse"}, outer={"steps": 0})
+    execute(build(recipe), recipe, "as written", directory, Silent())
+    assert not directory.engine.exists()
