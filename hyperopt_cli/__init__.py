@@ -11,13 +11,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hyperopt_cli import errors, optimizers
     from hyperopt_cli.modes import Auto, Forward, Hypergradient, Plan, Reverse, Reversible, hypergradient, plan
-    from hyperopt_cli.problem import Problem
+    from hyperopt_cli.problem import Chunked, Problem
 
 _IN_MODES = ("Auto", "Forward", "Hypergradient", "Plan", "Reverse", "Reversible", "hypergradient", "plan")
-_HOME = {"Problem": "hyperopt_cli.problem", **dict.fromkeys(_IN_MODES, "hyperopt_cli.modes")}
+_HOME = {
+    **dict.fromkeys(("Chunked", "Problem"), "hyperopt_cli.problem"),
+    **dict.fromkeys(_IN_MODES, "hyperopt_cli.modes"),
+}
 
 __all__ = [
     "Auto",
+    "Chunked",
     "Forward",
     "Hypergradient",
     "Plan",

@@ -10,19 +10,47 @@ The run is the dynamical system
 with `s_t = (w_t, slots)`. Every mode in `hyperopt_cli.modes` computes the same `dE/dlambda` of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
 
-__all__ = ["Batch", "Hyper", "Params", "Problem", "StepHyper"]
+__all__ = ["Batch", "Chunked", "Hyper", "Params", "Precision", "Problem", "StepHyper"]
 
 Hyper = dict[str, Tensor]
 Batch = Any
+Precision = Literal["tf32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """A batch too large to be differentiated at once: L is the weighted sum of `inner_loss` over its chunks.
+
+    The gradient, its tangents and its pullback are taken of one chunk after the other, so that memory is that of the
+    largest chunk and time is linear in their number. For a loss that is a mean over its batch the weight of a chunk is
+    its share n_i / n of the examples, exact for a ragged last one too; the weights then add up to 1, and what the loss
+    has beside the mean (a penalty) counts once. Batch normalisation sees these chunks, each for itself.
+
+    Args:
+        chunks: batches with their weights, at least one; read several times in a step, each time from the beginning,
+            and one at a time, so that they may be made when they are asked for. Not an iterator, which ends for good.
+
+    Raises:
+        TypeError: `chunks` is an iterator.
+        ValueError: it is an empty sequence.
+    """
+
+    chunks: Iterable[tuple[Batch, float]]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.chunks, Iterator):
+            raise TypeError("chunks: got an iterator, which can be read only once; give a sequence")
+        if isinstance(self.chunks, Sequence) and len(self.chunks) == 0:
+            raise ValueError("chunks: got none; a batch has at least one")
 
 
 @dataclass(frozen=True)
@@ -34,14 +62,17 @@ class Problem:
         inner_loss: `(Params, StepHyper, Batch) -> Tensor []`, L; receives all of lambda_t.
         outer_loss: `(Params, Hyper) -> Tensor []`, E; with `outer_batches`, `(Params, Hyper, Batch) -> Tensor []`.
         batch: `(t) -> Batch`, pure in t: it is replayed, in any order; it carries the seed of what is random in step t.
+            A `Chunked` goes chunk by chunk.
         optimizer: the update rule U.
         steps: the horizon T, at least 1.
         schedule: `(Hyper, t) -> StepHyper`; None: lambda is the same at every step.
         outer_batches: fixed chunks with their weights; E is then the weighted sum over them.
+        precision: "tf32" or "bf16": of the inner gradient's matrix products and of theirs alone, for float32
+            parameters (`modes/precision.py`); None: that of the parameters.
 
     Raises:
         TypeError: `optimizer` is not an `InnerOptimizer`, or `steps` is not an integer.
-        ValueError: `steps` is below 1, or `outer_batches` is empty.
+        ValueError: `steps` is below 1, `outer_batches` is empty, or `precision` is another one.
     """
 
     init: Callable[[Hyper], Params] | Params
@@ -52,6 +83,7 @@ class Problem:
     steps: int
     schedule: Callable[[Hyper, int], StepHyper] | None = None
     outer_batches: Sequence[tuple[Batch, float]] | None = None
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, InnerOptimizer):
@@ -65,6 +97,11 @@ class Problem:
             raise ValueError(f"steps: got {self.steps}; the horizon is at least 1")
         if self.outer_batches is not None and len(self.outer_batches) == 0:
             raise ValueError("outer_batches: got no chunk; leave it out if outer_loss takes no batch")
+        if self.precision is not None and self.precision not in get_args(Precision):
+            allowed = ", ".join(map(repr, get_args(Precision)))
+            raise ValueError(
+                f"precision: got {self.precision!r}; allowed are {allowed}, or None for the parameters' own"
+            )
 
     def initial(self, hyper: Hyper) -> Params:
         """w_0, as named tensors; connected to `hyper` in autograd's graph where `init` depends on it."""

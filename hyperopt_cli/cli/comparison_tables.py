@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperopt_cli.runs.compared import Comparison
-from hyperopt_cli.runs.comparison_rows import COST_HEADER, cost_rows, hypergradient_rows, notes
+from hyperopt_cli.runs.comparison_rows import cost_header, cost_rows, hypergradient_rows, notes
 
 # Without a terminal nobody sees the lines break: as wide as the tables need.
 PIPE_WIDTH = 200
@@ -17,7 +17,7 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=max(console.width, PIPE_WIDTH))
     console.print(_title(comparison), highlight=False)
-    console.print(_table(COST_HEADER, cost_rows(comparison), ("mode", "result")))
+    console.print(_table(cost_header(comparison), cost_rows(comparison), ("mode", "result")))
     header, *rows = hypergradient_rows(comparison)
     if rows:
         console.print("\nhypergradient")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyperopt_cli.comparison.difference import coarsest, relative_difference, tolerance_for
+from hyperopt_cli.comparison.difference import Kind, coarsest, relative_difference, tolerance_for
 from hyperopt_cli.comparison.factors import at_common_factors
 from hyperopt_cli.errors import (
     DetachedHyperparameterError,
@@ -24,6 +24,7 @@ from hyperopt_cli.errors import (
     UsageError,
 )
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
+from hyperopt_cli.modes.base import OnStep
 from hyperopt_cli.modes.memory import give_back, peak_bytes, reset_peak
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.optimizers.base import Params
@@ -37,10 +38,11 @@ WARM_UP_STEPS = 2
 
 
 class _Outcome(NamedTuple):
-    """What one mode gave, whether it computes in fixed point, and w_T where it ran to its end."""
+    """What one mode gave, whether it computes in fixed point, and E, its derivative and w_T where it ran to its end."""
 
     compared: Compared
     fixed_point: bool
+    value: Tensor
     grad: Hyper
     params: Params
 
@@ -55,7 +57,9 @@ def compare(
 ) -> Comparison:
     """The hypergradient of `problem` in each mode, one after the other, and how they differ.
 
-    Before each mode two steps of it are thrown away, so that none pays for what torch does once.
+    Before each mode two steps of it are thrown away, so that none pays for what torch does once. Where the problem's
+    precision is lower than its parameters', each mode gives one more hypergradient in that of the parameters, and the
+    difference from it is told.
 
     Args:
         problem: the training run.
@@ -68,17 +72,17 @@ def compare(
         DetachedHyperparameterError, NonDeterministicError: no mode could differentiate this problem.
         ValueError: `tolerance` is missing for parameters of another dtype, or negative.
     """
-    dtype = coarsest(problem.initial(hyper))
-    tolerance_for(dtype, tolerance, False)  # raises before anything runs
+    kind = problem.precision or coarsest(problem.initial(hyper))
+    tolerance_for(kind, tolerance, False)  # raises before anything runs
     runs = at_common_factors(problem, hyper, modes.values())
     outcomes = [_measured(runs.of(mode), hyper, name, mode, on_step) for name, mode in modes.items()]
     reference = next((each for each in outcomes if each.compared.status == "exact"), None)
     return Comparison(
         steps=problem.steps,
-        precision=str(dtype).removeprefix("torch."),
+        precision=str(kind).removeprefix("torch."),
         reference=None if reference is None else reference.compared.mode,
         factors=runs.report,
-        modes=tuple(_against(each, reference, dtype, tolerance) for each in outcomes),
+        modes=tuple(_against(each, reference, kind, tolerance) for each in outcomes),
     )
 
 
@@ -93,8 +97,21 @@ def _measured(problem: Problem, hyper: Hyper, name: str, mode: Mode, on_step: On
     except (DetachedHyperparameterError, NonDeterministicError):
         raise  # true of the problem, whatever the mode
     except (HyperoptError, RuntimeError, MemoryError) as error:
-        return _Outcome(_without_result(name, error), False, {}, {})
-    return _with_result(name, problem.steps, result, held, isinstance(mode, Reversible))
+        return _Outcome(_without_result(name, error), False, torch.empty(0), {}, {})
+    outcome = _with_result(name, problem.steps, result, held, isinstance(mode, Reversible))
+    if problem.precision is None:
+        return outcome
+    at_full = _at_full_precision(problem, hyper, mode, watch)
+    told = None if at_full is None else _difference(outcome, at_full)
+    return outcome._replace(compared=replace(outcome.compared, against_float32=told))
+
+
+def _at_full_precision(problem: Problem, hyper: Hyper, mode: Mode, watch: OnStep | None) -> Hypergradient | None:
+    """The same with every product in the parameters' precision; None where that has no result."""
+    _tidy_up()
+    with suppress(HyperoptError, MemoryError, torch.OutOfMemoryError):
+        return hypergradient(replace(problem, precision=None), hyper, mode, on_step=watch)
+    return None
 
 
 def _warm_up(problem: Problem, hyper: Hyper, mode: Mode) -> None:
@@ -148,7 +165,8 @@ def _with_result(name: str, steps: int, result: Hypergradient, held: int, fixed_
         hypergradient={key: value.tolist() for key, value in result.grad.items()},
         cost=_cost(steps, result.stats, held),
     )
-    return _Outcome(compared, fixed_point, result.grad, {key: w.detach().cpu() for key, w in result.params.items()})
+    params = {key: w.detach().cpu() for key, w in result.params.items()}
+    return _Outcome(compared, fixed_point, result.value, result.grad, params)
 
 
 def _cost(steps: int, stats: Mapping[str, Any], held: int) -> Cost:
@@ -161,20 +179,23 @@ def _cost(steps: int, stats: Mapping[str, Any], held: int) -> Cost:
     )
 
 
-def _against(outcome: _Outcome, reference: _Outcome | None, dtype: torch.dtype, tolerance: float | None) -> Compared:
+def _against(outcome: _Outcome, reference: _Outcome | None, kind: Kind, tolerance: float | None) -> Compared:
     """The mode with its difference from the reference."""
     if reference is None or outcome.compared.cost is None:
         return outcome.compared
-    values = (torch.tensor(each.compared.validation_loss, dtype=torch.float64) for each in (outcome, reference))
-    difference = Difference(
-        validation_loss=relative_difference(*values),
+    difference = _difference(outcome, reference)
+    if outcome.compared.status != "exact":
+        return replace(outcome.compared, difference=difference)
+    allowed = tolerance_for(kind, tolerance, outcome.fixed_point or reference.fixed_point)
+    return replace(outcome.compared, difference=difference, tolerance=allowed)
+
+
+def _difference(outcome: _Outcome, reference: _Outcome | Hypergradient) -> Difference:
+    return Difference(
+        validation_loss=relative_difference(outcome.value, reference.value),
         params=relative_difference(_flat(outcome.params), _flat(reference.params)),
         hypergradient={key: relative_difference(outcome.grad[key], reference.grad[key]) for key in reference.grad},
     )
-    if outcome.compared.status != "exact":
-        return replace(outcome.compared, difference=difference)
-    allowed = tolerance_for(dtype, tolerance, outcome.fixed_point or reference.fixed_point)
-    return replace(outcome.compared, difference=difference, tolerance=allowed)
 
 
 def _flat(params: Params) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,8 +11,9 @@ from hyperopt_cli.data.loading import Loading, check, split
 from hyperopt_cli.data.partition import consecutive
 from hyperopt_cli.data.preparation import Augmentation, Normalization, channel_statistics, identity_normalization
 from hyperopt_cli.data.resident import Resident, fits, read_all
-from hyperopt_cli.data.seeds import derive, generator
+from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import Examples, InMemory, Splits
+from hyperopt_cli.data.steps import StepChunks, Steps
 from hyperopt_cli.data.streaming import READ_AT_ONCE, Streaming
 from hyperopt_cli.errors import DatasetError
 
@@ -32,6 +32,7 @@ class Data:
         train_chunks: the training split without augmentation, for its loss and for running statistics.
         validation: the validation split.
         test: the test split, or None.
+        steps: what training draws from.
     """
 
     input_shape: tuple[int, ...]
@@ -39,10 +40,7 @@ class Data:
     train_chunks: Chunks
     validation: Chunks
     test: Chunks | None
-    train_source: Source
-    train_index: Tensor
-    prepare: Preparation
-    batch_size: int
+    steps: Steps
 
     @property
     def num_train(self) -> int:
@@ -62,32 +60,20 @@ class Data:
     @property
     def batches_per_epoch(self) -> int:
         """Steps of one pass; the examples left over are dropped, others in each epoch."""
-        return self.num_train // self.batch_size
+        return self.steps.per_epoch
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether a training batch is larger than a chunk."""
+        return self.steps.in_chunks
 
     def batches(self, seed: int) -> Callable[[int], Batch]:
-        """Training batches as a function of the step t >= 0, the same in any order and number of calls.
+        """Whole training batches of a run of that seed, as a function of the step t >= 0."""
+        return self.steps.batches(seed)
 
-        Args:
-            seed: epoch e is a permutation drawn from `derive(seed, "epoch", e)`, step t is augmented from
-                `derive(seed, "augment", t)` and carries the seed `derive(seed, "step", t)`.
-        """
-
-        @lru_cache(maxsize=4)
-        def epoch(e: int) -> Tensor:
-            return self.train_index[torch.randperm(self.num_train, generator=generator(seed, "epoch", e))]
-
-        def index_of(t: int) -> Tensor:
-            e, i = divmod(t, self.batches_per_epoch)
-            return epoch(e)[i * self.batch_size : (i + 1) * self.batch_size]
-
-        read = self.train_source.reader(index_of)
-
-        def batch(t: int) -> Batch:
-            if t < 0:
-                raise ValueError(f"t = {t}: steps are counted from 0")
-            return self.prepare(read(t), derive(seed, "step", t), generator(seed, "augment", t))
-
-        return batch
+    def batches_in_chunks(self, seed: int) -> Callable[[int], StepChunks]:
+        """The same in chunks, which are made when they are asked for."""
+        return self.steps.batches_in_chunks(seed)
 
 
 def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, dtype: torch.dtype) -> Data:
@@ -106,9 +92,10 @@ def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, d
     """
     check(splits, loading)
     train_index, validation_index = split(splits, loading, seed)
-    if loading.batch_size > len(train_index):
+    batch_size = len(train_index) if isinstance(loading.batch_size, str) else loading.batch_size
+    if batch_size > len(train_index):
         raise DatasetError(
-            f"batch_size = {loading.batch_size} is larger than the training split of {len(train_index)} examples "
+            f"batch_size = {batch_size} is larger than the training split of {len(train_index)} examples "
             f"({len(validation_index)} validate): allowed is up to {len(train_index)}"
         )
     train = _held(splits.train, loading)
@@ -129,13 +116,10 @@ def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, d
     return Data(
         input_shape=tuple(splits.input_shape),
         num_classes=splits.num_classes,
-        train_chunks=chunks(source, train_index, "train", loading.batch_size),
+        train_chunks=chunks(source, train_index, "train", min(batch_size, loading.chunk_size or batch_size)),
         validation=chunks(source, validation_index, "validation"),
         test=test,
-        train_source=source,
-        train_index=train_index,
-        prepare=prepare,
-        batch_size=loading.batch_size,
+        steps=Steps(source, train_index, prepare, batch_size, loading.chunk_size, loading.batch_size != "all"),
     )
 
 

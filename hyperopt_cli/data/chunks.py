@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.data.partition import even
-from hyperopt_cli.data.preparation import Augmentation, Normalization
+from hyperopt_cli.data.preparation import Augmentation, Draws, Normalization
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.streaming import Raw
 
@@ -48,11 +48,11 @@ class Preparation:
     augmentation: Augmentation
     target_dtype: torch.dtype
 
-    def __call__(self, raw: Raw, seed: int, rng: torch.Generator | None = None) -> Batch:
-        """Normalise, and augment by draws from `rng` where there is one."""
+    def __call__(self, raw: Raw, seed: int, draws: Draws | None = None) -> Batch:
+        """Normalise, and augment by `draws` where there are any."""
         inputs = self.normalization.apply(raw.inputs)
-        if rng is not None:
-            inputs = self.augmentation.apply(inputs, rng)
+        if draws is not None:
+            inputs = self.augmentation.apply(inputs, draws)
         return Batch(inputs, raw.targets.to(self.target_dtype), seed)
 
 

@@ -21,7 +21,10 @@ class Loading:
     """How a run takes its examples; in a recipe, keys of `dataset` beside the callable's own arguments.
 
     Attributes:
-        batch_size: examples of a training step.
+        batch_size: examples of a training step; "all": the whole training split at every step, in one order.
+        chunk_size: a batch that is larger goes through the model in chunks of at most so many examples, alike to within
+            one, exactly weighted. It bounds memory, and changes the value only where batch normalisation takes its
+            statistics from each chunk. None: whole batches.
         validation_fraction: share of the training split that is held out to validate on.
         stratified: keep the shares of the classes in the validation split.
         outer_batch_size: the largest chunk of the validation loss. It bounds memory, and changes the value only where
@@ -35,7 +38,8 @@ class Loading:
         workers: processes that read ahead where examples are streamed or decoded.
     """
 
-    batch_size: int = 128
+    batch_size: int | Literal["all"] = 128
+    chunk_size: int | None = None
     validation_fraction: float = 0.1
     stratified: bool = False
     outer_batch_size: int = 1000
@@ -53,9 +57,12 @@ def check(splits: Splits, loading: Loading) -> None:
         DatasetError: with what was given and what is allowed.
         NonDeterministicError: an example changes from one reading to the next.
     """
-    for name, least in {"batch_size": 1, "outer_batch_size": 1, "crop": 0, "workers": 0}.items():
-        if (given := getattr(loading, name)) < least:
+    for name, least in {"batch_size": 1, "chunk_size": 1, "outer_batch_size": 1, "crop": 0, "workers": 0}.items():
+        given = getattr(loading, name)
+        if isinstance(given, int) and given < least:
             raise DatasetError(f"{name} = {given}: it has to be at least {least}")
+    if isinstance(loading.batch_size, str) and loading.batch_size != "all":
+        raise DatasetError(f"batch_size = {loading.batch_size!r}: allowed is a number of examples, or 'all'")
     if loading.residence not in get_args(Residence):
         raise DatasetError(
             f"residence = {loading.residence!r}: allowed are {', '.join(map(repr, get_args(Residence)))}"

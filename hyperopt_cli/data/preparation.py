@@ -28,6 +28,22 @@ class Normalization(NamedTuple):
         return (inputs.to(self.shift.dtype) - self.shift) / self.scale
 
 
+class Draws(NamedTuple):
+    """What is random in a batch, one entry a picture.
+
+    Attributes:
+        corners: row and column of a crop's corner in the padded picture, [2, B].
+        mirrored: [B].
+    """
+
+    corners: Tensor
+    mirrored: Tensor
+
+    def of(self, start: int, stop: int) -> "Draws":
+        """Those of consecutive pictures."""
+        return Draws(self.corners[:, start:stop], self.mirrored[start:stop])
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random crops and flips of pictures [B, C, H, W].
@@ -41,14 +57,18 @@ class Augmentation:
     crop: int = 0
     flip: bool = False
 
-    def apply(self, inputs: Tensor, rng: torch.Generator) -> Tensor:
-        """Augment each picture by draws of its own; without crop and flip the inputs themselves come back."""
+    def draw(self, batch: int, rng: torch.Generator) -> Draws | None:
+        """What is random in a batch of this size; None without crop and flip."""
         if not (self.crop or self.flip):
-            return inputs
-        batch, _, height, width = inputs.shape
-        # [2, B]; all is drawn whatever is used, so that switching one on leaves the other's draws alone
+            return None
+        # all is drawn whatever is used, so that switching one on leaves the other's draws alone
         corners = torch.randint(0, 2 * self.crop + 1, (2, batch), generator=rng)
-        mirrored = torch.rand(batch, generator=rng) < 0.5
+        return Draws(corners, torch.rand(batch, generator=rng) < 0.5)
+
+    def apply(self, inputs: Tensor, draws: Draws) -> Tensor:
+        """Augment each picture by its draws."""
+        corners, mirrored = draws
+        batch, _, height, width = inputs.shape
         rows = corners[0, :, None] + torch.arange(height)
         columns = torch.arange(width).expand(batch, width)
         if self.flip:

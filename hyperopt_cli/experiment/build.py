@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.experiment.misfit import misfit
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import MODES, Mode
+from hyperopt_cli.modes.precision import refusal
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.outer import Descent
+from hyperopt_cli.problem import Precision
 from hyperopt_cli.recipe.names import resolve
 from hyperopt_cli.recipe.schema import Dataset, Recipe
 
@@ -68,7 +70,8 @@ def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
     parts, _ = _parts(recipe, allow_import)
     assert parts is not None
     device = pick_device(recipe.device)
-    dtype = {"float32": torch.float32, "float64": torch.float64}[recipe.precision]
+    dtype = torch.float64 if recipe.precision == "float64" else torch.float32
+    lowered = _lowered(recipe, device)
     data = None if recipe.dataset is None else _data(recipe, recipe.dataset, device, dtype, allow_import)
     make_model = _model_maker(recipe, data, device, dtype, allow_import)
     space, issues = make_space(recipe, parts.names, parts.optimizer, make_model(derive(recipe.seed, "init")))
@@ -87,6 +90,7 @@ def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
         make_model=make_model,
         device=device,
         seed=recipe.seed,
+        precision=lowered,
     )
     if (issue := misfit(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
@@ -122,6 +126,20 @@ def pick_device(name: str) -> torch.device:
             f"device: got {name}, which this build of torch cannot use ({error}); use cpu or auto"
         ) from None
     return device
+
+
+def _lowered(recipe: Recipe, device: torch.device) -> Precision | None:
+    """The precision of the inner gradient's products, if it is lower than that of the parameters.
+
+    Raises:
+        RecipeError: the device does not have it.
+    """
+    if recipe.precision not in get_args(Precision):
+        return None
+    lowered = cast(Precision, recipe.precision)
+    if (reason := refusal(lowered, device)) is not None:
+        raise recipe.located(RecipeError([Issue(("precision",), f"got {lowered}; {reason}")]))
+    return lowered
 
 
 def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Issue]]:

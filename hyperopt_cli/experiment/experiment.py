@@ -14,9 +14,10 @@ from hyperopt_cli.data.batches import Batch, Data
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.models.batch_norm import estimate_running_statistics
 from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
 from hyperopt_cli.outer import Descent
-from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem
 from hyperopt_cli.space import Space
 
 
@@ -43,6 +44,7 @@ class Experiment:
         make_model: seed -> model, on the device.
         device: where everything runs.
         seed: of the recipe.
+        precision: of the inner gradient's matrix products, where it is lower than the parameters'.
     """
 
     space: Space
@@ -56,6 +58,7 @@ class Experiment:
     make_model: Callable[[int], nn.Module]
     device: torch.device
     seed: int
+    precision: Precision | None = None
 
     def problem(self, seed: int) -> Problem:
         """The training run of one seed: its initial weights, its batches, its dropout.
@@ -77,12 +80,21 @@ class Experiment:
             init=self._init({name: w.detach() for name, w in trained(model).items()}),
             inner_loss=inner_loss,
             outer_loss=outer_loss,
-            batch=self.data.batches(seed) if self.data else lambda t: None,
+            batch=self._batches(seed),
             optimizer=self.optimizer,
             steps=self.steps,
             schedule=self.space.at,
             outer_batches=self.data.validation if self.data else None,
+            precision=self.precision,
         )
+
+    def _batches(self, seed: int) -> Callable[[int], Batch | Chunked | None]:
+        if self.data is None:
+            return lambda t: None
+        if not self.data.in_chunks:
+            return self.data.batches(seed)
+        in_chunks = self.data.batches_in_chunks(seed)
+        return lambda t: Chunked(in_chunks(t))
 
     def _loss(self, model: nn.Module, params: Params, batch: Batch | None, driven: Mapping[str, Any]) -> Tensor:
         if batch is None:
@@ -119,7 +131,7 @@ class Experiment:
         batches = (batch for batch, _ in self.data.train_chunks)
         model = estimate_running_statistics(self.make_model(derive(seed, "init")), params, batches)
         loss = right = 0.0
-        with torch.no_grad():
+        with products_in(None), torch.no_grad():
             for batch, weight in self.data.test:
                 outputs = model(batch.inputs)
                 loss += weight * float(self.loss(outputs, batch.targets))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hyperopt_cli.data.batches import Batch
+from hyperopt_cli.data.batches import Batch, Data
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import HyperoptError, Issue
 from hyperopt_cli.experiment.experiment import Experiment, seeded, trained
@@ -21,9 +21,16 @@ def misfit(experiment: Experiment) -> Issue | None:
     }
     if experiment.data is None:
         return _tried(experiment, model, None, starts)
-    batch = experiment.data.batches(experiment.seed)(0)
+    batch = _first_batch(experiment.data, experiment.seed)
     chunk, _ = experiment.data.validation[0]
     return _tried(experiment, model, batch, starts) or _tried(experiment, model.eval(), chunk, {})
+
+
+def _first_batch(data: Data, seed: int) -> Batch:
+    """What the model is called with first: a batch, or a chunk of it."""
+    if not data.in_chunks:
+        return data.batches(seed)(0)
+    return next(iter(data.batches_in_chunks(seed)(0)))[0]
 
 
 def _tried(experiment: Experiment, model: nn.Module, batch: Batch | None, driven: dict[str, Tensor]) -> Issue | None:

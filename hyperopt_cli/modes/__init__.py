@@ -82,7 +82,7 @@ def hypergradient(
     if not isinstance(mode, Mode):
         raise TypeError(f"mode: got {mode!r}; give a name ({', '.join(MODES)}) or an instance of one")
     hyper = {name: value.detach() for name, value in hyper.items()}
-    with surroundings():
+    with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
         check_connected(dynamics, hyper)
         account = Account(problem.steps, dynamics.like, on_step)

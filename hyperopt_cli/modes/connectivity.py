@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, UsageError
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.modes.parts import Loss, LossInParts
+from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
 
 EVERY_STEP = 1000
@@ -35,8 +36,8 @@ def check_connected(dynamics: Dynamics, hyper: Hyper) -> None:
     with torch.enable_grad():
         h = {name: value.detach().requires_grad_() for name, value in hyper.items()}
         missing = dict(h)
-        for outputs in _parts(dynamics, h):
-            missing = _unreached(missing, outputs)
+        for reached in _parts(dynamics, h):
+            missing = _unreached(missing, reached)
             if not missing:
                 return
         for t in _first_read(dynamics, h, missing):
@@ -53,16 +54,16 @@ def check_connected(dynamics: Dynamics, hyper: Hyper) -> None:
     )
 
 
-def _parts(dynamics: Dynamics, h: Hyper) -> Iterator[list[Tensor]]:
-    """The outputs that may depend on lambda, the cheap and telling ones first."""
+def _parts(dynamics: Dynamics, h: Hyper) -> Iterator[set[int]]:
+    """The leaves that are reached from what may depend on lambda, the cheap and telling outputs first."""
     problem = dynamics.problem
     named = problem.initial(h)
     _check_replayed("init", list(named.values()), list(problem.initial(h).values()))
-    yield list(named.values())
+    yield _leaves(list(named.values()))
     params = {name: w.detach().requires_grad_() for name, w in named.items()}
     yield _first_step(dynamics, params, h)
     for arguments, _ in problem.outer_chunks():
-        yield [problem.validation_loss(params, h, *arguments)]
+        yield _leaves([problem.validation_loss(params, h, *arguments)])
     for t in _later(problem.steps):
         yield _step(dynamics, params, h, t)
 
@@ -73,42 +74,54 @@ def _later(steps: int) -> Sequence[int]:
     return range(1, steps) if steps <= EVERY_STEP else sorted({last, *(2**i for i in range(last.bit_length()))})
 
 
-def _unreached(missing: Hyper, outputs: list[Tensor]) -> Hyper:
-    reached = _leaves(outputs)
+def _unreached(missing: Hyper, reached: set[int]) -> Hyper:
     return {name: leaf for name, leaf in missing.items() if id(leaf) not in reached}
 
 
 def _first_read(dynamics: Dynamics, h: Hyper, missing: Hyper) -> Iterator[int]:
     """The steps at which the schedule reads a missing key for the first time; the schedule alone is quickly asked."""
     for t in range(dynamics.problem.steps if dynamics.problem.schedule is not None else 0):
-        rest = _unreached(missing, tree_flatten(dynamics.hyper_at(h, t))[0])
+        rest = _unreached(missing, _leaves(tree_leaves(dynamics.hyper_at(h, t))))
         if len(rest) < len(missing):
             yield t
         missing = rest
 
 
-def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> list[Tensor]:
-    """Step 0, whose gradient is taken twice."""
-    outputs = _step(dynamics, params, h, 0)
-    again = _step(dynamics, params, h, 0)
-    _check_replayed("inner_loss", *(_loss_and_gradient(each[0], params) for each in (outputs, again)))
-    return outputs
+def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> set[int]:
+    """Step 0, whose gradient is taken twice; one chunk's graph at a time."""
+    step_hyper, reached = dynamics.hyper_at(h, 0), set[int]()
+    for once, again in zip(_losses(dynamics, 0), _losses(dynamics, 0), strict=True):
+        outputs = [loss(params, step_hyper) for loss in (once, again)]
+        leaves = _leaves(outputs[:1])
+        if not leaves & {id(w) for w in params.values()}:
+            raise UsageError("inner_loss: depends on no parameter; there is nothing to train")
+        _check_replayed("inner_loss", *(_loss_and_gradient(loss, params) for loss in outputs))
+        reached |= leaves
+    return reached | _update(dynamics, step_hyper, 0)
 
 
 def _loss_and_gradient(loss: Tensor, params: Params) -> list[Tensor]:
-    if not _leaves([loss]) & {id(w) for w in params.values()}:
-        raise UsageError("inner_loss: depends on no parameter; there is nothing to train")
     grads = torch.autograd.grad(loss, list(params.values()), retain_graph=True, materialize_grads=True)
     return [loss, *grads]
 
 
-def _step(dynamics: Dynamics, params: Params, h: Hyper, t: int) -> list[Tensor]:
-    """L and s_{t+1} at w_0: the graph of a step does not depend on where it is taken."""
+def _step(dynamics: Dynamics, params: Params, h: Hyper, t: int) -> set[int]:
+    """What L and s_{t+1} reach at w_0: the graph of a step does not depend on where it is taken."""
     step_hyper = dynamics.hyper_at(h, t)
-    loss = dynamics.problem.training_loss(params, step_hyper, dynamics.problem.batch(t))
+    reached = [_leaves([loss(params, step_hyper)]) for loss in _losses(dynamics, t)]
+    return set().union(*reached) | _update(dynamics, step_hyper, t)
+
+
+def _losses(dynamics: Dynamics, t: int) -> Iterator[Loss]:
+    """The terms of L: itself, or those of its chunks."""
+    loss = dynamics.loss_at(t)
+    yield from (part for part, _ in loss.parts()) if isinstance(loss, LossInParts) else (loss,)
+
+
+def _update(dynamics: Dynamics, step_hyper: StepHyper, t: int) -> set[int]:
     zeros = {name: torch.zeros_like(w) for name, w in dynamics.start.params.items()}
     point = dynamics.point(dynamics.start, step_hyper, t)
-    return [loss, *tree_flatten((point, dynamics.update(dynamics.start, zeros, step_hyper, t)))[0]]
+    return _leaves(tree_leaves((point, dynamics.update(dynamics.start, zeros, step_hyper, t))))
 
 
 def _check_replayed(what: str, once: list[Tensor], again: list[Tensor]) -> None:

@@ -6,7 +6,7 @@ For an elementwise rule the state is *packed*: all parameters lie end to end in 
 that the update and its derivatives are a few large operations. Packing is a permutation: its adjoint is unpacking.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from hyperopt_cli.modes.parts import Loss, LossInParts
+from hyperopt_cli.modes.precision import check, in_bf16
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper
-from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.problem import Batch, Chunked, Hyper, Problem
 
 
 class State(NamedTuple):
@@ -98,6 +100,7 @@ class Dynamics:
             named = {name: w.detach() for name, w in problem.initial(hyper).items()}
             if not named:
                 raise ValueError("init: got no parameter; there is nothing to train")
+            check(problem.precision, named.values())
             like = next(iter(named.values())).new_empty(0)
             step_hyper = problem.hyper_at(hyper, 0)
             layout = Layout.of(named, problem.optimizer, step_hyper)
@@ -177,10 +180,21 @@ class Dynamics:
         kept: State = tree_map(lambda new, old: new.to(old.dtype), State(params, slots), state)
         return kept
 
-    def loss_at(self, step: int) -> Callable[[Params, StepHyper], Tensor]:
-        """L(w, lambda_t) on the batch of that step."""
+    def loss_at(self, step: int) -> Loss:
+        """L(w, lambda_t) on the batch of that step, in the problem's precision; a sum where the batch is chunked."""
         batch = self.problem.batch(step)
-        return lambda params, step_hyper: self.problem.training_loss(params, step_hyper, batch)
+        if isinstance(batch, Chunked):
+            return LossInParts(lambda: self._losses(batch))
+        return self._loss(batch)
+
+    def _losses(self, batch: Chunked) -> Iterator[tuple[Loss, float]]:
+        for part, weight in batch.chunks:
+            yield self._loss(part), weight
+            del part  # before the next one is read
+
+    def _loss(self, batch: Batch) -> Loss:
+        loss: Loss = lambda params, step_hyper: self.problem.training_loss(params, step_hyper, batch)  # noqa: E731
+        return in_bf16(loss, self.like.device) if self.problem.precision == "bf16" else loss
 
     def result(self, state: State) -> Params:
         """R(s_T), held like the state."""

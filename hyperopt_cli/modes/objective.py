@@ -1,6 +1,8 @@
 """The outer objective E at the end of a run, and its gradients in w_T and lambda.
 
 E = sum_i weight_i E_i(R(s_T), lambda)       over fixed chunks i, one chunk's graph in memory at a time
+
+Its products have the parameters' precision, whatever that of the inner gradient's (`precision.py` says why).
 """
 
 from typing import NamedTuple
@@ -8,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
 
@@ -33,13 +36,14 @@ def outer_objective(problem: Problem, params: Params, hyper: Hyper) -> Objective
     leaves = [*w.values(), *h.values()]
     value: Tensor | None = None
     totals = [torch.zeros_like(leaf) for leaf in leaves]
-    for arguments, weight in problem.outer_chunks():
-        with torch.enable_grad():
-            part = weight * problem.validation_loss(w, h, *arguments)
-        if part.requires_grad:
-            grads = torch.autograd.grad(part, leaves, materialize_grads=True)
-            totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
-        value = part.detach() if value is None else value + part.detach()
+    with products_in(None):
+        for arguments, weight in problem.outer_chunks():
+            with torch.enable_grad():
+                part = weight * problem.validation_loss(w, h, *arguments)
+            if part.requires_grad:
+                grads = torch.autograd.grad(part, leaves, materialize_grads=True)
+                totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
+            value = part.detach() if value is None else value + part.detach()
     assert value is not None
     named = dict(zip([*w, *(f"lambda/{name}" for name in h)], totals, strict=True))
     return Objective(value, {name: named[name] for name in w}, {name: named[f"lambda/{name}"] for name in h})

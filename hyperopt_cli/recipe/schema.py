@@ -36,6 +36,18 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+# how forward mode takes its tangents, beside auto
+ENGINES = (
+    "folded",
+    "forward_over_reverse",
+    "forward_over_reverse_loop",
+    "reverse_over_reverse",
+    "reverse_over_reverse_loop",
+    "reverse_over_forward",
+    "dense",
+)
+
+
 class Call(Section):
     """A callable by name; every key that is not a field here is an argument of it."""
 
@@ -49,10 +61,19 @@ class Call(Section):
         return dict(self.__pydantic_extra__ or {})
 
 
+def _batch_size(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One message for what fits none of the forms."""
+    if given != "all" and not (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
+        close = did_you_mean(given, ("all",)) if isinstance(given, str) else ""
+        raise Misfit(f"got {shown(given)}{close}; must be an integer of at least 1, or all")
+    return check(given)
+
+
 class Dataset(Call):
     """A callable that returns the splits, and how batches are drawn from them."""
 
-    batch_size: Count = 128
+    batch_size: Annotated[Count | Literal["all"], WrapValidator(_batch_size)] = 128
+    chunk_size: Count | None = None
     validation_fraction: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)] = 0.1
     stratified: Boolean = False
     outer_batch_size: Count = 1000
@@ -186,11 +207,20 @@ def _compile(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return check(given)
 
 
+def _engine(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One message, with every name."""
+    allowed = ("auto", *ENGINES)
+    if given not in allowed:
+        close = did_you_mean(given, allowed) if isinstance(given, str) else ""
+        raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(allowed)}")
+    return check(given)
+
+
 class Mode(Section):
     """How the hypergradient is computed; a bare name is short for `{name: name}`."""
 
     name: Literal["auto", "forward", "reverse", "reversible"] = "forward"
-    engine: Text | None = None
+    engine: Annotated[Text, WrapValidator(_engine), Field(json_schema_extra={"enum": ["auto", *ENGINES]})] | None = None
     chunk_size: Count | None = None
     slots: Annotated[Slots | Count | Literal["auto", "all"], WrapValidator(_slots)] | None = None
     window: Count | None = None
@@ -244,7 +274,7 @@ class Recipe(Section):
     groups: tuple[Group, ...] = ()
     outer: Outer = Outer()
     mode: Mode = Mode(engine="auto")
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float64", "float32", "tf32", "bf16"] = "float32"
     device: Text = "auto"
     seed: Natural = 0
 

@@ -74,6 +74,7 @@ class Compared:
         difference: from the reference; None where there is none.
         tolerance: the largest difference that passes, if the mode is exact.
         cost: of this one hypergradient.
+        against_float32: from the same mode with every product in float32, where the precision is lower.
     """
 
     mode: str
@@ -85,6 +86,7 @@ class Compared:
     difference: Difference | None = None
     tolerance: float | None = None
     cost: Cost | None = None
+    against_float32: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Comparison:
 
     Attributes:
         steps: the horizon T.
-        precision: the dtype of the parameters, e.g. `float32`.
+        precision: the dtype of the parameters, e.g. `float32`, or the lower one of the inner gradient's products.
         reference: the exact mode that the others are compared with, the first one that ran; None where none did.
         factors: where every mode ran at those of reversible mode; None where that is not among them.
         modes: in the order in which they were named.
@@ -168,5 +170,10 @@ def _factors(in_use: dict[str, list[dict[str, Any]]], moved: dict[str, dict[str,
 
 
 def _compared(entry: dict[str, Any]) -> Compared:
-    difference, cost = entry.pop("difference"), entry.pop("cost")
-    return Compared(**entry, difference=difference and Difference(**difference), cost=cost and Cost(**cost))
+    difference, against, cost = (entry.pop(key, None) for key in ("difference", "against_float32", "cost"))
+    return Compared(
+        **entry,
+        difference=difference and Difference(**difference),
+        against_float32=against and Difference(**against),
+        cost=cost and Cost(**cost),
+    )

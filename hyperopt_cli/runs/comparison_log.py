@@ -2,6 +2,7 @@
 
     compare/validation_loss compare/wall_s compare/peak_bytes compare/num_gradients compare/num_hvps
     compare/bits_per_parameter compare/difference        all at step 0; the largest difference of any hyperparameter
+    compare/against_float32                              the same from float32, where the precision is lower
     hypergradients/<name>                                <name>/<index> for each element, the norm for many
     differences/<name>                                   relative, from the reference
 
@@ -18,8 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from hyperopt_cli.runs.compared import Compared, Comparison
 from hyperopt_cli.runs.comparison_rows import (
-    COST_HEADER,
     MAX_ELEMENTS,
+    cost_header,
     cost_rows,
     elements,
     hypergradient_rows,
@@ -71,6 +72,8 @@ def _scalars(each: Compared) -> dict[str, float]:
     if each.difference is not None:
         scalars["compare/difference"] = max(each.difference.hypergradient.values())
         scalars |= {f"differences/{name}": x for name, x in each.difference.hypergradient.items()}
+    if each.against_float32 is not None:
+        scalars["compare/against_float32"] = max(each.against_float32.hypergradient.values())
     return scalars
 
 
@@ -81,7 +84,7 @@ def _tag(label: str) -> str:
 
 def _markdown(comparison: Comparison) -> str:
     header, *rows = hypergradient_rows(comparison)
-    tables = [_table(COST_HEADER, cost_rows(comparison)), _table(header, rows)]
+    tables = [_table(cost_header(comparison), cost_rows(comparison)), _table(header, rows)]
     return "\n\n".join([*tables, "\n".join(f"- {note}" for note in notes(comparison))])
 
 

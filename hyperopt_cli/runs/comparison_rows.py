@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from hyperopt_cli.runs.compared import CommonFactors, Compared, Comparison, FactorFrom
+from hyperopt_cli.runs.compared import CommonFactors, Compared, Comparison, Difference, FactorFrom
 from hyperopt_cli.runs.result import Values
 
 MAX_ELEMENTS = 10
@@ -23,9 +23,35 @@ COST_HEADER = (
 )
 
 
+AGAINST = "against float32"
+AGAINST_AT = COST_HEADER.index("passes") + 1
+
+
+def cost_header(comparison: Comparison) -> tuple[str, ...]:
+    """`COST_HEADER`, with `AGAINST` where the precision is lower than float32."""
+    return _with_against(COST_HEADER, AGAINST) if _is_lowered(comparison) else COST_HEADER
+
+
 def cost_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Under `COST_HEADER`, one row a mode; the difference is the largest of any hyperparameter's derivative."""
-    return [_cost_row(each, comparison.reference) for each in comparison.modes]
+    """Under `cost_header`, one row a mode; differences are the largest of any hyperparameter's derivative."""
+    rows = [_cost_row(each, comparison.reference) for each in comparison.modes]
+    if not _is_lowered(comparison):
+        return rows
+    return [
+        _with_against(row, _largest(each.against_float32)) for row, each in zip(rows, comparison.modes, strict=True)
+    ]
+
+
+def _is_lowered(comparison: Comparison) -> bool:
+    return any(each.against_float32 is not None for each in comparison.modes)
+
+
+def _with_against(row: tuple[str, ...], cell: str) -> tuple[str, ...]:
+    return (*row[:AGAINST_AT], cell, *row[AGAINST_AT:])
+
+
+def _largest(difference: Difference | None) -> str:
+    return MISSING if difference is None else f"{max(difference.hypergradient.values()):.2g}"
 
 
 def hypergradient_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -98,11 +124,10 @@ def _cost_row(each: Compared, reference: str | None) -> tuple[str, ...]:
         return (each.mode, *[MISSING] * (len(COST_HEADER) - 2), each.status)
     assert each.validation_loss is not None
     bits = each.cost.bits_per_parameter
-    largest = None if each.difference is None else max(each.difference.hypergradient.values())
     return (
         each.mode,
         f"{each.validation_loss:.6g}",
-        MISSING if largest is None else "reference" if each.mode == reference else f"{largest:.2g}",
+        "reference" if each.difference is not None and each.mode == reference else _largest(each.difference),
         MISSING if each.tolerance is None or each.mode == reference else f"{each.tolerance:g}",
         f"{each.cost.wall_s:.2f}",
         f"{each.cost.taken_bytes / 2**20:,.0f} MiB",

@@ -13,6 +13,12 @@ def pictures(count: int = 40) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 6, 5), dtype=torch.uint8, generator=generator(7))
 
 
+def augmented_by(augmentation: Augmentation, x: torch.Tensor, seed: int) -> torch.Tensor:
+    draws = augmentation.draw(len(x), generator(seed))
+    assert draws is not None
+    return augmentation.apply(x, draws)
+
+
 def test_channel_statistics_equal_torchs_over_the_whole_split() -> None:
     x = pictures()
     shift, scale = channel_statistics([x[:7], x[7:20], x[20:]])
@@ -49,7 +55,7 @@ def test_indices_stay_as_they_are() -> None:
 
 def test_every_crop_is_a_window_of_the_padded_picture_or_its_mirror_image() -> None:
     x = pictures(64).float()
-    augmented = Augmentation(crop=2, flip=True).apply(x, generator(0))
+    augmented = augmented_by(Augmentation(crop=2, flip=True), x, 0)
     assert augmented.shape == x.shape
     padded, seen = pad(x, [2] * 4), set()
     for i in range(64):
@@ -69,10 +75,19 @@ def test_every_crop_is_a_window_of_the_padded_picture_or_its_mirror_image() -> N
 
 def test_augmentation_is_a_function_of_the_seed() -> None:
     x, augmentation = pictures().float(), Augmentation(crop=1, flip=True)
-    assert torch.equal(augmentation.apply(x, generator(3)), augmentation.apply(x, generator(3)))
-    assert not torch.equal(augmentation.apply(x, generator(3)), augmentation.apply(x, generator(4)))
+    assert torch.equal(augmented_by(augmentation, x, 3), augmented_by(augmentation, x, 3))
+    assert not torch.equal(augmented_by(augmentation, x, 3), augmented_by(augmentation, x, 4))
 
 
-def test_without_crop_and_flip_nothing_is_copied() -> None:
-    x = pictures().float()
-    assert Augmentation().apply(x, generator(0)) is x
+def test_a_part_of_a_batch_is_augmented_as_it_is_in_the_whole() -> None:
+    x, augmentation = pictures().float(), Augmentation(crop=1, flip=True)
+    draws = augmentation.draw(len(x), generator(3))
+    assert draws is not None
+    assert torch.equal(augmentation.apply(x[7:20], draws.of(7, 20)), augmented_by(augmentation, x, 3)[7:20])
+
+
+def test_without_crop_and_flip_nothing_is_drawn() -> None:
+    rng = generator(0)
+    before = rng.get_state()
+    assert Augmentation().draw(5, rng) is None
+    assert torch.equal(rng.get_state(), before)

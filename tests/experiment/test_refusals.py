@@ -9,6 +9,7 @@ import torch
 from hyperopt_cli.errors import RecipeError, UsageError
 from hyperopt_cli.experiment import build, check
 from hyperopt_cli.experiment.build import pick_device
+from hyperopt_cli.recipe.schema import ENGINES
 from tests.experiment.recipes import recipe_of
 
 
@@ -97,7 +98,9 @@ def test_an_optimizers_refusal_is_placed(tmp_path: Path) -> None:
 
 
 def test_an_unknown_engine_is_placed(tmp_path: Path) -> None:
-    assert "mode: engine: got 'fast'; allowed are auto" in refused(tmp_path, mode={"name": "forward", "engine": "fast"})
+    said = refused(tmp_path, mode={"name": "forward", "engine": "forward_over_revers"})
+    assert "mode.engine: got 'forward_over_revers'; did you mean forward_over_reverse?" in said
+    assert all(name in said for name in ("auto", *ENGINES))
 
 
 def test_a_models_refusal_is_placed(tmp_path: Path) -> None:

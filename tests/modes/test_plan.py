@@ -11,6 +11,8 @@ from hyperopt_cli import Forward, Problem, Reverse, hypergradient, optimizers
 from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
 from hyperopt_cli.modes import MODES, Auto, Hypergradient, Mode, Reversible, auto, plan
 from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.engines import ENGINES
+from hyperopt_cli.modes.engines.choice import REFERENCE
 from hyperopt_cli.modes.planning.column_costs import Point, at
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.plan import bytes_text, chosen, seconds_text
@@ -99,10 +101,13 @@ class _Opaque(torch.autograd.Function):
         return g
 
 
-def test_forward_is_listed_as_refused_where_an_operator_has_no_forward_derivative() -> None:
+def test_forward_is_listed_as_refused_where_no_engine_can_take_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all engines only one is there, and it takes forward derivatives."""
     problem = net_problem(optimizers.SGD())
     loss = problem.inner_loss
     opaque = replace(problem, inner_loss=lambda w, h, b: _Opaque.apply(loss(w, h, b)))
+    only = ENGINES["forward_over_reverse"]
+    monkeypatch.setattr("hyperopt_cli.modes.engines.choice.ENGINES", {REFERENCE: only, "forward_over_reverse": only})
     made = plan(opaque, MOMENTUM)
     assert "forward" in {p.name for p in made.predictions if p.note}
     assert made.choice.name.startswith("reverse")

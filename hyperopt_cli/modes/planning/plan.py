@@ -57,7 +57,7 @@ def plan(problem: Problem, hyper: Hyper, *, available_bytes: int | None = None) 
     """
     check_hyper(hyper)
     hyper = {name: value.detach() for name, value in hyper.items()}
-    with surroundings():
+    with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
         check_connected(dynamics, hyper)
         return planned(dynamics, hyper, available_bytes)

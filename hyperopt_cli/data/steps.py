@@ -1,0 +1,137 @@
+"""The batches of a training run as a pure function of the step: whole, or in chunks that add up to the same."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.data.chunks import Batch, Preparation, Source
+from hyperopt_cli.data.partition import even
+from hyperopt_cli.data.preparation import Draws
+from hyperopt_cli.data.seeds import derive, generator
+from hyperopt_cli.data.streaming import Raw
+
+
+@dataclass(frozen=True)
+class StepChunks(Iterable[tuple[Batch, float]]):
+    """A training batch in chunks with weights n_i / n, made anew by each iteration.
+
+    Attributes:
+        t: the step.
+        sizes: examples of each chunk.
+        read: the examples of chunk i at `t * len(sizes) + i`.
+        prepare: makes the batches.
+        seed: of the step; chunk i carries `derive(seed, i)`.
+        draws: of the whole batch.
+    """
+
+    t: int
+    sizes: list[int]
+    read: Callable[[int], Raw]
+    prepare: Preparation
+    seed: int
+    draws: Draws | None
+
+    def __iter__(self) -> Iterator[tuple[Batch, float]]:
+        stops = list(accumulate(self.sizes))
+        for i, (size, stop) in enumerate(zip(self.sizes, stops, strict=True)):
+            own = None if self.draws is None else self.draws.of(stop - size, stop)
+            raw = self.read(self.t * len(self.sizes) + i)
+            yield self.prepare(raw, derive(self.seed, i), own), size / stops[-1]
+            del raw  # before the next one is read
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What training steps draw from.
+
+    Attributes:
+        source: where the examples come from.
+        index: those of the training split.
+        prepare: makes the batches.
+        batch_size: examples of a step.
+        chunk_size: the most examples that go through the model at once; None: all of a batch.
+        shuffled: each epoch in another order; if not, every step takes all examples as they come.
+    """
+
+    source: Source
+    index: Tensor
+    prepare: Preparation
+    batch_size: int
+    chunk_size: int | None = None
+    shuffled: bool = True
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of one pass; the examples left over are dropped, others in each epoch."""
+        return len(self.index) // self.batch_size
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether a batch is larger than a chunk."""
+        return self.chunk_size is not None and self.batch_size > self.chunk_size
+
+    def batches(self, seed: int) -> Callable[[int], Batch]:
+        """Training batches as a function of the step t >= 0, the same in any order and number of calls.
+
+        Args:
+            seed: epoch e is a permutation drawn from `derive(seed, "epoch", e)`, step t is augmented from
+                `derive(seed, "augment", t)` and carries the seed `derive(seed, "step", t)`.
+        """
+        read = self.source.reader(self._index_of(seed))
+
+        def batch(t: int) -> Batch:
+            _check_step(t)
+            return self.prepare(read(t), derive(seed, "step", t), self._draws(seed, t))
+
+        return batch
+
+    def batches_in_chunks(self, seed: int) -> Callable[[int], StepChunks]:
+        """The same batches, step by step, in chunks that are made when they are asked for.
+
+        Args:
+            seed: as for `batches`; the examples of a step are augmented alike, and chunk i carries
+                `derive(derive(seed, "step", t), i)`.
+        """
+        index_of, sizes = self._index_of(seed), self._sizes()
+
+        def piece_of(k: int) -> Tensor:
+            t, i = divmod(k, len(sizes))
+            return torch.split(index_of(t), sizes)[i]
+
+        read = self.source.reader(piece_of)
+
+        def batch(t: int) -> StepChunks:
+            _check_step(t)
+            return StepChunks(t, sizes, read, self.prepare, derive(seed, "step", t), self._draws(seed, t))
+
+        return batch
+
+    def _sizes(self) -> list[int]:
+        return [len(piece) for piece in even(torch.arange(self.batch_size), self.chunk_size or self.batch_size)]
+
+    def _index_of(self, seed: int) -> Callable[[int], Tensor]:
+        """The examples of each step."""
+        if not self.shuffled:
+            return lambda t: self.index
+
+        @lru_cache(maxsize=4)
+        def epoch(e: int) -> Tensor:
+            return self.index[torch.randperm(len(self.index), generator=generator(seed, "epoch", e))]
+
+        def index_of(t: int) -> Tensor:
+            e, i = divmod(t, self.per_epoch)
+            return epoch(e)[i * self.batch_size : (i + 1) * self.batch_size]
+
+        return index_of
+
+    def _draws(self, seed: int, t: int) -> Draws | None:
+        return self.prepare.augmentation.draw(self.batch_size, generator(seed, "augment", t))
+
+
+def _check_step(t: int) -> None:
+    if t < 0:
+        raise ValueError(f"t = {t}: steps are counted from 0")

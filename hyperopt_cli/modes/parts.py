@@ -1,0 +1,60 @@
+"""A training loss that is a weighted sum over fixed chunks, one chunk's graph in memory at a time.
+
+    L = sum_i c_i L_i      so that      g = sum_i c_i g_i,      H = sum_i c_i H_i,      d2L/dw dlambda = ...
+
+Everything that a mode takes of L is linear in L: the value, the gradient, its tangents, its pullback. So each of them
+is taken of one chunk after the other, and added up here; whoever takes them knows nothing of chunks.
+
+Time is linear in the number of chunks, memory is that of one chunk. The order of the sum is that of the chunks: the
+same bits each time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from hyperopt_cli.optimizers.base import Params, StepHyper
+
+Loss = Callable[[Params, StepHyper], Tensor]
+
+
+@dataclass(frozen=True)
+class LossInParts:
+    """L as a sum; called, it is L with the graph of all chunks at once.
+
+    Attributes:
+        parts: the loss of each chunk with its weight, made when it is asked for; the same each time.
+    """
+
+    parts: Callable[[], Iterator[tuple[Loss, float]]]
+
+    def __call__(self, params: Params, hyper: StepHyper) -> Tensor:
+        """L."""
+        value: Tensor = self.total(lambda loss: loss(params, hyper))
+        return value
+
+    def total(self, linear: Callable[[Loss], Any]) -> Any:
+        """What `linear`, a linear function of a loss with a tree of tensors for a value, gives for the sum."""
+        total: Any = None
+        for loss, weight in self.parts():
+            part = linear(loss)
+            total = _scaled(part, weight) if total is None else _added(total, part, weight)
+            del loss, part  # before the next chunk is read
+        if total is None:
+            raise ValueError("Chunked: got no chunk; a batch has at least one")
+        return total
+
+
+def _scaled(part: Any, weight: float) -> Any:
+    return tree_map(lambda x: weight * x, part)
+
+
+def _added(total: Any, part: Any, weight: float) -> Any:
+    """In place where no graph is made: K tangents are large."""
+    if torch.is_grad_enabled():
+        return tree_map(lambda x, y: x + weight * y, total, part)
+    return tree_map(lambda x, y: x.add_(y, alpha=weight), total, part)
