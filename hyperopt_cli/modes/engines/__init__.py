@@ -19,6 +19,7 @@ from hyperopt_cli.modes.engines.base import (
     push_columns,
 )
 from hyperopt_cli.modes.engines.dense import dense
+from hyperopt_cli.modes.engines.folded import folded
 from hyperopt_cli.modes.engines.forward_over_reverse import forward_over_reverse, forward_over_reverse_loop
 from hyperopt_cli.modes.engines.refusals import strict
 from hyperopt_cli.modes.engines.reverse_over_forward import reverse_over_forward
@@ -27,6 +28,7 @@ from hyperopt_cli.modes.engines.reverse_over_reverse import reverse_over_reverse
 __all__ = ["ENGINES", "Engine", "Loss", "Tangents", "check_name", "gradient", "gradient_and_pullback", "push_columns"]
 
 _FUNCTIONS: dict[str, Engine] = {
+    "folded": folded,
     "forward_over_reverse": forward_over_reverse,
     "forward_over_reverse_loop": forward_over_reverse_loop,
     "reverse_over_reverse": reverse_over_reverse,

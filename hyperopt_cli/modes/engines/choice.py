@@ -36,7 +36,7 @@ def chosen(known: dict[Circumstances, Verdict], dynamics: Dynamics, hyper: Hyper
     Raises:
         UsageError: no candidate is right, or fits into the memory.
     """
-    made_for = Circumstances.of(dynamics, hyper, setting)
+    made_for = Circumstances.of(dynamics, hyper, setting.num_columns, setting.chunk_size)
     verdict = known.get(made_for)
     if verdict is None or not _holds(verdict, setting):
         verdict = known[made_for] = decided(made_for, setting, dynamics.loss_at)

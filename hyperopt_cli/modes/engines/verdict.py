@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
+from hyperopt_cli.modes.compiling import Compilation
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.problem import Hyper
 
@@ -18,7 +19,7 @@ class Circumstances:
     """What a verdict was made for; it fits where all of this is the same.
 
     Attributes:
-        num_columns: K.
+        num_columns: K; 0 of a mode that carries none.
         chunk_size: columns treated at once; None: all.
         steps: T.
         num_parameters: P.
@@ -42,15 +43,17 @@ class Circumstances:
     sizes: str
 
     @classmethod
-    def of(cls, dynamics: Dynamics, hyper: Hyper, setting: Setting) -> "Circumstances":
+    def of(
+        cls, dynamics: Dynamics, hyper: Hyper, num_columns: int = 0, chunk_size: int | None = None
+    ) -> "Circumstances":
         """Of a run on this machine, now."""
-        device = dynamics.like.device
+        device, params = dynamics.like.device, tree_leaves(dynamics.start.params)
         return cls(
-            num_columns=setting.num_columns,
-            chunk_size=setting.chunk_size,
+            num_columns=num_columns,
+            chunk_size=chunk_size,
             steps=dynamics.problem.steps,
-            num_parameters=sum(w.numel() for w in setting.params.values()),
-            dtype=", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in setting.params.values()})),
+            num_parameters=sum(w.numel() for w in params),
+            dtype=", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in params})),
             precision=dynamics.problem.precision,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             threads=torch.get_num_threads(),
@@ -71,6 +74,7 @@ class Verdict:
         errors: largest relative difference of any column from the reference engine's, of each that was tried.
         asymmetries: |u.(Hv) - v.(Hu)| over its size, of each that was tried.
         disqualified: the reasons, by engine.
+        compilation: whether the whole step is compiled; None: not decided.
     """
 
     engine: str
@@ -80,6 +84,7 @@ class Verdict:
     errors: Mapping[str, float] = field(default_factory=dict)
     asymmetries: Mapping[str, float] = field(default_factory=dict)
     disqualified: Mapping[str, str] = field(default_factory=dict)
+    compilation: Compilation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Dictionaries, strings and numbers."""
@@ -91,6 +96,11 @@ class Verdict:
 
         Raises:
             TypeError: it lacks something, or has something else.
-            KeyError: it says not what it was made for.
+            KeyError: it lacks what it was made for, or whether steps are compiled.
         """
-        return cls(**{**content, "made_for": Circumstances(**content["made_for"])})
+        compilation = content["compilation"]
+        made = {
+            "made_for": Circumstances(**content["made_for"]),
+            "compilation": None if compilation is None else Compilation(**compilation),
+        }
+        return cls(**{**content, **made})

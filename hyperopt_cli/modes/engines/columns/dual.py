@@ -1,0 +1,242 @@
+"""A tensor with its tangents along K directions; every operator that meets one moves them.
+
+A loss evaluated on duals, and differentiated by autograd as usual, yields the gradient as duals: the gradient and its K
+tangents in one pass. It is forward over reverse (Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147) below
+autograd, operator by operator, so that the K products of an operator can be taken as one large product.
+
+How an operator moves tangents, the first that applies:
+
+1. its rule in `RULES`;
+2. one that treats every element alike: its partial derivatives once, times the tangents of each argument;
+3. torch's own forward derivative, under vmap;
+4. its decomposition into simpler operators.
+
+An operator with none of these is an error that names it.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch._ops import OpOverload
+from torch.func import jvp, vmap
+from torch.overrides import enable_reentrant_dispatch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from hyperopt_cli.errors import UsageError
+
+aten = torch.ops.aten
+
+Rule = Callable[..., Any]
+RULES: dict[OpOverload, Rule] = {}
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+# What has no tangent, whatever its arguments'.
+CONSTANT = {
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.empty_like.default,
+    aten.full_like.default,
+    aten.rand_like.default,
+    aten.randn_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+    aten.empty_strided.default,
+    aten._local_scalar_dense.default,
+    aten.sign.default,
+}
+
+
+class Dual(Tensor):
+    """A tensor and its tangents along K directions.
+
+    Attributes:
+        primal: the tensor, [*shape].
+        tangents: its tangents, [K, *shape]. Their memory need not lie in that order: an operator leaves it as its
+            product had it.
+    """
+
+    primal: Tensor
+    tangents: Tensor
+
+    @staticmethod
+    def __new__(cls, primal: Tensor, dot: Tensor) -> "Dual":
+        """Shows itself to autograd as a tensor like `primal`."""
+        made: Dual = torch.Tensor._make_wrapper_subclass(
+            cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device
+        )
+        return made
+
+    def __init__(self, primal: Tensor, dot: Tensor) -> None:
+        assert dot.shape[1:] == primal.shape, f"tangents {list(dot.shape)} of a tensor {list(primal.shape)}"
+        self.primal, self.tangents = primal, dot
+
+    def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
+        """Its shape."""
+        return f"Dual({list(self.primal.shape)}, columns={self.tangents.shape[0]})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """`func` of duals."""
+        kwargs = kwargs or {}
+        rule = RULES.get(func)
+        if rule is not None:
+            return rule(func, *args, **kwargs)
+        if func._schema.is_mutable:
+            return _in_place(func, args, kwargs)
+        if func in CONSTANT or not _has_float_output(func):
+            args, kwargs = tree_map(primal, (args, kwargs))
+            return func(*args, **kwargs)
+        if torch.Tag.pointwise in func.tags:
+            return _elementwise(func, args, kwargs)
+        return by_torch(func, args, kwargs)
+
+
+def rule(*operators: OpOverload) -> Callable[[AnyRule], AnyRule]:
+    """Registers `(operator, *arguments) -> result` for these operators."""
+
+    def register(function: AnyRule) -> AnyRule:
+        RULES.update(dict.fromkeys(operators, function))
+        return function
+
+    return register
+
+
+def primal(x: Any) -> Any:
+    """Without tangents; anything else as it is."""
+    return x.primal if isinstance(x, Dual) else x
+
+
+def dot(x: Any) -> Tensor | None:
+    """The tangents; None of anything that has none."""
+    return x.tangents if isinstance(x, Dual) else None
+
+
+def dual(value: Tensor, *parts: Tensor | None) -> Tensor:
+    """`value` with the sum of `parts` as tangents; itself where there is none."""
+    total: Tensor | None = None
+    for part in parts:
+        total = part if total is None or part is None else total + part
+        if part is None:
+            continue
+    return value if total is None else Dual(value, total)
+
+
+def aligned(tangents: Tensor, ndim: int) -> Tensor:
+    """`[K, *shape]` such that it broadcasts as `shape` does among tensors of `ndim` dimensions."""
+    missing = ndim + 1 - tangents.ndim
+    if missing <= 0:
+        return tangents
+    return tangents.reshape(tangents.shape[0], *(1,) * missing, *tangents.shape[1:])
+
+
+def spread(tangents: Tensor, shape: Sequence[int]) -> Tensor:
+    """Broadcast to `[K, *shape]`."""
+    return aligned(tangents, len(shape)).expand(tangents.shape[0], *shape)
+
+
+def _has_float_output(func: Any) -> bool:
+    return any("Tensor" in str(result.type) for result in func._schema.returns) and func not in _OF_INTEGERS
+
+
+_OF_INTEGERS = {
+    overload
+    for name in (
+        "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "argmax", "argmin", "logical_not",
+        "logical_and", "logical_or", "any", "all", "signbit",
+    )
+    for packet in [getattr(aten, name)]
+    for overload in (getattr(packet, each) for each in packet.overloads())
+}  # fmt: skip
+
+
+def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
+    """The same without writing, then written where it belongs."""
+    target = args[0] if args else None
+    plain = getattr(getattr(aten, func._schema.name.split("::")[1].removesuffix("_"), None), func._overloadname, None)
+    if not func._schema.name.endswith("_") or plain is None:
+        raise _refused(func, "it writes into its arguments")
+    result = plain(*args, **kwargs)
+    if not isinstance(target, Dual):
+        raise _refused(func, "it writes into a tensor that has no tangents; write `x = x + y` instead")
+    target.primal.copy_(primal(result))
+    target.tangents.copy_(result.tangents) if isinstance(result, Dual) else target.tangents.zero_()
+    return target
+
+
+def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
+    """Partial derivatives from torch, each along a tangent of ones; then once over the K columns."""
+    leaves, spec = tree_flatten((args, kwargs))
+    where = [i for i, x in enumerate(leaves) if isinstance(x, Dual)]
+    plain = [primal(x) for x in leaves]
+
+    def along(i: int) -> Callable[[Tensor], Tensor]:
+        def of_one(x: Tensor) -> Tensor:
+            given, named = tree_unflatten([*plain[:i], x, *plain[i + 1 :]], spec)
+            result: Tensor = func(*given, **named)
+            return result
+
+        return of_one
+
+    parts: list[Tensor | None] = []
+    for i in where:
+        try:
+            with enable_reentrant_dispatch():
+                value, partial = jvp(along(i), (plain[i],), (torch.ones_like(plain[i]),))  # type: ignore[misc]
+        except (RuntimeError, NotImplementedError) as error:
+            return _decomposed(func, args, kwargs, error)
+        if not value.is_floating_point():
+            return value
+        parts.append(partial.detach() * aligned(leaves[i].tangents, partial.ndim))
+    return dual(value.detach(), *parts)
+
+
+def by_torch(func: Any, args: Any, kwargs: Any) -> Any:
+    """`func` by torch's forward derivative, under vmap."""
+    leaves, spec = tree_flatten((args, kwargs))
+    where = [i for i, x in enumerate(leaves) if isinstance(x, Dual)]
+    shape: list[Any] = []
+
+    def of_duals(*moved: Tensor) -> tuple[Tensor, ...]:
+        plain = list(leaves)
+        for i, x in zip(where, moved, strict=True):
+            plain[i] = x
+        given, named = tree_unflatten(plain, spec)
+        results, results_spec = tree_flatten(func(*given, **named))
+        shape[:] = [results_spec]
+        return tuple(results)
+
+    at = tuple(leaves[i].primal for i in where)
+    pushed: Any = vmap(lambda *dots: jvp(of_duals, at, dots), out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
+    try:
+        with enable_reentrant_dispatch(), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="There is a performance drop")
+            values, dots = pushed(*(leaves[i].tangents for i in where))
+    except (RuntimeError, NotImplementedError, UserWarning) as error:
+        return _decomposed(func, args, kwargs, error)
+    made = [dual(x, d) if x.is_floating_point() else x for x, d in zip(values, dots, strict=True)]
+    return tree_unflatten(made, shape[0])
+
+
+def _decomposed(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+    if func not in decomposition_table:
+        raise _refused(func, str(error).splitlines()[0]) from error
+    with enable_reentrant_dispatch(), torch.no_grad():
+        result = decomposition_table[func](*args, **kwargs)
+    assert not any(x.requires_grad for x in tree_leaves(result) if isinstance(x, Tensor))
+    return result
+
+
+def _refused(func: Any, reason: str) -> UsageError:
+    return UsageError(
+        f"engine folded: cannot carry tangents through {func} ({reason}); use the engine reverse_over_reverse, or the "
+        "mode reverse"
+    )

@@ -1,0 +1,69 @@
+"""The operators on single elements that are met most: the fewest passes over the K columns."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.modes.engines.columns.dual import Dual, aligned, dot, dual, primal, rule, spread
+
+aten = torch.ops.aten
+
+
+def _term(tangents: Tensor | None, ndim: int) -> Tensor | None:
+    return None if tangents is None else aligned(tangents, ndim)
+
+
+@rule(aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar)
+def _add(op: Any, a: Any, b: Any, *, alpha: float = 1) -> Tensor:
+    value = op(primal(a), primal(b), alpha=alpha)
+    sign = alpha if "add" in op._schema.name else -alpha
+    left, right = _term(dot(a), value.ndim), _term(dot(b), value.ndim)
+    if left is None:
+        assert right is not None
+        total = right if sign == 1 else sign * right
+    else:
+        total = left if right is None else torch.add(left, right, alpha=sign)
+    return dual(value, spread(total, value.shape).to(value.dtype))
+
+
+@rule(aten.mul.Tensor, aten.mul.Scalar)
+def _mul(op: Any, a: Any, b: Any) -> Tensor:
+    value = op(primal(a), primal(b))
+    left, right = _term(dot(a), value.ndim), _term(dot(b), value.ndim)
+    if left is not None and right is not None:
+        total = torch.addcmul(left * primal(b), right, primal(a))
+    else:
+        total = left * primal(b) if right is None else right * primal(a)
+    return dual(value, spread(total, value.shape).to(value.dtype))
+
+
+@rule(aten.div.Tensor, aten.div.Scalar)
+def _div(op: Any, a: Any, b: Any) -> Tensor:
+    """(a / b)' = (a' - (a / b) b') / b."""
+    value = op(primal(a), primal(b))
+    left, right = _term(dot(a), value.ndim), _term(dot(b), value.ndim)
+    if right is None:
+        total = left / primal(b)
+    else:
+        slope = value / primal(b)
+        total = -slope * right if left is None else torch.addcmul(left / primal(b), right, slope, value=-1)
+    return dual(value, spread(total, value.shape).to(value.dtype))
+
+
+@rule(aten.neg.default)
+def _neg(op: Any, x: Dual) -> Dual:
+    return Dual(op(x.primal), op(x.tangents))
+
+
+@rule(aten.relu.default)
+def _relu(op: Any, x: Dual) -> Dual:
+    value = op(x.primal)
+    return Dual(value, aten.threshold_backward(x.tangents, spread(value[None], value.shape), 0))
+
+
+@rule(aten.threshold_backward.default)
+def _threshold_backward(op: Any, grad: Any, x: Any, threshold: float) -> Tensor:
+    """Linear in the gradient, piecewise constant in x."""
+    value, tangents = op(primal(grad), primal(x), threshold), dot(grad)
+    return dual(value, None if tangents is None else op(tangents, primal(x).expand_as(tangents), threshold))
