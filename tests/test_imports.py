@@ -15,6 +15,7 @@ ROOT = Path(hyperopt_cli.__file__).parent
 # part -> the parts of the package that it may import, beside itself
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "allocator": set(),
     "optimizers": {"errors"},
     "problem": {"optimizers", "errors"},
     "losses": set(),
@@ -25,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "space": {"problem", "optimizers", "errors"},
     "outer": {"modes", "space", "problem", "optimizers", "data", "sign_descent", "errors"},
     "comparison": {"modes", "problem", "optimizers", "runs", "errors"},
-    "bench": {"comparison", "modes", "problem", "optimizers", "models", "data", "runs", "errors"},
+    "bench": {"allocator", "comparison", "modes", "problem", "optimizers", "models", "data", "runs", "errors"},
     "recipe": {"errors"},
     "runs": {"errors"},
 }

@@ -25,6 +25,7 @@ OPTIONS = {
     "steps": ("tangents", "modes", "reversal", "checkpointing"),
     "models": ("hvp", "tangents"),
     "columns": ("tangents",),
+    "engines": ("hvp", "tangents", "modes"),
     "batch": ("hvp", "tangents", "modes"),
     "data": ("modes",),
 }

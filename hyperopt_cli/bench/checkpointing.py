@@ -111,7 +111,8 @@ def _train(workload: Workload) -> None:
     """Plain training, in which every state is dropped at once."""
     with surroundings():
         dynamics = Dynamics.of(*workload)
-        deque(run(dynamics, workload.hyper, Account(workload.problem.steps, dynamics.like)), maxlen=0)
+        steps, _ = Reverse(compile=False).steps(dynamics, workload.hyper)
+        deque(run(steps, Account(workload.problem.steps, dynamics.like)), maxlen=0)
 
 
 def _differentiate(workload: Workload, mode: Reverse) -> Outcome:

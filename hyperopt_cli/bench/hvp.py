@@ -88,13 +88,14 @@ def _case(network: Network, settings: Settings, sizes: Sizes) -> Case:
     made = ready(network, 1, settings.batch, sizes, settings.device)
     point = _point(made)
     calls: dict[str, Callable[[], object]] = {GRADIENT: partial(_gradient, point)}
-    calls |= {name: partial(_timed_product, name, point) for name in ENGINES}
+    names = [name for name in ENGINES if settings.engines is None or name in settings.engines]
+    calls |= {name: partial(_timed_product, name, point) for name in names}
     with surroundings():
         samples = interleaved(
             calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{made.title}: {said}")
         )
         settings.on_progress(f"{made.title}: symmetry")
-        checks = checked(point, [name for name in ENGINES if isinstance(samples[name], Samples)])
+        checks = checked(point, [name for name in names if isinstance(samples[name], Samples)])
     base = samples[GRADIENT]
     assert isinstance(base, Samples)
     return compared(made.title, samples, GRADIENT, lambda name, shown: _figures(shown, base, checks.get(name)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hyperopt_cli import allocator
 from hyperopt_cli.runs.environment import environment
 
 # What sets the number of threads, how memory is taken and given back, and whether what was compiled before is found
@@ -38,6 +39,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "gpu": environment(str(device))["device"] if device.type != "cpu" else None,
         **{key: seen[key] for key in KEPT},
         "float32_on_gpu": {what: attrgetter(name)(torch.backends) for what, name in FLOAT32.items()},
+        "allocator": allocator.described(),
         "variables": {name: _without_folders(os.environ[name]) for name in VARIABLES if name in os.environ},
     }
 

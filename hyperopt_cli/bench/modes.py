@@ -12,7 +12,7 @@ The plain ones (`baselines.py`): an autograd unroll, and forward mode by a loop 
     largest_difference    of any hyperparameter's derivative from the unroll's
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from hyperopt_cli.bench.problems import (
     windows,
 )
 from hyperopt_cli.bench.report import Case, Figure, Report, Settings, compared, largest_difference
-from hyperopt_cli.bench.variants import by_engine, with_compiled
+from hyperopt_cli.bench.variants import by_engine, of_reverse
 from hyperopt_cli.models import mlp
 from hyperopt_cli.modes import Forward, Mode, Reverse, Reversible, hypergradient
 from hyperopt_cli.optimizers import SGD
@@ -109,7 +109,7 @@ def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> C
         LOOP: lambda: Outcome(loop_of_double_backwards(workload)),
         **{
             name: partial(_differentiated, workload, mode)
-            for name, mode in _modes(sizes, workload.problem.steps).items()
+            for name, mode in _modes(sizes, workload.problem.steps, settings.engines).items()
         },
     }
     samples = interleaved(
@@ -120,14 +120,14 @@ def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> C
     return compared(title, samples, UNROLL, partial(_figures, base=base, loop=loop))
 
 
-def _modes(sizes: Sizes, steps: int) -> dict[str, Mode]:
+def _modes(sizes: Sizes, steps: int, asked: Sequence[str] | None) -> dict[str, Mode]:
     """By name, forward mode by every engine among them."""
     slots = min(sizes.slots, steps)
     return {
         "forward, auto": Forward(),
-        **{f"forward, {name}": mode for name, mode in by_engine().items()},
-        **{f"reverse{how}": make() for how, make in with_compiled(Reverse).items()},
-        f"reverse, slots: {slots}": Reverse(slots=slots),
+        **{f"forward, {name}": mode for name, mode in by_engine(asked).items()},
+        **{f"reverse{how}": make() for how, make in of_reverse().items()},
+        f"reverse, slots: {slots}": Reverse(slots=slots, compile=False),
         "reversible": Reversible(),
     }
 

@@ -18,7 +18,6 @@ import torch
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.bench.problems import Workload
-from hyperopt_cli.modes.base import Account
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import gradient_and_pullback
 from hyperopt_cli.modes.memory import state_bytes
@@ -29,7 +28,7 @@ from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels
 from hyperopt_cli.modes.reversal.radix import Radixes
 from hyperopt_cli.modes.reversible import deterministic
 from hyperopt_cli.modes.surroundings import surroundings
-from hyperopt_cli.modes.sweep import adjoint_step, linearise, train_step
+from hyperopt_cli.modes.sweep import adjoint_step, back_step, linearise, train_step
 from hyperopt_cli.optimizers.exact import LIMIT
 
 TRAINING, THERE, BACK, ADJOINT = "training", "arithmetic there", "arithmetic back", "adjoint"
@@ -62,16 +61,16 @@ def reverse_pieces(workload: Workload, device: torch.device) -> dict[str, float]
     laps = Laps(device)
     with surroundings():
         dynamics = Dynamics.of(problem, hyper)
-        account, ones = Account(problem.steps, dynamics.like), tree_map(torch.ones_like, dynamics.start)
+        ones = tree_map(torch.ones_like, dynamics.start)
         states = [dynamics.start]
         for t in range(problem.steps):
             with laps.lap(TRAINING, t):
-                state, _ = train_step(dynamics, hyper, t, states[-1], account)
+                state, _ = train_step(dynamics, problem.batch(t), states[-1], dynamics.hyper_at(hyper, t), t)
             states.append(state)
         for t in reversed(range(problem.steps)):
             state = states[t]
             with laps.lap(ADJOINT, t):
-                adjoint_step(dynamics, ones, linearise(dynamics, hyper, t, state, account), account)
+                back_step(dynamics, problem.batch(t), state, dynamics.hyper_at(hyper, t), ones, t)
     return laps.whole_s(problem.steps)
 
 
@@ -116,15 +115,15 @@ def _go(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Laps) ->
 
 
 def _go_back(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Laps) -> None:
-    account = Account(workload.problem.steps, dynamics.like)
     ones = tree_map(torch.ones_like, dynamics.start)
     for t in reversed(range(workload.problem.steps)):
         with laps.lap(BACK, t):
             params = held.undo_weights(dynamics.hyper_at(workload.hyper, t), t)
             held.fingerprint()
         with laps.lap(ADJOINT, t):
-            past = linearise(dynamics, workload.hyper, t, State(params, {}), account)
+            step_hyper = dynamics.hyper_at(workload.hyper, t)
+            past = linearise(dynamics, dynamics.loss_at(t), State(params, {}), step_hyper, t)
         with laps.lap(BACK, t):
             state = held.undo_rest(past.grads, past.hyper, t)
         with laps.lap(ADJOINT, t):
-            adjoint_step(dynamics, ones, past._replace(state=state), account)
+            adjoint_step(dynamics, past._replace(state=state), ones)

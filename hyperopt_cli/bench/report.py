@@ -32,6 +32,7 @@ class Settings:
         on_progress: told what is being measured.
         models: names of networks; None: the benchmark's own.
         columns: numbers of tangents K; None: the benchmark's own.
+        engines: names of engines; None: all.
         batch: inputs in a batch; None: each network's own.
         data: a folder with MNIST/raw; None: random data.
 
@@ -45,6 +46,7 @@ class Settings:
     on_progress: Callable[[str], None] = _unheard
     models: tuple[str, ...] | None = None
     columns: tuple[int, ...] | None = None
+    engines: tuple[str, ...] | None = None
     batch: int | None = None
     data: Path | None = None
 

@@ -119,7 +119,7 @@ def _cases(setup: Setup, columns: tuple[int, ...], settings: Settings) -> Iterat
             PRODUCT: setup.product,
             GRADIENT: partial(gradients, workload, GRADIENTS_TIMED, settings.device),
         }
-        for name, mode in by_engine().items():
+        for name, mode in by_engine(settings.engines).items():
             needs = taken.get(name, 0.0) * num_columns
             calls[name] = partial(steps_but_the_first, mode, workload, settings.device, needs)
         with surroundings():

@@ -1,32 +1,30 @@
-"""Modes as variants of a benchmark: every engine there is, and the compiled step beside the eager one.
+"""Modes as variants of a benchmark: every engine there is, and compiled steps beside the eager ones.
 
-Nothing is named here: an engine that is added to `ENGINES` is measured.
+No engine is named here but the two that have a part: one that is added to `ENGINES` is measured.
 """
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 
-from hyperopt_cli.modes import Forward, Mode
+from hyperopt_cli.modes import Forward, Mode, Reverse
 from hyperopt_cli.modes.engines import ENGINES
 
 LOOP = "reverse_over_reverse_loop"  # what every framework could do first: the others are compared with it
+COMPILED = "folded"  # the one whose step is compiled too: compiling takes many times what is measured
 
 
-def by_engine() -> dict[str, Mode]:
-    """Forward mode by every engine, its step eager and compiled."""
-    return {
-        f"{engine}{how}": make() for engine in ENGINES for how, make in with_compiled(Forward, engine=engine).items()
-    }
+def by_engine(asked: Sequence[str] | None = None) -> dict[str, Mode]:
+    """Forward mode by the engines that are asked for, by all of them for None; the step of one compiled too.
+
+    The step of a run is compiled for each number of rows, so a mode that is compiled is kept: `measuring` calls it
+    again.
+    """
+    names = [name for name in ENGINES if asked is None or name in asked]
+    modes: dict[str, Mode] = {name: Forward(engine=name, compile=False) for name in names}
+    if COMPILED in names:
+        modes[f"{COMPILED}, compiled"] = Forward(engine=COMPILED, compile=True)
+    return modes
 
 
-def with_compiled(mode: type[Mode], **arguments: object) -> dict[str, Callable[[], Mode]]:
-    """What to add to a name, and the mode; compiled where the mode can be."""
-    eager = {"compile": False} if _compiles(mode) else {}
-    made: dict[str, Callable[[], Mode]] = {"": lambda: mode(**arguments, **eager)}
-    if _compiles(mode):
-        made[", compiled"] = lambda: mode(**arguments, compile=True)  # type: ignore[call-arg]
-    return made
-
-
-def _compiles(mode: type[Mode]) -> bool:
-    return any(field.name == "compile" for field in fields(mode))  # type: ignore[arg-type]
+def of_reverse() -> dict[str, Callable[[], Mode]]:
+    """What to add to a name, and reverse mode so."""
+    return {"": lambda: Reverse(compile=False), ", compiled": lambda: Reverse(compile=True)}

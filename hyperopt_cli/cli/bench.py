@@ -29,6 +29,9 @@ def bench(
         ),
     ] = None,
     columns: Annotated[str | None, typer.Option(help="tangents: numbers of columns K, e.g. 8,16.")] = None,
+    engines: Annotated[
+        str | None, typer.Option(help="hvp, tangents, modes: engines, e.g. folded,reverse_over_reverse_loop.")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="hvp, tangents, modes: inputs in a batch; each network's own by default.")
     ] = None,
@@ -48,7 +51,8 @@ def bench(
     Example: hyperopt bench reversal --out reversal.json --plot reversal.svg
     """
     _check_name(name)
-    given = {"steps": steps, "models": models, "columns": columns, "batch": batch}  # data may come from the environment
+    # data may come from the environment
+    given = {"steps": steps, "models": models, "columns": columns, "engines": engines, "batch": batch}
     _check_taken(name, [option for option, value in given.items() if value is not None])
     asked = None if models is None else tuple(models.split(","))
     numbers = None if columns is None else _numbers("--columns", columns)
@@ -63,11 +67,12 @@ def bench(
     from hyperopt_cli.cli.bench_tables import print_report
     from hyperopt_cli.runs.json_files import to_text, write_json
 
+    named = None if engines is None else _engines(engines)
     chosen = _device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     with _progress() as on_progress:
-        report = load(name)(Settings(repeat, steps, chosen, on_progress, asked, numbers, batch, data))
+        report = load(name)(Settings(repeat, steps, chosen, on_progress, asked, numbers, named, batch, data))
     if out is not None:
         write_json(out, report.to_json())
     if plot is not None:
@@ -92,6 +97,15 @@ def _check_taken(name: str, options: Iterable[str]) -> None:
             raise UsageError(
                 f"--{option}: bench {name} does not take it; leave it out ({', '.join(OPTIONS[option])} do)"
             )
+
+
+def _engines(given: str) -> tuple[str, ...]:
+    from hyperopt_cli.modes.engines import ENGINES
+
+    names = tuple(given.split(","))
+    if unknown := [name for name in names if name not in ENGINES]:
+        raise UsageError(f"--engines: got {', '.join(unknown)}; allowed are {', '.join(ENGINES)}")
+    return names
 
 
 def _numbers(option: str, given: str) -> tuple[int, ...]:

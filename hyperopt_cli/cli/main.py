@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hyperopt_cli import __version__
+from hyperopt_cli.allocator import keep_freed_memory
 from hyperopt_cli.cli.bench import bench
 from hyperopt_cli.cli.compare import compare
 from hyperopt_cli.cli.doctor import doctor
@@ -49,6 +50,7 @@ def _root(
 def main() -> None:
     """Runs a command; a user's error is one message and an exit code, without a traceback unless `--debug` is given."""
     debug = "--debug" in sys.argv
+    keep_freed_memory()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments, prog_name="hyperopt")

@@ -69,7 +69,7 @@ def test_ratios_to_the_loop_and_memory_to_the_unroll(report: Report) -> None:
 
 def wrong_variants(monkeypatch: pytest.MonkeyPatch, engine: object) -> list[Variant]:
     monkeypatch.setitem(ENGINES, "wrong", engine)  # type: ignore[misc]
-    monkeypatch.setattr(modes, "by_engine", lambda: {"wrong": Forward(engine="wrong")})
+    monkeypatch.setattr(modes, "by_engine", lambda asked: {"wrong": Forward(engine="wrong")})
     cases = measure(Settings(repeat=1), MODES).cases
     return [variant for case in cases for variant in case.variants if "wrong" in variant.name.split(", ")]
 
@@ -114,7 +114,7 @@ def test_on_mnist_the_title_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         modes, "mnist_batches", lambda root, batch, device, num: modes.drawn((784,), batch, device, num)
     )
-    monkeypatch.setattr(modes, "_modes", lambda sizes, steps: {})
+    monkeypatch.setattr(modes, "_modes", lambda *given: {})
     report = measure(Settings(repeat=1, steps=2, data=Path("there")), MODES)
     assert report.cases[0].title.startswith("MLP 784-4-10, batch 5, T = 2, MNIST, ")
     assert report.settings["data"] == "MNIST"

@@ -15,7 +15,7 @@ from tests.bench.sizes import REVERSAL
 @pytest.fixture(scope="module")
 def report() -> Report:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_cannot_compile", lambda: "no C++ compiler was found")
+        patch.setattr(kernels, "cannot_compile", lambda: "no C++ compiler was found")
         return measure(Settings(repeat=2, steps=3), REVERSAL)
 
 
@@ -97,7 +97,7 @@ def test_the_report_is_json(report: Report) -> None:
 
 @pytest.mark.slow
 def test_where_torch_can_compile_it_is_timed_apart_from_the_compiling() -> None:
-    if (reason := kernels._cannot_compile()) is not None:
+    if (reason := kernels.cannot_compile()) is not None:
         pytest.skip(reason)
     report = measure(Settings(repeat=1, steps=3), REVERSAL)
     compiled = report.cases[0].variants[2]

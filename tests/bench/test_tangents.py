@@ -74,7 +74,7 @@ def test_the_curves_hold_every_k_and_the_floor(report: Report) -> None:
 
 def test_a_wrong_engine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "wrong", doubled)
-    monkeypatch.setattr(tangents, "by_engine", lambda: {name: Forward(engine=name) for name in (LOOP, "wrong")})
+    monkeypatch.setattr(tangents, "by_engine", lambda asked: {name: Forward(engine=name) for name in (LOOP, "wrong")})
     (case,) = measure(Settings(repeat=1, steps=4, models=("mlp",), columns=(3,)), NETWORKS, RATE).cases
     (wrong,) = (variant for variant in case.ran if variant.name == "wrong")
     difference = wrong.figures["largest_difference"]
@@ -96,7 +96,7 @@ def test_k_columns_are_tuned_and_carried_from_the_first_step_on(num_columns: int
 
 
 def test_what_has_no_room_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tangents, "by_engine", lambda: {LOOP: Forward(engine=LOOP)})
+    monkeypatch.setattr(tangents, "by_engine", lambda asked: {LOOP: Forward(engine=LOOP)})
     monkeypatch.setattr("hyperopt_cli.bench.laps.available_bytes", lambda device: 2000)
     monkeypatch.setattr("hyperopt_cli.bench.measuring._taken_bytes", lambda call, device: 900)
     settings = Settings(repeat=1, steps=2, models=("mlp",), columns=(1, 2, 4))
