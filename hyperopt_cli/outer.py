@@ -29,6 +29,7 @@ TOLD = (
     "plan",
     "engine",
     "engine_why",
+    "compiled_why",
     "factors",
 )  # of a mode's stats what is reported where it is there
 

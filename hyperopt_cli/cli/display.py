@@ -81,7 +81,8 @@ def _choices(step: OuterStep) -> list[str]:
     if step.outer_step != 0:
         return []
     told = (("mode", "plan"), ("engine", "engine_why"))
-    return [f"{what} {step.stats[what]}: {step.stats[why]}" for what, why in told if why in step.stats]
+    lines = [f"{what} {step.stats[what]}: {step.stats[why]}" for what, why in told if why in step.stats]
+    return lines + ([f"steps {step.stats['compiled_why']}"] if "compiled_why" in step.stats else [])
 
 
 class JsonLines:
@@ -97,7 +98,11 @@ class JsonLines:
             "training_loss": step.training_loss,
             "hypergradient": step.hypergradient,
             "wall_s": step.stats["wall_s"],
-            **{key: step.stats[key] for key in ("bias", "mode", "plan", "engine", "engine_why") if key in step.stats},
+            **{
+                key: step.stats[key]
+                for key in ("bias", "mode", "plan", "engine", "engine_why", "compiled_why")
+                if key in step.stats
+            },
             **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
         }
         typer.echo(to_text(line))

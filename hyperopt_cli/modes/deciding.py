@@ -4,14 +4,19 @@ Whoever runs the mode keeps the verdicts; a mode knows of no file.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 from hyperopt_cli.modes.base import Mode
-from hyperopt_cli.modes.engines.verdict import Verdict
+from hyperopt_cli.modes.compiling import Compilation, WholeStep, cannot_compile, decided
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
+from hyperopt_cli.modes.stepping import StepAt
 
 
 class Deciding(Mode):
-    """A mode that chooses its engine."""
+    """A mode that decides."""
 
     @property
     @abstractmethod
@@ -21,3 +26,54 @@ class Deciding(Mode):
     @abstractmethod
     def remember(self, verdicts: Iterable[Verdict]) -> None:
         """Takes over verdicts; one that fits a problem is used in place of measuring."""
+
+
+class Compiling(Deciding):
+    """A mode that decides whether its steps are compiled.
+
+    Attributes:
+        compile: true, false, or "auto": where the horizon repays it (`compiling/repaying.py`).
+    """
+
+    compile: bool | str
+    _known: dict[Circumstances, Verdict]
+    _whole: dict[str, WholeStep]
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """By what they were made for."""
+        return tuple(self._known.values())
+
+    def remember(self, verdicts: Iterable[Verdict]) -> None:
+        """By what they were made for."""
+        self._known.update({verdict.made_for: verdict for verdict in verdicts})
+
+    def _check_compile(self) -> None:
+        if self.compile not in (True, False, "auto"):
+            raise ValueError(f"compile: got {self.compile!r}; allowed are True, False and 'auto'")
+
+    def _step_at(self, dynamics: Dynamics, name: str, function: Callable[..., Any], compiled: bool) -> StepAt:
+        """The step of that name; what was compiled for it before is found again."""
+        return StepAt(dynamics, function, self._whole.setdefault(name, WholeStep()), compiled)
+
+    def _settled(self, verdict: Verdict, step: StepAt, *example: Any) -> Verdict:
+        """`verdict` with a decision on compiling, from `step` at `example`."""
+        known = verdict.compilation
+        if self.compile != "auto" or known is None or (known.compiled and cannot_compile() is not None):
+            made = decided(
+                self.compile,
+                verdict.made_for.steps,
+                lambda: step.eager(*example),
+                lambda: step.compiled(*example),
+                lambda: step.num_operators(*example),
+            )
+            verdict = replace(verdict, compilation=made)
+        if self.compile == "auto" or verdict.made_for in self._known:  # otherwise nothing was decided
+            self._known[verdict.made_for] = verdict
+        return verdict
+
+    def _told(self, compilation: Compilation | None) -> dict[str, Any]:
+        """What a run says of it."""
+        if compilation is None or not compilation.compiled:
+            return {"compiled": False}
+        return {"compiled": True, "compiled_why": compilation.why}

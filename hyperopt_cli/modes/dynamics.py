@@ -182,7 +182,10 @@ class Dynamics:
 
     def loss_at(self, step: int) -> Loss:
         """L(w, lambda_t) on the batch of that step, in the problem's precision; a sum where the batch is chunked."""
-        batch = self.problem.batch(step)
+        return self.loss_on(self.problem.batch(step))
+
+    def loss_on(self, batch: Batch) -> Loss:
+        """The same on a batch."""
         if isinstance(batch, Chunked):
             return LossInParts(lambda: self._losses(batch))
         return self._loss(batch)

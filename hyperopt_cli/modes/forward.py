@@ -20,28 +20,33 @@ is not carried at all.
 Prefer reverse or reversible for many hyperparameters.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hyperopt_cli.modes.base import Account, Hypergradient
-from hyperopt_cli.modes.deciding import Deciding
+from hyperopt_cli.modes.compiling import WholeStep
+from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.dynamics import Dynamics, State
-from hyperopt_cli.modes.engines import ENGINES, Engine, check_name, gradient, push_columns
+from hyperopt_cli.modes.engines import ENGINES, Engine, check_name, push_columns
 from hyperopt_cli.modes.engines.choice import chosen
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.engines.symmetry import check_symmetry
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.stepping import StepAt
+from hyperopt_cli.modes.sweep import train_step
 from hyperopt_cli.optimizers.base import Params, StepHyper
-from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.problem import Batch, Hyper, Problem
 
 
 @dataclass(frozen=True)
-class Forward(Deciding):
+class Forward(Compiling):
     """Forward mode.
 
     `stats["engine"]` is the engine that ran; where `auto` chose it, `stats["engine_why"]` is the reason. At step 0 of
@@ -51,57 +56,69 @@ class Forward(Deciding):
         engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`: the quickest of those
             that are right, decided at the first hypergradient of a problem of that size (`engines/choice.py`).
         chunk_size: columns treated at once; None: all K. Fewer need less memory.
+        compile: the whole step as one compiled function; "auto": where the horizon repays it. One is compiled for 1,
+            2, 4, ... and K columns: rows that no column has begun to use are zero.
 
     Raises:
-        ValueError: unknown engine, or a chunk of less than one column.
+        ValueError: unknown engine, a chunk of less than one column, or another word for `compile`.
     """
 
     engine: str = "auto"
     chunk_size: int | None = None
+    compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_name(self.engine)
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size: got {self.chunk_size}; a chunk has at least 1 column")
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """What `auto` has decided so far."""
-        return tuple(self._known.values())
-
-    def remember(self, verdicts: Iterable[Verdict]) -> None:
-        """Takes over verdicts of `auto`."""
-        self._known.update({verdict.made_for: verdict for verdict in verdicts})
+        self._check_compile()
 
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 2."""
         dynamics = Dynamics.of(problem, hyper)
         columns = _start(dynamics, hyper)
         lambda_at = _lambda_at(dynamics, hyper, columns.basis)
-        told = self._engine(dynamics, hyper, Setting.of(dynamics, *lambda_at(0), self.chunk_size))
-        state, engine = dynamics.start, ENGINES[told["engine"]]
+        verdict = self._verdict(dynamics, hyper, lambda_at)
+        assert verdict.compilation is not None
+        step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
+        columns = columns._replace(padded=step.is_compiled)
+        state = dynamics.start
         for t in range(problem.steps):
-            state, columns = self._step(dynamics, engine, lambda_at, state, columns, t, account)
+            state, columns = self._advanced(dynamics, step, lambda_at, state, columns, t, account)
             account.step_done("forward", t + 1, problem.steps)
         params = dynamics.layout.unpack(dynamics.result(state))
         objective = outer_objective(problem, params, hyper)
         grad = _contract(dynamics, state, columns, objective.by_params, objective.by_hyper)
         result = account.close(objective.value, grad, params)
+        why = {"engine_why": verdict.why} if self.engine == "auto" else {}
+        told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
         return result._replace(stats={**result.stats, **told})
 
-    def _engine(self, dynamics: Dynamics, hyper: Hyper, setting: Setting) -> dict[str, str]:
-        """The engine of this run, and why; it was found right at step 0."""
-        if self.engine != "auto":
+    def _verdict(self, dynamics: Dynamics, hyper: Hyper, lambda_at: "LambdaAt") -> Verdict:
+        """The engine of this run, found right at step 0, and whether the step is compiled."""
+        setting = Setting.of(dynamics, *lambda_at(0), self.chunk_size)
+        if self.engine == "auto":
+            verdict = chosen(self._known, dynamics, hyper, setting)
+        else:
             check_symmetry(self.engine, ENGINES[self.engine], setting)
-            return {"engine": self.engine}
-        verdict = chosen(self._known, dynamics, hyper, setting)
-        return {"engine": verdict.engine, "engine_why": verdict.why}
+            made_for = Circumstances.of(dynamics, hyper, setting.num_columns, self.chunk_size)
+            known = self._known.get(made_for)
+            given = Verdict(self.engine, "set by hand", made_for)
+            verdict = known if known is not None and known.engine == self.engine else given
+        z = tree_map(lambda x: x.new_zeros(setting.num_columns, *x.shape), dynamics.start)
+        step = self._step(dynamics, verdict.engine, compiled=False)
+        return self._settled(verdict, step, 0, dynamics.start, z, setting.hyper, setting.hyper_dot)
 
-    def _step(
+    def _step(self, dynamics: Dynamics, engine: str, compiled: bool) -> StepAt:
+        function = partial(tangent_step, engine=ENGINES[engine], chunk_size=self.chunk_size)
+        return self._step_at(dynamics, engine, function, compiled)
+
+    def _advanced(
         self,
         dynamics: Dynamics,
-        engine: Engine,
+        step: StepAt,
         lambda_at: "LambdaAt",
         state: State,
         columns: "Columns",
@@ -109,34 +126,49 @@ class Forward(Deciding):
         account: Account,
     ) -> tuple[State, "Columns"]:
         """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
-        layout, loss = dynamics.layout, dynamics.loss_at(t)
         plain, directions = lambda_at(t)
         columns = columns.joined_by(directions, state)  # asked where hyper lies, not on the device: nothing waits
         step_hyper = dynamics.cast(plain)
         account.num_steps += 1
         account.num_gradients += 1
-
         if not columns.active:
-            point = layout.unpack(dynamics.point(state, step_hyper, t))
-            value, g = gradient(loss, point, step_hyper)
+            state, value = train_step(dynamics, dynamics.problem.batch(t), state, step_hyper, t)
             account.watch(t, "the training loss", value)
             account.inner_loss[t] = value
-            return dynamics.update(state, layout.pack(g), step_hyper, t), columns
+            return state, columns
 
         lambda_dot = tree_map(lambda dot, x: dot.to(x), columns.of(directions), step_hyper)
-        point, point_dot = _point_tangents(dynamics, state, columns.z, step_hyper, lambda_dot, t)
-        out = engine(loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, self.chunk_size)
+        state, z, value, value_dot = step(t, state, columns.z, step_hyper, lambda_dot)
         account.num_hvps += len(columns.active)
-        account.watch(t, "the training loss", out.loss)
-        account.watch(t, "the tangent of the training loss", out.loss_tangents)
-        account.inner_loss[t] = out.loss
-
-        state, z = push_columns(
-            lambda s, g, at: dynamics.update(s, g, at, t),
-            (state, layout.pack(out.grads), step_hyper),
-            (columns.z, layout.pack(out.grad_tangents, 1), lambda_dot),
-        )
+        account.watch(t, "the training loss", value)
+        account.watch(t, "the tangent of the training loss", value_dot)
+        account.inner_loss[t] = value
         return state, columns._replace(z=z)
+
+
+def tangent_step(
+    dynamics: Dynamics,
+    batch: Batch,
+    state: State,
+    z: State,
+    step_hyper: StepHyper,
+    lambda_dot: StepHyper,
+    t: Any,
+    *,
+    engine: Engine,
+    chunk_size: int | None,
+) -> tuple[State, State, Tensor, Tensor]:
+    """s_{t+1}, Z_{t+1}, L and its tangents."""
+    layout = dynamics.layout
+    point, point_dot = _point_tangents(dynamics, state, z, step_hyper, lambda_dot, t)
+    loss = dynamics.loss_on(batch)
+    out = engine(loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, chunk_size)
+    after, z_after = push_columns(
+        lambda s, g, at: dynamics.update(s, g, at, t),
+        (state, layout.pack(out.grads), step_hyper),
+        (z, layout.pack(out.grad_tangents, 1), lambda_dot),
+    )
+    return after, z_after, out.loss, out.loss_tangents
 
 
 LambdaAt = Callable[[int], tuple[StepHyper, StepHyper]]
@@ -148,12 +180,14 @@ class Columns(NamedTuple):
     Attributes:
         basis: the K directions in lambda, like `hyper` with K in front.
         active: which of the K are carried, in the order of Z's rows.
-        z: Z_t, a state with a row for each active column, [len(active), ...].
+        z: Z_t, a state with a row for each active column, and rows of zeros where `padded`.
+        padded: the number of rows is 1, 2, 4, ... or K, so that few steps have to be compiled.
     """
 
     basis: Hyper
     active: list[int]
     z: State
+    padded: bool = False
 
     def joined_by(self, directions: StepHyper, state: State) -> "Columns":
         """With the columns that begin at this step: zero so far, and lambda_t moves along them."""
@@ -165,16 +199,24 @@ class Columns(NamedTuple):
         new = [k for k in torch.stack(moving).any(dim=0).nonzero().flatten().tolist() if k not in known]
         if not new:
             return self
-        rows = tree_map(lambda x: x.new_zeros(len(new), *x.shape), state)
-        z = tree_map(lambda z, row: torch.cat([z, row]), self.z, rows) if self.active else rows
-        return Columns(self.basis, self.active + new, z)
+        active = self.active + new
+        num_rows = min(num_columns, 1 << (len(active) - 1).bit_length()) if self.padded else len(active)
+        rows = tree_map(lambda x: x.new_zeros(num_rows - len(self.active), *x.shape), state)
+        z = tree_map(lambda z, row: torch.cat([z[: len(self.active)], row]), self.z, rows) if self.active else rows
+        return self._replace(active=active, z=z)
 
     def of(self, directions: StepHyper) -> StepHyper:
         """The rows of lambda' that belong to Z's."""
         if self.active == list(range(next(iter(self.basis.values())).shape[0])):
             return directions
-        chosen: StepHyper = tree_map(lambda entry: entry[self.active], directions)
+        num_rows = tree_leaves(self.z)[0].shape[0]
+        chosen: StepHyper = tree_map(lambda entry: _padded(entry[self.active], num_rows), directions)
         return chosen
+
+
+def _padded(rows: Tensor, num_rows: int) -> Tensor:
+    missing = num_rows - rows.shape[0]
+    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
 
 
 def _basis(hyper: Hyper) -> Hyper:
@@ -227,7 +269,8 @@ def _contract(dynamics: Dynamics, state: State, columns: Columns, by_params: Par
     """dE/ds_T Z_T + dE/dlambda, per key."""
     total = torch.zeros(next(iter(columns.basis.values())).shape[0], dtype=torch.float64)
     if columns.active:
-        _, w_dot = push_columns(dynamics.result, (state,), (columns.z,))
+        z = tree_map(lambda x: x[: len(columns.active)], columns.z)
+        _, w_dot = push_columns(dynamics.result, (state,), (z,))
         held = dynamics.layout.pack(by_params)
         rows = [x.reshape(len(columns.active), -1).to(held[name]) @ held[name].flatten() for name, x in w_dot.items()]
         total[columns.active] = torch.stack([row.double() for row in rows]).sum(dim=0).cpu()

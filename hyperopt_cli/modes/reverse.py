@@ -29,24 +29,30 @@ all that fits and no rule is reversible. Prefer forward for a few hyperparameter
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.base import Account, Hypergradient
 from hyperopt_cli.modes.checkpointing.replay import replayed
 from hyperopt_cli.modes.checkpointing.shelves import ALLOWED, Places, Shelves
+from hyperopt_cli.modes.compiling import WholeStep
+from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.straight_line import straight_line
-from hyperopt_cli.modes.sweep import Past, adjoint_step, linearise, run, swept_back, train_step
+from hyperopt_cli.modes.sweep import Back, Steps, back_step, run, swept_back, train_step
 from hyperopt_cli.problem import Hyper, Problem
+
+PULLBACK = "reverse_over_reverse_loop"
 
 
 @dataclass(frozen=True)
-class Reverse(Mode):
+class Reverse(Compiling):
     """Reverse mode.
 
     `stats["slots"]` is how many states may be held at once for the sweep.
@@ -56,6 +62,7 @@ class Reverse(Mode):
             many as fit into the memory that is free; a number of them on the device; or a mapping of such numbers,
             `{"device": 20, "host": 200, "disk": 0}`. What is not kept is computed again.
         window: sweep only the last so many steps; None: all of them.
+        compile: each of the two steps, there and back, as one compiled function; "auto": where the horizon repays it.
         path: "linear": states on the straight line from s_0 to s_T; None: those of the run.
 
     Raises:
@@ -65,6 +72,9 @@ class Reverse(Mode):
     slots: int | str | Mapping[str, int] | None = None
     window: int | None = None
     path: str | None = None
+    compile: bool | str = "auto"
+    _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.slots, str):
@@ -79,6 +89,7 @@ class Reverse(Mode):
             raise ValueError(f'path: got {self.path!r}; allowed is None (the states of the run) or "linear"')
         if self.path is not None and self.slots is not None:
             raise ValueError("path: it stands for the states that slots would keep; give one of path and slots")
+        self._check_compile()
 
     def bias(self, steps: int) -> str | None:
         """What the window leaves out, and that a line is no run."""
@@ -95,25 +106,40 @@ class Reverse(Mode):
             return self._along_the_line(dynamics, hyper, account)
         num = self._num_swept(problem.steps)
         places = self._places(dynamics, hyper, num)
+        steps, told = self.steps(dynamics, hyper)
 
         def again(t: int, state: State) -> State:
-            state, _ = train_step(dynamics, hyper, t, state, account)
+            state, _ = steps.train(t, state, account)
             account.step_repeated()
             return state
 
         with Shelves.on(places, dynamics.like.device) as shelves:
-            first = run(dynamics, hyper, account)
+            first = run(steps, account)
             states = replayed(first, problem.steps, num, sum(places), shelves, again)
             _, end = next(states)
-            past = _linearised(dynamics, hyper, states, account)
-            return _told(swept_back(dynamics, hyper, end, past, account, num), sum(places))
+            past = _met_again(steps, states, account)
+            return _with(swept_back(dynamics, hyper, end, past, account, num), slots=sum(places), **told)
 
     def _along_the_line(self, dynamics: Dynamics, hyper: Hyper, account: Account) -> Hypergradient:
         steps = dynamics.problem.steps
         num = self._num_swept(steps)
-        (end,) = deque(run(dynamics, hyper, account), maxlen=1)
-        past = _linearised(dynamics, hyper, straight_line(dynamics.start, end, steps, num), account)
-        return _told(swept_back(dynamics, hyper, end, past, account, num), 2)
+        both, told = self.steps(dynamics, hyper)
+        (end,) = deque(run(both, account), maxlen=1)
+        past = _met_again(both, straight_line(dynamics.start, end, steps, num), account)
+        return _with(swept_back(dynamics, hyper, end, past, account, num), slots=2, **told)
+
+    def steps(self, dynamics: Dynamics, hyper: Hyper) -> tuple[Steps, dict[str, Any]]:
+        """The two steps, compiled or not, and what is told of it."""
+        made_for = Circumstances.of(dynamics, hyper)
+        verdict = self._known.get(made_for, Verdict(PULLBACK, "the only one of an adjoint", made_for))
+        at, start = dynamics.hyper_at(hyper, 0), dynamics.start
+        uncompiled = self._step_at(dynamics, "back", back_step, compiled=False)
+        verdict = self._settled(verdict, uncompiled, 0, start, at, tree_map(torch.ones_like, start))
+        assert verdict.compilation is not None
+        compiled = verdict.compilation.compiled
+        there = self._step_at(dynamics, "there", train_step, compiled)
+        back = self._step_at(dynamics, "back", back_step, compiled)
+        return Steps(dynamics, hyper, there, back), self._told(verdict.compilation)
 
     def _num_swept(self, steps: int) -> int:
         return steps if self.window is None else min(self.window, steps)
@@ -127,18 +153,16 @@ class Reverse(Mode):
         return Places.of(self.slots).at_most(num)
 
 
-def _linearised(
-    dynamics: Dynamics, hyper: Hyper, states: Iterator[tuple[int, State]], account: Account
-) -> Iterator[Past]:
+def _met_again(steps: Steps, states: Iterator[tuple[int, State]], account: Account) -> Iterator[tuple[int, Back]]:
     for t, state in states:
-        past = linearise(dynamics, hyper, t, state, account)
+        back = steps.met_again(t, state, account)
         del state  # so that the sweep alone holds it
-        yield past
-        del past
+        yield t, back
+        del back
 
 
-def _told(result: Hypergradient, num_slots: int) -> Hypergradient:
-    return result._replace(stats={**result.stats, "slots": num_slots})
+def _with(result: Hypergradient, **told: Any) -> Hypergradient:
+    return result._replace(stats={**result.stats, **told})
 
 
 def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:
@@ -149,9 +173,8 @@ def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:
     problem, device = dynamics.problem, dynamics.like.device
 
     def step() -> None:
-        scratch = Account(problem.steps, dynamics.like)
-        past = linearise(dynamics, hyper, 0, dynamics.start, scratch)
-        adjoint_step(dynamics, tree_map(torch.ones_like, dynamics.start), past, scratch)
+        adjoint = tree_map(torch.ones_like, dynamics.start)
+        back_step(dynamics, problem.batch(0), dynamics.start, dynamics.hyper_at(hyper, 0), adjoint, 0)
 
     def objective() -> None:
         chunk = None if problem.outer_batches is None else [problem.outer_batches[0]]

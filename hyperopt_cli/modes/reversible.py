@@ -23,6 +23,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
 from hyperopt_cli.modes.reversal.radix import chosen
-from hyperopt_cli.modes.sweep import Past, linearise, swept_back
+from hyperopt_cli.modes.sweep import Back, adjoint_step, linearise, swept_back
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import LIMIT
 from hyperopt_cli.problem import Hyper, Problem
@@ -199,7 +200,7 @@ def _check_range(peaks: list[tuple[int, Peak]]) -> None:
 
 def _run_backwards(
     dynamics: Dynamics, hyper: Hyper, held: FixedPoint, marks: list[Tensor], account: Account
-) -> Iterator[Past]:
+) -> Iterator[tuple[int, Back]]:
     """s_T -> s_0, each step linearised on the way; the state that it arrives at is compared with the start.
 
     On the way w is compared by its fingerprints, and the account told as of a number that is not finite: it reads both
@@ -208,8 +209,11 @@ def _run_backwards(
     for t in reversed(range(dynamics.problem.steps)):
         params = held.undo_weights(dynamics.hyper_at(hyper, t), t)
         account.watch(t, REVERSED, torch.where(held.fingerprint() == marks[t], 0.0, float("nan")))
-        past = linearise(dynamics, hyper, t, State(params, {}), account)
-        yield past._replace(state=held.undo_rest(past.grads, past.hyper, t))
+        past = linearise(dynamics, dynamics.loss_at(t), State(params, {}), dynamics.hyper_at(hyper, t), t)
+        account.num_gradients += 1
+        account.num_hvps += 1
+        past = past._replace(state=held.undo_rest(past.grads, past.hyper, t))
+        yield t, partial(adjoint_step, dynamics, past)
         del past
     account.check()
     if num_wrong := held.num_wrong():

@@ -12,6 +12,7 @@ Maclaurin et al. 2015, algorithm 2, https://arxiv.org/abs/1502.03492, for any up
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,63 +21,109 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from hyperopt_cli.modes.base import Account, Hypergradient
 from hyperopt_cli.modes.dynamics import Dynamics, State
-from hyperopt_cli.modes.engines import gradient, gradient_and_pullback
+from hyperopt_cli.modes.engines import Loss, gradient, gradient_and_pullback
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.stepping import StepAt
 from hyperopt_cli.optimizers.base import Params, StepHyper
-from hyperopt_cli.problem import Hyper
+from hyperopt_cli.problem import Batch, Hyper
 
 
 class Past(NamedTuple):
-    """One step of the run, met again on the way back.
+    """The gradient of one step, ready to be differentiated.
 
     Attributes:
-        t: which.
+        t: which step.
         state: s_t.
         hyper: lambda_t.
         grads: g_t, held like the state.
         pullback: `u -> (H u, (d2L/dw dlambda)^T u)` at s_t, named; may be called once.
     """
 
-    t: int
+    t: Any
     state: State
     hyper: StepHyper
     grads: Params
     pullback: Callable[[Params], tuple[Params, StepHyper]]
 
 
-def run(dynamics: Dynamics, hyper: Hyper, account: Account) -> Iterator[State]:
+# alpha_{t+1} -> alpha_t and the adjoint of lambda_t, at a step that is met again on the way back; may be called once
+Back = Callable[[State], tuple[State, StepHyper]]
+
+
+def run(steps: "Steps", account: Account) -> Iterator[State]:
     """Plain training: s_0, s_1, ..., s_T."""
-    state = dynamics.start
+    num = steps.dynamics.problem.steps
+    state = steps.dynamics.start
     yield state
-    for t in range(dynamics.problem.steps):
-        state, value = train_step(dynamics, hyper, t, state, account)
+    for t in range(num):
+        state, value = steps.train(t, state, account)
         account.inner_loss[t] = value
         account.watch(t, "the training loss", value)
-        account.step_done("forward", t + 1, dynamics.problem.steps)
+        account.step_done("forward", t + 1, num)
         yield state
 
 
-def train_step(dynamics: Dynamics, hyper: Hyper, t: int, state: State, account: Account) -> tuple[State, Tensor]:
+class Steps(NamedTuple):
+    """The two steps of a run, there and back.
+
+    Attributes:
+        dynamics: whose.
+        hyper: lambda.
+        there: `train_step` at t.
+        back: `back_step` at t.
+    """
+
+    dynamics: Dynamics
+    hyper: Hyper
+    there: StepAt
+    back: StepAt
+
+    def train(self, t: int, state: State, account: Account) -> tuple[State, Tensor]:
+        """s_t -> s_{t+1}, and L."""
+        account.num_steps += 1
+        account.num_gradients += 1
+        made: tuple[State, Tensor] = self.there(t, state, self.dynamics.hyper_at(self.hyper, t))
+        return made
+
+    def met_again(self, t: int, state: State, account: Account) -> Back:
+        """The way back through step t; its gradient is taken now, unless the whole step is one function."""
+        account.num_gradients += 1
+        account.num_hvps += 1
+        step_hyper = self.dynamics.hyper_at(self.hyper, t)
+        if self.back.is_compiled:
+            return lambda adjoint: self.back(t, state, step_hyper, adjoint)
+        past = linearise(self.dynamics, self.dynamics.loss_at(t), state, step_hyper, t)
+        return partial(adjoint_step, self.dynamics, past)
+
+
+def train_step(dynamics: Dynamics, batch: Batch, state: State, step_hyper: StepHyper, t: Any) -> tuple[State, Tensor]:
     """s_t -> s_{t+1}, and L."""
-    step_hyper = dynamics.hyper_at(hyper, t)
     point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
-    value, g = gradient(dynamics.loss_at(t), point, step_hyper)
-    account.num_steps += 1
-    account.num_gradients += 1
+    value, g = gradient(dynamics.loss_on(batch), point, step_hyper)
     return dynamics.update(state, dynamics.layout.pack(g), step_hyper, t), value
 
 
-def linearise(dynamics: Dynamics, hyper: Hyper, t: int, state: State, account: Account) -> Past:
+def back_step(
+    dynamics: Dynamics, batch: Batch, state: State, step_hyper: StepHyper, adjoint: State, t: Any
+) -> tuple[State, StepHyper]:
+    """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t, from s_t."""
+    return adjoint_step(dynamics, linearise(dynamics, dynamics.loss_on(batch), state, step_hyper, t), adjoint)
+
+
+def linearise(dynamics: Dynamics, loss: Loss, state: State, step_hyper: StepHyper, t: Any) -> Past:
     """The gradient at s_t, ready to be differentiated."""
-    step_hyper = dynamics.hyper_at(hyper, t)
     point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
-    _, g, pullback = gradient_and_pullback(dynamics.loss_at(t), point, step_hyper)
-    account.num_gradients += 1
+    _, g, pullback = gradient_and_pullback(loss, point, step_hyper)
     return Past(t, state, step_hyper, dynamics.layout.pack(g), pullback)
 
 
 def swept_back(
-    dynamics: Dynamics, hyper: Hyper, end: State, past: Iterator[Past], account: Account, num_swept: int | None = None
+    dynamics: Dynamics,
+    hyper: Hyper,
+    end: State,
+    past: Iterator[tuple[int, Back]],
+    account: Account,
+    num_swept: int | None = None,
 ) -> Hypergradient:
     """The hypergradient from s_T and the run on the way back, which may stop short of its beginning."""
     problem = dynamics.problem
@@ -89,21 +136,21 @@ def swept_back(
 
 
 def sweep(
-    dynamics: Dynamics, hyper: Hyper, adjoint: State, past: Iterator[Past], account: Account, num_swept: int
+    dynamics: Dynamics, hyper: Hyper, adjoint: State, past: Iterator[tuple[int, Back]], account: Account, num_swept: int
 ) -> Hyper:
     """The recursion, over any source of the run's last `num_swept` steps, the last one first."""
     total = {name: torch.zeros_like(value) for name, value in hyper.items()}
     waiting: list[tuple[int, StepHyper]] = []
-    for done, step in enumerate(past, start=1):
-        adjoint, a_at = adjoint_step(dynamics, adjoint, step, account)
-        waiting.append((step.t, a_at))
+    for done, (t, back) in enumerate(past, start=1):
+        adjoint, a_at = back(adjoint)
+        del back  # its gradient's graph, before the next one is made
+        waiting.append((t, a_at))
         # lambda may lie on the host: the adjoints of lambda_t go there once in many steps, so that no step waits
         if done == num_swept or len(waiting) >= account.every:
             total = _pulled_back(dynamics, hyper, waiting, total)
             waiting.clear()
-        account.watch(step.t, "the adjoint", torch.stack([x.sum().double() for x in adjoint.params.values()]))
+        account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in adjoint.params.values()]))
         account.step_done("backward", done, num_swept)
-        del step  # its gradient's graph, before the next one is made
     if num_swept < dynamics.problem.steps:
         return total
     with torch.enable_grad():
@@ -124,7 +171,7 @@ def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, Step
     return total
 
 
-def adjoint_step(dynamics: Dynamics, adjoint: State, past: Past, account: Account) -> tuple[State, StepHyper]:
+def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State, StepHyper]:
     """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t."""
     layout, t = dynamics.layout, past.t
     with torch.enable_grad():
@@ -132,7 +179,6 @@ def adjoint_step(dynamics: Dynamics, adjoint: State, past: Past, account: Accoun
         point = dynamics.point(state, at, t)
         after = dynamics.update(state, g, at, t)
     a_state, a_g, a_at = _vjp(after, (state, g, at), adjoint)
-    account.num_hvps += 1
     a_point, a_at_loss = past.pullback(layout.unpack(a_g))
     a_state_point, a_at_point = _vjp(point, (state, at), layout.pack(a_point))
     a_at = tree_map(lambda x, y, z: x + y + z, a_at, a_at_loss, a_at_point)

@@ -147,7 +147,7 @@ class InnerOptimizer:
             slots: as `slots` made them, or the last `update`.
             grads: g_t, like `params`.
             hyper: lambda_t, per name a scalar tensor or a mapping from parameter name to a tensor that broadcasts.
-            step: t, from 0.
+            step: t, from 0; a float64 tensor [] where the whole step is compiled, so that it is the same at every t.
         """
         new: Slots = {name: {} for name in (WEIGHTS, *slots)}
         couplings = self.couplings(slots)
@@ -183,6 +183,8 @@ class InnerOptimizer:
 
 def _fitting(value: Tensor, like: Tensor) -> Tensor:
     """A scalar keeps its precision, which promotes nothing; anything larger takes the parameter's dtype."""
+    if value.ndim == 0:
+        return value
     return value.reshape(()) if value.numel() == 1 else value.to(like)
 
 

@@ -71,7 +71,8 @@ class SGD(InnerOptimizer):
 
     def coefficients(self, arguments: Arguments, step: int) -> Arguments:
         """`taken`: the share of the gradient that the buffer takes."""
-        arguments.taken = 1 - arguments.dampening * (step > 0)
+        later = (step > 0).double() if isinstance(step, Tensor) else step > 0
+        arguments.taken = 1 - arguments.dampening * later
         return arguments
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:

@@ -30,8 +30,8 @@ LOSSES = ("cross_entropy", "mse", "output")
 # mode -> its arguments with their defaults
 MODES: dict[str, dict[str, Any]] = {
     "auto": {},
-    "forward": {"engine": "auto", "chunk_size": None},
-    "reverse": {"slots": None, "window": None, "path": None},
+    "forward": {"engine": "auto", "chunk_size": None, "compile": "auto"},
+    "reverse": {"slots": None, "window": None, "path": None, "compile": "auto"},
     "reversible": {"radix": None, "compile": "auto"},
 }
 
@@ -273,7 +273,7 @@ class Recipe(Section):
     hyperparameters: dict[str, Hyperparameter]
     groups: tuple[Group, ...] = ()
     outer: Outer = Outer()
-    mode: Mode = Mode(engine="auto")
+    mode: Mode = Mode(engine="auto", compile="auto")
     precision: Literal["float64", "float32", "tf32", "bf16"] = "float32"
     device: Text = "auto"
     seed: Natural = 0

@@ -24,7 +24,7 @@ OPTIONS = {"hvp": ["--models", "logistic,mlp"], "tangents": ["--models", "mlp", 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(kernels, "_cannot_compile", lambda: "no C++ compiler was found")
+    monkeypatch.setattr(kernels, "cannot_compile", lambda: "no C++ compiler was found")
     load = bench.load
     monkeypatch.setattr(bench, "load", lambda name: partial(load(name), **SIZES[name]))
     monkeypatch.delenv("HYPEROPT_DATA", raising=False)

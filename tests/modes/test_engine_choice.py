@@ -70,7 +70,7 @@ def verdict_of(steps: int = LONG, **changed: Any) -> Verdict:
 
 def test_the_quickest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, reference=after(0.015), slow=after(0.01), slower=after(0.02))
-    monkeypatch.setattr(Forward, "_step", lambda self, d, e, lam, state, columns, t, account: (state, columns))
+    monkeypatch.setattr(Forward, "_advanced", lambda self, d, step, lam, state, columns, t, account: (state, columns))
     verdict = verdict_of()
     assert verdict.engine == "slow"
     assert verdict.step_s["slow"] < verdict.step_s[REFERENCE] < verdict.step_s["slower"]
@@ -240,8 +240,11 @@ def test_a_kept_engine_that_turns_out_wrong_elsewhere_is_replaced(monkeypatch: p
     torch.testing.assert_close(got.grad, hypergradient(problem(10), HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
 
 
-def test_a_kept_engine_that_cannot_take_another_model_of_the_same_size_is_replaced() -> None:
+def test_a_kept_engine_that_cannot_take_another_model_of_the_same_size_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mode = Forward()
+    monkeypatch.setattr(choice, "BY_DEFAULT", ("forward_over_reverse", REFERENCE))
     hypergradient(problem(10), HYPER, mode)
     first = problem(10)
     other = replace(first, inner_loss=lambda *arguments: Opaque.apply(first.inner_loss(*arguments)))
@@ -309,7 +312,7 @@ def test_equal_settings_are_equal_modes_whatever_they_have_decided() -> None:
     mode = Forward()
     hypergradient(problem(5), HYPER, mode)
     assert mode == Forward()
-    assert repr(mode) == "Forward(engine='auto', chunk_size=None)"
+    assert repr(mode) == "Forward(engine='auto', chunk_size=None, compile='auto')"
 
 
 # --- in a run ---
@@ -348,8 +351,9 @@ def test_a_damaged_cache_is_measured_again(text: str, tmp_path: Path) -> None:
     assert json.loads(directory.engine.read_text())["verdicts"][0]["engine"] in ENGINES
 
 
-def test_a_set_engine_leaves_no_verdict(tmp_path: Path) -> None:
+def test_where_nothing_is_decided_no_verdict_is_left(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run", "run")
-    recipe = recipe_of(tmp_path, mode={"name": "forward", "engine": "reverse_over_reverse"}, outer={"steps": 0})
+    given = {"name": "forward", "engine": "reverse_over_reverse", "compile": False}
+    recipe = recipe_of(tmp_path, mode=given, outer={"steps": 0})
     execute(build(recipe), recipe, "as written", directory, Silent())
     assert not directory.engine.exists()

@@ -133,9 +133,7 @@ def test_an_unknown_mode_is_refused_with_those_that_exist() -> None:
 
 
 def test_an_unknown_engine_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(
-        ValueError, match="engine: got 'fast'; allowed are auto, forward_over_reverse, forward_over_reverse_loop, "
-    ):
+    with pytest.raises(ValueError, match="engine: got 'fast'; allowed are auto, folded, forward_over_reverse, "):
         Forward(engine="fast")
 
 

@@ -23,7 +23,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     assert (recipe.loss.call, recipe.mode.name, recipe.mode.arguments) == (
         "cross_entropy",
         "forward",
-        {"engine": "auto"},
+        {"engine": "auto", "compile": "auto"},
     )
     assert (recipe.outer.optimizer, recipe.outer.lr, recipe.outer.steps) == ("adam", 0.05, 10)
     assert recipe.dataset is not None

@@ -25,7 +25,7 @@ from tests.recipe.texts import without, written
 )
 def test_what_reverse_is_made_with(tmp_path: Path, given: str, arguments: dict[str, Any]) -> None:
     recipe = load(written(tmp_path, without("mode") + f"mode: {given}\n"))
-    assert recipe.mode.arguments == arguments
+    assert recipe.mode.arguments == {**arguments, "compile": "auto"}
     MODES[recipe.mode.name](**recipe.mode.arguments)
     assert load(written(tmp_path, recipe.to_yaml())) == recipe
 

@@ -17,7 +17,7 @@ def test_the_overrides_replace_the_recipe_s_own_mode() -> None:
     overrides = mode_overrides("reverse:slots.host=3:slots.disk=5")["reverse:slots.host=3:slots.disk=5"]
     mode = load("digits_lr", [*recipe_s, *overrides]).mode
     assert mode.name == "reverse"
-    assert mode.arguments == {"slots": {"device": 0, "host": 3, "disk": 5}}
+    assert mode.arguments == {"slots": {"device": 0, "host": 3, "disk": 5}, "compile": "auto"}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.compiling import cannot_compile
 from hyperopt_cli.optimizers import exact
 from hyperopt_cli.optimizers.base import Coupling
 
@@ -82,7 +83,7 @@ def choose(compile: bool | str, size: int) -> Kernels:
     """
     if compile is False or (compile == "auto" and size < REPAYS):
         return EAGER
-    reason = _cannot_compile()
+    reason = cannot_compile()
     if reason is None:
         return compiled()
     if compile is True:
@@ -129,17 +130,3 @@ def _compiled(function: Callable[..., Any], key: object) -> Callable[..., Any]:
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
     made: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=False)
     return made
-
-
-@lru_cache(maxsize=1)
-def _cannot_compile() -> str | None:
-    """Why not, or None; a function of one addition is tried."""
-    try:
-        torch.compile(_one_more, fullgraph=True)(torch.zeros(1))
-    except Exception as error:
-        return str(error).strip().splitlines()[0]
-    return None
-
-
-def _one_more(x: Tensor) -> Tensor:
-    return x + 1

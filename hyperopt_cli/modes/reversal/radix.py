@@ -94,7 +94,9 @@ def _largest(dynamics: Dynamics, hyper: Hyper, factors: Factors, steps: int, acc
     state = dynamics.start
     largest: State = tree_map(torch.abs, state)
     for t in range(steps):
-        state, _ = train_step(dynamics, hyper, t, state, account)
+        state, _ = train_step(dynamics, dynamics.problem.batch(t), state, dynamics.hyper_at(hyper, t), t)
+        account.num_steps += 1
+        account.num_gradients += 1
         seen: State = tree_map(torch.abs, state)
         if t == 0:
             seen = seen._replace(slots={slot: _repeated(x, factors, slot) for slot, x in seen.slots.items()})
