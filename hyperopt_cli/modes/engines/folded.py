@@ -42,9 +42,9 @@ def _together(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper
         grads = torch.autograd.grad(value, list(w.values()), materialize_grads=True)
     named = dict(zip(w, grads, strict=True))
     return Tangents(
-        primal(value.detach()),
+        primal(value).detach(),
         {name: primal(g) for name, g in named.items()},
-        _tangents(value.detach(), columns),
+        _tangents(value, columns),
         {name: _tangents(g, columns) for name, g in named.items()},
     )
 

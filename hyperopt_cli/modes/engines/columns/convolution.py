@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyperopt_cli.modes.engines.columns.dual import dot, dual, primal, rule
+from hyperopt_cli.modes.engines.columns.dual import dot, dual, primal, rule, spread
 
 aten = torch.ops.aten
 
@@ -66,7 +66,7 @@ def _convolution(op: Any, x: Any, w: Any, bias: Any, *geometry: Any) -> Tensor:
     elif w_dot is not None:
         parts.append(torch.stack([conv.forward(primal(x), each) for each in w_dot]))
     if b_dot is not None:
-        parts.append(b_dot[:, None, :, *(None,) * (value.ndim - 2)])
+        parts.append(spread(b_dot[:, :, *(None,) * (value.ndim - 2)], value.shape))
     return dual(value, *parts)
 
 

@@ -14,6 +14,7 @@ How an operator moves tangents, the first that applies:
 An operator with none of these is an error that names it.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 from torch.func import jvp, vmap
 from torch.overrides import enable_reentrant_dispatch
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
@@ -53,6 +55,12 @@ CONSTANT = {
 }
 
 
+# Of their second results torch has no forward derivative: a way back through them would take these for constants.
+INCOMPLETE = {aten._linalg_det.default, aten._linalg_slogdet.default, aten._linalg_solve_ex.default}
+COMPLEX = "its numbers are complex"
+OTHERWISE = "use the engine reverse_over_reverse, or the mode reverse"
+
+
 class Dual(Tensor):
     """A tensor and its tangents along K directions.
 
@@ -60,14 +68,19 @@ class Dual(Tensor):
         primal: the tensor, [*shape].
         tangents: its tangents, [K, *shape]. Their memory need not lie in that order: an operator leaves it as its
             product had it.
+        torn: shared by a tensor and its views; names the operators that made a view whose tangents are a copy, so that
+            nothing may be written into any of them.
     """
 
     primal: Tensor
     tangents: Tensor
+    torn: set[str]
 
     @staticmethod
     def __new__(cls, primal: Tensor, dot: Tensor) -> "Dual":
         """Shows itself to autograd as a tensor like `primal`."""
+        if primal.is_complex():
+            raise UsageError(f"engine folded: a tensor's numbers are complex; {OTHERWISE}")
         made: Dual = torch.Tensor._make_wrapper_subclass(
             cls, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device
         )
@@ -75,11 +88,23 @@ class Dual(Tensor):
 
     def __init__(self, primal: Tensor, dot: Tensor) -> None:
         assert dot.shape[1:] == primal.shape, f"tangents {list(dot.shape)} of a tensor {list(primal.shape)}"
-        self.primal, self.tangents = primal, dot
+        self.primal, self.tangents, self.torn = primal, dot, set()
 
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         """Its shape."""
         return f"Dual({list(self.primal.shape)}, columns={self.tangents.shape[0]})"
+
+    def detach(self) -> Tensor:
+        """A constant; autograd itself detaches by the operator, and there tangents stay."""
+        # What checkpointing computes again stands in for what autograd would have kept.
+        if sys._getframe(1).f_globals.get("__name__") == checkpoint.__name__:
+            return super().detach()
+        return self.primal.detach()
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        """A constant."""
+        return self.detach()
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -87,17 +112,50 @@ class Dual(Tensor):
     ) -> Any:
         """`func` of duals."""
         kwargs = kwargs or {}
-        rule = RULES.get(func)
-        if rule is not None:
-            return rule(func, *args, **kwargs)
-        if func._schema.is_mutable:
+        if func._schema.is_mutable and func not in RULES:
             return _in_place(func, args, kwargs)
-        if func in CONSTANT or not _has_float_output(func):
-            args, kwargs = tree_map(primal, (args, kwargs))
-            return func(*args, **kwargs)
-        if torch.Tag.pointwise in func.tags:
-            return _elementwise(func, args, kwargs)
-        return by_torch(func, args, kwargs)
+        result = _moved(func, args, kwargs)
+        return _kept_together(func, result, args[0]) if func.is_view else _apart(result, args)
+
+
+def _moved(func: Any, args: Any, kwargs: Any) -> Any:
+    """`func`, by the first way that applies."""
+    rule = RULES.get(func)
+    if rule is not None:
+        return rule(func, *args, **kwargs)
+    if func in CONSTANT or not _has_float_output(func):
+        args, kwargs = tree_map(primal, (args, kwargs))
+        return func(*args, **kwargs)
+    if torch.Tag.pointwise in func.tags:
+        return _elementwise(func, args, kwargs)
+    return by_torch(func, args, kwargs)
+
+
+def _kept_together(func: Any, result: Any, source: Any) -> Any:
+    """Views of a tensor, with what is known of its memory."""
+    for made in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+        if isinstance(made, Dual) and isinstance(source, Dual) and made is not source:
+            made.torn = source.torn
+            if not _shares(made.tangents, source):
+                source.torn.add(str(func))
+    return result
+
+
+def _apart(result: Any, args: Any) -> Any:
+    """The result of an operator that is no view: its tangents in memory of their own, which may be written into."""
+    for made in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+        if isinstance(made, Dual) and (_overlaps(made.tangents) or _shares(made.tangents, args)):
+            made.tangents = made.tangents.clone()
+    return result
+
+
+def _overlaps(x: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
+
+
+def _shares(tangents: Tensor, args: Any) -> bool:
+    memory = tangents.untyped_storage()._cdata
+    return any(x.tangents.untyped_storage()._cdata == memory for x in tree_leaves(args) if isinstance(x, Dual))
 
 
 def rule(*operators: OpOverload) -> Callable[[AnyRule], AnyRule]:
@@ -124,9 +182,8 @@ def dual(value: Tensor, *parts: Tensor | None) -> Tensor:
     """`value` with the sum of `parts` as tangents; itself where there is none."""
     total: Tensor | None = None
     for part in parts:
-        total = part if total is None or part is None else total + part
-        if part is None:
-            continue
+        if part is not None:
+            total = part if total is None else total + part
     return value if total is None else Dual(value, total)
 
 
@@ -158,17 +215,37 @@ _OF_INTEGERS = {
 }  # fmt: skip
 
 
+_NO_TANGENTS = "it writes into a tensor that has no tangents; write `x = x + y` instead"
+
+
 def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     """The same without writing, then written where it belongs."""
     target = args[0] if args else None
+    if func is aten.copy_.default:
+        return _copied(func, *args)
     plain = getattr(getattr(aten, func._schema.name.split("::")[1].removesuffix("_"), None), func._overloadname, None)
     if not func._schema.name.endswith("_") or plain is None:
         raise _refused(func, "it writes into its arguments")
     result = plain(*args, **kwargs)
     if not isinstance(target, Dual):
-        raise _refused(func, "it writes into a tensor that has no tangents; write `x = x + y` instead")
+        raise _refused(func, _NO_TANGENTS)
+    return _written(func, target, result)
+
+
+def _copied(func: Any, target: Any, source: Tensor, non_blocking: bool = False) -> Tensor:
+    if not isinstance(target, Dual):
+        raise _refused(func, _NO_TANGENTS)
+    return _written(func, target, source.expand(target.shape))
+
+
+def _written(func: Any, target: Dual, result: Tensor) -> Dual:
+    if target.torn:
+        raise _refused(func, f"it writes where a view by {', '.join(sorted(target.torn))} would not see it")
     target.primal.copy_(primal(result))
-    target.tangents.copy_(result.tangents) if isinstance(result, Dual) else target.tangents.zero_()
+    if isinstance(result, Dual):
+        target.tangents.copy_(result.tangents)
+    else:
+        target.tangents.zero_()
     return target
 
 
@@ -193,9 +270,11 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
                 value, partial = jvp(along(i), (plain[i],), (torch.ones_like(plain[i]),))  # type: ignore[misc]
         except (RuntimeError, NotImplementedError) as error:
             return _decomposed(func, args, kwargs, error)
+        if value.is_complex():
+            raise _refused(func, COMPLEX)
         if not value.is_floating_point():
             return value
-        parts.append(partial.detach() * aligned(leaves[i].tangents, partial.ndim))
+        parts.append((partial.detach() * aligned(leaves[i].tangents, partial.ndim)).to(value.dtype))
     return dual(value.detach(), *parts)
 
 
@@ -222,6 +301,8 @@ def by_torch(func: Any, args: Any, kwargs: Any) -> Any:
             values, dots = pushed(*(leaves[i].tangents for i in where))
     except (RuntimeError, NotImplementedError, UserWarning) as error:
         return _decomposed(func, args, kwargs, error)
+    if any(x.is_complex() for x in values):
+        raise _refused(func, COMPLEX)
     made = [dual(x, d) if x.is_floating_point() else x for x, d in zip(values, dots, strict=True)]
     return tree_unflatten(made, shape[0])
 
@@ -236,7 +317,4 @@ def _decomposed(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
 
 
 def _refused(func: Any, reason: str) -> UsageError:
-    return UsageError(
-        f"engine folded: cannot carry tangents through {func} ({reason}); use the engine reverse_over_reverse, or the "
-        "mode reverse"
-    )
+    return UsageError(f"engine folded: cannot carry tangents through {func} ({reason}); {OTHERWISE}")

@@ -15,7 +15,7 @@ def _term(tangents: Tensor | None, ndim: int) -> Tensor | None:
 
 
 @rule(aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar)
-def _add(op: Any, a: Any, b: Any, *, alpha: float = 1) -> Tensor:
+def _add(op: Any, a: Any, b: Any, alpha: float = 1) -> Tensor:
     value = op(primal(a), primal(b), alpha=alpha)
     sign = alpha if "add" in op._schema.name else -alpha
     left, right = _term(dot(a), value.ndim), _term(dot(b), value.ndim)

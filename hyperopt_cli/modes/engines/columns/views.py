@@ -29,7 +29,7 @@ def _clone(op: Any, x: Dual, *, memory_format: Any = None) -> Dual:
 @rule(aten._to_copy.default)
 def _to_copy(op: Any, x: Dual, **kwargs: Any) -> Tensor:
     moved = op(x.primal, **kwargs)
-    if not moved.is_floating_point():
+    if not moved.is_floating_point() and not moved.is_complex():  # which a dual refuses
         return moved  # type: ignore[no-any-return]
     return Dual(moved, op(x.tangents, **{name: value for name, value in kwargs.items() if name != "memory_format"}))
 
