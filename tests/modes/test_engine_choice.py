@@ -141,11 +141,25 @@ def test_one_that_would_not_fit_is_not_tried_with_all_columns(monkeypatch: pytes
     assert mode.verdicts[0].disqualified["forward_over_reverse"] == "would need about 50 MiB, 12 MiB are free"
 
 
-def test_an_error_of_an_engine_that_is_no_lack_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), AssertionError("a defect"), ZeroDivisionError("a defect")])
+def test_an_engine_that_fails_where_the_reference_does_not_is_disqualified_and_named(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def engine(*arguments: Any) -> Tangents:
+        raise error
+
+    only(monkeypatch, forward_over_reverse=engine)
+    verdict = verdict_of()
+    assert verdict.engine == REFERENCE
+    assert verdict.disqualified["forward_over_reverse"] == f"failed ({type(error).__name__}: a defect)"
+    assert f"forward_over_reverse disqualified: failed ({type(error).__name__}: a defect)" in verdict.why
+
+
+def test_an_error_of_the_reference_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def engine(*arguments: Any) -> Tangents:
         raise RuntimeError("a defect")
 
-    only(monkeypatch, forward_over_reverse=engine)
+    only(monkeypatch, reference=engine)
     with pytest.raises(RuntimeError, match=r"^a defect$"):
         verdict_of()
 

@@ -4,6 +4,7 @@ Two columns in w alone must be products with a symmetric matrix (`symmetry.py`).
 w and lambda, must agree with those of the reference engine. Never are more taken at once than in the run.
 """
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,11 @@ def examined(engine: Engine, setting: Setting, reference: Params | None, one_by_
             return Examination(products, f"would need about {_mebibytes(taken * growth)}, {_mebibytes(room)} are free")
         asymmetry = symmetry.probed(engine, setting)
     except (UsageError, RuntimeError) as failure:
-        return Examination(None, reason_of(failure))
+        return Examination(None, reason_of(failure) if reference is None else _reason(failure))
+    except Exception as failure:
+        if reference is None:
+            raise
+        return Examination(None, _reason(failure))  # the reference could: the loss is not to blame
     error = None if reference is None else difference(products, reference)
     return Examination(products, symmetry.misfit(asymmetry, setting) or _deviation(error, setting), asymmetry, error)
 
@@ -76,6 +81,14 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LACKING):
         return "does not fit into the memory"
     raise error
+
+
+def _reason(failure: Exception) -> str:
+    """The same of a candidate, which may fail in any way."""
+    with suppress(Exception):
+        return reason_of(failure)
+    lines = str(failure).strip().splitlines() or [""]
+    return f"failed ({type(failure).__name__}: {lines[0]})"
 
 
 def difference(products: Params, reference: Params) -> float:
