@@ -50,7 +50,8 @@ def described(machine: dict[str, Any]) -> str:
     rounded = ", ".join(f"{what}: {how}" for what, how in machine["float32_on_gpu"].items())
     gpu = [] if machine["gpu"] is None else [f"{machine['gpu']} (CUDA {machine['cuda']}; float32 {rounded})"]
     variables = [f"{name}={value}" for name, value in machine["variables"].items()]
-    return ", ".join([f"{machine['cpu']}, {count}", *gpu, f"torch {machine['torch']}", *variables])
+    allocated = f"allocator: {machine['allocator']}"
+    return ", ".join([f"{machine['cpu']}, {count}", *gpu, f"torch {machine['torch']}", allocated, *variables])
 
 
 def num_cores(cpuinfo: Path) -> int | None:

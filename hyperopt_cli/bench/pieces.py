@@ -65,12 +65,12 @@ def reverse_pieces(workload: Workload, device: torch.device) -> dict[str, float]
         states = [dynamics.start]
         for t in range(problem.steps):
             with laps.lap(TRAINING, t):
-                state, _ = train_step(dynamics, problem.batch(t), states[-1], dynamics.hyper_at(hyper, t), t)
+                state, _ = train_step(dynamics, problem.batch(t), t, states[-1], dynamics.hyper_at(hyper, t))
             states.append(state)
         for t in reversed(range(problem.steps)):
             state = states[t]
             with laps.lap(ADJOINT, t):
-                back_step(dynamics, problem.batch(t), state, dynamics.hyper_at(hyper, t), ones, t)
+                back_step(dynamics, problem.batch(t), t, state, dynamics.hyper_at(hyper, t), ones)
     return laps.whole_s(problem.steps)
 
 
@@ -122,7 +122,7 @@ def _go_back(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Lap
             held.fingerprint()
         with laps.lap(ADJOINT, t):
             step_hyper = dynamics.hyper_at(workload.hyper, t)
-            past = linearise(dynamics, dynamics.loss_at(t), State(params, {}), step_hyper, t)
+            past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper)
         with laps.lap(BACK, t):
             state = held.undo_rest(past.grads, past.hyper, t)
         with laps.lap(ADJOINT, t):

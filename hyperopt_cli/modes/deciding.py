@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compiling import Compilation, WholeStep, cannot_compile, decided
+from hyperopt_cli.modes.compiling.repaying import is_of_compiling, reason_without
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.stepping import StepAt
@@ -37,7 +39,7 @@ class Compiling(Deciding):
 
     compile: bool | str
     _known: dict[Circumstances, Verdict]
-    _whole: dict[str, WholeStep]
+    _whole: dict[str, Any]
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -71,6 +73,13 @@ class Compiling(Deciding):
         if self.compile == "auto" or verdict.made_for in self._known:  # otherwise nothing was decided
             self._known[verdict.made_for] = verdict
         return verdict
+
+    def _give_up(self, verdict: Verdict, error: UsageError | VerificationError) -> None:
+        """Goes on without compiling after a step that could not be, where that was not asked for; else raises."""
+        compilation = verdict.compilation
+        if self.compile != "auto" or compilation is None or not compilation.compiled or not is_of_compiling(error):
+            raise error
+        self._known[verdict.made_for] = replace(verdict, compilation=Compilation(False, reason_without(error)))
 
     def _told(self, compilation: Compilation | None) -> dict[str, Any]:
         """What a run says of it."""

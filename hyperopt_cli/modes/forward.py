@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Account, Hypergradient
 from hyperopt_cli.modes.compiling import WholeStep
 from hyperopt_cli.modes.deciding import Compiling
@@ -81,6 +82,22 @@ class Forward(Compiling):
         columns = _start(dynamics, hyper)
         lambda_at = _lambda_at(dynamics, hyper, columns.basis)
         verdict = self._verdict(dynamics, hyper, lambda_at)
+        try:
+            return self._differentiated(dynamics, hyper, lambda_at, columns, verdict, account)
+        except (UsageError, VerificationError) as error:
+            self._give_up(verdict, error)
+        return self.differentiate(problem, hyper, account)
+
+    def _differentiated(
+        self,
+        dynamics: Dynamics,
+        hyper: Hyper,
+        lambda_at: "LambdaAt",
+        columns: "Columns",
+        verdict: Verdict,
+        account: Account,
+    ) -> Hypergradient:
+        problem = dynamics.problem
         assert verdict.compilation is not None
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
         columns = columns._replace(padded=step.is_compiled)
@@ -107,7 +124,12 @@ class Forward(Compiling):
             known = self._known.get(made_for)
             given = Verdict(self.engine, "set by hand", made_for)
             verdict = known if known is not None and known.engine == self.engine else given
-        z = tree_map(lambda x: x.new_zeros(setting.num_columns, *x.shape), dynamics.start)
+        drawn = torch.Generator().manual_seed(0)  # at Z = 0 no product with H would be compared
+
+        def rows(x: Tensor) -> Tensor:
+            return torch.randn(setting.num_columns, *x.shape, generator=drawn, dtype=x.dtype).to(x.device)
+
+        z = tree_map(rows, dynamics.start)
         step = self._step(dynamics, verdict.engine, compiled=False)
         return self._settled(verdict, step, 0, dynamics.start, z, setting.hyper, setting.hyper_dot)
 
@@ -132,12 +154,14 @@ class Forward(Compiling):
         account.num_steps += 1
         account.num_gradients += 1
         if not columns.active:
-            state, value = train_step(dynamics, dynamics.problem.batch(t), state, step_hyper, t)
+            state, value = train_step(dynamics, dynamics.problem.batch(t), t, state, step_hyper)
             account.watch(t, "the training loss", value)
             account.inner_loss[t] = value
             return state, columns
 
-        lambda_dot = tree_map(lambda dot, x: dot.to(x), columns.of(directions), step_hyper)
+        lambda_dot = tree_map(
+            lambda dot, x: dot.to(x.device, x.dtype, non_blocking=True), columns.of(directions), step_hyper
+        )
         state, z, value, value_dot = step(t, state, columns.z, step_hyper, lambda_dot)
         account.num_hvps += len(columns.active)
         account.watch(t, "the training loss", value)
@@ -149,11 +173,11 @@ class Forward(Compiling):
 def tangent_step(
     dynamics: Dynamics,
     batch: Batch,
+    t: Any,
     state: State,
     z: State,
     step_hyper: StepHyper,
     lambda_dot: StepHyper,
-    t: Any,
     *,
     engine: Engine,
     chunk_size: int | None,

@@ -35,17 +35,20 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Account, Hypergradient
 from hyperopt_cli.modes.checkpointing.replay import replayed
+from hyperopt_cli.modes.checkpointing.segments import in_segments, segment_length
 from hyperopt_cli.modes.checkpointing.shelves import ALLOWED, Places, Shelves
-from hyperopt_cli.modes.compiling import WholeStep
+from hyperopt_cli.modes.compiling import TwoHalves
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.stepping import StepInHalves
 from hyperopt_cli.modes.straight_line import straight_line
-from hyperopt_cli.modes.sweep import Back, Steps, back_step, run, swept_back, train_step
+from hyperopt_cli.modes.sweep import Back, Steps, back_step, both_steps, run, swept_back
 from hyperopt_cli.problem import Hyper, Problem
 
 PULLBACK = "reverse_over_reverse_loop"
@@ -74,7 +77,7 @@ class Reverse(Compiling):
     path: str | None = None
     compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _whole: dict[str, TwoHalves] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.slots, str):
@@ -102,11 +105,23 @@ class Reverse(Compiling):
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 1."""
         dynamics = Dynamics.of(problem, hyper)
-        if self.path is not None:
-            return self._along_the_line(dynamics, hyper, account)
+        steps, verdict = self.steps(dynamics, hyper)
+        how = self._swept if self.path is None else self._along_the_line
+        try:
+            return how(dynamics, hyper, steps, self._told(verdict.compilation), account)
+        except (UsageError, VerificationError) as error:
+            self._give_up(verdict, error)
+        return self.differentiate(problem, hyper, account)
+
+    def _swept(
+        self, dynamics: Dynamics, hyper: Hyper, steps: Steps, told: Mapping[str, Any], account: Account
+    ) -> Hypergradient:
+        problem = dynamics.problem
         num = self._num_swept(problem.steps)
         places = self._places(dynamics, hyper, num)
-        steps, told = self.steps(dynamics, hyper)
+        if steps.both.is_compiled and (length := self._segment_length(steps, num, places)) is not None:
+            end, past = in_segments(steps, account, num, length)
+            return _with(swept_back(dynamics, hyper, end, past, account, num), slots=sum(places), **told)
 
         def again(t: int, state: State) -> State:
             state, _ = steps.train(t, state, account)
@@ -120,26 +135,36 @@ class Reverse(Compiling):
             past = _met_again(steps, states, account)
             return _with(swept_back(dynamics, hyper, end, past, account, num), slots=sum(places), **told)
 
-    def _along_the_line(self, dynamics: Dynamics, hyper: Hyper, account: Account) -> Hypergradient:
-        steps = dynamics.problem.steps
-        num = self._num_swept(steps)
-        both, told = self.steps(dynamics, hyper)
-        (end,) = deque(run(both, account), maxlen=1)
-        past = _met_again(both, straight_line(dynamics.start, end, steps, num), account)
+    def _segment_length(self, steps: Steps, num: int, places: Places) -> int | None:
+        """Steps that are kept whole at a time; None where all that fits is states, or these lie elsewhere."""
+        if self.slots is None or self.slots == "all":
+            return num
+        if places.host or places.disk:
+            return None
+        start = steps.dynamics.start
+        _, kept = steps.both.there(0, start, start, steps.dynamics.hyper_at(steps.hyper, 0))
+        return segment_length(num, sum(places), 1 + state_bytes(kept.more) / max(1, state_bytes(start)))
+
+    def _along_the_line(
+        self, dynamics: Dynamics, hyper: Hyper, steps: Steps, told: Mapping[str, Any], account: Account
+    ) -> Hypergradient:
+        num = self._num_swept(dynamics.problem.steps)
+        (end,) = deque(run(steps, account), maxlen=1)
+        line = straight_line(dynamics.start, end, dynamics.problem.steps, num)
+        past = _met_again(steps, line, account)
         return _with(swept_back(dynamics, hyper, end, past, account, num), slots=2, **told)
 
-    def steps(self, dynamics: Dynamics, hyper: Hyper) -> tuple[Steps, dict[str, Any]]:
-        """The two steps, compiled or not, and what is told of it."""
+    def steps(self, dynamics: Dynamics, hyper: Hyper) -> tuple[Steps, Verdict]:
+        """The two steps, compiled or not, and the decision."""
         made_for = Circumstances.of(dynamics, hyper)
         verdict = self._known.get(made_for, Verdict(PULLBACK, "the only one of an adjoint", made_for))
-        at, start = dynamics.hyper_at(hyper, 0), dynamics.start
-        uncompiled = self._step_at(dynamics, "back", back_step, compiled=False)
-        verdict = self._settled(verdict, uncompiled, 0, start, at, tree_map(torch.ones_like, start))
+        whole = self._whole.setdefault("both", TwoHalves())
+        both = StepInHalves(dynamics, both_steps, whole, compiled=False)
+        example = (dynamics.start, dynamics.hyper_at(hyper, 0), tree_map(torch.ones_like, dynamics.start))
+        verdict = self._settled(verdict, both, 0, *example)
         assert verdict.compilation is not None
-        compiled = verdict.compilation.compiled
-        there = self._step_at(dynamics, "there", train_step, compiled)
-        back = self._step_at(dynamics, "back", back_step, compiled)
-        return Steps(dynamics, hyper, there, back), self._told(verdict.compilation)
+        both.is_compiled = verdict.compilation.compiled
+        return Steps(dynamics, hyper, both), verdict
 
     def _num_swept(self, steps: int) -> int:
         return steps if self.window is None else min(self.window, steps)
@@ -174,7 +199,7 @@ def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:
 
     def step() -> None:
         adjoint = tree_map(torch.ones_like, dynamics.start)
-        back_step(dynamics, problem.batch(0), dynamics.start, dynamics.hyper_at(hyper, 0), adjoint, 0)
+        back_step(dynamics, problem.batch(0), 0, dynamics.start, dynamics.hyper_at(hyper, 0), adjoint)
 
     def objective() -> None:
         chunk = None if problem.outer_batches is None else [problem.outer_batches[0]]

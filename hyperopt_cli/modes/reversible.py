@@ -209,7 +209,7 @@ def _run_backwards(
     for t in reversed(range(dynamics.problem.steps)):
         params = held.undo_weights(dynamics.hyper_at(hyper, t), t)
         account.watch(t, REVERSED, torch.where(held.fingerprint() == marks[t], 0.0, float("nan")))
-        past = linearise(dynamics, dynamics.loss_at(t), State(params, {}), dynamics.hyper_at(hyper, t), t)
+        past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), dynamics.hyper_at(hyper, t))
         account.num_gradients += 1
         account.num_hvps += 1
         past = past._replace(state=held.undo_rest(past.grads, past.hyper, t))

@@ -1,19 +1,19 @@
 """One kind of step of a run, at any t: as torch runs it, or compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.compiling import WholeStep
+from hyperopt_cli.modes.compiling import Kept, TwoHalves, WholeStep
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.problem import Chunked
 
 
 class StepAt:
-    """`function(dynamics, batch_t, *trees, t)`, called as `step(t, *trees)`.
+    """`function(dynamics, batch_t, t, *trees)`, called as `step(t, *trees)`.
 
     A compiled step takes t as a float64 tensor [], so that it is the same at every t.
 
@@ -34,7 +34,7 @@ class StepAt:
 
     def eager(self, t: int, *trees: Any) -> Any:
         """As torch runs it."""
-        return self._function(self._dynamics, self._dynamics.problem.batch(t), *trees, t)
+        return self._function(self._dynamics, self._dynamics.problem.batch(t), t, *trees)
 
     def compiled(self, t: int, *trees: Any) -> Any:
         """Compiled at the first call for these shapes.
@@ -43,20 +43,44 @@ class StepAt:
             UsageError: it cannot be compiled, with the reason.
             VerificationError: compiled, it gave something else.
         """
-        problem = self._dynamics.problem
-        another = t + 1 if t + 1 < problem.steps else max(t - 1, 0)
-        return self._own()(_whole_batch(problem.batch(t)), lambda: problem.batch(another), *trees, self._tensor(t))
+        return self._own()(*self._batches(t), self._tensor(t), *trees)
 
     def num_operators(self, t: int, *trees: Any) -> int:
         """What compiling has to do with."""
-        return self._own().num_operators(_whole_batch(self._dynamics.problem.batch(t)), *trees, self._tensor(t))
+        return self._own().num_operators(self._batches(t)[0], self._tensor(t), *trees)
 
     def _own(self) -> WholeStep:
         dynamics, function = self._dynamics, self._function
         return self._whole.of(lambda *given: function(dynamics, *given), dynamics.problem)
 
+    def _batches(self, t: int) -> tuple[Any, Iterator[Any]]:
+        """That of step t, and those of steps around it, made when they are asked for."""
+        problem = self._dynamics.problem
+        others = (problem.batch(at) for at in (t + 1, t - 1, t + 2, t - 2) if 0 <= at < problem.steps)
+        return _whole_batch(problem.batch(t)), others
+
     def _tensor(self, t: int) -> Tensor:
         return torch.full((), t, dtype=torch.float64, device=self._dynamics.like.device)
+
+
+class StepInHalves(StepAt):
+    """`function(dynamics, batch_t, t, *trees, late) -> (early, late results)`."""
+
+    _whole: TwoHalves
+
+    def there(self, t: int, late: Any, *trees: Any) -> tuple[Any, Kept]:
+        """The early results, compiled, and what the way back takes; `late` is like the late argument."""
+        self._own()
+        return self._whole.there(*self._batches(t), late, self._tensor(t), *trees)
+
+    def back(self, kept: Kept, late: Any) -> Any:
+        """The late results."""
+        return self._whole.back(kept, late)
+
+    def compiled(self, t: int, *trees: Any) -> Any:
+        """One half after the other."""
+        early, kept = self.there(t, trees[-1], *trees[:-1])
+        return early, self.back(kept, trees[-1])
 
 
 def _whole_batch(batch: Any) -> Any:

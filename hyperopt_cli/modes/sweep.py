@@ -23,7 +23,7 @@ from hyperopt_cli.modes.base import Account, Hypergradient
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import Loss, gradient, gradient_and_pullback
 from hyperopt_cli.modes.objective import outer_objective
-from hyperopt_cli.modes.stepping import StepAt
+from hyperopt_cli.modes.stepping import StepInHalves
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper
 
@@ -57,46 +57,70 @@ def run(steps: "Steps", account: Account) -> Iterator[State]:
     yield state
     for t in range(num):
         state, value = steps.train(t, state, account)
-        account.inner_loss[t] = value
-        account.watch(t, "the training loss", value)
-        account.step_done("forward", t + 1, num)
+        told_of(t, value, num, account)
         yield state
 
 
+def told_of(t: int, value: Tensor, num: int, account: Account) -> None:
+    """A step of the run is done, and has shown L."""
+    account.inner_loss[t] = value
+    account.watch(t, "the training loss", value)
+    account.step_done("forward", t + 1, num)
+
+
 class Steps(NamedTuple):
-    """The two steps of a run, there and back.
+    """The two steps of a run, there and back: as torch runs them, or compiled in halves.
 
     Attributes:
         dynamics: whose.
         hyper: lambda.
-        there: `train_step` at t.
-        back: `back_step` at t.
+        both: `both_steps` at t.
     """
 
     dynamics: Dynamics
     hyper: Hyper
-    there: StepAt
-    back: StepAt
+    both: StepInHalves
 
     def train(self, t: int, state: State, account: Account) -> tuple[State, Tensor]:
         """s_t -> s_{t+1}, and L."""
-        account.num_steps += 1
-        account.num_gradients += 1
-        made: tuple[State, Tensor] = self.there(t, state, self.dynamics.hyper_at(self.hyper, t))
-        return made
+        if self.both.is_compiled:
+            return self.kept(t, state, account)[0]
+        _count(account, steps=1, gradients=1)
+        return train_step(self.dynamics, self.dynamics.problem.batch(t), t, state, self._hyper_at(t))
+
+    def kept(self, t: int, state: State, account: Account) -> tuple[tuple[State, Tensor], Back]:
+        """The same, and the way back through it, for which everything is kept; compiled."""
+        _count(account, steps=1, gradients=1)
+        early, kept = self.both.there(t, state, state, self._hyper_at(t))  # an adjoint is like a state
+
+        def back(adjoint: State) -> tuple[State, StepHyper]:
+            _count(account, hvps=1)
+            late: tuple[State, StepHyper] = self.both.back(kept, adjoint)
+            return late
+
+        return early, back
 
     def met_again(self, t: int, state: State, account: Account) -> Back:
-        """The way back through step t; its gradient is taken now, unless the whole step is one function."""
-        account.num_gradients += 1
-        account.num_hvps += 1
-        step_hyper = self.dynamics.hyper_at(self.hyper, t)
-        if self.back.is_compiled:
-            return lambda adjoint: self.back(t, state, step_hyper, adjoint)
-        past = linearise(self.dynamics, self.dynamics.loss_at(t), state, step_hyper, t)
+        """The way back through step t from s_t alone: its gradient is taken again, now."""
+        _count(account, gradients=1, hvps=1)
+        step_hyper = self._hyper_at(t)
+        if self.both.is_compiled:
+            _, kept = self.both.there(t, state, state, step_hyper)
+            return lambda adjoint: self.both.back(kept, adjoint)
+        past = linearise(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper)
         return partial(adjoint_step, self.dynamics, past)
 
+    def _hyper_at(self, t: int) -> StepHyper:
+        return self.dynamics.hyper_at(self.hyper, t)
 
-def train_step(dynamics: Dynamics, batch: Batch, state: State, step_hyper: StepHyper, t: Any) -> tuple[State, Tensor]:
+
+def _count(account: Account, steps: int = 0, gradients: int = 0, hvps: int = 0) -> None:
+    account.num_steps += steps
+    account.num_gradients += gradients
+    account.num_hvps += hvps
+
+
+def train_step(dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper) -> tuple[State, Tensor]:
     """s_t -> s_{t+1}, and L."""
     point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
     value, g = gradient(dynamics.loss_on(batch), point, step_hyper)
@@ -104,13 +128,21 @@ def train_step(dynamics: Dynamics, batch: Batch, state: State, step_hyper: StepH
 
 
 def back_step(
-    dynamics: Dynamics, batch: Batch, state: State, step_hyper: StepHyper, adjoint: State, t: Any
+    dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
 ) -> tuple[State, StepHyper]:
     """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t, from s_t."""
-    return adjoint_step(dynamics, linearise(dynamics, dynamics.loss_on(batch), state, step_hyper, t), adjoint)
+    return adjoint_step(dynamics, linearise(dynamics, dynamics.loss_on(batch), t, state, step_hyper), adjoint)
 
 
-def linearise(dynamics: Dynamics, loss: Loss, state: State, step_hyper: StepHyper, t: Any) -> Past:
+def both_steps(
+    dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
+) -> tuple[tuple[State, Tensor], tuple[State, StepHyper]]:
+    """There, and back."""
+    there = train_step(dynamics, batch, t, state, step_hyper)
+    return there, back_step(dynamics, batch, t, state, step_hyper, adjoint)
+
+
+def linearise(dynamics: Dynamics, loss: Loss, t: Any, state: State, step_hyper: StepHyper) -> Past:
     """The gradient at s_t, ready to be differentiated."""
     point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
     _, g, pullback = gradient_and_pullback(loss, point, step_hyper)

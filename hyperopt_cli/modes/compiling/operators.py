@@ -14,10 +14,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
+
+ITSELF = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}  # where nothing is written, no more than a name
+
+
+# Of their argument they take no more than its shape: written so, they do not wait for it.
+FILLED = {
+    torch.ops.aten.ones_like.default: 1,
+    torch.ops.aten.zeros_like.default: 0,
+    torch.ops.aten.new_zeros.default: 0,
+    torch.ops.aten.new_ones.default: 1,
+}
 
 
 class Operators(NamedTuple):
@@ -44,6 +56,7 @@ def written_down(function: Callable[..., Any], leaves: Sequence[Any], spec: Tree
         UsageError: it reads a number of a tensor, draws at random, or cannot be evaluated without content.
     """
     where = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+    given = _apart([leaves[i] for i in where])
     shape: list[TreeSpec] = []
 
     def of_tensors(*tensors: Tensor) -> list[Tensor]:
@@ -56,13 +69,16 @@ def written_down(function: Callable[..., Any], leaves: Sequence[Any], spec: Tree
 
     try:
         traced = make_fx(of_tensors, tracing_mode="fake", _allow_non_fake_inputs=True)
-        graph = traced(*(leaves[i] for i in where))
+        graph = traced(*given)
+        if any(writes(node) for node in graph.graph.nodes):
+            functional = functionalize(graph, remove="mutations")
+            graph = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
     except UsageError:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"compile: the step cannot be written down as operators ({reason})") from error
-    _refuse_random(graph)
+    _refuse(graph)
     _take_once(graph)
     return Operators(graph, _constants_lifted(graph), shape[0])
 
@@ -77,21 +93,43 @@ def same(one: Operators, two: Operators, with_constants: bool = True) -> bool:
     return not with_constants or all(x is y or torch.equal(x, y) for x, y in pairs)
 
 
-def _refuse_random(graph: fx.GraphModule) -> None:
+def _apart(tensors: list[Tensor]) -> list[Tensor]:
+    """The same, where one is given twice once as a copy: otherwise the two would be taken for one argument."""
+    seen: set[int] = set()
+    apart = [x.clone() if id(x) in seen or seen.add(id(x)) else x for x in tensors]  # type: ignore[func-returns-value]
+    return apart
+
+
+def _refuse(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
+        if node.target is torch.ops.aten._local_scalar_dense.default:
+            raise UsageError(
+                "compile: the step reads a number of a tensor (item(), float()), which no compiler can wait for"
+            )
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise UsageError(f"compile: the step draws random numbers ({node.target}), which compiled would be others")
 
 
 def _take_once(graph: fx.GraphModule) -> None:
-    """Takes equal operators on equal arguments once."""
+    """Takes equal operators on equal arguments once; a tensor that is reached twice is written down twice."""
     nodes = list(graph.graph.nodes)
-    if any(_writes(node) for node in nodes):
+    if any(writes(node) for node in nodes):
         return  # between two of them an argument may have changed
     seen: dict[Any, fx.Node] = {}
     for node in nodes:
+        if node.op == "get_attr":
+            first = seen.setdefault(id(getattr(graph, str(node.target))), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.graph.erase_node(node)
         if node.op != "call_function":
             continue
+        if node.target in ITSELF:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            continue
+        if node.target in FILLED:
+            node = _of_one_number(graph, node, FILLED[node.target])
         first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if first is not node:
             node.replace_all_uses_with(first)
@@ -100,7 +138,21 @@ def _take_once(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _writes(node: fx.Node) -> bool:
+def _of_one_number(graph: fx.GraphModule, node: fx.Node, number: int) -> fx.Node:
+    """The node that fills a tensor like that of `node`."""
+    like = node.meta["val"]
+    with graph.graph.inserting_before(node):
+        made = graph.graph.call_function(
+            torch.ops.aten.full.default, (list(like.shape), number), {"dtype": like.dtype, "device": like.device}
+        )
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    graph.graph.erase_node(node)
+    return made
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether the operator changes an argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 

@@ -19,6 +19,7 @@ from hyperopt_cli.errors import UsageError, VerificationError
 SAVED = 0.25  # of a step, before it is known; seen: 0.2 to 0.7
 SECONDS, SECONDS_PER_OPERATOR = 5.0, 0.04  # seen on two cores: 5 s at 250 operators, 40 s at 770, 150 s at 3,400
 REPEATS = 3
+PREFIX = "compile: "  # of every error that says that a step could not be compiled
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,20 @@ def decided(
     except (UsageError, VerificationError) as error:
         if compile is True:
             raise
-        return Compilation(False, f"not compiled ({str(error).removeprefix('compile: ')})")
+        return Compilation(False, reason_without(error))
     if after < before:
         return Compilation(True, f"compiled: {_shown(after)} a step instead of {_shown(before)}")
     return Compilation(False, f"not compiled, for a step took {_shown(after)} instead of {_shown(before)}")
+
+
+def is_of_compiling(error: Exception) -> bool:
+    """Whether it says that a step could not be compiled."""
+    return str(error).startswith(PREFIX)
+
+
+def reason_without(error: Exception) -> str:
+    """Why a run goes on without compiling, a phrase."""
+    return f"not compiled ({str(error).removeprefix(PREFIX)})"
 
 
 def _seconds(call: Callable[[], Any]) -> float:

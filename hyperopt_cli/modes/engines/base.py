@@ -95,10 +95,13 @@ def gradient_and_pullback(loss: Loss, params: Params, hyper: StepHyper) -> tuple
     names, (_, spec) = list(params), tree_flatten(hyper)
 
     def pullback(u: Params) -> tuple[Params, StepHyper]:
-        with torch.enable_grad():
-            along = sum(((d * u[name]).sum() for name, d in zip(names, g, strict=True)), value.new_zeros(()))
-        adjoints = pull(along, inputs, retain=False)
-        return dict(zip(names, adjoints, strict=False)), tree_unflatten(adjoints[len(names) :], spec)
+        moving = [(d, u[name]) for name, d in zip(names, g, strict=True) if d.requires_grad]
+        if moving:
+            outputs, along = zip(*moving, strict=True)
+            adjoints = torch.autograd.grad(outputs, inputs, along, materialize_grads=True)
+        else:  # a loss linear in w has no Hessian
+            adjoints = tuple(torch.zeros_like(x) for x in inputs)
+        return dict(zip(names, adjoints, strict=False)), tree_unflatten(list(adjoints[len(names) :]), spec)
 
     return value.detach(), primals, pullback
 

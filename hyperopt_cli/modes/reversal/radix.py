@@ -94,7 +94,7 @@ def _largest(dynamics: Dynamics, hyper: Hyper, factors: Factors, steps: int, acc
     state = dynamics.start
     largest: State = tree_map(torch.abs, state)
     for t in range(steps):
-        state, _ = train_step(dynamics, dynamics.problem.batch(t), state, dynamics.hyper_at(hyper, t), t)
+        state, _ = train_step(dynamics, dynamics.problem.batch(t), t, state, dynamics.hyper_at(hyper, t))
         account.num_steps += 1
         account.num_gradients += 1
         seen: State = tree_map(torch.abs, state)
