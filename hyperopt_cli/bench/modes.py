@@ -56,6 +56,7 @@ class Sizes:
     batch: int = 128
     num_rates: int = 6
     slots: int = 10
+    share_of_states: float = 0.6  # slots of the compiled run that is to take half of an unroll.s memory
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -122,12 +123,13 @@ def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> C
 
 def _modes(sizes: Sizes, steps: int, asked: Sequence[str] | None) -> dict[str, Mode]:
     """By name, forward mode by every engine among them."""
-    slots = min(sizes.slots, steps)
+    slots, some = min(sizes.slots, steps), max(1, round(sizes.share_of_states * steps))
     return {
         "forward, auto": Forward(),
         **{f"forward, {name}": mode for name, mode in by_engine(asked).items()},
         **{f"reverse{how}": make() for how, make in of_reverse().items()},
         f"reverse, slots: {slots}": Reverse(slots=slots, compile=False),
+        f"reverse, slots: {some}, compiled": Reverse(slots=some, compile=True),
         "reversible": Reversible(),
     }
 
