@@ -95,9 +95,8 @@ def same(one: Operators, two: Operators, with_constants: bool = True) -> bool:
 
 def _apart(tensors: list[Tensor]) -> list[Tensor]:
     """The same, where one is given twice once as a copy: otherwise the two would be taken for one argument."""
-    seen: set[int] = set()
-    apart = [x.clone() if id(x) in seen or seen.add(id(x)) else x for x in tensors]  # type: ignore[func-returns-value]
-    return apart
+    first = {id(x): i for i, x in reversed(list(enumerate(tensors)))}
+    return [x if first[id(x)] == i else x.clone() for i, x in enumerate(tensors)]
 
 
 def _refuse(graph: fx.GraphModule) -> None:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.errors import UsageError, VerificationError
 
-SAVED = 0.25  # of a step, before it is known; seen: 0.2 to 0.7
+SAVED = 0.25  # of a step, before it is known; seen: 0.1 to 0.7
 SECONDS, SECONDS_PER_OPERATOR = 5.0, 0.04  # seen on two cores: 5 s at 250 operators, 40 s at 770, 150 s at 3,400
 REPEATS = 3
 PREFIX = "compile: "  # of every error that says that a step could not be compiled

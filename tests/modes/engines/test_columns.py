@@ -409,6 +409,10 @@ def test_a_function_without_rules_equals_the_reference(name: str, num: int) -> N
     torch.testing.assert_close(second("folded", WITHOUT_RULES[name], num), want, rtol=1e-12, atol=1e-12)
 
 
+def _matrix(w: Tensor) -> Tensor:
+    return torch.outer(w, w) + 2 * torch.eye(len(w), dtype=w.dtype)
+
+
 @pytest.mark.parametrize(
     ("write", "said"),
     [
@@ -420,11 +424,21 @@ def test_a_function_without_rules_equals_the_reference(name: str, num: int) -> N
         (lambda w: functional.ctc_loss(torch.outer(w, w)[:, None].log_softmax(2), torch.tensor([[1]]), (4,), (1,)),
          "aten._ctc_loss"),
         (lambda w: w.put(torch.tensor([0]), w[1:2] ** 2).pow(2).sum(), "aten.put.default"),
+        (lambda w: torch.linalg.det(_matrix(w)), "aten._linalg_det.default"),
+        (lambda w: torch.linalg.slogdet(_matrix(w))[1], "aten._linalg_slogdet.default"),
+        (lambda w: torch.linalg.solve(_matrix(w), w).pow(2).sum(), "aten._linalg_solve_ex.default"),
+        (lambda w: torch.fft.rfft(w).abs().pow(2).sum(), "aten._fft_r2c.default .*complex"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_carried_is_refused_by_name(write: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(UsageError, match=rf"engine folded: cannot carry tangents through {said}.*reverse_over_reverse"):
         second("folded", write)
+
+
+@pytest.mark.parametrize("make", [lambda w: w * (1 + 2j), lambda w: w.to(torch.complex128)])
+def test_complex_numbers_are_refused_not_dropped(make: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UsageError, match=r"engine folded: a tensor's numbers are complex; .*reverse_over_reverse"):
+        second("folded", lambda w: make(w).abs().pow(2).sum())
 
 
 def test_a_write_that_a_view_would_not_see_is_refused() -> None:

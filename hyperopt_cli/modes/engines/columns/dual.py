@@ -120,6 +120,8 @@ class Dual(Tensor):
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:
     """`func`, by the first way that applies."""
+    if func in INCOMPLETE:
+        raise _refused(func, "torch has no forward derivative of a factor that its way back reads")
     rule = RULES.get(func)
     if rule is not None:
         return rule(func, *args, **kwargs)
