@@ -13,7 +13,7 @@ Maclaurin et al. 2015, algorithm 2, https://arxiv.org/abs/1502.03492, for any up
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -22,10 +22,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from hyperopt_cli.modes.base import Account, Hypergradient
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import Loss, gradient, gradient_and_pullback
+from hyperopt_cli.modes.memory import state_bytes
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.stepping import StepInHalves
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper
+
+# lambda may lie on the host, and its schedule is a few small operators: adjoints of lambda_t are pulled back through it
+# many steps at a time, so that no step waits for the device
+MOST_WAITING, MOST_BYTES = 64, 2**20
 
 
 class Past(NamedTuple):
@@ -177,9 +182,9 @@ def sweep(
         adjoint, a_at = back(adjoint)
         del back  # its gradient's graph, before the next one is made
         waiting.append((t, a_at))
-        # lambda may lie on the host: the adjoints of lambda_t go there once in many steps, so that no step waits
-        if done == num_swept or len(waiting) >= account.every:
-            total = _pulled_back(dynamics, hyper, waiting, total)
+        if done == num_swept or len(waiting) >= MOST_WAITING or len(waiting) * state_bytes(a_at) > MOST_BYTES:
+            by_hyper = _pulled_back(dynamics, hyper, waiting)
+            total = {name: total[name] + by_hyper[name] for name in total}
             waiting.clear()
         account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in adjoint.params.values()]))
         account.step_done("backward", done, num_swept)
@@ -192,15 +197,13 @@ def sweep(
     return {name: total[name] + by_init[name] for name in total}
 
 
-def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]], total: Hyper) -> Hyper:
-    """`total` and the adjoints of lambda_t, pulled back through the schedule."""
-    for t, a_at in waiting:
-        with torch.enable_grad():
-            h = tree_map(_leaf, hyper)
-            step_hyper = dynamics.plain_hyper_at(h, t)
-        (by_step,) = _vjp(step_hyper, (h,), a_at)
-        total = {name: total[name] + by_step[name] for name in total}
-    return total
+def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]]) -> Hyper:
+    """Adjoints of lambda_t, each with its t, pulled back through the schedule."""
+    with torch.enable_grad():
+        h = tree_map(_leaf, hyper)
+        given = [dynamics.plain_hyper_at(h, t) for t, _ in waiting]
+    (by_hyper,) = _vjp(given, (h,), [a_at for _, a_at in waiting])
+    return cast(Hyper, by_hyper)
 
 
 def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State, StepHyper]:

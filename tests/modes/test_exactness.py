@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hyperopt_cli import Forward, Reverse, hypergradient
+from hyperopt_cli.modes import sweep
 from tests.cases import CASES, net_problem, scalar
 from tests.reference import differences, unroll
 
@@ -40,6 +41,15 @@ def test_equals_central_differences(case):
     _, problem, hyper = CASES[case]
     want = differences(lambda h: hypergradient(problem, h, "reverse").value, hyper)
     assert_close(hypergradient(problem, hyper).grad, want, 1e-6)
+
+
+@pytest.mark.parametrize(("most", "most_bytes"), [(1, 2**20), (2, 2**20), (64, 0)])
+@pytest.mark.parametrize("case", ["windows", "per tensor"])
+def test_adjoints_are_pulled_back_through_the_schedule_however_many_wait(case, most, most_bytes, monkeypatch):
+    rule, problem, hyper = CASES[case]
+    monkeypatch.setattr(sweep, "MOST_WAITING", most)
+    monkeypatch.setattr(sweep, "MOST_BYTES", most_bytes)
+    assert_close(hypergradient(problem, hyper, "reverse").grad, unroll(rule, problem, hyper)[1], 1e-10)
 
 
 def test_the_comparison_bites():

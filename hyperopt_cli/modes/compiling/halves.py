@@ -90,22 +90,21 @@ class TwoHalves(WholeStep):
         given = tensors[: len(tensors) - len(tree_leaves(late))] + prepared.operators.constants
         made = list(run_there(*given))
         kept = [given[i] for i in halves.taken[0]] + [made[i] for i in halves.taken[1]]
-        early = _early(prepared.operators.results, made[: halves.num_early])
+        early = tree_unflatten(made[: halves.num_early], prepared.operators.results.child(0))
         return early, Kept(key, kept, made[halves.num_early :])
 
     def back(self, kept: Kept, late: Any) -> Any:
         """The late results."""
         prepared = self._of_this[kept.key]
         made = list(prepared.compiled.calls[1](*kept.tensors, *tree_leaves(late)))
-        return _late(prepared.operators.results, made)
+        return tree_unflatten(made, prepared.operators.results.child(1))
 
     def _compile(self, operators: Operators, leaves: list[Any], spec: TreeSpec) -> Compiled:
         """Both halves, and a function of everything that checks them."""
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         late = tree_leaves(tree_unflatten(leaves, spec)[-1])
         num_given = len(tensors) - len(late)
-        early, _ = tree_unflatten(list(range(operators.results.num_leaves)), operators.results)
-        halves = halved(operators, num_given, len(late), len(tree_leaves(early)))
+        halves = halved(operators, num_given, len(late), operators.results.child(0).num_leaves)
         given = tensors[:num_given] + operators.constants
         there = self._build(halves.there, given)
         made = list(there(*given))
@@ -114,16 +113,6 @@ class TwoHalves(WholeStep):
         return Compiled(
             operators, (there, back), lambda *every: [*made[: halves.num_early], *back(*kept, *late)], halves
         )
-
-
-def _early(results: TreeSpec, leaves: list[Tensor]) -> Any:
-    missing: list[Any] = [None] * (results.num_leaves - len(leaves))
-    return tree_unflatten(leaves + missing, results)[0]
-
-
-def _late(results: TreeSpec, leaves: list[Tensor]) -> Any:
-    missing: list[Any] = [None] * (results.num_leaves - len(leaves))
-    return tree_unflatten(missing + leaves, results)[1]
 
 
 def halved(operators: Operators, num_given: int, num_late: int, num_early: int) -> Halves:
