@@ -20,7 +20,6 @@ is not carried at all.
 Prefer reverse or reversible for many hyperparameters.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Account, Hypergradient
 from hyperopt_cli.modes.compiling import WholeStep
 from hyperopt_cli.modes.deciding import Compiling
+from hyperopt_cli.modes.directions import LambdaAt, identity, tangents_of_schedule
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import ENGINES, Engine, check_name, push_columns
 from hyperopt_cli.modes.engines.choice import chosen
@@ -80,7 +80,7 @@ class Forward(Compiling):
         """Franceschi et al. 2017, algorithm 2."""
         dynamics = Dynamics.of(problem, hyper)
         columns = _start(dynamics, hyper)
-        lambda_at = _lambda_at(dynamics, hyper, columns.basis)
+        lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
         try:
             return self._differentiated(dynamics, hyper, lambda_at, columns, verdict, account)
@@ -92,7 +92,7 @@ class Forward(Compiling):
         self,
         dynamics: Dynamics,
         hyper: Hyper,
-        lambda_at: "LambdaAt",
+        lambda_at: LambdaAt,
         columns: "Columns",
         verdict: Verdict,
         account: Account,
@@ -113,7 +113,7 @@ class Forward(Compiling):
         told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
         return result._replace(stats={**result.stats, **told})
 
-    def _verdict(self, dynamics: Dynamics, hyper: Hyper, lambda_at: "LambdaAt") -> Verdict:
+    def _verdict(self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt) -> Verdict:
         """The engine of this run, found right at step 0, and whether the step is compiled."""
         setting = Setting.of(dynamics, *lambda_at(0), self.chunk_size)
         if self.engine == "auto":
@@ -141,7 +141,7 @@ class Forward(Compiling):
         self,
         dynamics: Dynamics,
         step: StepAt,
-        lambda_at: "LambdaAt",
+        lambda_at: LambdaAt,
         state: State,
         columns: "Columns",
         t: int,
@@ -195,28 +195,24 @@ def tangent_step(
     return after, z_after, out.loss, out.loss_tangents
 
 
-LambdaAt = Callable[[int], tuple[StepHyper, StepHyper]]
-
-
 class Columns(NamedTuple):
     """The tangents that are carried.
 
     Attributes:
-        basis: the K directions in lambda, like `hyper` with K in front.
+        num: K.
         active: which of the K are carried, in the order of Z's rows.
         z: Z_t, a state with a row for each active column, and rows of zeros where `padded`.
         padded: the number of rows is 1, 2, 4, ... or K, so that few steps have to be compiled.
     """
 
-    basis: Hyper
+    num: int
     active: list[int]
     z: State
     padded: bool = False
 
     def joined_by(self, directions: StepHyper, state: State) -> "Columns":
         """With the columns that begin at this step: zero so far, and lambda_t moves along them."""
-        num_columns = next(iter(self.basis.values())).shape[0]
-        if len(self.active) == num_columns:
+        if len(self.active) == self.num:
             return self
         moving = [(entry != 0).reshape(entry.shape[0], -1).any(dim=1).cpu() for entry in tree_leaves(directions)]
         known = set(self.active)
@@ -224,14 +220,14 @@ class Columns(NamedTuple):
         if not new:
             return self
         active = self.active + new
-        num_rows = min(num_columns, 1 << (len(active) - 1).bit_length()) if self.padded else len(active)
+        num_rows = min(self.num, 1 << (len(active) - 1).bit_length()) if self.padded else len(active)
         rows = tree_map(lambda x: x.new_zeros(num_rows - len(self.active), *x.shape), state)
         z = tree_map(lambda z, row: torch.cat([z[: len(self.active)], row]), self.z, rows) if self.active else rows
         return self._replace(active=active, z=z)
 
     def of(self, directions: StepHyper) -> StepHyper:
         """The rows of lambda' that belong to Z's."""
-        if self.active == list(range(next(iter(self.basis.values())).shape[0])):
+        if self.active == list(range(self.num)):
             return directions
         num_rows = tree_leaves(self.z)[0].shape[0]
         chosen: StepHyper = tree_map(lambda entry: _padded(entry[self.active], num_rows), directions)
@@ -243,40 +239,20 @@ def _padded(rows: Tensor, num_rows: int) -> Tensor:
     return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
 
 
-def _basis(hyper: Hyper) -> Hyper:
-    """One direction for every element of lambda: `[K, *shape]` for each key, an identity over all of them."""
-    sizes = [value.numel() for value in hyper.values()]
-    identity = [torch.eye(sum(sizes), dtype=value.dtype, device=value.device) for value in hyper.values()]
-    parts = [torch.split(eye, sizes, dim=1)[i] for i, eye in enumerate(identity)]
-    return {name: part.reshape(sum(sizes), *hyper[name].shape) for name, part in zip(hyper, parts, strict=True)}
-
-
 def _start(dynamics: Dynamics, hyper: Hyper) -> Columns:
     """Z_0 = ds_0/dlambda: the columns that init depends on."""
-    basis = _basis(hyper)
-    none = Columns(basis, [], tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start))
+    num = sum(value.numel() for value in hyper.values())
+    none = Columns(num, [], tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start))
     with torch.enable_grad():
         named = dynamics.problem.initial({name: value.detach().requires_grad_() for name, value in hyper.items()})
     if not any(w.grad_fn is not None or w.requires_grad for w in named.values()):
         return none
 
-    _, start_dot = push_columns(dynamics.initial, (hyper,), (basis,))
+    _, start_dot = push_columns(dynamics.initial, (hyper,), (identity(hyper),))
     start_dot = tree_map(lambda x, s: x.to(s), start_dot, dynamics.start)
     moving = [(x != 0).reshape(x.shape[0], -1).any(dim=1).cpu() for x in tree_leaves(start_dot)]
     active = torch.stack(moving).any(dim=0).nonzero().flatten().tolist()
-    return Columns(basis, active, tree_map(lambda x: x[active], start_dot))
-
-
-def _lambda_at(dynamics: Dynamics, hyper: Hyper, basis: Hyper) -> "LambdaAt":
-    """t -> lambda_t and its tangents along every direction; without a schedule they are always the same."""
-
-    def at(t: int) -> tuple[StepHyper, StepHyper]:
-        return push_columns(lambda h: dynamics.plain_hyper_at(h, t), (hyper,), (basis,))
-
-    if dynamics.problem.schedule is not None:
-        return at
-    always = at(0)
-    return lambda t: always
+    return Columns(num, active, tree_map(lambda x: x[active], start_dot))
 
 
 def _point_tangents(
@@ -291,7 +267,7 @@ def _point_tangents(
 
 def _contract(dynamics: Dynamics, state: State, columns: Columns, by_params: Params, by_hyper: Hyper) -> Hyper:
     """dE/ds_T Z_T + dE/dlambda, per key."""
-    total = torch.zeros(next(iter(columns.basis.values())).shape[0], dtype=torch.float64)
+    total = torch.zeros(columns.num, dtype=torch.float64)
     if columns.active:
         z = tree_map(lambda x: x[: len(columns.active)], columns.z)
         _, w_dot = push_columns(dynamics.result, (state,), (z,))
