@@ -56,7 +56,7 @@ class Sizes:
     batch: int = 128
     num_rates: int = 6
     slots: int = 10
-    share_of_states: float = 0.78  # slots of the compiled run that is to take half of an unroll's memory
+    share_of_states: float = 0.72  # slots of the compiled run that is to take half of an unroll's memory
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
