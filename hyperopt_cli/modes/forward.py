@@ -119,7 +119,7 @@ class Forward(Compiling):
         if self.engine == "auto":
             verdict = chosen(self._known, dynamics, hyper, setting)
         else:
-            check_symmetry(self.engine, ENGINES[self.engine], setting)
+            check_symmetry(f"engine {self.engine}", ENGINES[self.engine], setting)
             made_for = Circumstances.of(dynamics, hyper, setting.num_columns, self.chunk_size)
             known = self._known.get(made_for)
             given = Verdict(self.engine, "set by hand", made_for)

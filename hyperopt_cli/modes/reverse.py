@@ -43,6 +43,8 @@ from hyperopt_cli.modes.checkpointing.shelves import ALLOWED, Places, Shelves
 from hyperopt_cli.modes.compiling import TwoHalves
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.engines import ENGINES
+from hyperopt_cli.modes.engines.symmetry import check_pullback
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
@@ -78,6 +80,7 @@ class Reverse(Compiling):
     compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
     _whole: dict[str, TwoHalves] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _probed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.slots, str):
@@ -105,6 +108,7 @@ class Reverse(Compiling):
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 1."""
         dynamics = Dynamics.of(problem, hyper)
+        check_pullback("reverse", ENGINES[PULLBACK], dynamics, hyper, self._probed)
         steps, verdict = self.steps(dynamics, hyper)
         how = self._swept if self.path is None else self._along_the_line
         try:

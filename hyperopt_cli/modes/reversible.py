@@ -22,7 +22,7 @@ Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,8 @@ from torch import Tensor
 from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError, ReversalError, UsageError
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
 from hyperopt_cli.modes.dynamics import Dynamics, State
-from hyperopt_cli.modes.engines import gradient_and_pullback
+from hyperopt_cli.modes.engines import ENGINES, gradient_and_pullback
+from hyperopt_cli.modes.engines.symmetry import check_pullback
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
@@ -61,6 +62,7 @@ class Reversible(Mode):
 
     radix: Mapping[str, int] | None = None
     compile: bool | str = "auto"
+    _probed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.radix is not None and not isinstance(self.radix, Mapping):
@@ -75,6 +77,9 @@ class Reversible(Mode):
         """Maclaurin et al. 2015, algorithm 2."""
         if (reason := refusal(problem, hyper)) is not None:
             raise UsageError(f"reversible: {reason}")
+        check_pullback(
+            "reversible", ENGINES["reverse_over_reverse_loop"], Dynamics.of(problem, hyper), hyper, self._probed
+        )
         factors = Factors(Dynamics.of(problem, hyper), hyper)
         dynamics = Dynamics.of(factors.problem(), hyper)
         kernels = choose(self.compile, problem.steps * sum(w.numel() for w in dynamics.start.params.values()))
