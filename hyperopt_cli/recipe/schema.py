@@ -20,6 +20,7 @@ from hyperopt_cli.errors import RecipeError
 from hyperopt_cli.recipe.document import dump
 from hyperopt_cli.recipe.entries import Hyperparameter
 from hyperopt_cli.recipe.fields import Boolean, Integer, Misfit, Number, Positive, Section, Share, Text, is_number
+from hyperopt_cli.recipe.limits import MAX_POINTS
 from hyperopt_cli.recipe.positions import KeyPath, Positions
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 
@@ -237,7 +238,8 @@ class Mode(Section):
             close = did_you_mean(given, MODES) if isinstance(given, str) else ""
             raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(MODES)}, or {{name: NAME, ...}}")
         if isinstance(given, dict):
-            defaults = MODES.get(given.get("name", "forward"), {})
+            name = given.get("name", "forward")
+            defaults = MODES.get(name, {}) if isinstance(name, str) else {}
             return given | {key: value for key, value in defaults.items() if given.get(key) is None}
         return given
 
@@ -296,6 +298,9 @@ class Recipe(Section):
         steps = info.data.get("steps")
         for name, entry in entries.items():
             num = len(entry.starts)
+            if entry.schedule.kind == "per_step" and (steps or 0) > MAX_POINTS:
+                message = f"per_step holds {steps} numbers, one a step; at most {MAX_POINTS}: take windows or knots"
+                raise Misfit(message, name, "schedule")
             if entry.schedule.kind == "per_step" and steps is not None and num not in (1, steps):
                 raise Misfit(f"got {num} numbers; must be {steps}, one for each of the steps", name, "initial")
         return entries
