@@ -75,12 +75,37 @@ def test_nothing_else_may_be_called(name: str) -> None:
         resolve(name, "model")
 
 
+INIT = """
+import os
+from functools import partial, wraps
+from subprocess import Popen
+from torch import load
+from torch.nn import Linear, Module
+from hyperopt_cli.cli.run import run
+
+def net(width): ...
+size = 3
+narrow = partial(net, 3)
+shell = partial(os.system, "true")
+anonymous = type("Anonymous", (), {"__module__": 3, "__call__": lambda self: None})()
+
+class Touchy(type):
+    @property
+    def small(cls):
+        raise RuntimeError("not now")
+
+class Net(metaclass=Touchy):
+    start = Popen
+    os = os
+"""
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package of one's own, with a function, a class, a module that fails, and something foreign."""
     folder = tmp_path / "mypackage_for_tests"
     folder.mkdir()
-    (folder / "__init__.py").write_text("import os\nfrom subprocess import Popen\ndef net(width): ...\nsize = 3\n")
+    (folder / "__init__.py").write_text(INIT)
     (folder / "parts.py").write_text("class Net:\n    @classmethod\n    def small(cls): ...\n")
     (folder / "broken.py").write_text("raise SystemExit('gone')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -89,7 +114,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return folder.name
 
 
-@pytest.mark.parametrize("name", ["net", "parts.Net", "parts.Net.small"])
+@pytest.mark.parametrize("name", ["net", "parts.Net", "parts.Net.small", "Linear"])
 def test_an_allowed_package_may_be_called(package: str, name: str) -> None:
     assert callable(resolve(f"{package}.{name}", "model", [f"{package}.*"]))
 
@@ -105,6 +130,17 @@ def test_nothing_is_imported_before_it_is_allowed(package: str) -> None:
     [
         ("os.system", "leads to os, which is not among"),
         ("Popen", "leads to subprocess, which is not among"),
+        ("os.path.join", "leads to os, which is not among"),
+        ("load", "leads to torch.serialization, which is not among"),
+        ("run", "leads to hyperopt_cli.cli.run, which is not among"),
+        ("Module.apply", "can't be called as model: must be a model that ships, a subclass of torch.nn.Module"),
+        ("narrow", "leads to functools, which is not among"),
+        ("shell", "leads to functools, which is not among"),
+        ("anonymous", "leads to an unknown module, which is not among"),
+        ("Net.start", "leads to subprocess, which is not among"),
+        ("Net.os.system", "leads to os, which is not among"),
+        ("Net.small", "looking up small failed: RuntimeError: not now"),
+        ("Net.__subclasses__", "no part private"),
         ("size", "is not callable"),
         ("nett", "has no nett; did you mean mypackage_for_tests.net?"),
         ("size.real", "neither a module nor a class"),
