@@ -89,6 +89,32 @@ class VerificationError(HyperoptError):
     exit_code = 4
 
 
+class CheckpointError(HyperoptError):
+    """There are checkpoints, and none of them can be used."""
+
+    exit_code = 4
+
+
+class StorageError(HyperoptError):
+    """Something that must be kept cannot be written: no room, no permission."""
+
+    exit_code = 2
+
+
+class Stopped(HyperoptError):
+    """A signal has ended the run, once everything that it had computed was kept.
+
+    Attributes:
+        signal: its name, such as SIGTERM.
+    """
+
+    exit_code = 75
+
+    def __init__(self, signal: str) -> None:
+        self.signal = signal
+        super().__init__(f"stopped by {signal}")
+
+
 class NonFiniteError(HyperoptError):
     """A loss, tangent or hypergradient is NaN or infinite.
 
