@@ -27,7 +27,8 @@ class Hypergradient(NamedTuple):
         params: R(s_T), named.
         stats: `wall_s`; `peak_bytes`, the peak of the process's resident memory during the call (of the allocated
             memory on a GPU); `num_steps`, inner steps taken; `num_gradients` and `num_hvps`; `inner_loss`, L at every
-            step, [T]; `bias`, what biases the hypergradient, only where it is not exact. Modes add their own.
+            step, [T]; `progress`, steps there and back, counted for checkpoints; `bias`, what biases the
+            hypergradient, only where it is not exact. Modes add their own.
     """
 
     value: Tensor
@@ -46,6 +47,13 @@ class Mode(ABC):
     def bias(self, steps: int) -> str | None:
         """What makes the hypergradient of a run of `steps` steps differ from the exact one, a phrase; None: nothing."""
         return None
+
+    def decisions(self) -> dict[str, Any]:
+        """What it has decided by measuring, so that a run that is taken up again goes on alike; for a checkpoint."""
+        return {}
+
+    def decided(self, decisions: Mapping[str, Any]) -> None:  # noqa: B027
+        """Takes over what `decisions` gave."""
 
 
 class Keeper(Protocol):
@@ -168,5 +176,6 @@ class Account:
             "num_gradients": self.num_gradients,
             "num_hvps": self.num_hvps,
             "inner_loss": self.inner_loss,
+            "progress": self._progress,
         }
         return Hypergradient(value, grad, params, stats)

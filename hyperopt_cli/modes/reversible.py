@@ -189,6 +189,10 @@ class _Reversed(WayBack):
         marks = torch.stack(self._marks) if self._marks else torch.zeros(0, dtype=torch.int64)
         return {"held": self.held.kept(), "attempt": self._attempt, "bits": self.bits, "marks": marks}
 
+    def left(self) -> dict[str, Any]:
+        """Of use only where gradients have the same bits."""
+        return {**super().left(), "same_bits": True}
+
     def end(self) -> State:
         """s_0 -> s_T, begun anew where a number turns out to need another radix."""
         trial, steps = Account(self._dynamics.problem.steps, self._dynamics.like), 1  # uncounted, as in connectivity

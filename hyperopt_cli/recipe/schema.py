@@ -158,6 +158,7 @@ class Outer(Section):
     momentum: Share | None = None
     clip_norm: Positive | None = None
     patience: Count | None = None
+    on_nonfinite: Literal["backtrack", "stop"] = "backtrack"
     seed: Literal["fixed", "fresh"] = "fixed"
     replicas: Count = 1
 
@@ -279,6 +280,7 @@ class Recipe(Section):
     precision: Literal["float64", "float32", "tf32", "bf16"] = "float32"
     device: Text = "auto"
     seed: Natural = 0
+    checkpoint_every_s: Annotated[Number, Field(ge=0)] = 300.0
 
     _positions: Positions = PrivateAttr(default_factory=Positions)
 
