@@ -209,12 +209,43 @@ def test_a_run_that_diverges_leaves_what_was_yielded() -> None:
         )
 
     space = space_of("lr", 0.1, Transform("identity"))
-    seen: list[OuterStep] = []
-    steps = descend(wants_to_grow, space, Descent("sgd", lr=1e60, steps=5), REVERSE)
-    with pytest.raises(NonFiniteError):
-        seen.extend(steps)
-    assert [step.outer_step for step in seen] == [0]
-    assert seen[0].hyperparameters["lr"].isfinite()
+    for on_nonfinite, halved in (("stop", []), ("backtrack", [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)])):
+        seen: list[OuterStep] = []
+        told: list[tuple[int, int]] = []
+        descent = Descent("sgd", lr=1e60, steps=5, on_nonfinite=on_nonfinite)  # type: ignore[arg-type]
+        steps = descend(
+            wants_to_grow, space, descent, REVERSE, on_halved=lambda n, num, why, told=told: told.append((n, num))
+        )
+        with pytest.raises(NonFiniteError):
+            seen.extend(steps)
+        assert [step.outer_step for step in seen] == [0]
+        assert seen[0].hyperparameters["lr"].isfinite()
+        assert told == halved
+
+
+def test_a_step_that_leads_too_far_is_halved_until_it_is_good() -> None:
+    """L overflows where c is above 4: from c = 1 a step of 20 is halved three times, and ends at 3.5."""
+
+    def until_4(seed: int) -> Problem:
+        def loss(params: Params, hyper: Any, batch: None) -> Tensor:
+            return params["w"] * torch.exp(torch.exp(1000 * (hyper["c"] - 4.0)))
+
+        return Problem(
+            {"w": scalar(1.0)}, loss, lambda p, h: p["w"] * 0 + (10.0 - h["c"]) ** 2, lambda t: None, SGD(lr=0.1), 1
+        )
+
+    seen = list(descend(until_4, space_of("c", 1.0, Transform("identity")), Descent("sign", lr=20.0, steps=1), REVERSE))
+    assert [float(step.hyperparameters["c"]) for step in seen] == [1.0, 3.5]
+    assert [step.stats.get("halvings") for step in seen] == [None, 3]
+
+
+def test_where_the_start_is_not_finite_nothing_is_halved() -> None:
+    def never(seed: int) -> Problem:
+        loss = lambda p, h, b: p["w"] * h["c"] * float("nan")  # noqa: E731
+        return Problem({"w": scalar(1.0)}, loss, lambda p, h: p["w"], lambda t: None, SGD(), 1)
+
+    with pytest.raises(NonFiniteError, match="inner step 0"):
+        list(descend(never, FREE, Descent(steps=3), REVERSE))
 
 
 def test_the_inner_steps_are_told_with_outer_step_and_replica() -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,17 +37,18 @@ def run(
     from hyperopt_cli.cli.display import summary, watching
     from hyperopt_cli.execute import execute
     from hyperopt_cli.experiment import build
-    from hyperopt_cli.recipe.load import find
+    from hyperopt_cli.recipe.difference import difference
+    from hyperopt_cli.recipe.load import find, read_text
     from hyperopt_cli.runs.resuming import locked, opened
     from hyperopt_cli.runs.stopping import StopFlag
 
     experiment = build(loaded, allow_import or ())
     path = find(recipe)
-    directory, continued = opened(resume, out, path.stem, loaded.to_yaml())
+    directory, continued = opened(resume, out, path.stem, partial(difference, now=loaded.to_yaml()))
     flag = StopFlag()
     try:
         with locked(directory), watching(experiment, directory, json) as watcher, flag:
-            written = path.read_text(encoding="utf-8")
+            written = read_text(path, recipe)
             result, error = execute(experiment, loaded, written, directory, watcher, flag, continued)
     except KeyboardInterrupt:
         print(f"hyperopt: interrupted; what was measured so far is kept in {directory.root}", file=sys.stderr)

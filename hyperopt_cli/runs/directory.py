@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.runs.json_files import read_json, revive, to_text, whole_lines, write_json, write_text
 from hyperopt_cli.runs.measured import factors_text
+from hyperopt_cli.runs.naming import folder_name
 
 if TYPE_CHECKING:
     from hyperopt_cli.runs.compared import Comparison
@@ -188,8 +188,7 @@ def _line(step: Measured) -> dict[str, Any]:
 
 
 def _new_name(name: str) -> str:
-    readable = re.sub(r"[^\w.-]+", "-", name)
-    return f"{readable}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return f"{folder_name(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def _taken(root: Path) -> str:

@@ -82,7 +82,9 @@ def _cpu_name() -> str:
 def _git(*arguments: str) -> str | None:
     """What git says about the working directory; None without git or outside of a repository."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-c", "core.fsmonitor=false", *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; a run directory holds it: give the directory of a run") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); restore it from a copy, or give another run") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds a {type(content).__name__}, not an object; give the directory of a run")

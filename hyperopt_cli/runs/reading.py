@@ -80,5 +80,5 @@ def _parse(path: Path, number: int, line: str) -> Metrics:
     try:
         content: dict[str, Any] = revive(json.loads(line))
         return Metrics(**content)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}:{number} is damaged ({error}); restore the file, or delete that line") from None

@@ -1,24 +1,30 @@
 """Which run is continued, whether its recipe is still the same, and that no other process writes into it."""
 
-import difflib
 import fcntl
+import glob
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
-
-import yaml
+from typing import IO
 
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.naming import folder_name
 from hyperopt_cli.runs.status import state_of
 
 LOCK = ".lock"
-BEGUN = {LOCK, "tensorboard", "recipe.yaml", "resolved.yaml", "environment.json"}  # of a run killed before its status
-FREE = (("outer", "steps"), ("checkpoint_every_s",))  # what may change from one part of a run to the next
+BEGUN = {
+    "checkpoints",
+    "tensorboard",
+    "recipe.yaml",
+    "resolved.yaml",
+    "environment.json",
+}  # of a run killed before its status
+Difference = Callable[[str], str]  # of a resolved recipe from the one that is to be run: empty, or lines
 
 
-def opened(resume: str, out: Path | None, name: str, resolved: str) -> tuple[RunDirectory, bool]:
+def opened(resume: str, out: Path | None, name: str, difference: Difference) -> tuple[RunDirectory, bool]:
     """The directory of a run, and whether it is one that is continued.
 
     Args:
@@ -26,7 +32,7 @@ def opened(resume: str, out: Path | None, name: str, resolved: str) -> tuple[Run
             its end; a new one if there is none), or the directory of a run.
         out: where a new one is made; None: below runs/.
         name: the recipe's.
-        resolved: the recipe with every default filled in.
+        difference: of the resolved recipe that it is given from the one to be run.
 
     Raises:
         UsageError: there is something else, or the run there has another recipe.
@@ -38,7 +44,7 @@ def opened(resume: str, out: Path | None, name: str, resolved: str) -> tuple[Run
             raise UsageError(f"--resume {resume}: got --out {out} too; give one of them")
         found = RunDirectory.open(Path(resume))
     elif out is None:
-        newest = _newest_unfinished(name, resolved)
+        newest = _newest_unfinished(name, difference)
         if newest is None:
             return RunDirectory.create(None, name), False
         found = newest
@@ -48,7 +54,7 @@ def opened(resume: str, out: Path | None, name: str, resolved: str) -> tuple[Run
         return RunDirectory.create(out, name), False
     if found.comparison.exists():
         raise UsageError(f"{found.root} is a comparison of modes, which is not continued; start it anew")
-    _check_same(found, resolved)
+    _check_same(found, difference)
     return found, True
 
 
@@ -58,7 +64,8 @@ def locked(directory: RunDirectory) -> IO[str]:
     Raises:
         UsageError: another process is at work here.
     """
-    file = (directory.root / LOCK).open("a+", encoding="utf-8")
+    directory.checkpoints.mkdir(exist_ok=True)
+    file = (directory.checkpoints / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -74,39 +81,22 @@ def locked(directory: RunDirectory) -> IO[str]:
     return file
 
 
-def _newest_unfinished(name: str, resolved: str) -> RunDirectory | None:
-    for root in sorted(Path("runs").glob(f"{name}-*"), key=lambda path: path.stat().st_mtime, reverse=True):
+def _newest_unfinished(name: str, difference: Difference) -> RunDirectory | None:
+    roots = Path("runs").glob(f"{glob.escape(folder_name(name))}-*")
+    for root in sorted(roots, key=lambda path: path.stat().st_mtime, reverse=True):
         directory = RunDirectory(root)
         if not directory.status.is_file() or not directory.resolved.is_file() or directory.comparison.exists():
             continue
-        if state_of(directory) != "done" and _difference(directory, resolved) == "":
+        if state_of(directory) != "done" and not difference(directory.resolved.read_text(encoding="utf-8")):
             return directory
     return None
 
 
-def _check_same(directory: RunDirectory, resolved: str) -> None:
+def _check_same(directory: RunDirectory, difference: Difference) -> None:
     if not directory.resolved.is_file():  # it was killed before it had written anything
         return
-    if difference := _difference(directory, resolved):
-        free = ", ".join(".".join(path) for path in FREE)
+    if differs := difference(directory.resolved.read_text(encoding="utf-8")):
         raise UsageError(
-            f"{directory.root}: the run there has another recipe; what may change is {free}:\n{difference}\n"
-            "Give it the same recipe and overrides, or start another run with --out"
+            f"{directory.root}: the run there has another recipe; only outer.steps and checkpoint_every_s may change:\n"
+            f"{differs}\nGive it the same recipe and overrides, or start another run with --out"
         )
-
-
-def _difference(directory: RunDirectory, resolved: str) -> str:
-    before, now = (_fixed(text) for text in (directory.resolved.read_text(encoding="utf-8"), resolved))
-    names = (f"{directory.root}/resolved.yaml", "now")
-    return "\n".join(difflib.unified_diff(before, now, *names, n=1, lineterm=""))
-
-
-def _fixed(resolved: str) -> list[str]:
-    """The lines of what may not change."""
-    content: Any = yaml.safe_load(resolved)
-    for *parents, last in FREE:
-        section = content
-        for key in parents:
-            section = section.get(key, {})
-        section.pop(last, None)
-    return yaml.safe_dump(content, sort_keys=False).splitlines()

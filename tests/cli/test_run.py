@@ -48,6 +48,7 @@ def test_the_run_directory_holds_what_the_contract_names(hyperopt, tmp_path, rec
         "result.json",
         "engine.json",
         "tensorboard",
+        "checkpoints",
     }
     assert {path.name for path in there.iterdir()} == names
     assert (there / "recipe.yaml").read_text() == GOOD

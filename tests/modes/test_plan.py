@@ -249,10 +249,10 @@ def test_auto_gives_the_bits_of_the_mode_that_it_chose(kind) -> None:
     made = Auto()
     again = hypergradient(problem, hyper, made)
     (planned,) = made._plans.values()
-    assert again.stats["mode"] == planned.choice.name == spelled(planned.choice.mode)
-    assert same(again, hypergradient(problem, hyper, planned.choice.mode))
+    assert again.stats["mode"] == planned.name == spelled(planned.mode)
+    assert same(again, hypergradient(problem, hyper, planned.mode))
     assert out.stats["plan"]
-    assert out.stats["mode"] in {p.name for p in planned.predictions}
+    assert out.stats["mode"] in {p.name for p in plan(problem, hyper).predictions}
 
 
 @pytest.mark.parametrize("steps", [40, 4000])

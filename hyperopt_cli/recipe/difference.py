@@ -1,0 +1,30 @@
+"""What tells two resolved recipes apart, but for what may change from one part of a run to the next."""
+
+import difflib
+
+import yaml
+
+from hyperopt_cli.recipe.document import dump
+
+FREE = (("outer", "steps"), ("checkpoint_every_s",))
+
+
+def difference(before: str, now: str) -> str:
+    """The lines that differ, as `diff -u` shows them; empty if only what is free does.
+
+    Args:
+        before: a resolved recipe, YAML.
+        now: another.
+    """
+    old, new = (_fixed(text).splitlines() for text in (before, now))
+    return "\n".join(difflib.unified_diff(old, new, "before", "now", n=1, lineterm=""))
+
+
+def _fixed(resolved: str) -> str:
+    content = yaml.safe_load(resolved)
+    for *parents, last in FREE:
+        section = content
+        for key in parents:
+            section = section.get(key, {})
+        section.pop(last, None)
+    return dump(content)

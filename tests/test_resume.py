@@ -1,0 +1,232 @@
+"""Runs that are killed, signalled or damaged, and continued: they end with the bits of one that was left alone."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hyperopt_cli.errors import CheckpointError, Stopped
+from hyperopt_cli.execute import execute
+from hyperopt_cli.experiment import build
+from hyperopt_cli.keeping import bits_depend_on
+from hyperopt_cli.runs.checkpoints import MANIFEST, STATE, Checkpoints
+from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.stopping import StopFlag
+from tests.experiment.recipes import recipe_of
+
+MODES: dict[str, dict[str, Any]] = {
+    "forward": {"name": "forward", "engine": "folded", "compile": False},
+    "reverse": {"name": "reverse", "slots": 4, "compile": False},
+    "reversible": {"name": "reversible", "compile": False},
+}
+STEPS, OUTER, ADAM = 12, 3, {"optimizer": "adam", "lr": 0.1, "replicas": 2}
+
+
+class Watching:
+    """Counts inner steps, and hears what is said."""
+
+    def __init__(self, at_step: Callable[[int], None] = lambda num: None) -> None:
+        self.num, self.heard, self._at_step = 0, [], at_step  # type: ignore[var-annotated]
+
+    def inner(self, *step: Any) -> None:
+        self.num += 1
+        self._at_step(self.num)
+
+    def outer(self, step: Any) -> None:
+        pass
+
+    def said(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def recipe(folder: Path, mode: dict[str, Any], **changed: Any) -> Any:
+    return recipe_of(
+        folder,
+        mode=mode,
+        steps=STEPS,
+        hyperparameters={"lr": {"initial": 0.01, "schedule": {"windows": 2}}, "momentum": 0.8, "weight_decay": 1e-3},
+        **{"outer": {"optimizer": "adam", "lr": 0.1, "steps": OUTER, "replicas": 2}, "checkpoint_every_s": 0.0}
+        | changed,
+    )
+
+
+def run(folder: Path, made: Any, watcher: Watching | None = None, flag: StopFlag | None = None) -> Watching:
+    """Starts the run in `folder`, or continues it."""
+    watcher = watcher or Watching()
+    continued = folder.exists()
+    directory = RunDirectory(folder) if continued else RunDirectory.create(folder, "run")
+    execute(build(made), made, "as written", directory, watcher, flag, continued)
+    return watcher
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """Everything that has to be the same: metrics, the result and the curves, without times and memory."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    for each in (*lines, result):
+        for key in ("wall_s", "peak_bytes"):
+            each.pop(key, None)
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    curves = {tag: curve for tag, curve in curves.items() if not tag.startswith("cost/")}
+    return {"metrics": lines, "result": result, "curves": curves}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = {}
+    for name, mode in MODES.items():
+        folder = tmp_path_factory.mktemp(name)
+        run(folder / "run", recipe(folder, mode))
+        out[name] = written(folder / "run")
+    return out
+
+
+def in_a_process(work: Callable[[], None]) -> int:
+    """Runs `work` in a process of its own, and returns that process; the kernel may end it at any moment."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_at_random_moments_and_continued_it_ends_with_the_same_bits(
+    mode: str, kills: int, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    draw, made, folder = random.Random(kills), recipe(tmp_path, MODES[mode]), tmp_path / "run"
+    killed = 0
+    while True:
+        child = in_a_process(lambda: [run(folder, made), None][1])
+        if killed < kills:
+            # early: a process has to come far enough to write one, but seldom to the end
+            time.sleep(draw.uniform(0.0, 0.6))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        killed += 1
+    assert written(folder) == undisturbed[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_signal_ends_it_after_a_step_and_a_checkpoint(mode: str, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    made, folder, num = recipe(tmp_path, MODES[mode], checkpoint_every_s=1e9), tmp_path / "run", 0
+    draw = random.Random(1)
+    while True:
+        flag, at = StopFlag(), draw.randrange(1, 40)
+
+        def stop(done: int, flag: StopFlag = flag, at: int = at) -> None:
+            if done == at:
+                flag.signal = "SIGUSR1"
+
+        watcher = Watching(stop)
+        try:
+            run(folder, made, watcher, flag)
+        except Stopped:
+            assert watcher.num - at in (0, 1)  # reversible has nothing to keep between the last step there and E
+            status, num = json.loads((folder / "status.json").read_text()), num + 1
+            assert (status["state"], status["reason"]) == ("interrupted", "stopped by SIGUSR1")
+        else:
+            break
+    assert num >= 4
+    assert written(folder) == undisturbed[mode]
+
+
+def interrupted(folder: Path, made: Any, at: int) -> None:
+    flag = StopFlag()
+
+    def stop(done: int) -> None:
+        if done == at:
+            flag.signal = "SIGTERM"
+
+    with pytest.raises(Stopped):
+        run(folder, made, Watching(stop), flag)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    made, folder = recipe(tmp_path, MODES["forward"]), tmp_path / "run"
+    interrupted(folder, made, 40)
+    newest, before, *_ = Checkpoints(folder / "checkpoints").names()
+    os.truncate(folder / "checkpoints" / newest / STATE, 100)
+    watcher = run(folder, made)
+    assert watcher.heard[0].startswith(f"{newest}: state.pt has 100 bytes")
+    assert f"continued from {before}" in watcher.heard
+    assert written(folder) == undisturbed["forward"]
+
+
+def test_where_none_can_be_used_nothing_is_touched(tmp_path: Path) -> None:
+    made, folder = recipe(tmp_path, MODES["forward"]), tmp_path / "run"
+    interrupted(folder, made, 40)
+    for name in Checkpoints(folder / "checkpoints").names():
+        (folder / "checkpoints" / name / STATE).unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError) as raised:
+        run(folder, made)
+    assert raised.value.exit_code == 4
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("mode", ["forward", "reversible"])
+def test_a_reversal_on_another_machine_starts_its_outer_step_again(
+    mode: str, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    made, folder = recipe(tmp_path, MODES[mode]), tmp_path / "run"
+    interrupted(folder, made, 20)
+    newest = Checkpoints(folder / "checkpoints").names()[0]
+    manifest = folder / "checkpoints" / newest / MANIFEST
+    content = json.loads(manifest.read_text())
+    assert content["bits_depend_on"] == bits_depend_on(torch.device("cpu"))
+    manifest.write_text(json.dumps({**content, "bits_depend_on": {**content["bits_depend_on"], "threads": 77}}))
+    watcher = run(folder, made)
+    assert any("starts again" in said and "threads 77, now" in said for said in watcher.heard) == (mode == "reversible")
+    assert written(folder) == undisturbed[mode]
+
+
+def test_a_run_that_is_done_can_be_made_longer(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    run(folder, recipe(tmp_path, MODES["reverse"], outer={**ADAM, "steps": 1}, checkpoint_every_s=1e9))
+    run(folder, recipe(tmp_path, MODES["reverse"], outer={**ADAM, "steps": OUTER}, checkpoint_every_s=1e9))
+    got = written(folder)
+    assert got["metrics"] == undisturbed["reverse"]["metrics"]
+    assert got["result"] == undisturbed["reverse"]["result"]
+
+
+def test_done_and_continued_it_measures_nothing(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    made, folder = recipe(tmp_path, MODES["reverse"]), tmp_path / "run"
+    run(folder, made)
+    assert run(folder, made).num == 0
+    assert written(folder)["metrics"] == undisturbed["reverse"]["metrics"]
+
+
+def test_auto_goes_on_with_the_mode_that_it_had_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, folder = recipe(tmp_path, {"name": "auto"}), tmp_path / "run"
+    interrupted(folder, made, 20)
+
+    def plans_again(*given: Any) -> Any:
+        raise AssertionError("it planned again")
+
+    monkeypatch.setattr("hyperopt_cli.modes.auto.planned", plans_again)
+    run(folder, made)
+    modes = {json.loads(line)["mode"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    assert len(modes) == 1
