@@ -1,5 +1,6 @@
 """What the elements of a job print, as it comes."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,12 +14,15 @@ def pieces(files: Sequence[Path]) -> Iterator[tuple[int, str]]:
 
 
 def follow(
-    files: Sequence[Path], is_live: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
+    files: Sequence[Path],
+    is_live: Callable[[], bool],
+    sleep: Callable[[float], None] = time.sleep,
+    ask_s: float = ASK_S,
 ) -> Iterator[tuple[int, str]]:
-    """The same, and what is added, until `is_live` says that nothing more will come."""
-    reader, asked, going_on = _Reader(files), -ASK_S, True
+    """The same, and what is added, until `is_live`, asked every `ask_s` seconds, says that nothing more will come."""
+    reader, asked, going_on = _Reader(files), -math.inf, True
     while going_on:
-        if time.monotonic() - asked >= ASK_S:
+        if time.monotonic() - asked >= ask_s:
             going_on, asked = is_live(), time.monotonic()
         yield from reader.read()
         if going_on:

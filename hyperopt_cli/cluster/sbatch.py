@@ -24,6 +24,7 @@ $directives
 
 job=$job
 python=$python
+id=$job_id
 requeues=$requeues  # how often a run that was stopped is run again
 $elements
 
@@ -33,28 +34,38 @@ reached() {
     wc -l 2>/dev/null <"$$job/$$element/metrics.jsonl"
 }
 
-stay() {
-    echo "hyperopt: $$1; not requeued" >&2
-    exit 75
+slurm_says() {
+    scontrol show job -o "$$id" | grep -q " $$1"
 }
 
+stay() {
+    echo "hyperopt: $$1; not requeued" >&2
+    exit "$$code"
+}
+
+code=75
 [ ! -e "$$job/cancelled/$$element" ] || stay "cancelled by hyperopt cancel"
 before=$$(reached)
 
 # srun doesn't take this over from sbatch.
 export SRUN_CPUS_PER_TASK="$${SLURM_CPUS_PER_TASK:-1}"
-srun --ntasks=1 "$$python" -P -m hyperopt_cli run "$$job/recipes/$$element.yaml" \\
+srun --ntasks=1 "$$python" -P -m hyperopt_cli run "$$job/recipes/$$element.yaml" \
     --out "$$job/$$element" --resume auto$arguments
 code=$$?
 
-# 75: stopped by a signal, after a good checkpoint. Anything else is the run's own end: 0 done, 2 recipe, 3 diverged.
-[ "$$code" -eq 75 ] || exit "$$code"
+# 75: stopped by a signal, after a good checkpoint. 143: killed by it, before the run could listen; that is no fault of
+# a run that made room for another. All else is the run's own end: 0 done, 2 recipe, 3 diverged ...
+preempted=
+slurm_says "PreemptTime=[0-9]" && preempted=yes
+[ "$$code" -eq 75 ] || [ "$$code$$preempted" = 143yes ] || exit "$$code"
 [ ! -e "$$job/cancelled/$$element" ] || stay "cancelled by hyperopt cancel"
+# Of a job that it ends, cancelled or to be requeued, Slurm says COMPLETING; a requeue would undo an scancel.
+slurm_says "JobState=RUNNING" || stay "Slurm itself ends this job"
 [ "$${SLURM_RESTART_COUNT:-0}" -lt "$$requeues" ] || stay "stopped after $$requeues requeues, which is all it may have"
-[ "$$(reached)" != "$$before" ] || stay "stopped before it got any further, and so it would be the next time"
-echo "hyperopt: saved; requeued" >&2
-scontrol requeue $job_id || stay "saved, but Slurm refuses to requeue the job"
-exit 75
+[ "$$preempted" ] || [ "$$(reached)" != "$$before" ] || stay "stopped no further than it began"
+echo "hyperopt: stopped; requeued" >&2
+scontrol requeue "$$id" || stay "Slurm refuses to requeue this job"
+exit "$$code"
 """)
 
 _SEVERAL = Template("""
