@@ -1,6 +1,6 @@
 """`hyperopt status`: what became of jobs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,14 +32,26 @@ def status(
     from hyperopt_cli.cluster.overview import overview
     from hyperopt_cli.runs.json_files import to_text
 
-    names = [str(folder.root) for folder in find_jobs()] if job is None else [job]
-    if not names and not json:
+    names = [str(folder.root) for folder in find_jobs()]
+    if job is None and not names and not json:
         raise UsageError("no job below runs/; submit one: hyperopt submit RECIPE, or name its folder")
-    overviews = (overview(select(name)) for name in names)
+    overviews = _readable(names) if job is None else iter([overview(select(job))])
     if json:
         typer.echo(to_text([_as_json(each) for each in overviews]))
         return
     _show(overviews)
+
+
+def _readable(names: Iterable[str]) -> Iterator["Overview"]:
+    """Those that can be read; of the others it is said why."""
+    from hyperopt_cli.cluster.job import select
+    from hyperopt_cli.cluster.overview import overview
+
+    for name in names:
+        try:
+            yield overview(select(name))
+        except UsageError as error:
+            typer.echo(f"hyperopt: {error}", err=True)
 
 
 def _show(overviews: Iterable["Overview"]) -> None:
