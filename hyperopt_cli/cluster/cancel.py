@@ -45,19 +45,21 @@ def cancel(selection: Selection, wait_s: float, sleep: Callable[[float], None] =
         raise UsageError(f"the job in {folder.root} was never submitted; there is nothing to cancel")
     if not slurm.is_here():
         raise UsageError("no squeue here; cancel the job where jobs are submitted from")
-    begun = live(selection)
-    ids = [job.job_id] if elements == job.elements else [job.id_of(element) for element in elements]
+    states = slurm.states(job.job_id)
+    begun = [element for element in elements if element.task in states and states[element.task].is_live]
     for element in elements:
         mark = folder.cancelled(element)
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
-    if not begun:
-        return Cancelled([], [])
-    slurm.cancel(ids, state="PENDING")
-    slurm.ask_to_stop(ids)
+    waiting = [job.id_of(element) for element in begun if states[element.task].waits]
+    running = [job.id_of(element) for element in begun if not states[element.task].waits]
+    if waiting:
+        slurm.cancel(waiting)
+    if running:
+        slurm.ask_to_stop(running)
     left = _wait(selection, wait_s, sleep)
     if left:
-        slurm.cancel(ids)
+        slurm.cancel([job.id_of(element) for element in left])
     return Cancelled(begun, left)
 
 

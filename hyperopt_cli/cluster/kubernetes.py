@@ -137,7 +137,7 @@ def _container(job: Job, name: str, request: Request, image: str, allow_import: 
     if job.is_array:
         container["env"] = [{"name": "INDEX", "valueFrom": {"fieldRef": {"fieldPath": _INDEX}}}]
     if request.gpus:
-        container["resources"] = {"limits": {"nvidia.com/gpu": request.gpus}}
+        container["resources"] = {"limits": {"nvidia.com/gpu": str(request.gpus)}}
     return container
 
 

@@ -22,7 +22,7 @@ class Row(NamedTuple):
         slurm: Slurm's state; empty where Slurm is not here or has forgotten it.
         reason: Slurm's reason for it.
         requeues: how often it was requeued; None where Slurm doesn't say.
-        run: the run's own state; empty before it has begun.
+        run: the run's own state; empty before it has begun, `cancelled` if it never will.
         heartbeat_s: how long ago it gave a sign of life.
         outer_step: where it stands.
         best: the lowest validation loss so far.
@@ -90,6 +90,8 @@ def _slurm_states(job: Job) -> tuple[dict[int, slurm.State], str]:
 
 def _row(folder: JobFolder, job: Job, element: Element, state: slurm.State | None) -> Row:
     row = _own(Row(job.id_of(element), element.name), folder.run(element))
+    if not row.run and folder.cancelled(element).exists():
+        row = row._replace(run="cancelled")  # Slurm forgets an element that never began
     return row if state is None else row._replace(slurm=state.name, reason=state.reason, requeues=state.restarts)
 
 

@@ -127,9 +127,8 @@ def _directives(job: Job, folder: JobFolder, request: Request, working_directory
     yield line("open-mode", "append")
     yield line("ntasks", 1)
     for option in ("gpus", "nodes", "time", "partition", "account"):
-        value = getattr(request, option)
-        if value is not None:
-            yield line(option, value)
+        if getattr(request, option):
+            yield line(option, getattr(request, option))
     yield line("signal", f"TERM@{request.grace_s}")
     yield "#SBATCH --requeue"
     yield from (f"#SBATCH {text.strip()}" for text in request.sbatch_lines)

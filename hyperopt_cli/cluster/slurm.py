@@ -15,8 +15,8 @@ from typing import NamedTuple
 from hyperopt_cli.errors import UsageError
 
 TIMEOUT_S = 60
-WAITING, RUNNING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"), ("RUNNING", "COMPLETING", "CONFIGURING")
-ENDING = ("STOPPED", "SUSPENDED", "SIGNALING", "STAGE_OUT", "RESIZING")
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "STOPPED", "SUSPENDED", "SIGNALING", "STAGE_OUT", "RESIZING")
 
 _FORMAT = "%K|%T|%r"  # task of the array, state, reason
 _UNKNOWN_JOB = "Invalid job id specified"
@@ -36,9 +36,14 @@ class State(NamedTuple):
     restarts: int | None = None
 
     @property
+    def waits(self) -> bool:
+        """Whether it has not begun, or waits to begin again."""
+        return self.name in WAITING
+
+    @property
     def is_live(self) -> bool:
         """Whether it runs or may still run."""
-        return self.name in (*WAITING, *RUNNING, *ENDING)
+        return self.waits or self.name in RUNNING
 
 
 def is_here() -> bool:
@@ -100,14 +105,16 @@ def ask_to_stop(ids: Sequence[str]) -> None:
     _run("scancel", "--signal=TERM", "--state=RUNNING", *ids)  # one that has just ended is no mistake
 
 
-def cancel(ids: Sequence[str], *, state: str | None = None) -> None:
-    """Ends jobs or elements, or only those of them in a state such as PENDING.
+def cancel(ids: Sequence[str]) -> None:
+    """Ends jobs or elements.
+
+    `--state=PENDING` would spare those that have just begun; but on one element of an array that waits as a whole, it
+    cancels the whole array (22.05).
 
     Raises:
         UsageError: there is no Slurm here, or it refuses.
     """
-    narrowed = () if state is None else (f"--state={state}",)
-    done = _run("scancel", *narrowed, *ids)
+    done = _run("scancel", *ids)
     if done.returncode != 0 and _UNKNOWN_JOB not in done.stderr:
         raise UsageError(f"Slurm has not cancelled {' '.join(ids)}: {_said(done)}")
 

@@ -248,19 +248,18 @@ def test_following_logs_ends_with_the_job(hyperopt, recipe, slurm, programs):
 
 
 def test_cancelling_asks_the_runs_first_and_marks_them(hyperopt, recipe, slurm, programs):
-    hyperopt("submit", recipe, "--array", "seed=0..1")
+    hyperopt("submit", recipe, "--array", "seed=0..2")
     slurm.unlink()
-    # One runs, and has stopped when it is asked about for the second time.
-    programs(
-        squeue='if [ -e "${0%/*}/asked" ]; then s=FAILED; else s=RUNNING; fi; touch "${0%/*}/asked"\necho "1|$s|None"'
-    )
+    # One has ended, one runs, one waits; all have ended when they are asked about for the second time.
+    first = 'echo "0|COMPLETED|None"; echo "1|RUNNING|None"; echo "2|PENDING|Resources"'
+    programs(squeue=f'if [ ! -e "${{0%/*}}/asked" ]; then {first}; fi; touch "${{0%/*}}/asked"')
     code, out, err = hyperopt("cancel", "12")
     assert (code, err) == (0, "")
-    assert out == "cancelled: seed=1\n"
-    assert {path.name for path in (the_folder() / "cancelled").iterdir()} == {"seed=0", "seed=1"}
+    assert out == "cancelled: seed=1, seed=2\n"
+    assert {path.name for path in (the_folder() / "cancelled").iterdir()} == {"seed=0", "seed=1", "seed=2"}
     assert [call for call in slurm.read_text().splitlines() if call.startswith("scancel")] == [
-        "scancel --state=PENDING 12",
-        "scancel --signal=TERM --state=RUNNING 12",
+        "scancel 12_2",
+        "scancel --signal=TERM --state=RUNNING 12_1",
     ]
 
 

@@ -13,6 +13,9 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
+# More than the machine may have (config_overrides), so that what is to run side by side does.
+CPUS = 4
+
 # cred_expire is also how long a requeued job waits. preempt_send_user_signal: a preempted job gets its own --signal.
 CONF = """
 ClusterName=test
@@ -38,12 +41,14 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
 KillWait=20
+MaxArraySize=100
 InactiveLimit=0
 SchedulerParameters=bf_interval=2,sched_interval=5,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-{node}
+SlurmdParameters=config_overrides
+NodeName=localhost NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=localhost MaxTime=INFINITE State=UP PriorityTier=10
 """
@@ -98,11 +103,8 @@ def wait_until(holds: Callable[[], object], seconds: float, what: str) -> None:
 def _configure(folder: Path) -> Path:
     for name in ("state", "spool"):
         (folder / name).mkdir()
-    described = subprocess.run(["slurmd", "-C"], capture_output=True, text=True, check=True, env=_environment())
-    first = described.stdout.splitlines()[0].split(maxsplit=1)[1]
-    node = f"NodeName=localhost NodeHostname=localhost NodeAddr=127.0.0.1 {first} State=UNKNOWN"
     conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(folder=folder, ports=_free_ports(2), node=node))
+    conf.write_text(CONF.format(folder=folder, ports=_free_ports(2), cpus=CPUS))
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     return conf
 

@@ -28,7 +28,7 @@ CONTAINER = {
     "command": [str],
     "args": [str],
     "env": [{"name": str, "value": str, "valueFrom": {"fieldRef": {"apiVersion": str, "fieldPath": str}}}],
-    "resources": {"limits": {str: int}, "requests": {str: int}},
+    "resources": {"limits": {str: str}, "requests": {str: str}},
     "volumeMounts": [{"name": str, "mountPath": str, "readOnly": bool}],
 }
 POD = {
@@ -178,7 +178,7 @@ def test_what_was_asked_for_is_there_and_nothing_else():
     _, job = documents(request=Request(gpus=1, time="2:00:00", grace_s=60))
     assert job["spec"]["activeDeadlineSeconds"] == 7200
     assert pod(job)["terminationGracePeriodSeconds"] == 60
-    assert pod(job)["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+    assert pod(job)["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
     _, job = documents()
     assert "activeDeadlineSeconds" not in job["spec"]
     assert "resources" not in pod(job)["containers"][0]
