@@ -124,8 +124,10 @@ class Job(NamedTuple):
         return any(element.overrides for element in self.elements)
 
     def id_of(self, element: Element) -> str:
-        """What Slurm calls an element: `12_3`, or `12` where there is no array."""
-        return f"{self.job_id}_{element.task}" if self.is_array else str(self.job_id)
+        """What Slurm calls an element: `12_3`, or `12` where there is no array; empty if it was never submitted."""
+        if self.job_id is None:
+            return ""
+        return f"{self.job_id}_{element.task}" if self.is_array else self.job_id
 
     def write(self, folder: JobFolder) -> None:
         """Keeps it as job.json."""
@@ -148,7 +150,10 @@ def read_job(folder: JobFolder) -> Job:
             "use the one that submitted the job"
         )
     try:
-        return Job(**{key: content[key] for key in Job._fields if key != "elements"}, elements=_elements(content))
+        job = Job(**{key: content[key] for key in Job._fields if key != "elements"}, elements=_elements(content))
+        if job.job_id is not None and re.fullmatch(r"\d+", job.job_id, re.ASCII) is None:
+            raise ValueError(f"no number of a job: {job.job_id!r}")  # it is handed to Slurm's programs
+        return job
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder.description} is damaged ({error}); restore it from a copy") from None
 

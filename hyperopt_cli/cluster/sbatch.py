@@ -47,9 +47,9 @@ code=75
 [ ! -e "$$job/cancelled/$$element" ] || stay "cancelled by hyperopt cancel"
 before=$$(reached)
 
-# srun doesn't take this over from sbatch.
-export SRUN_CPUS_PER_TASK="$${SLURM_CPUS_PER_TASK:-1}"
-srun --ntasks=1 "$$python" -P -m hyperopt_cli run "$$job/recipes/$$element.yaml" \
+# The one task has all processors of the job; by itself srun would give it one of them.
+srun --ntasks=1 --cpus-per-task="$${SLURM_CPUS_ON_NODE:-1}" \\
+    "$$python" -P -m hyperopt_cli run "$$job/recipes/$$element.yaml" \\
     --out "$$job/$$element" --resume auto$arguments
 code=$$?
 

@@ -101,6 +101,8 @@ def test_what_is_no_job_is_told(tmp_path, monkeypatch, given, message):
         {"elements": [{"task": 0, "name": "..", "overrides": []}]},
         {"elements": [{"task": "x", "name": "a", "overrides": []}]},
         {"elements": [{}]},
+        {"job_id": "--user=me"},
+        {"job_id": 12},
         {"elements": None},
     ],
 )

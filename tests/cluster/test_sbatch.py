@@ -139,7 +139,16 @@ def stage(tmp_path):
 def test_the_run_resumes_in_its_own_folder_from_the_frozen_recipe(tmp_path):
     ended = Stage(tmp_path, allow_import=["mine.*", "$(other)"]).run("exit 0")
     job = tmp_path / "job"
-    words = ["--ntasks=1", "py", "-P", "-m", "hyperopt_cli", "run", str(job / "recipes" / "run.yaml")]
+    words = [
+        "--ntasks=1",
+        "--cpus-per-task=1",
+        "py",
+        "-P",
+        "-m",
+        "hyperopt_cli",
+        "run",
+        str(job / "recipes" / "run.yaml"),
+    ]
     words += ["--out", str(job / "run"), "--resume", "auto", "--allow-import", "mine.*", "--allow-import", "$(other)"]
     assert [shlex.split(call) for call in ended.calls] == [["srun", *words]]
 
@@ -226,11 +235,8 @@ def test_a_refused_requeue_is_said(stage):
     assert "Slurm refuses to requeue" in ended.said
 
 
-def test_processors_of_the_job_reach_the_run(stage):
-    environment = {"SLURM_CPUS_PER_TASK": "8"}
-    ended = stage.run('echo "$SRUN_CPUS_PER_TASK" >cpus', **environment)
-    assert ended.code == 0
-    assert (stage.folder / "run" / "cpus").read_text() == "8\n"
+def test_the_run_has_all_processors_of_the_job(stage):
+    assert "--cpus-per-task=8" in shlex.split(stage.run("exit 0", SLURM_CPUS_ON_NODE="8").calls[0])
 
 
 @pytest.mark.parametrize("name", AWKWARD)
@@ -238,5 +244,5 @@ def test_no_name_is_taken_for_shell(tmp_path, name):
     stage = Stage(tmp_path, folder=f"the {name} job", array=f"dataset.root='{name.replace(chr(39), '')}'", name=name)
     ended = stage.run(SAVED, SLURM_ARRAY_TASK_ID="0", SLURM_ARRAY_JOB_ID="4")
     assert ended.calls[1:] == ["scontrol requeue 4_0"], ended.said
-    assert f"the {name} job/recipes/{stage.element}.yaml" in shlex.split(ended.calls[0])[7]
+    assert f"the {name} job/recipes/{stage.element}.yaml" in shlex.split(ended.calls[0])[8]
     assert not list(tmp_path.rglob("pwned*"))
