@@ -19,6 +19,14 @@ class UsageError(HyperoptError):
     exit_code = 2
 
 
+def printable(text: str) -> str:
+    """Returns `text` with escapes for what a terminal would obey rather than show, line breaks excepted."""
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
+
+
 class Issue(NamedTuple):
     """One thing that is wrong in a recipe.
 
@@ -35,16 +43,24 @@ class Issue(NamedTuple):
     at_key: bool = False
 
     def __str__(self) -> str:
-        key = ".".join(map(str, self.path))
-        return ": ".join(part for part in (self.where, key, self.message) if part)
+        key = ".".join(map(str, self.path)).replace("\n", "\\n")
+        return ": ".join(printable(part) for part in (self.where, key, self.message) if part)
 
 
 class RecipeError(UsageError):
-    """A recipe does not hold together; `issues` lists everything that was found, in the file's order."""
+    """A recipe does not hold together; `issues` lists everything that was found, in the file's order.
+
+    The message tells the first `MAX_TOLD` of them.
+    """
+
+    MAX_TOLD: ClassVar[int] = 100
 
     def __init__(self, issues: Sequence[Issue]) -> None:
         self.issues = tuple(issues)
-        super().__init__("\n".join(map(str, self.issues)))
+        lines = list(map(str, self.issues[: self.MAX_TOLD]))
+        if more := len(self.issues) - len(lines):
+            lines.append(f"and {more} more; mend these first")
+        super().__init__("\n".join(lines))
 
 
 class DatasetError(UsageError):
@@ -71,6 +87,32 @@ class VerificationError(HyperoptError):
     """What must agree does not: a result was compared with another, or with what it came from, and differs."""
 
     exit_code = 4
+
+
+class CheckpointError(HyperoptError):
+    """There are checkpoints, and none of them can be used."""
+
+    exit_code = 4
+
+
+class StorageError(HyperoptError):
+    """Something that must be kept cannot be written: no room, no permission."""
+
+    exit_code = 2
+
+
+class Stopped(HyperoptError):
+    """A signal has ended the run, once everything that it had computed was kept.
+
+    Attributes:
+        signal: its name, such as SIGTERM.
+    """
+
+    exit_code = 75
+
+    def __init__(self, signal: str) -> None:
+        self.signal = signal
+        super().__init__(f"stopped by {signal}")
 
 
 class NonFiniteError(HyperoptError):

@@ -7,23 +7,27 @@ best that it had reached.
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.comparison import OnModeStep, compare
-from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.errors import NonFiniteError, Stopped
 from hyperopt_cli.experiment import Experiment
+from hyperopt_cli.keeping import RunKeeper, taken_up
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.engines.verdict import Verdict
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.outer import OuterStep, descend
+from hyperopt_cli.outer import MOST_HALVINGS, OuterStep, descend
 from hyperopt_cli.recipe.schema import Recipe
+from hyperopt_cli.runs.checkpoints import Checkpoints
 from hyperopt_cli.runs.compared import Comparison
 from hyperopt_cli.runs.comparison_log import log_comparison
 from hyperopt_cli.runs.directory import RunDirectory
 from hyperopt_cli.runs.environment import environment
 from hyperopt_cli.runs.result import HeldOut, Point, Result, Score
 from hyperopt_cli.runs.status import LiveStatus, State
+from hyperopt_cli.runs.stopping import StopFlag
 from hyperopt_cli.runs.tensorboard import TensorBoardLog
 
 
@@ -35,6 +39,9 @@ class Watcher(Protocol):
 
     def outer(self, step: OuterStep) -> None:
         """An outer step was measured."""
+
+    def said(self, text: str) -> None:
+        """Something that is no step, and that whoever looks on should know."""
 
 
 class Execution(NamedTuple):
@@ -50,7 +57,13 @@ class Execution(NamedTuple):
 
 
 def execute(
-    experiment: Experiment, recipe: Recipe, written: str, directory: RunDirectory, watcher: Watcher
+    experiment: Experiment,
+    recipe: Recipe,
+    written: str,
+    directory: RunDirectory,
+    watcher: Watcher,
+    flag: StopFlag | None = None,
+    continued: bool = False,
 ) -> Execution:
     """Runs `experiment` and writes everything into `directory`.
 
@@ -58,20 +71,48 @@ def execute(
         experiment: built from `recipe`.
         recipe: with every default filled in, kept as resolved.yaml.
         written: the recipe's text as the user has it, kept as recipe.yaml.
-        directory: a new one.
+        directory: a new one, or that of a run that is continued.
         watcher: told of every step.
+        flag: set by signals; the run ends after the step in which it is set.
+        continued: from the newest checkpoint that can be used, or from the start if there is none at all.
+
+    Raises:
+        Stopped: the flag was set; a checkpoint is written.
+        CheckpointError: none can be used.
+        StorageError: something cannot be written; what was written before is intact.
     """
+    flag, checkpoints = flag or StopFlag(), Checkpoints(directory.checkpoints)
+    found = checkpoints.newest() if continued else None
+    tree: dict[str, Any] = {}
+    if found is not None:
+        tree, left_out = taken_up(found, experiment.device)
+        for said in (*found.passed_over, *([left_out] if left_out else [])):
+            watcher.said(said)
+    num_measured = tree["outer"]["n"] if tree else 0
+    if continued:
+        directory.rewind_metrics(num_measured)
+        watcher.said(f"continued from {found.name}" if found is not None else "there is no checkpoint: started again")
     directory.write_recipe(written, recipe.to_yaml())
     directory.write_environment(environment(str(experiment.device)))
-    status = LiveStatus(directory.status)
-    record = _Record(experiment, time.perf_counter())
+    record = _Record(experiment, time.perf_counter(), tree.get("record"))
     kept = _Kept(experiment.mode, directory)
+    experiment.mode.decided(tree.get("mode", {}))
+    status = LiveStatus(directory.status, outer_step=num_measured)
+
+    def rest() -> tuple[dict[str, Any], bool]:
+        kept.keep()
+        return {"record": record.kept(), "mode": experiment.mode.decisions()}, record.best_is_new()
+
+    keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, experiment.device, rest)
     error = None
-    with _reported(status), TensorBoardLog(directory.tensorboard, recipe=written) as log:
+    with _reported(status), _log(experiment, directory, written, num_measured if continued else None) as log:
 
         def on_inner_step(n: int, replica: int, phase: str, done: int, steps: int) -> None:
             status.beat(outer_step=n)
             watcher.inner(n, replica, phase, done, steps)
+
+        def on_halved(n: int, halvings: int, why: NonFiniteError) -> None:
+            watcher.said(f"outer step {n}: {why}; its step is halved ({halvings} of {MOST_HALVINGS})")
 
         try:
             steps = descend(
@@ -81,6 +122,9 @@ def execute(
                 experiment.mode,
                 experiment.seed,
                 on_inner_step,
+                on_halved,
+                keeper,
+                tree.get("outer"),
             )
             for step in steps:
                 record.add(step)
@@ -90,8 +134,9 @@ def execute(
                 watcher.outer(step)
         except NonFiniteError as diverged:
             error = diverged
-        except KeyboardInterrupt:
-            directory.write_result(record.result("interrupted", recipe.mode.name))
+        except (KeyboardInterrupt, Stopped) as stopped:
+            scored = isinstance(stopped, KeyboardInterrupt)  # who sends a signal does not wait for a test split
+            directory.write_result(record.result("interrupted", recipe.mode.name, scored))
             raise
         result = record.result("done" if error is None else "diverged", recipe.mode.name)
         directory.write_result(result)
@@ -101,6 +146,15 @@ def execute(
         else:
             status.finish("diverged", reason=str(error))
     return Execution(result, error)
+
+
+def _log(experiment: Experiment, directory: RunDirectory, written: str, from_step: int | None) -> TensorBoardLog:
+    """A continued run draws schedules beside those that it had started with, and hides steps that it repeats."""
+    if from_step is None:
+        return TensorBoardLog(directory.tensorboard, recipe=written)
+    space = experiment.space
+    start = space.courses(space.natural(space.initial()))
+    return TensorBoardLog(directory.tensorboard, purge_step=from_step, start=start)
 
 
 def execute_comparison(
@@ -167,13 +221,38 @@ def _readable(written: Iterable[Mapping[str, Any]]) -> Iterator[Verdict]:
 class _Record:
     """The start and the best so far, with what the test split says of them."""
 
-    def __init__(self, experiment: Experiment, began: float) -> None:
+    def __init__(self, experiment: Experiment, began: float, kept: Mapping[str, Any] | None = None) -> None:
         self._experiment, self._began = experiment, began
         self._initial: Point | None = None
         self._initial_score: Score | None = None
         self._best: Point | None = None
         self._best_params: Params = {}
         self._mode: str | None = None  # what `auto` has chosen
+        self._kept_best: int | None = None  # the best that is in a checkpoint
+        if kept is not None:
+            self._began -= kept["wall_s"]
+            self._initial, self._best = (point and Point(**point) for point in (kept["initial"], kept["best"]))
+            self._initial_score = kept["initial_score"] and Score(**kept["initial_score"])
+            self._best_params = {name: w.to(experiment.device) for name, w in kept["best_params"].items()}
+            self._mode, self._kept_best = kept["mode"], kept["kept_best"]
+
+    def kept(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "wall_s": time.perf_counter() - self._began,
+            "initial": self._initial and asdict(self._initial),
+            "initial_score": self._initial_score and asdict(self._initial_score),
+            "best": self._best and asdict(self._best),
+            "best_params": self._best_params,
+            "mode": self._mode,
+            "kept_best": self._kept_best,
+        }
+
+    def best_is_new(self) -> bool:
+        """Whether the best is in no checkpoint yet; asked when one is written."""
+        best = None if self._best is None else self._best.outer_step
+        is_new, self._kept_best = best != self._kept_best, best
+        return is_new
 
     def add(self, step: OuterStep) -> None:
         """Measures the test split at the start; keeps w_T of the best."""
@@ -183,10 +262,10 @@ class _Record:
         if self._best is None or point.validation_loss < self._best.validation_loss:
             self._best, self._best_params = point, step.params
 
-    def result(self, status: State, mode: str) -> Result:
-        """What came out so far; the test split is measured at the best."""
+    def result(self, status: State, mode: str, scored: bool = True) -> Result:
+        """What came out so far; the test split is measured at the best, if there is time for that."""
         held_out = None
-        if self._initial_score is not None and self._best is not None:
+        if scored and self._initial_score is not None and self._best is not None:
             best = (
                 self._initial_score
                 if self._best == self._initial
@@ -209,6 +288,9 @@ def _reported(status: LiveStatus) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         status.finish("interrupted")
+        raise
+    except Stopped as stopped:
+        status.finish("interrupted", reason=str(stopped))
         raise
     except BaseException as error:
         status.finish("failed", reason=f"{type(error).__name__}: {error}")

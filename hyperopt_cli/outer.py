@@ -2,17 +2,19 @@
 
     raw_{n+1} = project(raw_n - step(dE/draw)),      dE/draw = dE/dnatural dnatural/draw
 
-A generator of what was measured: it neither prints nor writes.
+Where a step leads to a run that diverges, it is halved, five times at the most. A generator of what was measured: it
+neither prints nor writes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -21,7 +23,11 @@ from hyperopt_cli.space import Space
 
 # Called after each inner step: outer step, replica, phase, steps done, steps in the phase.
 OnInnerStep = Callable[[int, int, str, int, int], None]
+# Called when a step of the outer loop is halved: outer step, how often by now, what was not finite where it had led.
+OnHalved = Callable[[int, int, NonFiniteError], None]
 
+MOST_HALVINGS = 5
+SUMMED = ("wall_s", "num_steps", "num_gradients", "num_hvps")  # of a mode's stats, over the replicas
 
 TOLD = (
     "bias",
@@ -76,6 +82,7 @@ class Descent:
         steps: updates; one more hypergradient is measured than updates are made.
         clip_norm: the largest norm of dE/draw, over all hyperparameters together.
         patience: stop after so many outer steps without a new lowest validation loss.
+        on_nonfinite: where a step leads to what is not finite, `backtrack`, halving it, or `stop`.
         seed: `fixed`, the same training run each time, or `fresh`, other initial weights and batches.
         replicas: seeds that E and its hypergradient are averaged over.
     """
@@ -86,6 +93,7 @@ class Descent:
     steps: int = 10
     clip_norm: float | None = None
     patience: int | None = None
+    on_nonfinite: Literal["backtrack", "stop"] = "backtrack"
     seed: Literal["fixed", "fresh"] = "fixed"
     replicas: int = 1
 
@@ -103,6 +111,22 @@ class Descent:
         return [base if replica == 0 else derive(base, "replica", replica) for replica in range(self.replicas)]
 
 
+class OuterKeeper(Protocol):
+    """Whoever keeps what a descent has computed so far, so that another process can go on from there."""
+
+    def due(self) -> bool:
+        """Whether it is to be kept now; asked after every inner step."""
+
+    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+        """Keeps it; may raise, to end the run.
+
+        Args:
+            outer_step: how many are measured.
+            progress: inner steps of the next one, there and back.
+            left: dictionaries, lists, tensors, numbers and text.
+        """
+
+
 def descend(
     problem: Callable[[int], Problem],
     space: Space,
@@ -110,6 +134,9 @@ def descend(
     mode: Mode,
     seed: int = 0,
     on_inner_step: OnInnerStep | None = None,
+    on_halved: OnHalved | None = None,
+    keeper: OuterKeeper | None = None,
+    left: Mapping[str, Any] | None = None,
 ) -> Iterator[OuterStep]:
     """Measures and steps, `descent.steps` times, and measures where it arrived.
 
@@ -120,41 +147,145 @@ def descend(
         mode: how to differentiate.
         seed: of the recipe.
         on_inner_step: watches the inner loop.
+        on_halved: told of a step that is halved.
+        keeper: asked after each step, inner or outer, whether it wants what another process can go on from.
+        left: what it was given, to go on from there.
 
     Raises:
-        NonFiniteError: the run diverged; what was yielded before stays good.
+        NonFiniteError: the run diverged, and did so after five halved steps too, or at
+            once; what was yielded stays good.
     """
-    raw = {key: value.clone() for key, value in space.initial().items()}
-    rule = descent.rule(list(raw.values()))
-    best, best_step = float("inf"), 0
-    for n in range(descent.steps + 1):
-        step = _measure(problem, space, mode, raw, n, descent.seeds(seed, n), on_inner_step)
-        yield step
-        if step.validation_loss < best:
-            best, best_step = step.validation_loss, n
-        if n == descent.steps or (descent.patience is not None and n - best_step >= descent.patience):
+    walk = _Walk(space, descent, seed, keeper)
+    if left is not None:
+        walk.found(left)
+    while walk.goes_on:
+        walk.update()
+        measured = None
+        while measured is None:
+            try:
+                measured = walk.measured(problem, mode, on_inner_step)
+            except NonFiniteError as error:
+                walk.halve(error, on_halved)
+        yield measured
+        walk.offer()
+
+
+class _Walk:
+    """Where the outer loop stands.
+
+    Attributes:
+        n: outer steps that are measured.
+        raw: where the next one is measured, once `update` has been made.
+    """
+
+    def __init__(self, space: Space, descent: Descent, seed: int, keeper: OuterKeeper | None) -> None:
+        self._space, self._descent, self._seed, self._keeper = space, descent, seed, keeper
+        self.n = 0
+        self.raw = {key: value.clone() for key, value in space.initial().items()}
+        self._rule = descent.rule(list(self.raw.values()))
+        self._good: Hyper = {}  # the last raw values that were measured
+        self._grad: Hyper | None = None  # there, as long as the update is not made
+        self._best, self._best_step, self._halvings = float("inf"), 0, 0
+        self._replicas: list[dict[str, Any]] = []  # hypergradients of the outer step that is being measured
+        self._inner: Mapping[str, Any] | None = None  # what the one that was interrupted left
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another outer step is to be measured."""
+        patience, since = self._descent.patience, self.n - 1 - self._best_step
+        return self.n <= self._descent.steps and (self.n == 0 or patience is None or since < patience)
+
+    def update(self) -> None:
+        """To where the next one is measured."""
+        if self._grad is None:
             return
-        _update(rule, raw, step.raw_hypergradient, descent.clip_norm)
-        for key, value in space.project(raw).items():
-            raw[key].copy_(value)
+        self._good = {key: value.clone() for key, value in self.raw.items()}
+        _update(self._rule, self.raw, self._grad, self._descent.clip_norm)
+        self._grad, self._halvings = None, 0
+        self._project()
+
+    def halve(self, error: NonFiniteError, on_halved: OnHalved | None) -> None:
+        """Half way back to where it was good.
+
+        Raises:
+            NonFiniteError: `error`, if that is not wanted, was done often enough, or nothing was good.
+        """
+        if self._descent.on_nonfinite == "stop" or not self._good or self._halvings == MOST_HALVINGS:
+            raise error
+        self._halvings, self._replicas = self._halvings + 1, []
+        for key, value in self.raw.items():
+            value.copy_((value + self._good[key]) / 2)
+        self._project()
+        if on_halved is not None:
+            on_halved(self.n, self._halvings, error)
+
+    def measured(self, problem: Callable[[int], Problem], mode: Mode, on_inner_step: OnInnerStep | None) -> OuterStep:
+        """The next outer step."""
+        raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
+        hyper, seeds = self._space.natural(raw), self._descent.seeds(self._seed, self.n)
+        for replica in range(len(self._replicas), len(seeds)):
+            on_step = None if on_inner_step is None else _bound(on_inner_step, self.n, replica)
+            left, self._inner = self._inner, None
+            keeper = None if self._keeper is None else self
+            run = hypergradient(problem(seeds[replica]), hyper, mode, on_step=on_step, keeper=keeper, left=left)
+            self._replicas.append({**run._asdict(), "params": run.params if replica == 0 else {}})
+        runs, self._replicas = [Hypergradient(**run) for run in self._replicas], []
+        grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
+        step = _outer_step(self._space, self.n, raw, hyper, grad, runs, self._halvings)
+        if step.validation_loss < self._best:
+            self._best, self._best_step = step.validation_loss, self.n
+        self.n, self._grad = self.n + 1, step.raw_hypergradient
+        return step
+
+    def due(self) -> bool:
+        """As the keeper says."""
+        return self._keeper is not None and self._keeper.due()
+
+    def keep(self, left: dict[str, Any]) -> None:
+        """In the middle of a hypergradient."""
+        done = sum(run["stats"]["progress"] for run in self._replicas)
+        assert self._keeper is not None
+        self._keeper.keep(self.n, done + left["progress"], {**self._kept(), "inner": left})
+
+    def offer(self) -> None:
+        """After an outer step; the last one is always kept, so that a run can be made longer."""
+        if self._keeper is not None and (self._keeper.due() or not self.goes_on):
+            self._keeper.keep(self.n, 0, {**self._kept(), "inner": None})
+
+    def _kept(self) -> dict[str, Any]:
+        replicas = [
+            {**run, "stats": {key: run["stats"][key] for key in (*SUMMED, "peak_bytes", "progress", "inner_loss")}}
+            for run in self._replicas
+        ]
+        return {
+            "n": self.n,
+            "raw": self.raw,
+            "rule": self._rule.state_dict(),
+            "good": self._good,
+            "grad": self._grad,
+            "best": self._best,
+            "best_step": self._best_step,
+            "halvings": self._halvings,
+            "replicas": replicas,
+        }
+
+    def found(self, left: Mapping[str, Any]) -> None:
+        """Goes on from what a keeper was given."""
+        self.n, self._good, self._grad, self._halvings = (left[key] for key in ("n", "good", "grad", "halvings"))
+        self._best, self._best_step, self._replicas = left["best"], left["best_step"], list(left["replicas"])
+        self._inner = left["inner"]
+        for key, value in self.raw.items():
+            value.copy_(left["raw"][key])
+        self._rule.load_state_dict(left["rule"])
+
+    def _project(self) -> None:
+        for key, value in self._space.project(self.raw).items():
+            self.raw[key].copy_(value)
 
 
-def _measure(
-    problem: Callable[[int], Problem],
-    space: Space,
-    mode: Mode,
-    raw: Hyper,
-    n: int,
-    seeds: list[int],
-    on_inner_step: OnInnerStep | None,
+def _outer_step(
+    space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient], halvings: int
 ) -> OuterStep:
-    raw = {key: value.clone() for key, value in raw.items()}  # the next update moves the original in place
-    hyper = space.natural(raw)
-    runs = []
-    for replica, seed in enumerate(seeds):
-        on_step = None if on_inner_step is None else _bound(on_inner_step, n, replica)
-        runs.append(hypergradient(problem(seed), hyper, mode, on_step=on_step))
-    grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
     first = runs[0]
     losses = [_last_tenth(run.stats["inner_loss"]) for run in runs]
     return OuterStep(
@@ -168,7 +299,7 @@ def _measure(
         inner_loss=first.stats["inner_loss"].cpu(),
         schedules=space.courses(hyper),
         params=first.params,
-        stats=_added(runs),
+        stats={**_added(runs), **({"halvings": halvings} if halvings else {})},
     )
 
 
@@ -181,8 +312,8 @@ def _last_tenth(inner_loss: Tensor) -> float:
 
 
 def _added(runs: list[Hypergradient]) -> dict[str, Any]:
-    summed = {key: sum(run.stats[key] for run in runs) for key in ("wall_s", "num_steps", "num_gradients", "num_hvps")}
-    told: dict[str, Any] = {key: runs[0].stats[key] for key in TOLD if key in runs[0].stats}
+    summed = {key: sum(run.stats[key] for run in runs) for key in SUMMED}
+    told: dict[str, Any] = {key: runs[-1].stats[key] for key in TOLD if key in runs[-1].stats}  # alike in all of them
     return {**summed, "peak_bytes": max(run.stats["peak_bytes"] for run in runs), **told}
 
 

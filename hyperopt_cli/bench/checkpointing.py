@@ -12,7 +12,6 @@ round in which the run with n slots is measured. `measured_over_predicted` is wh
 
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,8 +28,8 @@ from hyperopt_cli.modes import Hypergradient, Reverse, hypergradient
 from hyperopt_cli.modes.base import Account
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.memory import state_bytes
+from hyperopt_cli.modes.straight_line import Line
 from hyperopt_cli.modes.surroundings import surroundings
-from hyperopt_cli.modes.sweep import run
 from hyperopt_cli.optimizers import SGD
 
 TRAINING, ALL = "plain training", "reverse, slots: all"
@@ -112,7 +111,7 @@ def _train(workload: Workload) -> None:
     with surroundings():
         dynamics = Dynamics.of(*workload)
         steps, _ = Reverse(compile=False).steps(dynamics, workload.hyper)
-        deque(run(steps, Account(workload.problem.steps, dynamics.like)), maxlen=0)
+        Line(steps, Account(workload.problem.steps, dynamics.like), workload.problem.steps).end()
 
 
 def _differentiate(workload: Workload, mode: Reverse) -> Outcome:

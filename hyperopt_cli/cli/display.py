@@ -107,6 +107,10 @@ class JsonLines:
         }
         typer.echo(to_text(line))
 
+    def said(self, text: str) -> None:
+        """An object of its own."""
+        typer.echo(to_text({"said": text}))
+
 
 class PlainLines:
     """One line an outer step."""
@@ -131,6 +135,10 @@ class PlainLines:
             f"training {step.training_loss:.5g}  {values}  ({step.stats['wall_s']:.1f} s, {_time(left)} left)"
         )
 
+    def said(self, text: str) -> None:
+        """The line."""
+        typer.echo(text)
+
 
 class Clock:
     """How far a run is, and how long it will still take at the rate so far."""
@@ -142,6 +150,7 @@ class Clock:
         self.share = 0.0  # of the current hypergradient
         self._total = (self.last + 1) * self.replicas
         self._complete = 0
+        self._begin: float | None = None  # where this process took the run up
         self._sweeps = type(experiment.mode).__name__ not in ("Forward", "Auto")
 
     def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
@@ -150,11 +159,13 @@ class Clock:
         there = done / steps
         self._sweeps = self._sweeps or phase == "backward"  # auto may have chosen any
         self.share = there if not self._sweeps else there / 3 if phase == "forward" else (1 + 2 * there) / 3
+        self._begin = self._complete + self.share if self._begin is None else self._begin
 
     def left_s(self) -> float:
         """Seconds."""
         complete = self._complete + self.share
-        return 0.0 if not complete else (time.monotonic() - self._began) * (self._total - complete) / complete
+        done = complete - (self._begin or 0.0)
+        return 0.0 if not done else (time.monotonic() - self._began) * (self._total - complete) / done
 
 
 class LiveDisplay:
@@ -183,6 +194,10 @@ class LiveDisplay:
         self._choices += _choices(step)
         self._steps = [*self._steps, step][-NUM_ROWS:]
         self._progress.update(self._outer, completed=step.outer_step + 1)
+
+    def said(self, text: str) -> None:
+        """A line above the rows."""
+        self._choices.append(text)
 
     def render(self) -> Group:
         """The rows so far and the bars."""

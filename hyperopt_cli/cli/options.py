@@ -37,9 +37,12 @@ def with_options(overrides: list[str] | None, **options: object) -> list[str]:
 
 
 def load_recipe(name: str, overrides: list[str] | None, allow_import: list[str] | None) -> "Recipe":
-    """The recipe, valid; modules of the working directory can be imported where any may."""
+    """The recipe, valid; modules of the working directory can be imported where any may.
+
+    They come last: a file there called `torch.py` is not what `import torch` finds.
+    """
     from hyperopt_cli.recipe import load
 
     if allow_import and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     return load(name, overrides or (), allow_import or ())

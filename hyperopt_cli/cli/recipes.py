@@ -56,13 +56,9 @@ def schema() -> None:
 
 
 def _text(recipe: str) -> str:
-    from hyperopt_cli.recipe.load import find
+    from hyperopt_cli.recipe.load import find, read_text
 
-    path = find(recipe)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{recipe} can't be read: {error}") from None
+    return read_text(find(recipe), recipe)
 
 
 def _claim(path: Path) -> str:

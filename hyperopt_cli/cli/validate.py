@@ -10,7 +10,8 @@ def validate(recipe: RecipeName, overrides: Overrides = None, allow_import: Allo
     loaded = load_recipe(recipe, overrides, allow_import)
 
     from hyperopt_cli.experiment import check
+    from hyperopt_cli.recipe.load import ascii_name
 
     check(loaded, allow_import or ())
     tuned = ", ".join(name for name, entry in loaded.hyperparameters.items() if entry.anything_tuned)
-    typer.echo(f"{recipe}: valid (tunes {tuned} over {loaded.steps} steps, mode {loaded.mode.name})")
+    typer.echo(f"{ascii_name(recipe)}: valid (tunes {tuned} over {loaded.steps} steps, mode {loaded.mode.name})")

@@ -144,8 +144,13 @@ def _lowered(recipe: Recipe, device: torch.device) -> Precision | None:
 
 def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Issue]]:
     issues: list[Issue] = []
-    loss, loss_names = _loss(recipe, allow)
-    mode = optimizer = None
+    mode = optimizer = loss = None
+    try:
+        loss, loss_names = _loss(recipe, allow)
+    except HyperoptError:
+        raise
+    except Exception as error:  # the constructor of a loss, on arguments that are not for it
+        issues.append(Issue(("loss",), f"{recipe.loss.call} raised {type(error).__name__}: {error}"))
     try:
         mode = make_mode(recipe)
     except ValueError as error:
@@ -155,7 +160,7 @@ def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Iss
         optimizer.slots({}, frozenset(recipe.hyperparameters))
     except (TypeError, ValueError) as error:
         issues.append(Issue(("optimizer",), str(error)))
-    if mode is None or optimizer is None:
+    if mode is None or optimizer is None or loss is None:
         return None, issues
     return Parts(optimizer, loss, Names(optimizer.argument_names(), loss_names), mode), issues
 

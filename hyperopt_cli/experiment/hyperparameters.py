@@ -116,7 +116,9 @@ def _hyperparameter(
     transform = _transform(written, default(name), None, path, issues)
     if fixed and not grouping.members:
         issues.append(Issue(path, "groups fix it for every parameter; nothing is left to tune"))
-    knob = Knob(_start(written, shape), transform, written.tuned)
+    # a list whose schedule was refused has no windows to go to: the first number stands for it
+    starts = written.starts if schedule.size is not None else written.starts[:1]
+    knob = Knob(_start(starts, shape), transform, written.tuned)
     _check_start(written, transform, path, issues)
     return Hyperparameter(
         name,
@@ -155,7 +157,7 @@ def _parameters(written: Written, path: Path, issues: list[Issue]) -> dict[str, 
         at = (*path, "schedule", kind, name)
         transform = _transform(given, otherwise.transform.name, otherwise.transform.bounds, at, issues)
         _check_start(given, transform, at, issues)
-        knobs[name] = Knob(_start(given, []), transform, given.tuned)
+        knobs[name] = Knob(_start(given.starts, []), transform, given.tuned)
     return knobs
 
 
@@ -183,9 +185,9 @@ def _check_start(written: Entry, transform: Transform, path: Path, issues: list[
             issues.append(Issue((*path, *place), refusal))
 
 
-def _start(written: Entry, shape: list[int]) -> Tensor:
+def _start(starts: tuple[float, ...], shape: list[int]) -> Tensor:
     """The start values, spread over windows (in front) and groups."""
-    values = torch.tensor(written.starts, dtype=torch.float64)
+    values = torch.tensor(starts, dtype=torch.float64)
     if len(values) == 1:
         return values[0].expand(shape).clone()
     return values.view(-1, *[1] * (len(shape) - 1)).expand(shape).clone()

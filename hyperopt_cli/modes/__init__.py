@@ -8,8 +8,11 @@
 | auto | the quickest of these that fits the memory | | not knowing |
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from hyperopt_cli.modes.auto import Auto
-from hyperopt_cli.modes.base import Account, Hypergradient, Mode, OnStep
+from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
 from hyperopt_cli.modes.connectivity import check_connected
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.forward import Forward
@@ -24,6 +27,7 @@ __all__ = [
     "Auto",
     "Forward",
     "Hypergradient",
+    "Keeper",
     "Mode",
     "Plan",
     "Reverse",
@@ -36,7 +40,13 @@ MODES: dict[str, type[Mode]] = {"forward": Forward, "reverse": Reverse, "reversi
 
 
 def hypergradient(
-    problem: Problem, hyper: Hyper, mode: str | Mode = "forward", *, on_step: OnStep | None = None
+    problem: Problem,
+    hyper: Hyper,
+    mode: str | Mode = "forward",
+    *,
+    on_step: OnStep | None = None,
+    keeper: Keeper | None = None,
+    left: Mapping[str, Any] | None = None,
 ) -> Hypergradient:
     """E at the end of the run and its derivative in every entry of `hyper`: exact, unless `stats["bias"]` is there.
 
@@ -45,6 +55,9 @@ def hypergradient(
         hyper: lambda, floating-point tensors of any shape.
         mode: a name in `MODES`, or an instance such as `Forward(chunk_size=4)`.
         on_step: called after each inner step with the phase, the steps done and the steps in the phase.
+        keeper: asked after each inner step whether it wants what another process can go on from.
+        left: what it was given, to go on from there: of the same problem, lambda and mode. The result has the same
+            bits as that of a run which was never interrupted.
 
     Returns:
         `value` [], `grad` like `hyper`, `params` (w_T) and `stats`.
@@ -85,7 +98,7 @@ def hypergradient(
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
         check_connected(dynamics, hyper)
-        account = Account(problem.steps, dynamics.like, on_step)
+        account = Account(problem.steps, dynamics.like, on_step, keeper, left)
         del dynamics  # its s_0, before the mode makes its own
         result = mode.differentiate(problem, hyper, account)
     bias = mode.bias(problem.steps)

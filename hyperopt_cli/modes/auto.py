@@ -4,17 +4,28 @@ Cost: of the chosen mode, and of a few measured steps (`planning/`) the first ti
 are to be compared: what is quickest depends on the machine.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple
 
-from hyperopt_cli.modes.base import Account, Hypergradient
+from hyperopt_cli.modes.base import Account, Hypergradient, Mode
 from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.verdict import Verdict
-from hyperopt_cli.modes.planning.plan import Plan, planned
+from hyperopt_cli.modes.forward import Forward
+from hyperopt_cli.modes.planning.plan import planned
+from hyperopt_cli.modes.reverse import Reverse
+from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.problem import Hyper, Problem
+
+
+class Chosen(NamedTuple):
+    """A mode, what the plan calls it, and the reason."""
+
+    mode: Mode
+    name: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -25,13 +36,13 @@ class Auto(Deciding):
     instance plans once. `stats["mode"]` is the mode that ran, `stats["plan"]` the reason.
     """
 
-    _plans: dict[Any, Plan] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _plans: dict[str, Chosen] = field(default_factory=dict, init=False, compare=False, repr=False)
     _known: list[Verdict] = field(default_factory=list, init=False, compare=False, repr=False)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Of the modes that it has chosen."""
-        modes = [plan.choice.mode for plan in self._plans.values()]
+        modes = [chosen.mode for chosen in self._plans.values()]
         return tuple(verdict for mode in modes if isinstance(mode, Deciding) for verdict in mode.verdicts)
 
     def remember(self, verdicts: Iterable[Verdict]) -> None:
@@ -41,12 +52,37 @@ class Auto(Deciding):
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """By the mode that is chosen."""
         dynamics = Dynamics.of(problem, hyper)
-        key = size_of(dynamics, hyper)
+        key = repr(size_of(dynamics, hyper))
         if key not in self._plans:
-            self._plans[key] = planned(dynamics, hyper)
-        plan = self._plans[key]
-        if isinstance(plan.choice.mode, Deciding):
-            plan.choice.mode.remember(self._known)
+            plan = planned(dynamics, hyper)
+            self._plans[key] = Chosen(plan.choice.mode, plan.choice.name, plan.why)
+        chosen = self._plans[key]
+        if isinstance(chosen.mode, Deciding):
+            chosen.mode.remember(self._known)
         del dynamics  # its s_0, before the run makes its own
-        out = plan.choice.mode.differentiate(problem, hyper, account)
-        return out._replace(stats={**out.stats, "mode": plan.choice.name, "plan": plan.why})
+        out = chosen.mode.differentiate(problem, hyper, account)
+        return out._replace(stats={**out.stats, "mode": chosen.name, "plan": chosen.why})
+
+    def decisions(self) -> dict[str, Any]:
+        """The plans."""
+        return {
+            key: {
+                "mode": type(chosen.mode).__name__,
+                "arguments": _arguments(chosen.mode),
+                "name": chosen.name,
+                "why": chosen.why,
+            }
+            for key, chosen in self._plans.items()
+        }
+
+    def decided(self, decisions: Mapping[str, Any]) -> None:
+        """Plans that are followed instead of making new ones."""
+        modes = {mode.__name__: mode for mode in (Forward, Reverse, Reversible)}
+        for key, kept in decisions.items():
+            self._plans[key] = Chosen(modes[kept["mode"]](**kept["arguments"]), kept["name"], kept["why"])
+
+
+def _arguments(mode: Mode) -> dict[str, Any]:
+    """What it was made with."""
+    assert is_dataclass(mode)
+    return {each.name: getattr(mode, each.name) for each in fields(mode) if each.init}

@@ -3,8 +3,8 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class Hypergradient(NamedTuple):
         params: R(s_T), named.
         stats: `wall_s`; `peak_bytes`, the peak of the process's resident memory during the call (of the allocated
             memory on a GPU); `num_steps`, inner steps taken; `num_gradients` and `num_hvps`; `inner_loss`, L at every
-            step, [T]; `bias`, what biases the hypergradient, only where it is not exact. Modes add their own.
+            step, [T]; `progress`, steps there and back, counted for checkpoints; `bias`, what biases the
+            hypergradient, only where it is not exact. Modes add their own.
     """
 
     value: Tensor
@@ -47,9 +48,30 @@ class Mode(ABC):
         """What makes the hypergradient of a run of `steps` steps differ from the exact one, a phrase; None: nothing."""
         return None
 
+    def decisions(self) -> dict[str, Any]:
+        """What it has decided by measuring, so that a run that is taken up again goes on alike; for a checkpoint."""
+        return {}
+
+    def decided(self, decisions: Mapping[str, Any]) -> None:  # noqa: B027
+        """Takes over what `decisions` gave."""
+
+
+class Keeper(Protocol):
+    """Whoever keeps what a hypergradient has computed so far, so that another process can go on from there."""
+
+    def due(self) -> bool:
+        """Whether it is to be kept now; asked after every inner step."""
+
+    def keep(self, left: dict[str, Any]) -> None:
+        """Keeps it; may raise, to end the run.
+
+        Args:
+            left: dictionaries, lists, tensors, numbers and text; `left["progress"]` counts inner steps, there and back.
+        """
+
 
 class Account:
-    """Counts, time, memory, and the watch for values that are not finite, of one hypergradient.
+    """Counts, time, memory, the watch for values that are not finite, and what is left for later, of one hypergradient.
 
     On the CPU each step is looked at once it is done. On a GPU that would make the host wait for the device at every
     step, so the witnesses of the steps stay there and are read once in `EVERY` steps; the step is named all the same.
@@ -57,9 +79,17 @@ class Account:
 
     EVERY = 64
 
-    def __init__(self, steps: int, like: Tensor, on_step: OnStep | None = None) -> None:
+    def __init__(
+        self,
+        steps: int,
+        like: Tensor,
+        on_step: OnStep | None = None,
+        keeper: Keeper | None = None,
+        left: Mapping[str, Any] | None = None,
+    ) -> None:
         self.num_steps = self.num_gradients = self.num_hvps = 0
         self.inner_loss = like.new_full((steps,), float("nan"))
+        self._keeper, self._left, self._progress, self._before_s = keeper, left, 0, 0.0
         self._device, self._on_step = like.device, on_step
         self._last_done: tuple[str, int, int] | None = None
         self._witnesses: list[tuple[int, str, Tensor]] = []
@@ -69,6 +99,7 @@ class Account:
     def step_done(self, phase: str, done: int, steps: int) -> None:
         """Tells whoever watches that `done` of the phase's `steps` are done."""
         self._last_done = phase, done, steps
+        self._progress += 1
         if self._on_step is not None:
             self._on_step(phase, done, steps)
 
@@ -82,6 +113,40 @@ class Account:
         self._witnesses.append((step, what, witness))
         if len(self._witnesses) >= self.every:
             self.check()
+
+    @property
+    def due(self) -> bool:
+        """Whether what is done so far is to be kept now."""
+        return self._keeper is not None and self._keeper.due()
+
+    def offer(self, left: Callable[[], dict[str, Any]]) -> None:
+        """After a step: what a mode would go on from, taken if it is to be kept now and everything is finite."""
+        if not self.due:
+            return
+        self.check()
+        assert self._keeper is not None
+        counts = [self.num_steps, self.num_gradients, self.num_hvps]
+        done = {"progress": self._progress, "counts": counts, "inner_loss": self.inner_loss, "wall_s": self._wall_s}
+        self._keeper.keep({**done, "mode": left()})
+
+    def left(self) -> dict[str, Any] | None:
+        """What a mode left when it was interrupted, on the host, once; the counts go on from there."""
+        left, self._left = self._left, None
+        if left is None:
+            return None
+        self.num_steps, self.num_gradients, self.num_hvps = left["counts"]
+        self._progress, self._before_s = left["progress"], left["wall_s"]
+        self.inner_loss.copy_(left["inner_loss"])
+        return dict(left["mode"])
+
+    def uncount(self, steps: int) -> None:
+        """Steps that were counted by the process that was interrupted will be taken once more."""
+        self.num_steps -= steps
+        self.num_gradients -= steps
+
+    @property
+    def _wall_s(self) -> float:
+        return self._before_s + time.perf_counter() - self._start
 
     @property
     def every(self) -> int:
@@ -105,11 +170,12 @@ class Account:
             if not x.isfinite().all():
                 raise NonFiniteError(self.inner_loss.shape[0], what)
         stats = {
-            "wall_s": time.perf_counter() - self._start,
+            "wall_s": self._wall_s,
             "peak_bytes": peak_bytes(self._device),
             "num_steps": self.num_steps,
             "num_gradients": self.num_gradients,
             "num_hvps": self.num_hvps,
             "inner_loss": self.inner_loss,
+            "progress": self._progress,
         }
         return Hypergradient(value, grad, params, stats)

@@ -26,6 +26,16 @@ class State(NamedTuple):
     params: Params
     slots: Slots
 
+    def kept(self) -> dict[str, Any]:
+        """As dictionaries, which a checkpoint can hold."""
+        return self._asdict()
+
+    @classmethod
+    def found(cls, kept: Mapping[str, Any], device: torch.device) -> "State":
+        """The inverse of `kept`, on a device."""
+        moved: State = tree_map(lambda x: x.to(device), cls(**kept))
+        return moved
+
 
 class Layout(NamedTuple):
     """Where each parameter lies; `packed` says whether they share one vector."""

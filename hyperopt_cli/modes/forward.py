@@ -20,6 +20,7 @@ is not carried at all.
 Prefer reverse or reversible for many hyperparameters.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -101,10 +102,13 @@ class Forward(Compiling):
         assert verdict.compilation is not None
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
         columns = columns._replace(padded=step.is_compiled)
-        state = dynamics.start
-        for t in range(problem.steps):
+        begin, state = 0, dynamics.start
+        if (left := account.left()) is not None:
+            begin, state, columns = left["t"], State.found(left["state"], dynamics.like.device), columns.found(left)
+        for t in range(begin, problem.steps):
             state, columns = self._advanced(dynamics, step, lambda_at, state, columns, t, account)
             account.step_done("forward", t + 1, problem.steps)
+            account.offer(partial(_left, t + 1, state, columns))
         params = dynamics.layout.unpack(dynamics.result(state))
         objective = outer_objective(problem, params, hyper)
         grad = _contract(dynamics, state, columns, objective.by_params, objective.by_hyper)
@@ -119,7 +123,7 @@ class Forward(Compiling):
         if self.engine == "auto":
             verdict = chosen(self._known, dynamics, hyper, setting)
         else:
-            check_symmetry(self.engine, ENGINES[self.engine], setting)
+            check_symmetry(f"engine {self.engine}", ENGINES[self.engine], setting)
             made_for = Circumstances.of(dynamics, hyper, setting.num_columns, self.chunk_size)
             known = self._known.get(made_for)
             given = Verdict(self.engine, "set by hand", made_for)
@@ -225,6 +229,11 @@ class Columns(NamedTuple):
         z = tree_map(lambda z, row: torch.cat([z[: len(self.active)], row]), self.z, rows) if self.active else rows
         return self._replace(active=active, z=z)
 
+    def found(self, left: Mapping[str, Any]) -> "Columns":
+        """Those that were carried where another process stopped."""
+        device = tree_leaves(self.z)[0].device
+        return self._replace(active=left["active"], z=State.found(left["z"], device))
+
     def of(self, directions: StepHyper) -> StepHyper:
         """The rows of lambda' that belong to Z's."""
         if self.active == list(range(self.num)):
@@ -232,6 +241,11 @@ class Columns(NamedTuple):
         num_rows = tree_leaves(self.z)[0].shape[0]
         chosen: StepHyper = tree_map(lambda entry: _padded(entry[self.active], num_rows), directions)
         return chosen
+
+
+def _left(t: int, state: State, columns: Columns) -> dict[str, Any]:
+    """What the run goes on from at step t."""
+    return {"t": t, "state": state.kept(), "z": columns.z.kept(), "active": columns.active}
 
 
 def _padded(rows: Tensor, num_rows: int) -> Tensor:

@@ -27,8 +27,7 @@ window for what acts up to the end (regularisers, data weights), not for schedul
 all that fits and no rule is reversible. Prefer forward for a few hyperparameters and a long horizon.
 """
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,18 +36,20 @@ from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Account, Hypergradient
-from hyperopt_cli.modes.checkpointing.replay import replayed
-from hyperopt_cli.modes.checkpointing.segments import in_segments, segment_length
+from hyperopt_cli.modes.checkpointing.replay import Replayed
+from hyperopt_cli.modes.checkpointing.segments import Segments, segment_length
 from hyperopt_cli.modes.checkpointing.shelves import ALLOWED, Places, Shelves
 from hyperopt_cli.modes.compiling import TwoHalves
 from hyperopt_cli.modes.deciding import Compiling
-from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.engines import ENGINES
+from hyperopt_cli.modes.engines.symmetry import check_pullback
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.stepping import StepInHalves
-from hyperopt_cli.modes.straight_line import straight_line
-from hyperopt_cli.modes.sweep import Back, Steps, back_step, both_steps, run, swept_back
+from hyperopt_cli.modes.straight_line import Line
+from hyperopt_cli.modes.sweep import Steps, WayBack, back_step, both_steps, swept_back
 from hyperopt_cli.problem import Hyper, Problem
 
 PULLBACK = "reverse_over_reverse_loop"
@@ -78,6 +79,7 @@ class Reverse(Compiling):
     compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
     _whole: dict[str, TwoHalves] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _probed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.slots, str):
@@ -105,10 +107,10 @@ class Reverse(Compiling):
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 1."""
         dynamics = Dynamics.of(problem, hyper)
+        check_pullback("reverse", ENGINES[PULLBACK], dynamics, hyper, self._probed)
         steps, verdict = self.steps(dynamics, hyper)
-        how = self._swept if self.path is None else self._along_the_line
         try:
-            return how(dynamics, hyper, steps, self._told(verdict.compilation), account)
+            return self._swept(dynamics, hyper, steps, self._told(verdict.compilation), account)
         except (UsageError, VerificationError) as error:
             self._give_up(verdict, error)
         return self.differentiate(problem, hyper, account)
@@ -116,24 +118,21 @@ class Reverse(Compiling):
     def _swept(
         self, dynamics: Dynamics, hyper: Hyper, steps: Steps, told: Mapping[str, Any], account: Account
     ) -> Hypergradient:
-        problem = dynamics.problem
-        num = self._num_swept(problem.steps)
-        places = self._places(dynamics, hyper, num)
+        num, left = self._num_swept(dynamics.problem.steps), account.left()
+        places = self._places(dynamics, hyper, num, left)
+
+        def gone_back(past: WayBack) -> Hypergradient:
+            if left is not None:
+                past.found(left["past"])
+            result = swept_back(dynamics, hyper, past, account, num, left)
+            return result._replace(stats={**result.stats, "slots": past.slots, **told})
+
+        if self.path is not None:
+            return gone_back(Line(steps, account, num))
         if steps.both.is_compiled and (length := self._segment_length(steps, num, places)) is not None:
-            end, past = in_segments(steps, account, num, length)
-            return _with(swept_back(dynamics, hyper, end, past, account, num), slots=sum(places), **told)
-
-        def again(t: int, state: State) -> State:
-            state, _ = steps.train(t, state, account)
-            account.step_repeated()
-            return state
-
+            return gone_back(Segments(steps, account, num, length, sum(places)))
         with Shelves.on(places, dynamics.like.device) as shelves:
-            first = run(steps, account)
-            states = replayed(first, problem.steps, num, sum(places), shelves, again)
-            _, end = next(states)
-            past = _met_again(steps, states, account)
-            return _with(swept_back(dynamics, hyper, end, past, account, num), slots=sum(places), **told)
+            return gone_back(Replayed(steps, account, num, shelves, sum(places)))
 
     def _segment_length(self, steps: Steps, num: int, places: Places) -> int | None:
         """Steps that are kept whole at a time; None where all that fits is states, or these lie elsewhere."""
@@ -144,15 +143,6 @@ class Reverse(Compiling):
         start = steps.dynamics.start
         _, kept = steps.both.there(0, start, start, steps.dynamics.hyper_at(steps.hyper, 0))
         return segment_length(num, sum(places), 1 + state_bytes(kept.more) / max(1, state_bytes(start)))
-
-    def _along_the_line(
-        self, dynamics: Dynamics, hyper: Hyper, steps: Steps, told: Mapping[str, Any], account: Account
-    ) -> Hypergradient:
-        num = self._num_swept(dynamics.problem.steps)
-        (end,) = deque(run(steps, account), maxlen=1)
-        line = straight_line(dynamics.start, end, dynamics.problem.steps, num)
-        past = _met_again(steps, line, account)
-        return _with(swept_back(dynamics, hyper, end, past, account, num), slots=2, **told)
 
     def steps(self, dynamics: Dynamics, hyper: Hyper) -> tuple[Steps, Verdict]:
         """The two steps, compiled or not, and the decision."""
@@ -169,25 +159,13 @@ class Reverse(Compiling):
     def _num_swept(self, steps: int) -> int:
         return steps if self.window is None else min(self.window, steps)
 
-    def _places(self, dynamics: Dynamics, hyper: Hyper, num: int) -> Places:
-        """Of at most `num` states."""
+    def _places(self, dynamics: Dynamics, hyper: Hyper, num: int, left: Mapping[str, Any] | None) -> Places:
+        """Of at most `num` states; what was found free stays for a run that was interrupted."""
         if self.slots is None or self.slots == "all":
             return Places(device=num)
         if isinstance(self.slots, str):
-            return Places(device=_num_that_fit(dynamics, hyper, num))
+            return Places(device=left["slots"] if left is not None else _num_that_fit(dynamics, hyper, num))
         return Places.of(self.slots).at_most(num)
-
-
-def _met_again(steps: Steps, states: Iterator[tuple[int, State]], account: Account) -> Iterator[tuple[int, Back]]:
-    for t, state in states:
-        back = steps.met_again(t, state, account)
-        del state  # so that the sweep alone holds it
-        yield t, back
-        del back
-
-
-def _with(result: Hypergradient, **told: Any) -> Hypergradient:
-    return result._replace(stats={**result.stats, **told})
 
 
 def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:

@@ -22,7 +22,7 @@ Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,12 +32,13 @@ from torch import Tensor
 from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError, ReversalError, UsageError
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
 from hyperopt_cli.modes.dynamics import Dynamics, State
-from hyperopt_cli.modes.engines import gradient_and_pullback
+from hyperopt_cli.modes.engines import ENGINES, gradient_and_pullback
+from hyperopt_cli.modes.engines.symmetry import check_pullback
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
 from hyperopt_cli.modes.reversal.radix import chosen
-from hyperopt_cli.modes.sweep import Back, adjoint_step, linearise, swept_back
+from hyperopt_cli.modes.sweep import Back, WayBack, adjoint_step, linearise, swept_back
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import LIMIT
 from hyperopt_cli.problem import Hyper, Problem
@@ -61,6 +62,7 @@ class Reversible(Mode):
 
     radix: Mapping[str, int] | None = None
     compile: bool | str = "auto"
+    _probed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.radix is not None and not isinstance(self.radix, Mapping):
@@ -75,48 +77,29 @@ class Reversible(Mode):
         """Maclaurin et al. 2015, algorithm 2."""
         if (reason := refusal(problem, hyper)) is not None:
             raise UsageError(f"reversible: {reason}")
+        check_pullback(
+            "reversible", ENGINES["reverse_over_reverse_loop"], Dynamics.of(problem, hyper), hyper, self._probed
+        )
         factors = Factors(Dynamics.of(problem, hyper), hyper)
         dynamics = Dynamics.of(factors.problem(), hyper)
         kernels = choose(self.compile, problem.steps * sum(w.numel() for w in dynamics.start.params.values()))
         with deterministic():
-            held, marks, reports = self._run(dynamics, hyper, factors, kernels, account)
-            bits = held.bits()
-            past = _run_backwards(dynamics, hyper, held, marks, account)
+            past, left = _Reversed(dynamics, hyper, factors, kernels, account, dict(self.radix or {})), account.left()
+            if left is not None:
+                past.found(left["past"])
             try:
-                out = swept_back(dynamics, hyper, held.state(), past, account)
+                out = swept_back(dynamics, hyper, past, account, left=left)
             except NonFiniteError as error:
                 if error.what != REVERSED:
                     raise
-                raise ReversalError(error.step, _num_wrong_at_start(dynamics, hyper, held)) from None
+                raise ReversalError(error.step, past.num_wrong_at_start()) from None
         stats = {
-            "bits_per_parameter_step": bits / problem.steps,
-            "factors": _collected(reports),
-            "radix": held.radixes,
+            "bits_per_parameter_step": past.bits / problem.steps,
+            "factors": _collected([factors.report(t) for t in range(problem.steps)]),
+            "radix": past.held.radixes,
             "compiled": kernels is not EAGER,
         }
         return out._replace(stats={**out.stats, **stats})
-
-    def _run(
-        self, dynamics: Dynamics, hyper: Hyper, factors: Factors, kernels: Kernels, account: Account
-    ) -> tuple[FixedPoint, list[Tensor], list[dict[str, Any]]]:
-        """s_0 -> s_T, begun anew where a number turns out to need another radix."""
-        names = [coupling.name for coupling in factors.couplings]
-        given = dict(self.radix or {})
-        if unknown := [name for name in given if name not in names]:
-            raise UsageError(f"radix: given for {', '.join(unknown)}; what is held is {', '.join(names)}")
-        trial, steps = Account(dynamics.problem.steps, dynamics.like), 1  # uncounted, as in connectivity
-        for attempt in range(MOST_ATTEMPTS):
-            radixes = chosen(dynamics, hyper, factors, given, steps, attempt, trial)
-            held = FixedPoint(dynamics, factors, radixes, kernels)
-            try:
-                return held, *_run(dynamics, hyper, held, factors, account)
-            except _OutgrownError as error:
-                outgrown = error
-            if outgrown.name in given or attempt + 1 == MOST_ATTEMPTS:
-                break
-            trial, steps = account, outgrown.step + 1
-        radix = given.get(outgrown.name, min(c.least_radix for c in factors.couplings if c.name == outgrown.name))
-        raise FixedPointRangeError(outgrown.step, outgrown.name, outgrown.size * 2.0**-radix, radix)
 
 
 class _OutgrownError(Exception):
@@ -157,28 +140,136 @@ def _contains_gradient(dynamics: Dynamics, hyper: Hyper, coupling: Coupling) -> 
     return h.requires_grad
 
 
-def _run(
-    dynamics: Dynamics, hyper: Hyper, held: FixedPoint, factors: Factors, account: Account
-) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """s_0 -> s_T in place; returns the fingerprint of every state and the factors of every step."""
-    steps = dynamics.problem.steps
-    marks, reports, peaks = [], [], []
-    for t in range(steps):
-        step_hyper = dynamics.hyper_at(hyper, t)
-        marks.append(held.fingerprint())
-        reports.append(factors.report(t))
-        value, g = _gradient(dynamics, held, step_hyper, t)
-        account.num_steps += 1
-        account.num_gradients += 1
-        account.inner_loss[t] = value
-        account.watch(t, "the training loss", value)
-        peaks += [(t, peak) for peak in held.advance(g, step_hyper, t)]
-        if (t + 1) % account.every == 0 or t + 1 == steps:
-            account.check()
-            _check_range(peaks)
-            peaks.clear()
-        account.step_done("forward", t + 1, steps)
-    return marks, reports
+class _Reversed(WayBack):
+    """The run in integers, and the same steps undone.
+
+    Args:
+        dynamics: at the factors in use.
+        hyper: lambda.
+        factors: those.
+        kernels: the arithmetic.
+        account: told of every step.
+        given: radixes that are set by hand.
+
+    Attributes:
+        held: s_t.
+        bits: that the store took at s_T, a parameter.
+    """
+
+    slots = 1
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        hyper: Hyper,
+        factors: Factors,
+        kernels: Kernels,
+        account: Account,
+        given: dict[str, int],
+    ) -> None:
+        self._dynamics, self._hyper, self._factors, self._kernels = dynamics, hyper, factors, kernels
+        self._account, self._given = account, given
+        names = [coupling.name for coupling in factors.couplings]
+        if unknown := [name for name in given if name not in names]:
+            raise UsageError(f"radix: given for {', '.join(unknown)}; what is held is {', '.join(names)}")
+        self.held: FixedPoint
+        self.bits = 0.0
+        self._attempt = 0
+        self._marks: list[Tensor] = []  # the fingerprint of every state
+
+    def found(self, place: Mapping[str, Any]) -> None:
+        """Goes on from where `place` stood."""
+        self.held = FixedPoint(self._dynamics, self._factors, place["held"]["radixes"], self._kernels)
+        self.held.found(place["held"])
+        self._attempt, self.bits = place["attempt"], place["bits"]
+        self._marks = list(place["marks"].to(self._dynamics.like.device).unbind())
+
+    def place(self) -> dict[str, Any]:
+        """The state in integers with its store, and how to know that it is right."""
+        marks = torch.stack(self._marks) if self._marks else torch.zeros(0, dtype=torch.int64)
+        return {"held": self.held.kept(), "attempt": self._attempt, "bits": self.bits, "marks": marks}
+
+    def left(self) -> dict[str, Any]:
+        """Of use only where gradients have the same bits."""
+        return {**super().left(), "same_bits": True}
+
+    def end(self) -> State:
+        """s_0 -> s_T, begun anew where a number turns out to need another radix."""
+        trial, steps = Account(self._dynamics.problem.steps, self._dynamics.like), 1  # uncounted, as in connectivity
+        while True:
+            if not hasattr(self, "held"):
+                args = self._dynamics, self._hyper, self._factors
+                radixes = chosen(*args, self._given, steps, self._attempt, trial)
+                self.held, self._marks = FixedPoint(self._dynamics, self._factors, radixes, self._kernels), []
+            try:
+                self._run()
+            except _OutgrownError as error:
+                self._attempt += 1
+                if error.name in self._given or self._attempt == MOST_ATTEMPTS:
+                    raise self._out_of_range(error) from None
+                trial, steps = self._account, error.step + 1
+                del self.held
+            else:
+                self.bits = self.held.bits()
+                return self.held.state()
+
+    def _out_of_range(self, outgrown: "_OutgrownError") -> FixedPointRangeError:
+        least = min(c.least_radix for c in self._factors.couplings if c.name == outgrown.name)
+        radix = self._given.get(outgrown.name, least)
+        return FixedPointRangeError(outgrown.step, outgrown.name, outgrown.size * 2.0**-radix, radix)
+
+    def _run(self) -> None:
+        """s_t -> s_T in place, with the fingerprint of every state."""
+        held, account, steps = self.held, self._account, self._dynamics.problem.steps
+        peaks: list[tuple[int, Peak]] = []
+        for t in range(held.t, steps):
+            step_hyper = self._dynamics.hyper_at(self._hyper, t)
+            self._marks.append(held.fingerprint())
+            value, g = _gradient(self._dynamics, held, step_hyper, t)
+            account.num_steps += 1
+            account.num_gradients += 1
+            account.inner_loss[t] = value
+            account.watch(t, "the training loss", value)
+            peaks += [(t, peak) for peak in held.advance(g, step_hyper, t)]
+            due = account.due and t + 1 < steps
+            if (t + 1) % account.every == 0 or t + 1 == steps or due:
+                account.check()
+                _check_range(peaks)
+                peaks.clear()
+            account.step_done("forward", t + 1, steps)
+            if due:
+                account.offer(self.left)
+
+    def __iter__(self) -> Iterator[tuple[int, Back]]:
+        """s_T -> s_0, each step linearised on the way; the state that it arrives at is compared with the start.
+
+        On the way w is compared by its fingerprints, and the account told as of a number that is not finite: it reads
+        both in their order, so that what a wrong state leads to does not speak first.
+        """
+        dynamics, held, account = self._dynamics, self.held, self._account
+        for t in reversed(range(held.t)):
+            params = held.undo_weights(dynamics.hyper_at(self._hyper, t), t)
+            account.watch(t, REVERSED, torch.where(held.fingerprint() == self._marks[t], 0.0, float("nan")))
+            past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), dynamics.hyper_at(self._hyper, t))
+            account.num_gradients += 1
+            account.num_hvps += 1
+            past = past._replace(state=held.undo_rest(past.grads, past.hyper, t))
+            yield t, partial(adjoint_step, dynamics, past)
+            del past
+        account.check()
+        if num_wrong := held.num_wrong():
+            raise ReversalError(0, num_wrong)
+
+    def num_wrong_at_start(self) -> int:
+        """Runs on to s_0, to count what is wrong there."""
+        dynamics, held = self._dynamics, self.held
+        while held.t > 0 or not held.whole:
+            if held.whole:
+                held.undo_weights(dynamics.hyper_at(self._hyper, held.t - 1), held.t - 1)
+            step_hyper = dynamics.hyper_at(self._hyper, held.t)
+            _, g = _gradient(dynamics, held, step_hyper, held.t)
+            held.undo_rest(g, step_hyper, held.t)
+        return max(1, held.num_wrong())
 
 
 def _gradient(dynamics: Dynamics, held: FixedPoint, step_hyper: StepHyper, t: int) -> tuple[Tensor, Params]:
@@ -196,39 +287,6 @@ def _check_range(peaks: list[tuple[int, Peak]]) -> None:
             raise NonFiniteError(t, f"the update of {peak.name}")
         if size >= LIMIT:
             raise _OutgrownError(t, peak.name, size)
-
-
-def _run_backwards(
-    dynamics: Dynamics, hyper: Hyper, held: FixedPoint, marks: list[Tensor], account: Account
-) -> Iterator[tuple[int, Back]]:
-    """s_T -> s_0, each step linearised on the way; the state that it arrives at is compared with the start.
-
-    On the way w is compared by its fingerprints, and the account told as of a number that is not finite: it reads both
-    in their order, so that what a wrong state leads to does not speak first.
-    """
-    for t in reversed(range(dynamics.problem.steps)):
-        params = held.undo_weights(dynamics.hyper_at(hyper, t), t)
-        account.watch(t, REVERSED, torch.where(held.fingerprint() == marks[t], 0.0, float("nan")))
-        past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), dynamics.hyper_at(hyper, t))
-        account.num_gradients += 1
-        account.num_hvps += 1
-        past = past._replace(state=held.undo_rest(past.grads, past.hyper, t))
-        yield t, partial(adjoint_step, dynamics, past)
-        del past
-    account.check()
-    if num_wrong := held.num_wrong():
-        raise ReversalError(0, num_wrong)
-
-
-def _num_wrong_at_start(dynamics: Dynamics, hyper: Hyper, held: FixedPoint) -> int:
-    """Runs on to s_0, to count what is wrong there."""
-    while held.t > 0 or not held.whole:
-        if held.whole:
-            held.undo_weights(dynamics.hyper_at(hyper, held.t - 1), held.t - 1)
-        step_hyper = dynamics.hyper_at(hyper, held.t)
-        _, g = _gradient(dynamics, held, step_hyper, held.t)
-        held.undo_rest(g, step_hyper, held.t)
-    return max(1, held.num_wrong())
 
 
 def _collected(reports: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,13 +11,15 @@ Franceschi et al. 2017, algorithm 1 (Reverse-HG), https://proceedings.mlr.press/
 Maclaurin et al. 2015, algorithm 2, https://arxiv.org/abs/1502.03492, for any update rule.
 """
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
 from hyperopt_cli.modes.base import Account, Hypergradient
 from hyperopt_cli.modes.dynamics import Dynamics, State
@@ -53,17 +55,6 @@ class Past(NamedTuple):
 
 # alpha_{t+1} -> alpha_t and the adjoint of lambda_t, at a step that is met again on the way back; may be called once
 Back = Callable[[State], tuple[State, StepHyper]]
-
-
-def run(steps: "Steps", account: Account) -> Iterator[State]:
-    """Plain training: s_0, s_1, ..., s_T."""
-    num = steps.dynamics.problem.steps
-    state = steps.dynamics.start
-    yield state
-    for t in range(num):
-        state, value = steps.train(t, state, account)
-        told_of(t, value, num, account)
-        yield state
 
 
 def told_of(t: int, value: Tensor, num: int, account: Account) -> None:
@@ -154,47 +145,144 @@ def linearise(dynamics: Dynamics, loss: Loss, t: Any, state: State, step_hyper: 
     return Past(t, state, step_hyper, dynamics.layout.pack(g), pullback)
 
 
+@dataclass
+class Sweep:
+    """How far a sweep has come.
+
+    Attributes:
+        adjoint: alpha.
+        total: dE/dlambda, as far as it is summed up.
+        waiting: adjoints of lambda_t that are not yet in it, each with its t.
+        done: steps.
+        value, by_hyper, params: of the objective at s_T.
+    """
+
+    adjoint: State
+    total: Hyper
+    waiting: list[tuple[int, StepHyper]]
+    done: int
+    value: Tensor
+    by_hyper: Hyper
+    params: Params
+
+    @classmethod
+    def begun(cls, dynamics: Dynamics, hyper: Hyper, end: State, account: Account) -> "Sweep":
+        """At s_T."""
+        params = dynamics.layout.unpack(dynamics.result(end))
+        objective = outer_objective(dynamics.problem, params, hyper)
+        account.watch(dynamics.problem.steps, "the outer objective", objective.value)
+        adjoint = _result_adjoint(dynamics, end, objective.by_params)
+        zeros = {name: torch.zeros_like(value) for name, value in hyper.items()}
+        return cls(adjoint, zeros, [], 0, objective.value, objective.by_hyper, params)
+
+    def back_through(self, t: int, back: Back) -> None:
+        """alpha_{t+1} -> alpha_t."""
+        self.adjoint, a_at = back(self.adjoint)
+        self.waiting.append((t, a_at))
+        self.done += 1
+
+    def sum_up(self, dynamics: Dynamics, hyper: Hyper) -> None:
+        """What waits goes into the total."""
+        by_hyper = _pulled_back(dynamics, hyper, self.waiting)
+        self.total = {name: self.total[name] + by_hyper[name] for name in self.total}
+        self.waiting.clear()
+
+    @property
+    def many_wait(self) -> bool:
+        """Whether more should not wait."""
+        return len(self.waiting) >= MOST_WAITING or len(self.waiting) * state_bytes(self.waiting[-1][1]) > MOST_BYTES
+
+    def kept(self) -> dict[str, Any]:
+        """As dictionaries and lists, which a checkpoint can hold."""
+        waiting = [[t, a_at] for t, a_at in self.waiting]
+        at_end = {"value": self.value, "by_hyper": self.by_hyper, "params": self.params}
+        return {"adjoint": self.adjoint.kept(), "total": self.total, "waiting": waiting, "done": self.done, **at_end}
+
+    @classmethod
+    def found(cls, kept: Mapping[str, Any], dynamics: Dynamics, hyper: Hyper) -> "Sweep":
+        """The inverse of `kept`: what is of lambda goes where lambda lies, the rest where the state does."""
+        device = dynamics.like.device
+        waiting, value, params = tree_map_only(
+            Tensor, lambda x: x.to(device), (kept["waiting"], kept["value"], kept["params"])
+        )
+        total, by_hyper = (
+            {name: x.to(hyper[name].device) for name, x in kept[key].items()} for key in ("total", "by_hyper")
+        )
+        adjoint, pairs = State.found(kept["adjoint"], device), [(t, a_at) for t, a_at in waiting]
+        return cls(adjoint, total, pairs, kept["done"], value, by_hyper, params)
+
+
+class WayBack(ABC):
+    """A run, then its steps met again, the last one first; and what another process can go on from.
+
+    Attributes:
+        sweep: that goes along it; None as long as the run itself is not done.
+        slots: states that may be held.
+    """
+
+    sweep: Sweep | None = None
+    slots: int
+
+    @abstractmethod
+    def end(self) -> State:
+        """The run, or the rest of it: s_T."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[int, Back]]:
+        """Each step with its t."""
+
+    @abstractmethod
+    def place(self) -> dict[str, Any]:
+        """Where it stands, once the step that was met last has been gone back through."""
+
+    @abstractmethod
+    def found(self, place: Mapping[str, Any]) -> None:
+        """Goes on from where `place` stood, for the same run and as many slots."""
+
+    def left(self) -> dict[str, Any]:
+        """Where it stands, and the sweep."""
+        sweep = None if self.sweep is None else self.sweep.kept()
+        return {"sweep": sweep, "past": self.place(), "slots": self.slots}
+
+
 def swept_back(
     dynamics: Dynamics,
     hyper: Hyper,
-    end: State,
-    past: Iterator[tuple[int, Back]],
+    past: WayBack,
     account: Account,
     num_swept: int | None = None,
+    left: Mapping[str, Any] | None = None,
 ) -> Hypergradient:
-    """The hypergradient from s_T and the run on the way back, which may stop short of its beginning."""
-    problem = dynamics.problem
-    params = dynamics.layout.unpack(dynamics.result(end))
-    objective = outer_objective(problem, params, hyper)
-    account.watch(problem.steps, "the outer objective", objective.value)
-    adjoint = _result_adjoint(dynamics, end, objective.by_params)
-    grad = sweep(dynamics, hyper, adjoint, past, account, problem.steps if num_swept is None else num_swept)
-    return account.close(objective.value, {name: d + grad[name] for name, d in objective.by_hyper.items()}, params)
+    """The hypergradient from a run and its way back, which may stop short of its beginning.
 
-
-def sweep(
-    dynamics: Dynamics, hyper: Hyper, adjoint: State, past: Iterator[tuple[int, Back]], account: Account, num_swept: int
-) -> Hyper:
-    """The recursion, over any source of the run's last `num_swept` steps, the last one first."""
-    total = {name: torch.zeros_like(value) for name, value in hyper.items()}
-    waiting: list[tuple[int, StepHyper]] = []
-    for done, (t, back) in enumerate(past, start=1):
-        adjoint, a_at = back(adjoint)
+    Args:
+        dynamics: of the run.
+        hyper: lambda.
+        past: the run.
+        account: told of every step.
+        num_swept: steps to go back; None: T.
+        left: where another process was interrupted; `past` has been given its part of it.
+    """
+    num = dynamics.problem.steps if num_swept is None else num_swept
+    kept = None if left is None else left["sweep"]
+    sweep = Sweep.begun(dynamics, hyper, past.end(), account) if kept is None else Sweep.found(kept, dynamics, hyper)
+    past.sweep = sweep
+    for t, back in past:
+        sweep.back_through(t, back)
         del back  # its gradient's graph, before the next one is made
-        waiting.append((t, a_at))
-        if done == num_swept or len(waiting) >= MOST_WAITING or len(waiting) * state_bytes(a_at) > MOST_BYTES:
-            by_hyper = _pulled_back(dynamics, hyper, waiting)
-            total = {name: total[name] + by_hyper[name] for name in total}
-            waiting.clear()
-        account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in adjoint.params.values()]))
-        account.step_done("backward", done, num_swept)
-    if num_swept < dynamics.problem.steps:
-        return total
-    with torch.enable_grad():
-        h = tree_map(_leaf, hyper)
-        start = dynamics.initial(h)
-    (by_init,) = _vjp(start, (h,), adjoint)
-    return {name: total[name] + by_init[name] for name in total}
+        if sweep.many_wait or sweep.done == num:
+            sweep.sum_up(dynamics, hyper)
+        account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in sweep.adjoint.params.values()]))
+        account.step_done("backward", sweep.done, num)
+        account.offer(past.left)
+    total = {name: d + sweep.total[name] for name, d in sweep.by_hyper.items()}
+    if num == dynamics.problem.steps:
+        with torch.enable_grad():
+            h = tree_map(_leaf, hyper)
+            start = dynamics.initial(h)
+        (by_init,) = _vjp(start, (h,), sweep.adjoint)
+        total = {name: total[name] + by_init[name] for name in total}
+    return account.close(sweep.value, total, sweep.params)
 
 
 def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]]) -> Hyper:

@@ -19,9 +19,10 @@ When S could outgrow 63 bits its lowest 32 are spilled as a word. Whether it cou
 that follows from the factors alone: nothing is read from the device. A factor of 0 spills all of X.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -236,6 +237,17 @@ class Store:
         self.bound = self._bounds.pop()
         if self.bound * by.largest > LIMIT:
             self.remainders = (self.remainders << WORD) | (self.words.pop().to(torch.int64) & (2**WORD - 1))
+
+    def kept(self) -> dict[str, Any]:
+        """Everything, for a checkpoint; bounds as text, for they are not bounded by 64 bits."""
+        bounds = [str(bound) for bound in self._bounds]
+        return {"remainders": self.remainders, "words": list(self.words), "bound": str(self.bound), "bounds": bounds}
+
+    @classmethod
+    def found(cls, kept: Mapping[str, Any], device: torch.device) -> "Store":
+        """The inverse of `kept`, on a device."""
+        words = [word.to(device) for word in kept["words"]]
+        return cls(kept["remainders"].to(device), words, int(kept["bound"]), [int(bound) for bound in kept["bounds"]])
 
     @property
     def is_empty(self) -> bool:

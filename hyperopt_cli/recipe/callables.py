@@ -5,7 +5,9 @@ from inspect import isclass
 from typing import Any
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.recipe.names import Kind, bind, device_problem, resolve
+from hyperopt_cli.recipe.binding import bind
+from hyperopt_cli.recipe.names import device_problem, resolve
+from hyperopt_cli.recipe.permitted import Kind
 from hyperopt_cli.recipe.positions import Finding, KeyPath
 from hyperopt_cli.recipe.schema import LOSSES, Dataset
 

@@ -1,21 +1,19 @@
 """YAML text to plain data, with the position of every key and value.
 
 Scalars follow the core schema of YAML 1.2 (`1e-3` is a number; `no`, `on` and `1:30` are strings), which is not what
-PyYAML reads by itself. Duplicate keys, keys that are not strings and tags beyond the core schema are errors; size,
-depth and the expansion of aliases are bounded.
+PyYAML reads by itself. Duplicate keys, merge keys, keys that are not strings and tags beyond the core schema are
+errors; size, depth and the expansion of aliases are bounded (`limits.py`).
 """
 
+import math
 import re
 from typing import Any, NamedTuple
 
 import yaml
 
+from hyperopt_cli.recipe.limits import MAX_BYTES, MAX_DEPTH, MAX_INTEGER, MAX_KEY, MAX_NODES, MAX_NUMBER
 from hyperopt_cli.recipe.positions import Finding, KeyPath, Mark, Position
 from hyperopt_cli.recipe.wording import shown
-
-MAX_BYTES = 1_000_000
-MAX_DEPTH = 40
-MAX_NODES = 200_000  # after aliases are expanded
 
 _TAG = "tag:yaml.org,2002:"
 _NUMERIC = list("+-.0123456789")
@@ -57,16 +55,17 @@ class DocumentError(Exception):
 class _Loader(yaml.BaseLoader):
     """Composes nodes with the tags of the core schema."""
 
-    depth = 0
+    depth = num_nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.ScalarEvent) and event.tag == "!":  # a string, says the core schema; PyYAML guesses
             event.tag = _TAG + "str"
-        if self.depth == MAX_DEPTH:
-            message = f"nested deeper than {MAX_DEPTH} levels"
+        self.num_nodes += 1
+        if self.depth == MAX_DEPTH or self.num_nodes > MAX_NODES:
+            deep, many = f"nested deeper than {MAX_DEPTH} levels", f"more than {MAX_NODES} keys and values"
             assert isinstance(event.start_mark, yaml.Mark)  # the mark of PyYAML's parser in Python
-            raise yaml.MarkedYAMLError(problem=message, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=deep if self.depth == MAX_DEPTH else many, problem_mark=event.start_mark)
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -130,7 +129,10 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = Position(source, mark.line + 1, mark.column + 1) if mark else Position(source, 1, 1)
-        parts = [part for part in (error.context, error.problem) if part]
+        problem = error.problem or ""
+        if isinstance(error.__context__, UnicodeError):
+            problem = "found escapes that are not UTF-8"
+        parts = [part for part in (error.context, problem) if part]
         raise DocumentError(f"not valid YAML: {', '.join(parts)}", where) from error
     except yaml.reader.ReaderError as error:
         where = position_of(text, error.position, source)
@@ -150,6 +152,7 @@ class _Builder:
         self.source = source
         self.marks: dict[KeyPath, Mark] = {}
         self.findings: list[Finding] = []
+        self.num_nodes = self.num_characters = 0
 
     def position(self, node: yaml.Node) -> Position:
         return Position(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
@@ -157,8 +160,9 @@ class _Builder:
     def build(self, node: yaml.Node, path: KeyPath, key: Position) -> Any:
         position = self.position(node)
         self.marks[path] = Mark(key, position)
-        if len(path) > MAX_DEPTH or len(self.marks) > MAX_NODES:
-            raise DocumentError("aliases expand beyond all bounds", position)
+        self._count(node)
+        if len(path) >= MAX_DEPTH:
+            raise DocumentError(f"aliases expand beyond {MAX_DEPTH} levels; write out what is meant", position)
         if isinstance(node, yaml.MappingNode):
             self._expect_tag(node, "map", path)
             return self._mapping(node, path)
@@ -168,14 +172,21 @@ class _Builder:
         assert isinstance(node, yaml.ScalarNode)
         return self._scalar(node, path)
 
+    def _count(self, node: yaml.Node) -> None:
+        self.num_nodes += 1
+        self.num_characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        if self.num_nodes > MAX_NODES or self.num_characters > MAX_BYTES:
+            message = f"aliases expand beyond {MAX_NODES} keys and values of {MAX_BYTES} characters in all"
+            raise DocumentError(f"{message}; write out what is meant", self.position(node))
+
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key, position = self._key(key_node), self.position(key_node)
+            self._count(key_node)
+            key, position = self._key(key_node, path), self.position(key_node)
             if key is None:
-                message = f"the key {_text(key_node)} is not a string; put it in quotes"
-                self.findings.append(Finding(path, message, position=position))
-            elif key in data:
+                continue
+            if key in data:
                 first = self.marks[(*path, key)].key
                 message = f"given twice, first in line {first.line}, column {first.column}; keep one"
                 self.findings.append(Finding((*path, key), message, position=position))
@@ -183,8 +194,12 @@ class _Builder:
                 data[key] = self.build(value_node, (*path, key), position)
         return data
 
-    def _key(self, node: yaml.Node) -> str | None:
-        return node.value if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "str" else None
+    def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
+        """The key; None and a finding where it is none."""
+        problem = _key_problem(node)
+        if problem:
+            self._find(node, path, f"the key {_text(node)} {problem}")
+        return None if problem else str(node.value)
 
     def _expect_tag(self, node: yaml.Node, name: str, path: KeyPath) -> None:
         if node.tag != _TAG + name:
@@ -210,7 +225,7 @@ class _Builder:
 
     def _string(self, node: yaml.ScalarNode, path: KeyPath) -> str:
         text: str = node.value
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        if _is_torn(text):
             self._find(node, path, f"got {shown(text)}: half of a surrogate pair is no character")
         return text
 
@@ -220,11 +235,34 @@ class _Builder:
             return None
         if kind == "bool":
             return text.lower() == "true"
-        try:
-            return _integer(text) if kind == "int" else _float(text)
-        except ValueError:  # beyond Python's limit on the digits of an integer
-            self._find(node, path, f"got a number of {len(text)} characters; write a shorter one")
+        if len(text) > MAX_NUMBER:
+            self._find(node, path, f"got a number of {len(text)} characters; at most {MAX_NUMBER}")
             return None
+        value = _integer(text) if kind == "int" else _float(text)
+        if problem := _range_problem(value, text):
+            self._find(node, path, f"got {text}; {problem}")
+        return None if problem else value
+
+
+def _key_problem(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode) or node.tag != _TAG + "str":
+        return "is not a string; put it in quotes"
+    if len(node.value) > MAX_KEY:
+        return f"has {len(node.value)} characters; at most {MAX_KEY}"
+    if node.value == "<<":
+        return "would merge mappings, which a recipe does not do; write out the keys that are meant"
+    return "has half of a surrogate pair, which is no character" if _is_torn(node.value) else ""
+
+
+def _range_problem(value: float, text: str) -> str:
+    if isinstance(value, int):
+        return "" if abs(value) <= MAX_INTEGER else "an integer lies within +-(2^63 - 1); a larger number takes a dot"
+    infinite = math.isinf(value) and "inf" not in text.lower()
+    return "a number lies within +-1.7976931348623157e308" if infinite else ""
+
+
+def _is_torn(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _integer(text: str) -> int:

@@ -15,6 +15,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from hyperopt_cli.recipe.fields import Bounds, Integer, Misfit, Number, Numbers, Section, is_number
+from hyperopt_cli.recipe.limits import MAX_POINTS
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 
 
@@ -146,8 +147,8 @@ class Schedule(Section):
     """How an entry varies over the inner steps; exactly one key is set, and a bare name is short for `{name: {}}`."""
 
     constant: Constant | None = None
-    windows: Annotated[Integer, Field(ge=1)] | None = None
-    knots: Annotated[Integer, Field(ge=2)] | None = None
+    windows: Annotated[Integer, Field(ge=1, le=MAX_POINTS)] | None = None
+    knots: Annotated[Integer, Field(ge=2, le=MAX_POINTS)] | None = None
     per_step: PerStep | None = None
     warmup_cosine: WarmupCosine | None = None
     warmup_linear: WarmupLinear | None = None

@@ -1,13 +1,14 @@
 """A recipe's file, or its name, and overrides to a `Recipe` that is known to be callable."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hyperopt_cli.errors import Issue, RecipeError
 from hyperopt_cli.recipe.callables import check_callables
-from hyperopt_cli.recipe.document import MAX_BYTES, Document, DocumentError, parse, position_of
+from hyperopt_cli.recipe.document import Document, DocumentError, parse, position_of
+from hyperopt_cli.recipe.limits import MAX_BYTES, excess
 from hyperopt_cli.recipe.overrides import override
-from hyperopt_cli.recipe.positions import Positions
+from hyperopt_cli.recipe.positions import Finding, Position, Positions
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.recipe.shipped import shipped
 from hyperopt_cli.recipe.validate import validate
@@ -29,8 +30,11 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), allow_import: Sequen
     findings = list(document.findings)
     for text in overrides:
         findings += override(document, text)
+    told = {finding.path for finding in findings}
     loaded, problems = validate(document.data)
-    findings += problems
+    findings += [problem for problem in problems if problem.path not in told]
+    if loaded is not None and (problem := excess(loaded.model_dump(), loaded.to_yaml())):
+        findings.append(Finding((), problem))
     if isinstance(document.data, dict):
         findings += check_callables(document.data, allow_import)
     positions = Positions(document.marks)
@@ -45,13 +49,13 @@ def find(recipe: str | Path) -> Path:
     Raises:
         RecipeError: there is neither.
     """
-    path, ships = Path(recipe).expanduser(), shipped()
-    if _is_file(path):
+    path, ships = _expanded(Path(recipe)), shipped()
+    if _answers(path.is_file):
         return path
     name = str(recipe).removesuffix(".yaml")
     if name in ships:
         return ships[name]
-    if path.exists():
+    if _answers(path.exists):
         raise RecipeError([Issue((), "is no regular file; give the path of a recipe", ascii_name(recipe))])
     close = did_you_mean(name, ships) or ";"
     names = ", ".join(ships) or "none"
@@ -65,21 +69,43 @@ def ascii_name(recipe: str | Path) -> str:
     return str(recipe) if str(recipe).isprintable() else ascii(str(recipe))
 
 
-def _is_file(path: Path) -> bool:
+def read_text(path: Path, name: str) -> str:
+    """Returns what is in the file of the recipe called `name`.
+
+    Raises:
+        RecipeError: it can't be read, is too long, or is not UTF-8.
+    """
+    source = ascii_name(name)
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a null byte
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise DocumentError(f"longer than {MAX_BYTES} bytes; a recipe is a page", Position(source, 1, 1))
+        return _decoded(content, source)
+    except OSError as error:
+        raise RecipeError([Issue((), f"can't be read: {error.strerror}", source)]) from error
+    except DocumentError as error:
+        raise RecipeError([Issue((), error.message, str(error.position))]) from error
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~someone, whom the system does not know
+        return path
+
+
+def _answers(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except (OSError, ValueError):  # a name too long or with a null byte, a folder that may not be looked into
         return False
 
 
 def _read(path: Path, name: str) -> Document:
     source = ascii_name(name)
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        return parse(_decoded(content, source), source)
-    except OSError as error:
-        raise RecipeError([Issue((), f"can't be read: {error.strerror}", source)]) from error
+        return parse(read_text(path, name), source)
     except DocumentError as error:
         raise RecipeError([Issue((), error.message, str(error.position))]) from error
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from hyperopt_cli.recipe.document import MAX_DEPTH, Document, DocumentError, parse
+from hyperopt_cli.recipe.document import Document, DocumentError, parse
+from hyperopt_cli.recipe.limits import MAX_DEPTH, MAX_KEY
 from hyperopt_cli.recipe.positions import COMMAND_LINE, Finding, KeyPath, Mark
 from hyperopt_cli.recipe.wording import shown
 
@@ -21,8 +22,11 @@ def override(document: Document, text: str) -> list[Finding]:
     """
     key, equals, value = text.partition("=")
     parts = key.split(".")
-    if not equals or not all(parts) or not key.isprintable() or len(parts) > MAX_DEPTH:
+    if not equals or not all(parts) or not key.isprintable():
         message = f"got {shown(text)}; an override is KEY=VALUE with a dotted key, such as outer.lr=0.1"
+        return [Finding((), message, position=COMMAND_LINE)]
+    if len(parts) >= MAX_DEPTH or max(map(len, parts)) > MAX_KEY:
+        message = f"got {shown(text)}; a key has at most {MAX_DEPTH - 1} parts of at most {MAX_KEY} characters"
         return [Finding((), message, position=COMMAND_LINE)]
     try:
         given = parse(value, "value")
@@ -39,6 +43,8 @@ def override(document: Document, text: str) -> list[Finding]:
 def _set(document: Document, parts: list[str], given: Document) -> None:
     if not isinstance(document.data, dict):
         raise _CannotSet("can't be set, because the recipe is not a mapping")
+    if len(parts) + max(map(len, given.marks)) >= MAX_DEPTH:
+        raise _CannotSet(f"can't be set, because the value would lie deeper than {MAX_DEPTH} levels")
     path: KeyPath = ()
     holder: Any = document.data
     for part in parts[:-1]:

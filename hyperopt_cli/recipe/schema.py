@@ -20,6 +20,7 @@ from hyperopt_cli.errors import RecipeError
 from hyperopt_cli.recipe.document import dump
 from hyperopt_cli.recipe.entries import Hyperparameter
 from hyperopt_cli.recipe.fields import Boolean, Integer, Misfit, Number, Positive, Section, Share, Text, is_number
+from hyperopt_cli.recipe.limits import MAX_POINTS
 from hyperopt_cli.recipe.positions import KeyPath, Positions
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 
@@ -157,6 +158,7 @@ class Outer(Section):
     momentum: Share | None = None
     clip_norm: Positive | None = None
     patience: Count | None = None
+    on_nonfinite: Literal["backtrack", "stop"] = "backtrack"
     seed: Literal["fixed", "fresh"] = "fixed"
     replicas: Count = 1
 
@@ -237,7 +239,8 @@ class Mode(Section):
             close = did_you_mean(given, MODES) if isinstance(given, str) else ""
             raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(MODES)}, or {{name: NAME, ...}}")
         if isinstance(given, dict):
-            defaults = MODES.get(given.get("name", "forward"), {})
+            name = given.get("name", "forward")
+            defaults = MODES.get(name, {}) if isinstance(name, str) else {}
             return given | {key: value for key, value in defaults.items() if given.get(key) is None}
         return given
 
@@ -277,6 +280,7 @@ class Recipe(Section):
     precision: Literal["float64", "float32", "tf32", "bf16"] = "float32"
     device: Text = "auto"
     seed: Natural = 0
+    checkpoint_every_s: Annotated[Number, Field(ge=0)] = 300.0
 
     _positions: Positions = PrivateAttr(default_factory=Positions)
 
@@ -296,6 +300,9 @@ class Recipe(Section):
         steps = info.data.get("steps")
         for name, entry in entries.items():
             num = len(entry.starts)
+            if entry.schedule.kind == "per_step" and (steps or 0) > MAX_POINTS:
+                message = f"per_step holds {steps} numbers, one a step; at most {MAX_POINTS}: take windows or knots"
+                raise Misfit(message, name, "schedule")
             if entry.schedule.kind == "per_step" and steps is not None and num not in (1, steps):
                 raise Misfit(f"got {num} numbers; must be {steps}, one for each of the steps", name, "initial")
         return entries

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from hyperopt_cli.recipe.fields import Misfit
 from hyperopt_cli.recipe.json_schema import allowed_keys, expected
+from hyperopt_cli.recipe.limits import MAX_ISSUES
 from hyperopt_cli.recipe.positions import Finding, KeyPath
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.recipe.wording import did_you_mean, shown
@@ -21,7 +22,10 @@ def validate(data: Any) -> tuple[Recipe | None, list[Finding]]:
     try:
         return Recipe.model_validate(data), []
     except ValidationError as error:
-        return None, [_finding(details) for details in error.errors(include_url=False)]
+        mistakes = error.errors(include_url=False)
+        findings = [_finding(details) for details in mistakes[:MAX_ISSUES]]
+        more = len(mistakes) - len(findings)
+        return None, [*findings, *([Finding((), f"{more} more mistakes; mend the others first")] if more else ())]
 
 
 def unknown_key(path: KeyPath, allowed: list[str]) -> Finding:

@@ -1,21 +1,39 @@
 """The words of error messages: a value as it was given, a name that may have been meant."""
 
 import difflib
+import math
 import reprlib
 from collections.abc import Iterable
 
-_shortener = reprlib.Repr()
+
+class _Shortener(reprlib.Repr):
+    """Values in the words of YAML, cut where they are long."""
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        del value, level
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        del level
+        return "true" if value else "false"
+
+    def repr_float(self, value: float, level: int) -> str:
+        del level
+        if math.isfinite(value):
+            return repr(value)
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+
+
+_shortener = _Shortener()
 _shortener.maxstring = _shortener.maxother = _shortener.maxlong = 60
 
 
 def shown(value: object) -> str:
     """Returns `value` for a message, shortened, in the words of YAML.
 
-    >>> shown(None), shown(True), shown("abc"), shown({"a": 1})
-    ('null', 'true', "'abc'", "{'a': 1}")
+    >>> shown(None), shown([True, float("inf")]), shown("abc"), shown({"a": None})
+    ('null', '[true, .inf]', "'abc'", "{'a': null}")
     """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
     return _shortener.repr(value)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from hyperopt_cli import Forward, Problem, hypergradient, models
+from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient, models
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.experiment.experiment import penalty, seeded
 from hyperopt_cli.modes.engines import ENGINES, Loss
@@ -390,6 +390,37 @@ def test_a_second_derivative_that_is_wrong_by_itself_is_refused_by_every_engine_
     for engine in ("reverse_over_reverse", "reverse_over_reverse_loop", "dense"):
         with pytest.raises(UsageError, match=rf"engine {engine}: u\.\(Hv\)"):
             hypergradient(problem_with(Wrong.apply), HYPER, Forward(engine=engine))
+    for mode in (Reverse(), Reverse(slots=1), Reversible()):
+        name = type(mode).__name__.lower()
+        with pytest.raises(UsageError, match=rf"mode {name}: u\.\(Hv\)"):
+            hypergradient(problem_with(Wrong.apply), HYPER, mode)
+
+
+@pytest.mark.parametrize("mode", [*(Forward(engine=name) for name in ENGINES), Reverse(), Reversible()], ids=repr)
+def test_a_gradient_that_is_put_to_zero_on_purpose_is_no_asymmetry(mode: Any) -> None:
+    """A row of zeros in the Jacobian of the gradient, and no such column."""
+    table = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def loss(params: Params, hyper: Any, batch: Any) -> Tensor:
+        rows = torch.nn.functional.embedding(torch.tensor([0, 1, 2, 1, 3]), params["w"], padding_idx=0)
+        return (rows @ rows.T).sin().sum()
+
+    problem = Problem({"w": table}, loss, lambda p, h: p["w"].pow(3).sum(), lambda t: None, SGD(), steps=3)
+    want = hypergradient(problem, HYPER, "reverse").grad
+    got = hypergradient(problem, HYPER, mode).grad
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_an_engine_that_trains_another_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its products are exact and symmetric, of a loss with other random numbers."""
+    right = ENGINES["reverse_over_reverse_loop"]
+
+    def strays(loss: Any, *rest: Any) -> Any:
+        return right(lambda params, hyper: loss({name: 1.01 * w for name, w in params.items()}, hyper), *rest)
+
+    monkeypatch.setitem(ENGINES, "dense", strays)
+    with pytest.raises(UsageError, match="engine dense: its gradient differs from that of plain training by"):
+        hypergradient(normalised(torch.tanh), HYPER, Forward(engine="dense"))
 
 
 def test_the_probe_moves_no_generator_and_counts_for_nothing() -> None:

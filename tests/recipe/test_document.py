@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperopt_cli.recipe.document import MAX_BYTES, DocumentError, dump, parse
+from hyperopt_cli.recipe.document import DocumentError, dump, parse
+from hyperopt_cli.recipe.limits import MAX_BYTES, MAX_INTEGER
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,8 @@ def test_aliases_are_copied() -> None:
         ("!!int abc", "is no int"),
         ('"\\uD800"', "surrogate"),
         ("9" * 5000, "5000 characters"),
+        ('{"\\uD800": 1}', "half of a surrogate pair"),
+        ("{<<: {a: 1}}", "would merge mappings"),
     ],
 )
 def test_faults_that_leave_the_rest_readable_are_findings(text: str, fragment: str) -> None:
@@ -92,9 +95,11 @@ def test_faults_that_leave_the_rest_readable_are_findings(text: str, fragment: s
         ("a: *x", "f:1:4: not valid YAML"),
         ("a: 1\n---\nb: 2\n", "f:2:1: not valid YAML: expected a single document"),
         ('"\\UFFFFFFFF"', "not valid YAML"),
+        ("!%a0", "f:1:2: not valid YAML: while scanning a tag, found escapes that are not UTF-8"),
         ("[" * 5000, "nested deeper than 40 levels"),
-        ("&a [*a]", "aliases expand beyond all bounds"),
-        ("&a [*a, *a]", "aliases expand beyond all bounds"),
+        ("&a [*a]", "f:1:1: aliases expand beyond 40 levels"),
+        ("&a [*a, *a]", "f:1:1: aliases expand beyond 40 levels"),
+        ("&a {b: {c: *a}}", "f:1:1: aliases expand beyond 40 levels"),
         ("#" * (MAX_BYTES + 1), "longer than"),
     ],
 )
@@ -113,7 +118,7 @@ def test_nested_aliases_cannot_explode() -> None:
 _PLAIN = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-MAX_INTEGER, MAX_INTEGER)
     | st.floats(allow_nan=False)
     | st.text()
     | st.sampled_from(["no", "0o17", "1e-3", "", "~"]),

@@ -6,7 +6,7 @@
 Both directions share one stream: a slot is written over only after what it held has been read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -106,3 +106,8 @@ class PinnedShelf(Shelf):
         """Its slot is free."""
         self._fetched = None
         self._states.pop()
+
+    def states(self) -> Iterable[State]:
+        """In pinned memory, where they have arrived."""
+        torch.cuda.synchronize()
+        return self._states

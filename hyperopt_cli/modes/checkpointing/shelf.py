@@ -1,6 +1,7 @@
 """A shelf: a stack of states, wherever they lie; and those of the memory that they are computed in."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch.utils._pytree import tree_map
@@ -27,6 +28,10 @@ class Shelf(ABC):
     @abstractmethod
     def drop(self) -> None:
         """Forgets the state on top."""
+
+    @abstractmethod
+    def states(self) -> Iterable[State]:
+        """All of them, the lowest first; they stay."""
 
     def ahead(self) -> None:  # noqa: B027
         """The next call will be `top`: a far state may be fetched while something else is computed."""
@@ -55,6 +60,10 @@ class Held(Shelf):
     def drop(self) -> None:
         """Its memory is free once nobody else holds it."""
         self._states.pop()
+
+    def states(self) -> Iterable[State]:
+        """By reference."""
+        return self._states
 
 
 class Copied(Shelf):
@@ -88,3 +97,7 @@ class Copied(Shelf):
     def drop(self) -> None:
         """Its place is free."""
         self._states.pop()
+
+    def states(self) -> Iterable[State]:
+        """Not copies."""
+        return self._states

@@ -5,7 +5,7 @@ read rarely: they lie farthest, on the disk; above them those in the host's memo
 the CPU the host's memory is the device's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -110,6 +110,10 @@ class Shelves(Shelf):
     def drop(self) -> None:
         """From the nearest shelf that is not empty."""
         self._last().drop()
+
+    def states(self) -> Iterable[State]:
+        """The farthest shelf's first."""
+        return (state for _, shelf in self._shelves for state in shelf.states())
 
     def close(self) -> None:
         """Closes every shelf."""

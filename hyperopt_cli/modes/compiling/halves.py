@@ -25,7 +25,6 @@ from hyperopt_cli.modes.compiling.whole_step import Compiled, WholeStep
 aten = torch.ops.aten
 # beside views and what is tagged as pointwise
 AS_CHEAP = {
-    getitem,
     aten.cat.default,
     aten.clone.default,
     aten._to_copy.default,
@@ -182,6 +181,9 @@ def _is_cheap(node: fx.Node) -> bool:
     """Whether it is merged into what reads it: an operator on single elements, or a view."""
     if node.op != "call_function":
         return False
+    if node.target is getitem:  # of what an operator with several results gives, the results cross the border
+        (source,) = node.all_input_nodes
+        return _is_cheap(source)
     if node.target in AS_CHEAP or torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return True
     schema = getattr(node.target, "_schema", None)

@@ -94,9 +94,21 @@ def same(one: Operators, two: Operators, with_constants: bool = True) -> bool:
 
 
 def _apart(tensors: list[Tensor]) -> list[Tensor]:
-    """The same, where one is given twice once as a copy: otherwise the two would be taken for one argument."""
+    """Tensors like these, each the only one in its memory: what a derivative does may depend on what else lies there.
+
+    One that is given twice would be taken for one argument.
+    """
     first = {id(x): i for i, x in reversed(list(enumerate(tensors)))}
-    return [x if first[id(x)] == i else x.clone() for i, x in enumerate(tensors)]
+    return [x if first[id(x)] == i and _is_alone(x) else _like(x) for i, x in enumerate(tensors)]
+
+
+def _is_alone(x: Tensor) -> bool:
+    return bool(x.storage_offset() == 0) and bool(x.untyped_storage().nbytes() == _like(x).untyped_storage().nbytes())
+
+
+def _like(x: Tensor) -> Tensor:
+    """Same shape, strides and dtype, without content."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 
 def _refuse(graph: fx.GraphModule) -> None:

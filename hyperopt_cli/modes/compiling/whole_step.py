@@ -9,6 +9,7 @@ such as the next outer step's, is written down once and takes what is compiled.
 import logging
 import math
 from collections.abc import Callable, Iterable
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +70,8 @@ def compiled_by_inductor(graph: fx.GraphModule, tensors: list[Tensor]) -> Callab
     try:
         made: Callable[..., Any] = torch._inductor.compile(graph, list[Any](tensors), options=options)
     except Exception as error:
-        raise UsageError(f"compile: inductor failed ({str(error).strip().splitlines()[0]})") from error
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"compile: inductor failed ({shorten(reason, 200)}); set compile: false") from error
     if not on_gpu:
         return made
     return lambda *given: [x.clone() for x in made(*given)]  # the next call of a CUDA graph writes where this one did

@@ -59,7 +59,7 @@ def examined(engine: Engine, setting: Setting, reference: Params | None, one_by_
         growth = 1.0 if one_by_one else setting.at_once / min(setting.at_once, NUM_COLUMNS)
         if taken * growth > SHARE_OF_MEMORY * room:
             return Examination(products, f"would need about {_mebibytes(taken * growth)}, {_mebibytes(room)} are free")
-        asymmetry = symmetry.probed(engine, setting)
+        probe = symmetry.probed(engine, setting)
     except (UsageError, RuntimeError) as failure:
         return Examination(None, reason_of(failure) if reference is None else _reason(failure))
     except Exception as failure:
@@ -67,7 +67,7 @@ def examined(engine: Engine, setting: Setting, reference: Params | None, one_by_
             raise
         return Examination(None, _reason(failure))  # the reference could: the loss is not to blame
     error = None if reference is None else difference(products, reference)
-    return Examination(products, symmetry.misfit(asymmetry, setting) or _deviation(error, setting), asymmetry, error)
+    return Examination(products, symmetry.misfit(probe, setting) or _deviation(error, setting), probe.asymmetry, error)
 
 
 def _mebibytes(num_bytes: float) -> str:

@@ -24,6 +24,8 @@ MESSAGES = {
     r"derivative for '?([^' ]+?):?(?: \w+)?'? is not implemented": "has no second derivative",
     r"(once_differentiable)": "has no second derivative",
     r"override the (setup_context|jvp|vmap) staticmethod": "is missing from an autograd.Function of the model",
+    r"(saved tensor hooks)": "(torch.utils.checkpoint inside of the model) cannot be taken",
+    r"(data pointer)": "of a tensor inside of the model (numpy()) cannot be taken",
     r"(\S*(?:vmap|jvp|functorch|forward AD|forward-mode)\S*)": "cannot be taken",
 }
 WAYS_OUT = {

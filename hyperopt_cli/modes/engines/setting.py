@@ -1,13 +1,13 @@
 """A step of a run as an engine meets it: what engines are tried, checked and measured on."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines.base import Engine, Loss, Tangents
+from hyperopt_cli.modes.engines.base import Engine, Loss, Tangents, gradient
 from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
@@ -70,9 +70,17 @@ class Setting(NamedTuple):
         """The tangents along some columns, never more of them at once than in the run."""
         return engine(self.loss, self.params, self.hyper, w_dot, hyper_dot, self.at_once)
 
-    def in_full_precision(self, engine: Engine, w_dot: Params) -> Params:
+    def in_full_precision(self, engine: Engine, w_dot: Params) -> Tangents:
         """The products with columns along which lambda rests, at the precision of the parameters."""
         num_columns = next(iter(w_dot.values())).shape[0]
         resting = tree_map(lambda x: x.new_zeros(num_columns, *x.shape), self.hyper)
-        with products_in(None) if self.full_loss is not self.loss else nullcontext():
-            return self._replace(loss=self.full_loss).taken_by(engine, w_dot, resting).grad_tangents
+        with self._full():
+            return self._replace(loss=self.full_loss).taken_by(engine, w_dot, resting)
+
+    def plain_gradient(self) -> Params:
+        """As training takes it, at the precision of the parameters."""
+        with self._full():
+            return gradient(self.full_loss, self.params, self.hyper)[1]
+
+    def _full(self) -> AbstractContextManager[None]:
+        return products_in(None) if self.full_loss is not self.loss else nullcontext()

@@ -8,15 +8,22 @@ that the figure does not fall with the number of parameters. Where a run lowers 
 figure is taken without that: rounding to 8 bits would hide half of what is wrong.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.base import Engine
-from hyperopt_cli.modes.engines.setting import Setting
+from hyperopt_cli.modes.engines.setting import SYMMETRY, Setting
+from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.problem import Hyper
 
 SEED = 20
+GROSS = 0.05
 
 
 def directions(params: Params, num: int) -> Params:
@@ -40,28 +47,77 @@ def asymmetry(u_and_v: Params, products: Params) -> float:
     return 0.0 if float(size) == 0.0 else float((difference / size).abs())
 
 
-def check_symmetry(name: str, engine: Engine, setting: Setting) -> None:
-    """Takes two products and compares; an engine that has left the finite numbers is left to the run, which says where.
+def check_pullback(mode: str, engine: Engine, dynamics: Dynamics, hyper: Hyper, known: set[str]) -> None:
+    """The same for the double backward of a mode that sweeps back, once for problems of one size.
+
+    There is no other engine to turn to: below float64 only what cannot be rounding is refused, for a model may compute
+    parts of itself in bfloat16.
 
     Raises:
         UsageError: the products are not those of a symmetric matrix.
     """
+    size = repr(size_of(dynamics, hyper))
+    if size in known:
+        return
+    plain = dynamics.plain_hyper_at(hyper, 0)
+    rows = tree_map(lambda x: x.new_zeros(2, *x.shape), plain)
+    setting = Setting.of(dynamics, plain, rows, chunk_size=1)
+    if setting.symmetry > SYMMETRY["float64"]:
+        setting = setting._replace(symmetry=max(GROSS, setting.symmetry), agreement=max(GROSS, setting.agreement))
+    check_symmetry(f"mode {mode}", engine, setting)
+    known.add(size)
+
+
+class Probe(NamedTuple):
+    """What two products showed.
+
+    Attributes:
+        asymmetry: of the products.
+        strayed: the difference of the engine's gradient from that of plain training, over its size.
+    """
+
+    asymmetry: float
+    strayed: float
+
+
+def check_symmetry(name: str, engine: Engine, setting: Setting) -> None:
+    """Takes two products and compares; an engine that has left the finite numbers is left to the run, which says where.
+
+    Raises:
+        UsageError: the products are not those of a symmetric matrix, or of another loss than the run's.
+    """
     reason = misfit(probed(engine, setting), setting)
     if reason is not None:
         raise UsageError(
-            f"engine {name}: {reason}; the hypergradient would be silently wrong. Use another engine (auto chooses "
-            "among those that are right); if all are refused, a derivative of the model's own operators is wrong"
+            f"{name}: {reason}; the hypergradient would be silently wrong. Use another engine of forward (auto chooses "
+            "among those that are right); if all are refused, a derivative of the model's own operators is wrong (an "
+            "autograd.Function that cannot be differentiated twice), or rounds too much (float16 inside of the model)"
         )
 
 
-def probed(engine: Engine, setting: Setting) -> float:
-    """The asymmetry of an engine."""
-    both = directions(setting.params, 2)
-    return asymmetry(both, setting.in_full_precision(engine, both))
+def probed(engine: Engine, setting: Setting) -> Probe:
+    """Two products along random directions, at rest where the gradient is zero.
+
+    Where a gradient is put to zero (`padding_idx` of an embedding) its Jacobian has a row of zeros and no such column:
+    right, and not symmetric.
+    """
+    plain = setting.plain_gradient()
+    both = {name: u * (plain[name] != 0) for name, u in directions(setting.params, 2).items()}
+    out = setting.in_full_precision(engine, both)
+    size = _inner(plain, plain).sqrt()
+    away = {name: g - plain[name] for name, g in out.grads.items()}
+    strayed = float(_inner(away, away).sqrt() / size) if float(size) > 0 else 0.0
+    return Probe(asymmetry(both, out.grad_tangents), strayed)
 
 
-def misfit(figure: float, setting: Setting) -> str | None:
-    """What is wrong with an asymmetry, or None."""
+def misfit(probe: Probe, setting: Setting) -> str | None:
+    """What is wrong with what was found, or None."""
+    if probe.strayed > setting.agreement:
+        return (
+            f"its gradient differs from that of plain training by {probe.strayed:.2g} of its size: it draws other "
+            "random numbers (dropout inside of attention, for one)"
+        )
+    figure = probe.asymmetry
     if figure <= setting.symmetry or figure != figure:
         return None
     return f"u.(Hv) and v.(Hu) differ by {figure:.2g} of their size (rounding is at most {setting.symmetry:g})"

@@ -8,9 +8,9 @@ undone last first. Up to and including the first that moves w they have no gradi
 it the gradient that the rest need.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,6 +85,20 @@ class FixedPoint:
             self._undo(name, x, self._couplings(t, name)[: self._first], self._driven(name, grads, a), a)
         self.whole = True
         return self.state()
+
+    def kept(self) -> dict[str, Any]:
+        """Everything, for a checkpoint, at a moment when it is whole."""
+        stores = {name: store.kept() for name, store in self.stores.items()}
+        return {"numbers": self.numbers, "stores": stores, "radixes": self.radixes, "t": self.t}
+
+    def found(self, kept: Mapping[str, Any]) -> None:
+        """The inverse of `kept`; the radixes were given when this was made."""
+        device = self._dynamics.like.device
+        self.numbers = {
+            name: {part: x.to(device) for part, x in numbers.items()} for name, numbers in kept["numbers"].items()
+        }
+        self.stores = {name: Store.found(store, device) for name, store in kept["stores"].items()}
+        self.t, self.whole, self._weights = kept["t"], True, None
 
     def weights(self) -> Params:
         """w, in the parameters' dtype."""

@@ -1,0 +1,87 @@
+"""When a run writes a checkpoint, what stands in it, and what ends the run after it.
+
+outer     where the outer loop stands, and inside of a training run what the mode goes on from (`outer.py`)
+record    the start and the best so far
+mode      what it has decided by measuring
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hyperopt_cli.errors import Stopped
+from hyperopt_cli.runs.checkpoints import Checkpoint, Checkpoints
+from hyperopt_cli.runs.stopping import StopFlag
+
+SHARE = 0.1  # of the time may go into writing
+
+
+class RunKeeper:
+    """Writes a checkpoint every so often, and when a signal has come.
+
+    Args:
+        checkpoints: where.
+        every_s: seconds from one to the next; more where writing one takes long.
+        flag: set by signals.
+        device: of the run.
+        rest: what else stands in a checkpoint, and whether the best so far is in none yet.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        every_s: float,
+        flag: StopFlag,
+        device: torch.device,
+        rest: Callable[[], tuple[dict[str, Any], bool]],
+    ) -> None:
+        self._checkpoints, self._every_s, self._flag, self._rest = checkpoints, every_s, flag, rest
+        self._depends = bits_depend_on(device)
+        self._last_s, self._took_s = time.monotonic(), 0.0
+        self.last: str | None = None
+
+    def due(self) -> bool:
+        """Whether a signal has come, or it is time."""
+        wait_s = max(self._every_s, self._took_s / SHARE)
+        return self._flag.signal is not None or time.monotonic() - self._last_s >= wait_s
+
+    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+        """Writes one.
+
+        Raises:
+            Stopped: a signal had come.
+            StorageError: it cannot be written.
+        """
+        began, (rest, is_best) = time.monotonic(), self._rest()
+        self.last = self._checkpoints.write(outer_step, progress, {"outer": left, **rest}, self._depends, is_best)
+        self._last_s = time.monotonic()
+        self._took_s = self._last_s - began
+        if self._flag.signal is not None:
+            raise Stopped(self._flag.signal)
+
+
+def bits_depend_on(device: torch.device) -> dict[str, Any]:
+    """What the bits of a gradient depend on, beside the recipe."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "torch": torch.__version__,
+        "device": f"{device.type} {name}",
+        "threads": torch.get_num_threads(),
+        "ranks": 1,
+    }
+
+
+def taken_up(checkpoint: Checkpoint, device: torch.device) -> tuple[dict[str, Any], str | None]:
+    """What a run goes on from, without what needs the bits of another machine; and why that was left out."""
+    tree, now = checkpoint.tree, bits_depend_on(device)
+    inner, before = tree["outer"]["inner"], checkpoint.bits_depend_on
+    if inner is None or not inner["mode"].get("same_bits") or now == before:
+        return tree, None
+    changed = [f"{key} {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    why = (
+        f"outer step {tree['outer']['n']} starts again: its steps would be undone with other bits than they were made "
+        f"({'; '.join(changed)})"
+    )
+    return {**tree, "outer": {**tree["outer"], "inner": None}}, why

@@ -1,0 +1,80 @@
+"""What a recipe may call without leave: for each section, packages, and in them one form of thing.
+
+A package is more than models or losses: it has functions that open files, or run other recipes with leave to import
+anything. So it is not enough that something is defined in one; it has to be of the form that the section is for.
+"""
+
+import importlib
+import inspect
+from types import FunctionType
+from typing import Literal
+
+Kind = Literal["model", "dataset", "loss", "optimizer"]
+
+PACKAGES: dict[Kind, tuple[str, ...]] = {
+    "model": ("hyperopt_cli.models", "torch.nn", "torchvision.models"),
+    "dataset": ("hyperopt_cli.data",),
+    "loss": ("hyperopt_cli.losses", "torch.nn"),
+    "optimizer": ("hyperopt_cli.optimizers",),
+}
+_FORMS: dict[Kind, str] = {
+    "model": "a model that ships, a subclass of torch.nn.Module, or a model that torchvision lists",
+    "dataset": "a data set that ships",
+    "loss": "a loss that ships, a function of torch.nn.functional, or a loss of torch.nn such as torch.nn.HuberLoss",
+    "optimizer": "an inner optimizer that ships",
+}
+
+
+def misfit(found: object, kind: Kind) -> str:
+    """Returns what `found`, of one of the packages, should have been; empty if a recipe may call it."""
+    fits = {"model": _is_model, "dataset": _is_dataset, "loss": _is_loss, "optimizer": _is_optimizer}[kind]
+    return "" if fits(found) else f"must be {_FORMS[kind]}"
+
+
+def shipped_callables(package: str) -> list[str]:
+    """Returns the short names of the functions that a package of hyperopt_cli is there for."""
+    module = importlib.import_module(package)
+    names = (name for name in module.__all__ if name != "as_splits")
+    return sorted(name for name in names if isinstance(getattr(module, name), FunctionType))
+
+
+def _ships(found: object, package: str) -> bool:
+    module = importlib.import_module(package)
+    return any(found is getattr(module, name) for name in shipped_callables(package))
+
+
+def _is_model(found: object) -> bool:
+    from torch.nn import Module
+
+    if inspect.isclass(found):
+        return issubclass(found, Module)
+    return _ships(found, "hyperopt_cli.models") or _is_listed(found)
+
+
+def _is_listed(found: object) -> bool:
+    """Whether torchvision lists it as a model: not what registers, looks up or downloads one."""
+    from torchvision.models import get_model_builder, list_models
+
+    name = getattr(found, "__name__", "")
+    return any(found is get_model_builder(listed) for listed in list_models(include=f"*{name}"))
+
+
+def _is_dataset(found: object) -> bool:
+    return _ships(found, "hyperopt_cli.data")
+
+
+def _is_loss(found: object) -> bool:
+    from torch.nn import functional
+    from torch.nn.modules import loss
+
+    if inspect.isclass(found):
+        return issubclass(found, loss._Loss)
+    if not isinstance(found, FunctionType):
+        return False
+    # where it was compiled: torch writes other modules into __module__ of what it generates
+    return found.__globals__.get("__name__") in (functional.__name__, "hyperopt_cli.losses")
+
+
+def _is_optimizer(found: object) -> bool:
+    base = importlib.import_module("hyperopt_cli.optimizers").InnerOptimizer
+    return inspect.isclass(found) and issubclass(found, base)

@@ -1,0 +1,214 @@
+"""The checkpoints of a run: written so that none is ever seen half, read so that a damaged one is never used.
+
+    checkpoints/outer-000012/            12 outer steps are measured
+    checkpoints/outer-000012-00000350/   and 350 units of the next one: its inner steps, there and back
+        state.pt        torch.save of dictionaries, lists, tensors, numbers and text
+        manifest.json   version, size and SHA-256 of state.pt, what its bits depend on
+    checkpoints/LATEST                   the name of the newest, for people and scripts; nothing here reads it
+
+A checkpoint is written into a folder under another name, synced, and renamed. The last two are kept, and the one that
+was written first after the best outer step. Names sort in the order of progress. state.pt is read by torch's restricted
+unpickler (`weights_only=True`), after its hash has been compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from hyperopt_cli.errors import CheckpointError, StorageError, UsageError
+from hyperopt_cli.runs.json_files import read_json, write_json, write_text
+
+VERSION = 1
+NAME = re.compile(r"outer-\d{6,}(-\d{8,})?")
+STATE, MANIFEST, LATEST = "state.pt", "manifest.json", "LATEST"
+KEPT = 2
+
+
+class Checkpoint(NamedTuple):
+    """One that was read whole.
+
+    Attributes:
+        name: of its folder.
+        tree: what was kept, tensors on the host.
+        bits_depend_on: threads, device and so on of the process that wrote it.
+        passed_over: newer ones that cannot be used, each with the reason.
+    """
+
+    name: str
+    tree: dict[str, Any]
+    bits_depend_on: dict[str, Any]
+    passed_over: tuple[str, ...]
+
+
+class Checkpoints:
+    """Those in one folder.
+
+    Args:
+        folder: usually `RunDirectory.checkpoints`; made with the first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> list[str]:
+        """The last one first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted((path.name for path in self._folder.iterdir() if NAME.fullmatch(path.name)), reverse=True)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest that can be used; None if there is none at all.
+
+        Raises:
+            CheckpointError: there are some, and none can be used; nothing is deleted.
+        """
+        passed_over: list[str] = []
+        for name in self.names():
+            try:
+                tree, depends = _read(self._folder / name)
+            except _DamagedError as error:
+                passed_over.append(f"{name}: {error}")
+            else:
+                return Checkpoint(name, tree, depends, tuple(passed_over))
+        if passed_over:
+            raise CheckpointError(
+                f"{self._folder}: no checkpoint can be used ({'; '.join(passed_over)}). Nothing was deleted; restore "
+                "one from a copy, or start anew with another --out"
+            )
+        return None
+
+    def write(
+        self, outer_step: int, progress: int, tree: Mapping[str, Any], bits_depend_on: Mapping[str, Any], is_best: bool
+    ) -> str:
+        """Adds one, and drops those that are no longer needed.
+
+        Args:
+            outer_step: how many are measured.
+            progress: in the next one; 0: not begun.
+            tree: dictionaries, lists, tensors, numbers, text.
+            bits_depend_on: of this process.
+            is_best: whether the best outer step is in no checkpoint before this one.
+
+        Returns:
+            Its name.
+
+        Raises:
+            StorageError: it cannot be written; those that were there are as before.
+        """
+        name = f"outer-{outer_step:06d}" + (f"-{progress:08d}" if progress else "")
+        temporary = self._folder / f".{name}.{secrets.token_hex(4)}.tmp"
+        try:
+            temporary.mkdir(parents=True)
+            _write(temporary, tree, {"outer_step": outer_step, "progress": progress, "best": is_best}, bits_depend_on)
+            self._put(temporary, name)
+            write_text(self._folder / LATEST, name + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"{self._folder}: a checkpoint can't be written ({error.strerror or error}); the last one is intact. "
+                "Make room or make it writable, then continue with --resume"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._drop(name, is_best)
+        return name
+
+    def _put(self, temporary: Path, name: str) -> None:
+        """Renames; one of that name, which was passed over or is written again, goes out of the way first."""
+        target = self._folder / name
+        if target.exists():
+            target.rename(self._folder / f"replaced-{name}-{secrets.token_hex(4)}")
+        temporary.rename(target)
+        _sync(self._folder)
+
+    def _drop(self, newest: str, is_best: bool) -> None:
+        older = [name for name in self.names() if name < newest]
+        best = next((name for name in older if not is_best and _is_best(self._folder / name)), None)
+        for name in older[KEPT - 1 :]:
+            if name != best:
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+
+
+class _DamagedError(Exception):
+    """Why a checkpoint cannot be used."""
+
+
+def on_host(tree: Any) -> Any:
+    """A tree whose tensors lie on the host and hold nothing but their own numbers."""
+    return tree_map_only(Tensor, _alone, tree)
+
+
+def _alone(x: Tensor) -> Tensor:
+    x = x.detach().cpu()
+    return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() else x.clone()
+
+
+def _write(folder: Path, tree: Mapping[str, Any], what: Mapping[str, Any], depends: Mapping[str, Any]) -> None:
+    with (folder / STATE).open("xb") as file:
+        torch.save(on_host(dict(tree)), file)
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+    files = {STATE: {"bytes": size, "sha256": _sha256(folder / STATE)}}
+    write_json(folder / MANIFEST, {"version": VERSION, **what, "files": files, "bits_depend_on": depends})
+    _sync(folder)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except (UsageError, OSError) as error:
+        raise _DamagedError(str(error).split(";")[0].removeprefix(f"{folder}/")) from None
+    version, files, depends = (manifest.get(key) for key in ("version", "files", "bits_depend_on"))
+    if version != VERSION:
+        raise _DamagedError(f"{MANIFEST} has version {version!r}, this hyperopt reads {VERSION}")
+    if not isinstance(files, dict) or not isinstance(files.get(STATE), dict) or not isinstance(depends, dict):
+        raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
+    path, told = folder / STATE, files[STATE]
+    try:
+        size = path.stat().st_size
+        if size != told.get("bytes"):
+            raise _DamagedError(f"{STATE} has {size} bytes instead of {told.get('bytes')}")
+        if (found := _sha256(path)) != told.get("sha256"):
+            raise _DamagedError(f"{STATE} has the SHA-256 {found[:12]}... instead of {str(told.get('sha256'))[:12]}...")
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except _DamagedError:
+        raise
+    except Exception as error:  # whatever stands there, another checkpoint may be good
+        raise _DamagedError(
+            f"{STATE} can't be read ({str(error).splitlines()[0] if str(error) else error!r})"
+        ) from None
+    if not isinstance(tree, dict):
+        raise _DamagedError(f"{STATE} holds no dictionary")
+    return tree, depends
+
+
+def _is_best(folder: Path) -> bool:
+    try:
+        return read_json(folder / MANIFEST).get("best") is True
+    except (UsageError, OSError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Makes names in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

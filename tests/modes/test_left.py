@@ -1,0 +1,139 @@
+"""What a mode leaves when it is interrupted: another process goes on from it and ends with the same bits."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
+from hyperopt_cli.modes.compiling import TwoHalves, WholeStep
+from hyperopt_cli.runs.checkpoints import on_host
+from tests.cases import CASES
+
+MODES: dict[str, Any] = {
+    "forward": lambda: Forward(engine="folded", compile=False),
+    "forward in chunks": lambda: Forward(engine="reverse_over_reverse", chunk_size=2, compile=False),
+    "forward, compiled": lambda: Forward(engine="folded", compile=True),
+    "reverse": lambda: Reverse(compile=False),
+    "reverse, 1 slot": lambda: Reverse(slots=1, compile=False),
+    "reverse, 3 slots": lambda: Reverse(slots=3, compile=False),
+    "reverse, slots on the disk": lambda: Reverse(slots={"device": 1, "disk": 2}, compile=False),
+    "reverse, a window": lambda: Reverse(window=4, slots=2, compile=False),
+    "reverse, along the line": lambda: Reverse(path="linear", compile=False),
+    "reverse, compiled": lambda: Reverse(compile=True),
+    "reverse, compiled, in segments": lambda: Reverse(slots=6, compile=True),
+    "reverse, compiled, a window in segments": lambda: Reverse(slots=5, window=5, compile=True),
+    "reversible": lambda: Reversible(compile=False),
+}
+PROBLEMS = ("momentum", "windows", "adam", "init")
+
+
+class Interrupt(Exception):
+    """What ends the run."""
+
+
+class Once:
+    """A keeper that takes what is left at one offer, and then ends the run.
+
+    Args:
+        at: how many offers it lets pass.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.offers, self.at = 0, at
+        self.file = io.BytesIO()
+        self.progress: list[int] = []
+
+    def due(self) -> bool:
+        return self.offers >= self.at or self._passed()
+
+    def _passed(self) -> bool:
+        self.offers += 1
+        return False
+
+    def keep(self, left: dict[str, Any]) -> None:
+        torch.save(on_host(left), self.file)
+        self.progress.append(left["progress"])
+        raise Interrupt
+
+    def found(self) -> dict[str, Any]:
+        self.file.seek(0)
+        return dict(torch.load(self.file, weights_only=True))
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is divided and called as if it were compiled; the compiler itself has no part in it."""
+    for whole in (WholeStep, TwoHalves):
+        monkeypatch.setattr(whole, "_build", staticmethod(lambda graph, tensors: graph))
+
+
+def exact(a: Any, b: Any) -> None:
+    assert torch.equal(a.value, b.value)
+    assert all(torch.equal(a.grad[name], b.grad[name]) for name in b.grad)
+    assert all(torch.equal(a.params[name], b.params[name]) for name in b.params)
+    assert torch.equal(a.stats["inner_loss"], b.stats["inner_loss"])
+    for count in ("num_steps", "num_gradients", "num_hvps"):
+        assert a.stats[count] == b.stats[count], count
+
+
+def ends(mode: str, case: str, stride: int) -> int:
+    """Interrupts at every `stride`th offer, and compares; returns how often."""
+    _, problem, hyper = CASES[case]
+    made = MODES[mode]()  # once: what is written down for compiling is found again
+    whole = hypergradient(problem, hyper, made)
+    at = num = 0
+    while True:
+        keeper = Once(at)
+        try:
+            hypergradient(problem, hyper, made, keeper=keeper)
+        except Interrupt:
+            resumed = hypergradient(problem, hyper, made, left=keeper.found())
+            exact(resumed, whole)
+            at, num = at + stride, num + 1
+        else:
+            return num
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_interrupted_after_any_step_and_taken_up_a_run_ends_with_the_same_bits(mode: str) -> None:
+    _, problem, _ = CASES["momentum"]
+    num = ends(mode, "momentum", 1)
+    assert num >= problem.steps if mode.startswith("forward") else num >= problem.steps + 2
+
+
+@pytest.mark.parametrize("case", PROBLEMS[1:])
+@pytest.mark.parametrize("mode", MODES)
+def test_so_does_any_other_problem(mode: str, case: str) -> None:
+    if mode == "reversible" and case == "windows":
+        pytest.skip("plain SGD cannot be reversed")
+    assert ends(mode, case, 5) > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_interrupted_twice_it_does_too(mode: str) -> None:
+    _, problem, hyper = CASES["momentum"]
+    whole = hypergradient(problem, hyper, MODES[mode]())
+    first = Once(1)
+    with pytest.raises(Interrupt):
+        hypergradient(problem, hyper, MODES[mode](), keeper=first)
+    second = Once(3)
+    with pytest.raises(Interrupt):
+        hypergradient(problem, hyper, MODES[mode](), keeper=second, left=first.found())
+    assert second.progress > first.progress
+    exact(hypergradient(problem, hyper, MODES[mode](), left=second.found()), whole)
+
+
+def test_the_comparison_bites() -> None:
+    """A state that is off in its last digit ends with other bits."""
+    _, problem, hyper = CASES["momentum"]
+    whole = hypergradient(problem, hyper, MODES["forward"]())
+    keeper = Once(2)
+    with pytest.raises(Interrupt):
+        hypergradient(problem, hyper, MODES["forward"](), keeper=keeper)
+    left = keeper.found()
+    params = left["mode"]["state"]["params"]
+    left["mode"]["state"]["params"] = {name: x * (1 + 2**-50) for name, x in params.items()}
+    with pytest.raises(AssertionError):
+        exact(hypergradient(problem, hyper, MODES["forward"](), left=left), whole)
