@@ -44,11 +44,11 @@ loss: mse
 optimizer: {name: sgd}
 steps: 40
 hyperparameters: {lr: {initial: 0.01, transform: log}, momentum: {initial: 0.5, transform: logit}}
-outer: {optimizer: sign, lr: 0.2, steps: 9}
+outer: {optimizer: sign, lr: 0.1, steps: 19}
 mode: {name: reverse, slots: all, compile: false}
 """
 IGNORED = {"wall_s", "peak_bytes"}
-SLOW_S, QUICK_S = 0.03, 0.0
+SLOW_S, QUICK_S = 0.015, 0.0
 
 
 @pytest.fixture
@@ -111,19 +111,23 @@ def make_room(seconds: int) -> None:
     subprocess.run(["sbatch", *wide], check=True, capture_output=True)
 
 
+def partition(setting: str) -> None:
+    subprocess.run(["scontrol", "update", "partitionname=main", setting], check=True, capture_output=True)
+
+
 def test_the_time_limit_stops_a_run_which_is_requeued_and_ends_with_the_bits_of_an_undisturbed_one(submit):
     # A minute is the shortest limit. Slurm looks at it every 30 s, and sends the signal up to 30 s early.
-    set_pace(4 * SLOW_S)
+    set_pace(3 * SLOW_S)
     limited = submit("--time", "1", "--grace", "15")
     wait_for(limited, "PENDING", 80, requeues=1)
-    assert 0 < len(measured(limited)) < 10
+    assert 0 < len(measured(limited)) < 20
     set_pace(QUICK_S)
     undisturbed = submit()
     wait_for(undisturbed, "COMPLETED", 60)
     wait_for(limited, "COMPLETED", 60, requeues=1)
     assert "requeued" in output(limited)
     assert "requeued" not in output(undisturbed)
-    assert [line["outer_step"] for line in measured(undisturbed)] == list(range(10))
+    assert [line["outer_step"] for line in measured(undisturbed)] == list(range(20))
     assert measured(limited) == measured(undisturbed)
     assert rows(limited)[0].run == "done"
     assert rows(limited)[0].best == rows(undisturbed)[0].best
@@ -151,7 +155,7 @@ def test_an_array_makes_room_and_goes_on_and_each_element_is_requeued_by_itself(
     wait_for(folder, "COMPLETED", 60, element=0)
     wait_for(folder, "COMPLETED", 60, element=1)
     for element in range(2):
-        assert [line["outer_step"] for line in measured(folder, element)] == list(range(10))
+        assert [line["outer_step"] for line in measured(folder, element)] == list(range(20))
     assert measured(folder, 0) != measured(folder, 1)
     assert output(folder, 0).count("hyperopt: stopped; requeued") == 1
     assert output(folder, 1).count("hyperopt: stopped; requeued") == 2
@@ -165,20 +169,37 @@ def test_a_run_that_is_preempted_before_it_listens_is_not_lost(submit):
     wait_for_steps(folder, 1)
 
 
-@pytest.mark.parametrize("by", ["hyperopt cancel", "scancel"])
-def test_a_cancelled_run_has_saved_and_is_not_requeued(submit, hyperopt, by):
+def test_a_run_that_is_preempted_without_a_grace_time_saves_and_slurm_requeues_it(submit):
     folder = submit()
     wait_for_steps(folder, 2)
-    if by == "scancel":
-        calls.cancel([str(read_job(folder).job_id)])
-    else:
-        assert hyperopt("cancel", folder.root).out == "cancelled: run\n"
-    wait_until(lambda: not rows(folder)[0].slurm or rows(folder)[0].slurm in ("FAILED", "CANCELLED"), 30, "its end")
-    wait_until(lambda: rows(folder)[0].run != "running", 30, "the run to stop")
-    assert checkpoint(folder)
-    time.sleep(3)  # a requeue would have come by now
-    assert rows(folder)[0].slurm in ("FAILED", "CANCELLED")
-    assert rows(folder)[0].requeues == 0
+    partition("GraceTime=0")
+    try:
+        make_room(1)
+        wait_for(folder, "RUNNING", 60, requeues=1)
+    finally:
+        partition("GraceTime=60")
+    assert "hyperopt: stopped; requeued" not in output(folder)
+    saved = checkpoint(folder)
+    set_pace(QUICK_S)
+    wait_for(folder, "COMPLETED", 60)
+    assert [line["outer_step"] for line in measured(folder)] == list(range(20))
+    assert checkpoint(folder) != saved
+
+
+def test_cancelled_runs_have_saved_and_are_not_requeued(submit, hyperopt):
+    jobs = by_hyperopt, by_slurm = submit(), submit()
+    for folder in jobs:
+        wait_for_steps(folder, 2)
+    calls.cancel([str(read_job(by_slurm).job_id)])
+    assert hyperopt("cancel", by_hyperopt.root).out == "cancelled: run\n"
+    for folder in jobs:
+        wait_until(lambda folder=folder: rows(folder)[0].slurm in ("FAILED", "CANCELLED"), 30, "the job to end")
+        assert rows(folder)[0].run == "interrupted"
+        assert checkpoint(folder)
+        assert "requeued" not in output(folder).replace("not requeued", "")
+    time.sleep(2)  # a requeue would have come by now
+    assert [rows(folder)[0].slurm for folder in jobs] == ["FAILED", "CANCELLED"]
+    assert [rows(folder)[0].requeues for folder in jobs] == [0, 0]
 
 
 def test_an_element_that_waits_is_cancelled_alone(submit, hyperopt):
@@ -200,14 +221,6 @@ def test_the_runs_own_exit_code_is_the_jobs(submit, tmp_path):
     assert rows(folder)[0].requeues == 0
 
 
-def test_following_the_logs_ends_with_the_job(submit, hyperopt):
-    folder = submit("outer.steps=0")
-    code, out, err = hyperopt("logs", "--follow", folder.root)
-    assert (code, err) == (0, "")
-    assert "outer 0/0" in out
-    assert rows(folder)[0].slurm == "COMPLETED"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -225,7 +238,9 @@ def test_what_slurm_would_never_run_is_refused_with_its_words(slurm, hyperopt, s
     assert not Path("runs").exists()
 
 
-def test_slurm_reads_every_name_as_it_is(submit, tmp_path, monkeypatch):
+def test_slurm_reads_every_name_as_it_is_and_following_the_logs_ends_with_the_job(
+    submit, hyperopt, tmp_path, monkeypatch
+):
     name = 'the a b it\'s "hi" $(touch pwned) `touch pwned` #x 50%j é;& place'
     place = tmp_path / name
     place.mkdir()
@@ -235,7 +250,9 @@ def test_slurm_reads_every_name_as_it_is(submit, tmp_path, monkeypatch):
     folder = submit(
         "outer.steps=0", "--out", f"{name}/job", "--array", "dataset.batch_size=20", "--allow-import", "$(x)"
     )
-    wait_for(folder, "COMPLETED", 60)
-    assert "outer 0/0" in output(folder)
+    code, out, err = hyperopt("logs", "--follow", folder.root)
+    assert (code, err) == (0, "")
+    assert "outer 0/0" in out
+    assert rows(folder)[0].slurm == "COMPLETED"
     assert {path.name for path in place.iterdir()} - {"__pycache__"} == {"slow.py", "recipe.yaml", "pace", name}
     assert not list(tmp_path.rglob("pwned"))
