@@ -24,9 +24,9 @@ from hyperopt_cli.cluster.array import Element
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.runs.directory import RunDirectory
 from hyperopt_cli.runs.json_files import read_json, write_json, write_text
+from hyperopt_cli.runs.naming import folder_name
 
 VERSION = 1
-MAX_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -232,14 +232,5 @@ def new_folder(name: str, out: Path | None) -> JobFolder:
     """
     if out is not None and (out.exists() or out.is_symlink()):
         raise UsageError(f"{out} exists; a job needs a new folder: give another --out")
-    unique = f"{readable(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    unique = f"{folder_name(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     return JobFolder(Path("runs") / unique if out is None else out)
-
-
-def readable(name: str) -> str:
-    """A recipe's name as part of others' names: letters, digits and `_ . -`.
-
-    >>> readable("my $(recipe)")
-    'my-recipe-'
-    """
-    return re.sub(r"[^\w.-]+", "-", name)[:MAX_NAME].lstrip(".-") or "recipe"

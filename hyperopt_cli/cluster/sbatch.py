@@ -13,9 +13,10 @@ from pathlib import Path
 from string import Template
 
 from hyperopt_cli.cluster.array import Element
-from hyperopt_cli.cluster.job import Job, JobFolder, readable
+from hyperopt_cli.cluster.job import Job, JobFolder
 from hyperopt_cli.cluster.request import Request
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.runs.naming import folder_name
 
 _SCRIPT = Template("""\
 #!/bin/sh
@@ -117,7 +118,7 @@ def _directives(job: Job, folder: JobFolder, request: Request, working_directory
     def line(option: str, value: object) -> str:
         return f"#SBATCH --{option}={_quoted(str(value))}"
 
-    yield line("job-name", readable(job.name))
+    yield line("job-name", folder_name(job.name))
     if job.is_array:
         yield line("array", f"0-{len(job.elements) - 1}")
     yield line("chdir", working_directory)

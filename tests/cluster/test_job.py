@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hyperopt_cli.cluster.array import elements
-from hyperopt_cli.cluster.job import Job, JobFolder, find_jobs, new_folder, read_job, readable, select
+from hyperopt_cli.cluster.job import Job, JobFolder, find_jobs, new_folder, read_job, select
 from hyperopt_cli.errors import UsageError
 
 
@@ -54,9 +54,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_folders_are_named_after_the_recipe_and_differ():
     one, two = new_folder("a $(b)", None), new_folder("a $(b)", None)
     assert one != two
-    assert re.fullmatch(r"runs/a-b--\d{8}-\d{6}-[0-9a-f]{6}", str(one.root))
-    assert readable("../../..") == "recipe"
-    assert len(readable("x" * 500)) <= 60
+    assert re.fullmatch(r"runs/a-b-\d{8}-\d{6}-[0-9a-f]{6}", str(one.root))
 
 
 @pytest.mark.parametrize("array", [None, "seed=0..2"])
