@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"allocator", "comparison", "modes", "problem", "optimizers", "models", "data", "runs", "errors"},
     "recipe": {"errors"},
     "runs": {"errors"},
+    "cluster": {"recipe", "runs", "errors"},
 }
 ALL = {path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.suffix in ("", ".py")}
 
@@ -72,7 +73,8 @@ def test_a_part_imports_only_what_stands_below_it(part: str) -> None:
 
 
 def test_nothing_below_the_command_line_imports_it() -> None:
-    assert not {str(path) for path in modules() if part_of(path) != "cli" and "cli" in parts_imported(path)}
+    above = ("cli", "__main__")
+    assert not {str(path) for path in modules() if part_of(path) not in above and "cli" in parts_imported(path)}
 
 
 def test_only_what_runs_a_recipe_imports_build() -> None:
@@ -91,6 +93,18 @@ def test_experiment_imports_neither_runs_nor_the_command_line() -> None:
 
 def test_only_the_recipe_reads_yaml() -> None:
     assert users("yaml") == {"recipe"}
+
+
+def calls_of_slurm(path: Path) -> set[str]:
+    """The names of Slurm's programs that a file holds as strings."""
+    constants = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)
+    ]
+    return {node.value for node in constants} & {"sbatch", "squeue", "scontrol", "scancel", "srun", "sinfo"}
+
+
+def test_only_one_file_calls_slurm() -> None:
+    assert {str(path.relative_to(ROOT)) for path in modules() if calls_of_slurm(path)} == {"cluster/slurm.py"}
 
 
 def test_only_runs_write_for_tensorboard() -> None:
@@ -120,6 +134,7 @@ def loads_torch(code: str) -> bool:
     [
         "import hyperopt_cli",
         "import hyperopt_cli; dir(hyperopt_cli); hyperopt_cli.errors",
+        "from hyperopt_cli.cluster import array, cancel, job, output, overview, request, sbatch, slurm, submit",
         "import sys, contextlib\nfrom hyperopt_cli.cli import main\nsys.argv = ['hyperopt', '--help']\n"
         "with contextlib.suppress(SystemExit): main()",
     ],

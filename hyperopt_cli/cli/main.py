@@ -9,12 +9,16 @@ import typer
 from hyperopt_cli import __version__
 from hyperopt_cli.allocator import keep_freed_memory
 from hyperopt_cli.cli.bench import bench
+from hyperopt_cli.cli.cancel import cancel
 from hyperopt_cli.cli.compare import compare
 from hyperopt_cli.cli.doctor import doctor
+from hyperopt_cli.cli.logs import logs
 from hyperopt_cli.cli.plan import plan
 from hyperopt_cli.cli.recipes import cat, cp, ls, schema
 from hyperopt_cli.cli.run import run
 from hyperopt_cli.cli.show import show
+from hyperopt_cli.cli.status import status
+from hyperopt_cli.cli.submit import submit
 from hyperopt_cli.cli.validate import validate
 from hyperopt_cli.errors import HyperoptError
 
@@ -27,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, compare, plan, bench, validate, ls, cat, cp, schema, show, doctor):
+for command in (run, compare, plan, bench, validate, ls, cat, cp, schema, show, submit, status, logs, cancel, doctor):
     app.command()(command)
 
 

@@ -1,0 +1,5 @@
+"""`python -m hyperopt_cli`: the command line by the interpreter that has it."""
+
+from hyperopt_cli.cli import main
+
+main()

@@ -1,0 +1,145 @@
+"""`hyperopt submit`: a run, or an array of runs, on a cluster."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
+from hyperopt_cli.cluster.request import DEFAULT_GRACE_S, DEFAULT_REQUEUES, Request
+from hyperopt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from hyperopt_cli.cluster.array import Element
+    from hyperopt_cli.cluster.job import Job, JobFolder
+
+_ARRAY_HELP = "One run for each combination, e.g. seed=0..9,mode=forward,reverse (ranges have both ends)."
+_LINE_HELP = "More options of sbatch, e.g. '--constraint=a100'; may be given several times."
+_GRACE_HELP = "How many seconds before its time limit a run is told to save and stop."
+_REQUEUES_HELP = "How often a run that was stopped and has saved is run again, if it had got further."
+_CLAIM_HELP = "kubernetes: the PersistentVolumeClaim that keeps the runs."
+
+
+def submit(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each run.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of each run.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit, as sbatch takes it: minutes, H:MM:SS, D-HH ...")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm's account.")] = None,
+    array: Annotated[str | None, typer.Option(help=_ARRAY_HELP, metavar="KEY=VALUES,...")] = None,
+    sbatch_line: Annotated[list[str] | None, typer.Option(help=_LINE_HELP)] = None,
+    grace: Annotated[int, typer.Option(min=1, max=65535, help=_GRACE_HELP)] = DEFAULT_GRACE_S,
+    requeues: Annotated[int, typer.Option(min=0, max=10_000, help=_REQUEUES_HELP)] = DEFAULT_REQUEUES,
+    out: Annotated[Path | None, typer.Option(help="A new directory; runs/RECIPE-TIME-ID by default.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="auto, forward, reverse or reversible; the recipe's by default.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
+    to: Annotated[str, typer.Option(help="slurm, or kubernetes (with --dry-run, for kubectl apply).")] = "slurm",
+    image: Annotated[str | None, typer.Option(help="kubernetes: the image that has hyperopt.")] = None,
+    claim: Annotated[str | None, typer.Option(help=_CLAIM_HELP)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    allow_import: AllowImport = None,
+) -> None:
+    """Run a recipe on a cluster, once or for every combination of an array; it resumes by itself when it is stopped.
+
+    The recipe is frozen: what is submitted is what runs, whatever happens to the file.
+
+    Example: hyperopt submit mnist_lr steps=1000 --gpus 1 --time 2:00:00 --array seed=0..9,mode=forward,reverse
+    """
+    request = Request(gpus, nodes, time, partition, account, grace, requeues, tuple(sbatch_line or ()))
+    if to == "kubernetes":
+        _check_kubernetes(request, image, claim, out, json, dry_run)
+    elif to != "slurm":
+        raise UsageError(f"--to: got {to!r}; must be slurm or kubernetes")
+    elif image is not None or claim is not None:
+        raise UsageError("--image and --claim are for --to kubernetes; leave them out")
+
+    from hyperopt_cli.cluster.array import elements
+    from hyperopt_cli.cluster.job import Job, new_folder
+    from hyperopt_cli.recipe.load import find
+
+    name = find(recipe).stem
+    folder = new_folder(name, out)
+    job = Job.new(name, requeues, elements(array))
+    recipes = _frozen(recipe, with_options(overrides, mode=mode, device=device), job.elements, allow_import)
+    if to == "kubernetes":
+        from hyperopt_cli.cluster import kubernetes
+
+        assert image is not None
+        assert claim is not None
+        typer.echo(
+            kubernetes.render(job, folder.root.name, recipes, request, image, claim, allow_import or ()), nl=False
+        )
+        return
+
+    from hyperopt_cli.cluster import sbatch
+
+    script = sbatch.render(job, folder, request, sys.executable, Path.cwd(), allow_import or ())
+    if dry_run:
+        typer.echo(script, nl=False)
+        return
+    _submit(job, folder, script, recipes, json)
+
+
+def _submit(job: "Job", folder: "JobFolder", script: str, recipes: list[tuple["Element", str]], json: bool) -> None:
+    from hyperopt_cli.cluster.submit import submit
+    from hyperopt_cli.runs.json_files import to_text
+
+    job, expected = submit(job, folder, script, recipes)
+    if json:
+        names = [element.name for element in job.elements]
+        typer.echo(to_text({"job_id": job.job_id, "directory": str(folder.root), "elements": names}))
+        return
+    runs = "1 run" if len(job.elements) == 1 else f"{len(job.elements)} runs"
+    typer.echo(f"submitted job {job.job_id}, {runs}; everything is in {folder.root}")
+    typer.echo(f"Slurm expects: {expected}")
+    typer.echo(
+        f"see it:        hyperopt status {job.job_id}; hyperopt logs -f {job.job_id}; hyperopt cancel {job.job_id}"
+    )
+
+
+def _frozen(
+    recipe: str, overrides: list[str], elements: tuple["Element", ...], allow_import: list[str] | None
+) -> list[tuple["Element", str]]:
+    """The text of every element's recipe, valid, with all that overrides and defaults say filled in."""
+    from hyperopt_cli.experiment import check
+
+    frozen = []
+    varied = {override.partition("=")[0] for element in elements for override in element.overrides}
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in varied:
+            raise UsageError(f"{override}: --array varies {key} too; give one of them")
+    for element in elements:
+        loaded = load_recipe(recipe, [*overrides, *element.overrides], allow_import)
+        check(loaded, allow_import or ())
+        frozen.append((element, loaded.to_yaml()))
+    return frozen
+
+
+def _check_kubernetes(
+    request: Request, image: str | None, claim: str | None, out: Path | None, json: bool, dry_run: bool
+) -> None:
+    given: dict[str, object] = {
+        "--partition": request.partition,
+        "--account": request.account,
+        "--nodes": request.nodes,
+    }
+    given |= {"--sbatch-line": request.sbatch_lines, "--out": out, "--json": json}
+    for option, value in given.items():
+        if value:
+            raise UsageError(f"{option} is not for --to kubernetes; leave it out")
+    if image is None or claim is None:
+        raise UsageError(
+            "--to kubernetes needs --image IMAGE, which has hyperopt, and --claim NAME, the PersistentVolumeClaim that "
+            "keeps checkpoints when a pod goes"
+        )
+    if not dry_run:
+        raise UsageError(
+            "--to kubernetes prints a manifest and submits nothing; add --dry-run, and pipe it into kubectl apply -f -"
+        )

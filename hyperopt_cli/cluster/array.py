@@ -1,0 +1,130 @@
+"""The grid of `--array seed=0..9,mode=forward,reverse`: one element for each combination of values."""
+
+import itertools
+import math
+import re
+from typing import NamedTuple
+
+from hyperopt_cli.errors import UsageError
+
+MAX_ELEMENTS = 10_000
+MAX_NAME_BYTES = 200  # file systems end at 255, and a suffix follows
+ONLY = "run"  # the name of a job's element where there is just one
+
+_AXIS = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
+_RANGE = re.compile(r"([+-]?\d{1,15})\.\.([+-]?\d{1,15})")
+_EXAMPLE = "give KEY=A..B (both included) or KEY=VALUE,VALUE, such as --array seed=0..9,mode=forward,reverse"
+
+
+class Element(NamedTuple):
+    """One run of a job.
+
+    Attributes:
+        task: its place in the array, from 0; Slurm's array task.
+        name: what varies, fit for the name of a folder: `seed=3,mode=reverse`.
+        overrides: the same as `KEY=VALUE` each.
+    """
+
+    task: int
+    name: str
+    overrides: tuple[str, ...] = ()
+
+
+class _Axis(NamedTuple):
+    key: str
+    values: tuple[str, ...]
+
+
+def elements(text: str | None) -> tuple[Element, ...]:
+    """The elements of `--array`; the last key varies fastest. None gives one element without overrides.
+
+    >>> [element.name for element in elements("seed=0..1,mode=forward,reverse")]
+    ['seed=0,mode=forward', 'seed=0,mode=reverse', 'seed=1,mode=forward', 'seed=1,mode=reverse']
+
+    Raises:
+        UsageError: it is no such grid, or one of more than `MAX_ELEMENTS`.
+    """
+    if text is None:
+        return (Element(0, ONLY),)
+    axes = _axes(text)
+    num = math.prod(len(axis.values) for axis in axes)
+    if num > MAX_ELEMENTS:
+        raise UsageError(f"--array: got {num} elements; at most {MAX_ELEMENTS} are allowed: submit it in parts")
+    grid = list(itertools.product(*([f"{key}={value}" for value in values] for key, values in axes)))
+    return tuple(Element(n, name, given) for n, (name, given) in enumerate(zip(_names(grid), grid, strict=True)))
+
+
+def _axes(text: str) -> list[_Axis]:
+    axes: list[tuple[str, list[str]]] = []
+    for part in _split(text):
+        match = _AXIS.fullmatch(part)
+        if match:
+            axes.append((match[1], [match[2].strip()]))
+        elif axes:
+            axes[-1][1].append(part)
+        else:
+            raise UsageError(f"--array: got {text!r}; {_EXAMPLE}")
+    _check_keys([key for key, _ in axes])
+    return [_Axis(key, _values(key, given)) for key, given in axes]
+
+
+def _split(text: str) -> list[str]:
+    """Parts at commas, except at those within brackets, braces or quotes."""
+    parts, depth, quote, begin = [], 0, "", 0
+    for n, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(text[begin:n].strip())
+            begin = n + 1
+    if quote or depth:
+        raise UsageError(f"--array: got {text!r}, with a bracket or a quote that is not closed; {_EXAMPLE}")
+    return [*parts, text[begin:].strip()]
+
+
+def _check_keys(keys: list[str]) -> None:
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise UsageError(f"--array: got {twice[0]} twice; give all of its values at once: {twice[0]}=VALUE,VALUE")
+
+
+def _values(key: str, given: list[str]) -> tuple[str, ...]:
+    values: list[str] = []
+    for value in given:
+        if not value:
+            raise UsageError(f"--array: got an empty value of {key}; {_EXAMPLE}")
+        values += _range(key, value) if ".." in value else [value]
+    twice = sorted({value for value in values if values.count(value) > 1}) if len(set(values)) < len(values) else []
+    if twice:
+        raise UsageError(f"--array: got {key}={twice[0]} twice; the same run twice tells nothing: leave one out")
+    return tuple(values)
+
+
+def _range(key: str, value: str) -> list[str]:
+    match = _RANGE.fullmatch(value)
+    if match is None:
+        if re.fullmatch(r"[\w.+-]*", value):
+            raise UsageError(f"--array: got {key}={value}; a range is two integers, such as {key}=0..9")
+        return [value]
+    first, last = int(match[1]), int(match[2])
+    if last < first:
+        raise UsageError(f"--array: got {key}={value}, which is empty; did you mean {key}={last}..{first}?")
+    if last - first >= MAX_ELEMENTS:
+        raise UsageError(f"--array: {key}={value} has more than {MAX_ELEMENTS} values: submit it in parts")
+    return [str(number) for number in range(first, last + 1)]
+
+
+def _names(grid: list[tuple[str, ...]]) -> list[str]:
+    """Names of folders; numbered where they would be too long, or alike once they are fit for that."""
+    names = [re.sub(r"[^\w.,=+-]+", "-", ",".join(given)) for given in grid]
+    short = all(len(name.encode()) <= MAX_NAME_BYTES for name in names)
+    # Some file systems take a and A for the same.
+    if short and len({name.casefold() for name in names}) == len(names):
+        return names
+    return [f"{n:0{len(str(len(names) - 1))}}-{name[:40]}" for n, name in enumerate(names)]

@@ -1,0 +1,236 @@
+"""The folder of a job: its script, its frozen recipes, the output of its elements, and a run for each.
+
+    runs/<recipe>-<time>-<id>/
+        job.json            what was submitted: the scheduler's number, and the elements
+        job.sbatch          the script
+        recipes/NAME.yaml   each element's recipe with defaults and overrides filled in: later changes don't reach it
+        output/             what each element printed, by its index: 0.txt, 1.txt, ...
+        NAME/               each element's run directory
+        cancelled/NAME      there once `hyperopt cancel` was called on it: it is not run again
+
+A job without `--array` has one element, called `run`.
+"""
+
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from hyperopt_cli.cluster.array import Element
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.json_files import read_json, write_json, write_text
+from hyperopt_cli.runs.naming import folder_name
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """Every path of a job.
+
+    Attributes:
+        root: the folder itself.
+    """
+
+    root: Path
+
+    @property
+    def description(self) -> Path:
+        """What was submitted."""
+        return self.root / "job.json"
+
+    @property
+    def script(self) -> Path:
+        """The script for sbatch."""
+        return self.root / "job.sbatch"
+
+    @property
+    def recipes(self) -> Path:
+        """The folder of frozen recipes."""
+        return self.root / "recipes"
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of what the elements printed."""
+        return self.root / "output"
+
+    def recipe(self, element: Element) -> Path:
+        """The frozen recipe of an element."""
+        return self.recipes / f"{element.name}.yaml"
+
+    def output(self, element: Element) -> Path:
+        """What an element printed."""
+        return self.outputs / f"{element.task}.txt"
+
+    def cancelled(self, element: Element) -> Path:
+        """There once an element was cancelled."""
+        return self.root / "cancelled" / element.name
+
+    def run(self, element: Element) -> RunDirectory:
+        """The run directory of an element; there once it has started."""
+        return RunDirectory(self.root / element.name)
+
+    def create(self, script: str, recipes: Sequence[tuple[Element, str]]) -> None:
+        """Makes the folder with the script and the frozen recipes.
+
+        Raises:
+            UsageError: the folder is there already, or can't be made.
+        """
+        try:
+            self.root.mkdir(parents=True)
+            self.recipes.mkdir()
+            self.outputs.mkdir()
+            write_text(self.script, script)
+            for element, text in recipes:
+                write_text(self.recipe(element), text)
+        except FileExistsError:
+            raise UsageError(f"{self.root} exists; a job needs a new folder: give another --out") from None
+        except OSError as error:
+            raise UsageError(
+                f"{self.root} can't be made ({error.strerror}); give a writable place with --out"
+            ) from None
+
+
+class Job(NamedTuple):
+    """What job.json says.
+
+    Attributes:
+        name: the recipe's name.
+        job_id: the scheduler's number; None until it was given.
+        submitted: when, in UTC.
+        requeues: how often an element may be run again.
+        elements: its runs, by index.
+    """
+
+    name: str
+    job_id: str | None
+    submitted: str
+    requeues: int
+    elements: tuple[Element, ...]
+
+    @classmethod
+    def new(cls, name: str, requeues: int, elements: Sequence[Element]) -> Self:
+        """A job that is about to be submitted."""
+        return cls(name, None, datetime.now(UTC).isoformat(timespec="seconds"), requeues, tuple(elements))
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it was given as an array, though it be of one element."""
+        return any(element.overrides for element in self.elements)
+
+    def id_of(self, element: Element) -> str:
+        """What Slurm calls an element: `12_3`, or `12` where there is no array; empty if it was never submitted."""
+        if self.job_id is None:
+            return ""
+        return f"{self.job_id}_{element.task}" if self.is_array else self.job_id
+
+    def write(self, folder: JobFolder) -> None:
+        """Keeps it as job.json."""
+        content = {"version": VERSION, "scheduler": "slurm", **self._asdict()}
+        write_json(folder.description, {**content, "elements": [element._asdict() for element in self.elements]})
+
+
+def read_job(folder: JobFolder) -> Job:
+    """The job in a folder.
+
+    Raises:
+        UsageError: it holds none, or job.json is damaged or of another version.
+    """
+    if not folder.description.is_file():
+        raise UsageError(f"{folder.root} has no job.json; give the folder of a job that hyperopt submit made")
+    content = read_json(folder.description)
+    if content.get("version") != VERSION:
+        raise UsageError(
+            f"{folder.description} is of version {content.get('version')!r}; this hyperopt reads version {VERSION}: "
+            "use the one that submitted the job"
+        )
+    try:
+        job = Job(**{key: content[key] for key in Job._fields if key != "elements"}, elements=_elements(content))
+        if job.job_id is not None and re.fullmatch(r"\d+", job.job_id, re.ASCII) is None:
+            raise ValueError(f"no number of a job: {job.job_id!r}")  # it is handed to Slurm's programs
+        return job
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder.description} is damaged ({error}); restore it from a copy") from None
+
+
+def _elements(content: dict[str, Any]) -> tuple[Element, ...]:
+    elements = [Element(each["task"], each["name"], tuple(each["overrides"])) for each in content["elements"]]
+    for element in elements:
+        if not isinstance(element.task, int) or re.fullmatch(r"(?!\.)[^/\0]+", element.name) is None:
+            raise ValueError(f"no element: {element}")
+    return tuple(elements)
+
+
+class Selection(NamedTuple):
+    """What a person has named: a job, and which of its elements.
+
+    Attributes:
+        folder: where it lies.
+        job: what job.json says.
+        elements: all, or the one that was named.
+    """
+
+    folder: JobFolder
+    job: Job
+    elements: tuple[Element, ...]
+
+
+def select(given: str, below: Path = Path("runs")) -> Selection:
+    """The job or element that is given by its folder or by Slurm's number for it (`12`, `12_3`).
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = Path(given)
+    if (path / "job.json").is_file():
+        return _selected(JobFolder(path))
+    if (path.parent / "job.json").is_file():
+        return _selected(JobFolder(path.parent), name=path.name)
+    number, _, task = given.partition("_")
+    if not path.exists() and number.isdecimal() and (task.isdecimal() or number == given):
+        for folder in reversed(find_jobs(below)):
+            if _number(folder) == number:
+                return _selected(folder, task=int(task) if task else None)
+        raise UsageError(f"no job below {below}/ has the number {number}; give the folder of the job")
+    what = "holds no job.json" if path.exists() else "does not exist"
+    raise UsageError(f"{given} {what}; give the folder of a job, such as {below}/<recipe>-<time>-<id>, or its number")
+
+
+def _number(folder: JobFolder) -> str | None:
+    with suppress(UsageError):  # a damaged one is not the one that was asked for
+        return read_job(folder).job_id
+    return None
+
+
+def _selected(folder: JobFolder, name: str | None = None, task: int | None = None) -> Selection:
+    job = read_job(folder)
+    if name is None and task is None:
+        return Selection(folder, job, job.elements)
+    chosen = tuple(element for element in job.elements if element.name == name or element.task == task)
+    if not chosen:
+        names = [element.name for element in job.elements]
+        some = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+        raise UsageError(f"the job in {folder.root} has no element {name if task is None else task}; it has {some}")
+    return Selection(folder, job, chosen)
+
+
+def find_jobs(below: Path = Path("runs")) -> list[JobFolder]:
+    """The jobs directly below a folder, oldest first."""
+    return [JobFolder(path.parent) for path in sorted(below.glob("*/job.json"), key=lambda path: path.stat().st_mtime)]
+
+
+def new_folder(name: str, out: Path | None) -> JobFolder:
+    """A folder that is still to be made: `out`, or `runs/<name>-<time>-<id>` below the working directory.
+
+    Raises:
+        UsageError: `out` is there already.
+    """
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise UsageError(f"{out} exists; a job needs a new folder: give another --out")
+    unique = f"{folder_name(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return JobFolder(Path("runs") / unique if out is None else out)
