@@ -48,7 +48,11 @@ def _root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (anywhere on the command line).")] = False,
 ) -> None:
-    """Exit codes: 0 done, 1 defect, 2 usage or recipe, 3 diverged, 4 verification failed, 130 Ctrl-C."""
+    """Exit codes.
+
+    0 done, 1 defect, 2 usage or recipe, 3 diverged, 4 verification failed or no usable checkpoint, 75 stopped by a
+    signal after a checkpoint, 130 Ctrl-C.
+    """
 
 
 def main() -> None:
