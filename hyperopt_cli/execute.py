@@ -82,6 +82,7 @@ def execute(
         StorageError: something cannot be written; what was written before is intact.
     """
     flag, checkpoints = flag or StopFlag(), Checkpoints(directory.checkpoints)
+    checkpoints.clean()
     found = checkpoints.newest() if continued else None
     tree: dict[str, Any] = {}
     if found is not None:
@@ -150,8 +151,8 @@ def execute(
 
 def _log(experiment: Experiment, directory: RunDirectory, written: str, from_step: int | None) -> TensorBoardLog:
     """A continued run draws schedules beside those that it had started with, and hides steps that it repeats."""
-    if from_step is None:
-        return TensorBoardLog(directory.tensorboard, recipe=written)
+    if not from_step:  # whatever there was is hidden
+        return TensorBoardLog(directory.tensorboard, recipe=written, purge_step=from_step)
     space = experiment.space
     start = space.courses(space.natural(space.initial()))
     return TensorBoardLog(directory.tensorboard, purge_step=from_step, start=start)

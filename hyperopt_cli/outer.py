@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import NonFiniteError
@@ -229,7 +230,10 @@ class _Walk:
             keeper = None if self._keeper is None else self
             run = hypergradient(problem(seeds[replica]), hyper, mode, on_step=on_step, keeper=keeper, left=left)
             self._replicas.append({**run._asdict(), "params": run.params if replica == 0 else {}})
-        runs, self._replicas = [Hypergradient(**run) for run in self._replicas], []
+        device = run.value.device  # what was kept by another process lies on the host
+        here = [tree_map_only(Tensor, lambda x: x.to(device), (r["value"], r["params"])) for r in self._replicas]
+        runs = [Hypergradient(v, r["grad"], p, r["stats"]) for r, (v, p) in zip(self._replicas, here, strict=True)]
+        self._replicas = []
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
         step = _outer_step(self._space, self.n, raw, hyper, grad, runs, self._halvings)
         if step.validation_loss < self._best:
@@ -287,7 +291,7 @@ def _outer_step(
     space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient], halvings: int
 ) -> OuterStep:
     first = runs[0]
-    losses = [_last_tenth(run.stats["inner_loss"]) for run in runs]
+    losses = [_last_tenth(run.stats["inner_loss"].to(first.value.device)) for run in runs]
     return OuterStep(
         outer_step=n,
         validation_loss=float(torch.stack([run.value for run in runs]).mean()),

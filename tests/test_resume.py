@@ -114,11 +114,17 @@ def test_killed_at_random_moments_and_continued_it_ends_with_the_same_bits(
     mode: str, kills: int, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     draw, made, folder = random.Random(kills), recipe(tmp_path, MODES[mode]), tmp_path / "run"
+    heard = tmp_path / "heard"
+
+    def work() -> None:
+        watcher = Watching()
+        watcher.said = lambda text: heard.write_text(text)  # type: ignore[method-assign,assignment]
+        run(folder, made, watcher)
+
     killed = 0
     while True:
-        child = in_a_process(lambda: [run(folder, made), None][1])
+        child = in_a_process(work)
         if killed < kills:
-            # early: a process has to come far enough to write one, but seldom to the end
             time.sleep(draw.uniform(0.0, 0.6))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -126,6 +132,7 @@ def test_killed_at_random_moments_and_continued_it_ends_with_the_same_bits(
             assert os.WEXITSTATUS(status) == 0
             break
         killed += 1
+    assert heard.read_text().startswith("continued from outer-0000")
     assert written(folder) == undisturbed[mode]
 
 

@@ -1,8 +1,9 @@
 """The entry point: the commands, and the exit codes of their errors."""
 
+import errno
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -55,6 +56,9 @@ def _root(
     """
 
 
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
 def main() -> None:
     """Runs a command; a user's error is one message and an exit code, without a traceback unless `--debug` is given."""
     debug = "--debug" in sys.argv
@@ -70,10 +74,20 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)  # the reader of a pipe, such as head, has seen enough
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            what = error.filename or "a file"
+            _report(f"{what} can't be written ({error.strerror}); what was kept before is intact", debug)
+            sys.exit(2)
+        _defect(error, debug)
     except Exception as error:
-        where = "" if debug else "\nThis may be a defect of hyperopt; --debug shows where."
-        _report(f"{type(error).__name__}: {error}{where}", debug)
-        sys.exit(1)
+        _defect(error, debug)
+
+
+def _defect(error: Exception, debug: bool) -> NoReturn:
+    where = "" if debug else "\nThis may be a defect of hyperopt; --debug shows where."
+    _report(f"{type(error).__name__}: {error}{where}", debug)
+    sys.exit(1)
 
 
 def _report(message: str, debug: bool) -> None:

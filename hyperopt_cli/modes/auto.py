@@ -64,22 +64,26 @@ class Auto(Deciding):
         return out._replace(stats={**out.stats, "mode": chosen.name, "plan": chosen.why})
 
     def decisions(self) -> dict[str, Any]:
-        """The plans."""
-        return {
+        """The plans, and what the modes that were chosen have decided."""
+        plans = {
             key: {
                 "mode": type(chosen.mode).__name__,
                 "arguments": _arguments(chosen.mode),
                 "name": chosen.name,
                 "why": chosen.why,
+                "decisions": chosen.mode.decisions(),
             }
             for key, chosen in self._plans.items()
         }
+        return {"plans": plans}
 
     def decided(self, decisions: Mapping[str, Any]) -> None:
         """Plans that are followed instead of making new ones."""
         modes = {mode.__name__: mode for mode in (Forward, Reverse, Reversible)}
-        for key, kept in decisions.items():
-            self._plans[key] = Chosen(modes[kept["mode"]](**kept["arguments"]), kept["name"], kept["why"])
+        for key, kept in decisions.get("plans", {}).items():
+            mode = modes[kept["mode"]](**kept["arguments"])
+            mode.decided(kept["decisions"])
+            self._plans[key] = Chosen(mode, kept["name"], kept["why"])
 
 
 def _arguments(mode: Mode) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class Account:
 
     def step_repeated(self) -> None:
         """A step was taken again: whoever watches hears that the run goes on, and nothing else."""
+        self._progress += 1
         if self._on_step is not None and self._last_done is not None:
             self._on_step(*self._last_done)
 
@@ -138,6 +139,10 @@ class Account:
         self._progress, self._before_s = left["progress"], left["wall_s"]
         self.inner_loss.copy_(left["inner_loss"])
         return dict(left["mode"])
+
+    def forget(self) -> None:
+        """What was left is of no use: the counts begin anew."""
+        self.num_steps = self.num_gradients = self.num_hvps = 0
 
     def uncount(self, steps: int) -> None:
         """Steps that were counted by the process that was interrupted will be taken once more."""

@@ -3,8 +3,9 @@
 Whoever runs the mode keeps the verdicts; a mode knows of no file.
 """
 
+import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +50,14 @@ class Compiling(Deciding):
     def remember(self, verdicts: Iterable[Verdict]) -> None:
         """By what they were made for."""
         self._known.update({verdict.made_for: verdict for verdict in verdicts})
+
+    def decisions(self) -> dict[str, Any]:
+        """The verdicts."""
+        return {"verdicts": [json.dumps(verdict.to_json()) for verdict in self.verdicts]}
+
+    def decided(self, decisions: Mapping[str, Any]) -> None:
+        """They hold for this run."""
+        self.remember(Verdict.from_json(json.loads(each)) for each in decisions.get("verdicts", ()))
 
     def _check_compile(self) -> None:
         if self.compile not in (True, False, "auto"):

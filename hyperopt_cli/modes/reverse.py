@@ -122,9 +122,10 @@ class Reverse(Compiling):
         places = self._places(dynamics, hyper, num, left)
 
         def gone_back(past: WayBack) -> Hypergradient:
-            if left is not None:
-                past.found(left["past"])
-            result = swept_back(dynamics, hyper, past, account, num, left)
+            fits = left is not None and left["kind"] == type(past).__name__
+            if left is not None and not fits:  # steps are compiled now, or no longer
+                account.forget()
+            result = swept_back(dynamics, hyper, past, account, num, left if fits else None)
             return result._replace(stats={**result.stats, "slots": past.slots, **told})
 
         if self.path is not None:

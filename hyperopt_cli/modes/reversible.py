@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError, ReversalError, UsageError
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
@@ -85,8 +86,6 @@ class Reversible(Mode):
         kernels = choose(self.compile, problem.steps * sum(w.numel() for w in dynamics.start.params.values()))
         with deterministic():
             past, left = _Reversed(dynamics, hyper, factors, kernels, account, dict(self.radix or {})), account.left()
-            if left is not None:
-                past.found(left["past"])
             try:
                 out = swept_back(dynamics, hyper, past, account, left=left)
             except NonFiniteError as error:
@@ -179,10 +178,12 @@ class _Reversed(WayBack):
 
     def found(self, place: Mapping[str, Any]) -> None:
         """Goes on from where `place` stood."""
-        self.held = FixedPoint(self._dynamics, self._factors, place["held"]["radixes"], self._kernels)
+        device = self._dynamics.like.device
+        radixes = tree_map_only(Tensor, lambda x: x.to(device), place["held"]["radixes"])
+        self.held = FixedPoint(self._dynamics, self._factors, radixes, self._kernels)
         self.held.found(place["held"])
         self._attempt, self.bits = place["attempt"], place["bits"]
-        self._marks = list(place["marks"].to(self._dynamics.like.device).unbind())
+        self._marks = list(place["marks"].to(device).unbind())
 
     def place(self) -> dict[str, Any]:
         """The state in integers with its store, and how to know that it is right."""

@@ -242,7 +242,7 @@ class WayBack(ABC):
     def left(self) -> dict[str, Any]:
         """Where it stands, and the sweep."""
         sweep = None if self.sweep is None else self.sweep.kept()
-        return {"sweep": sweep, "past": self.place(), "slots": self.slots}
+        return {"sweep": sweep, "kind": type(self).__name__, "past": self.place(), "slots": self.slots}
 
 
 def swept_back(
@@ -261,12 +261,15 @@ def swept_back(
         past: the run.
         account: told of every step.
         num_swept: steps to go back; None: T.
-        left: where another process was interrupted; `past` has been given its part of it.
+        left: where another process was interrupted.
     """
     num = dynamics.problem.steps if num_swept is None else num_swept
-    kept = None if left is None else left["sweep"]
-    sweep = Sweep.begun(dynamics, hyper, past.end(), account) if kept is None else Sweep.found(kept, dynamics, hyper)
-    past.sweep = sweep
+    if left is not None:
+        past.sweep = None if left["sweep"] is None else Sweep.found(left["sweep"], dynamics, hyper)
+        past.found(left["past"])  # which may take steps, and be interrupted in them: it knows the sweep
+    if past.sweep is None:
+        past.sweep = Sweep.begun(dynamics, hyper, past.end(), account)
+    sweep = past.sweep
     for t, back in past:
         sweep.back_through(t, back)
         del back  # its gradient's graph, before the next one is made

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hyperopt_cli.errors import CheckpointError, StorageError, UsageError
 from hyperopt_cli.runs.json_files import read_json, write_json, write_text
@@ -33,6 +33,9 @@ VERSION = 1
 NAME = re.compile(r"outer-\d{6,}(-\d{8,})?")
 STATE, MANIFEST, LATEST = "state.pt", "manifest.json", "LATEST"
 KEPT = 2
+
+
+PLAIN = {Tensor, torch.nn.Parameter, str, int, float, bool, type(None)}
 
 
 class Checkpoint(NamedTuple):
@@ -88,6 +91,11 @@ class Checkpoints:
             )
         return None
 
+    def clean(self) -> None:
+        """Drops what a process that was killed had begun to write; only for whom no other process is at work here."""
+        for path in self._folder.glob(".outer-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def write(
         self, outer_step: int, progress: int, tree: Mapping[str, Any], bits_depend_on: Mapping[str, Any], is_best: bool
     ) -> str:
@@ -132,6 +140,9 @@ class Checkpoints:
         _sync(self._folder)
 
     def _drop(self, newest: str, is_best: bool) -> None:
+        for name in self.names():
+            if name > newest:  # of an outer step that was begun again
+                shutil.rmtree(self._folder / name, ignore_errors=True)
         older = [name for name in self.names() if name < newest]
         best = next((name for name in older if not is_best and _is_best(self._folder / name)), None)
         for name in older[KEPT - 1 :]:
@@ -144,7 +155,14 @@ class _DamagedError(Exception):
 
 
 def on_host(tree: Any) -> Any:
-    """A tree whose tensors lie on the host and hold nothing but their own numbers."""
+    """A tree whose tensors lie on the host and hold nothing but their own numbers.
+
+    Raises:
+        TypeError: it holds what the restricted unpickler would not read.
+    """
+    for leaf in tree_leaves(tree):
+        if type(leaf) not in PLAIN:
+            raise TypeError(f"a checkpoint holds a {type(leaf).__name__}: {leaf!r}")
     return tree_map_only(Tensor, _alone, tree)
 
 

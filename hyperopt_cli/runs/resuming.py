@@ -5,6 +5,7 @@ import glob
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -14,13 +15,8 @@ from hyperopt_cli.runs.naming import folder_name
 from hyperopt_cli.runs.status import state_of
 
 LOCK = ".lock"
-BEGUN = {
-    "checkpoints",
-    "tensorboard",
-    "recipe.yaml",
-    "resolved.yaml",
-    "environment.json",
-}  # of a run killed before its status
+# what a run may have written that was killed before it had a status
+BEGUN = {"checkpoints", "tensorboard", "recipe.yaml", "resolved.yaml", "environment.json", "metrics.jsonl"}
 Difference = Callable[[str], str]  # of a resolved recipe from the one that is to be run: empty, or lines
 
 
@@ -48,7 +44,7 @@ def opened(resume: str, out: Path | None, name: str, difference: Difference) -> 
         if newest is None:
             return RunDirectory.create(None, name), False
         found = newest
-    elif out.is_dir() and (there := {path.name for path in out.iterdir()}):
+    elif out.is_dir() and (there := {path.name for path in out.iterdir() if not path.name.endswith(".tmp")}):
         found = RunDirectory(out) if there <= BEGUN else RunDirectory.open(out)
     else:
         return RunDirectory.create(out, name), False
@@ -75,6 +71,8 @@ def locked(directory: RunDirectory) -> IO[str]:
         raise UsageError(
             f"{directory.root}: {who} is at work there; wait for it, end it, or give another --out"
         ) from None
+    except OSError:  # some shared file systems have no locks
+        return file
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -87,16 +85,21 @@ def _newest_unfinished(name: str, difference: Difference) -> RunDirectory | None
         directory = RunDirectory(root)
         if not directory.status.is_file() or not directory.resolved.is_file() or directory.comparison.exists():
             continue
-        if state_of(directory) != "done" and not difference(directory.resolved.read_text(encoding="utf-8")):
-            return directory
+        with suppress(UsageError):  # a damaged one
+            if state_of(directory) not in ("done", "running") and not _differs(directory, difference):
+                return directory
     return None
 
 
 def _check_same(directory: RunDirectory, difference: Difference) -> None:
     if not directory.resolved.is_file():  # it was killed before it had written anything
         return
-    if differs := difference(directory.resolved.read_text(encoding="utf-8")):
+    if differs := _differs(directory, difference):
         raise UsageError(
             f"{directory.root}: the run there has another recipe; only outer.steps and checkpoint_every_s may change:\n"
             f"{differs}\nGive it the same recipe and overrides, or start another run with --out"
         )
+
+
+def _differs(directory: RunDirectory, difference: Difference) -> str:
+    return difference(directory.resolved.read_text(encoding="utf-8"))

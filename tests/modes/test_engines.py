@@ -396,6 +396,29 @@ def test_a_second_derivative_that_is_wrong_by_itself_is_refused_by_every_engine_
             hypergradient(problem_with(Wrong.apply), HYPER, mode)
 
 
+@pytest.mark.parametrize("mode", [Reverse(), Reverse(slots=1), Reversible()], ids=repr)
+def test_a_second_derivative_that_is_left_out_is_refused_by_the_modes_that_sweep_back(
+    mode: Any, problem_with: Callable[..., Problem]
+) -> None:
+    class Once(torch.autograd.Function):
+        """w^3, whose gradient is taken for a constant by whoever differentiates it."""
+
+        @staticmethod
+        def forward(ctx: Any, w: Tensor) -> Tensor:
+            ctx.save_for_backward(w)
+            return w**3
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            (w,) = ctx.saved_tensors
+            return (3 * w**2 * grad).detach()
+
+    name = type(mode).__name__.lower()
+    mixed = lambda w: Once.apply(w[:2]) * w[2:]  # noqa: E731
+    with pytest.raises(UsageError, match=rf"mode {name}: u\.\(Hv\)"):
+        hypergradient(problem_with(mixed), HYPER, mode)
+
+
 @pytest.mark.parametrize("mode", [*(Forward(engine=name) for name in ENGINES), Reverse(), Reversible()], ids=repr)
 def test_a_gradient_that_is_put_to_zero_on_purpose_is_no_asymmetry(mode: Any) -> None:
     """A row of zeros in the Jacobian of the gradient, and no such column."""

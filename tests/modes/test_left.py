@@ -1,6 +1,7 @@
 """What a mode leaves when it is interrupted: another process goes on from it and ends with the same bits."""
 
 import io
+import random
 from typing import Any
 
 import pytest
@@ -111,18 +112,34 @@ def test_so_does_any_other_problem(mode: str, case: str) -> None:
     assert ends(mode, case, 5) > 0
 
 
+class Counted(Once):
+    """Counts offers, and takes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(10**9)
+
+
+@pytest.mark.parametrize("case", ["momentum", "init"])
 @pytest.mark.parametrize("mode", MODES)
-def test_interrupted_twice_it_does_too(mode: str) -> None:
-    _, problem, hyper = CASES["momentum"]
-    whole = hypergradient(problem, hyper, MODES[mode]())
-    first = Once(1)
-    with pytest.raises(Interrupt):
-        hypergradient(problem, hyper, MODES[mode](), keeper=first)
-    second = Once(3)
-    with pytest.raises(Interrupt):
-        hypergradient(problem, hyper, MODES[mode](), keeper=second, left=first.found())
-    assert second.progress > first.progress
-    exact(hypergradient(problem, hyper, MODES[mode](), left=second.found()), whole)
+def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: str) -> None:
+    _, problem, hyper = CASES[case]
+    made, all_of_it = MODES[mode](), Counted()
+    whole = hypergradient(problem, hyper, made, keeper=all_of_it)
+    draw = random.Random(0)
+    for _ in range(12):
+        first, second = Once(draw.randrange(all_of_it.offers)), Once(draw.randrange(4))
+        with pytest.raises(Interrupt):
+            hypergradient(problem, hyper, made, keeper=first)
+        left = first.found()
+        rest = Counted()
+        exact(hypergradient(problem, hyper, made, keeper=rest, left=left), whole)
+        if "compiled" not in mode or "forward" in mode:
+            assert rest.offers == all_of_it.offers - first.at - 1  # what is done is not done again
+        try:
+            hypergradient(problem, hyper, made, keeper=second, left=left)
+        except Interrupt:
+            assert second.progress > first.progress
+            exact(hypergradient(problem, hyper, made, left=second.found()), whole)
 
 
 def test_the_comparison_bites() -> None:

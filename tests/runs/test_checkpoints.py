@@ -180,6 +180,12 @@ def test_one_that_was_being_written_when_the_process_died_is_not_seen(folder: Pa
     assert Checkpoints(folder).names() == ["outer-000002", "outer-000001"]
 
 
+def test_what_could_not_be_read_again_is_not_written(folder: Path) -> None:
+    with pytest.raises(TypeError, match="a checkpoint holds a TorchVersion"):
+        Checkpoints(folder).write(3, 0, {"torch": torch.__version__}, DEPENDS, is_best=False)
+    assert Checkpoints(folder).names() == ["outer-000002", "outer-000001"]
+
+
 def test_a_view_is_kept_without_what_lies_around_it() -> None:
     whole = torch.zeros(1000)
     (kept,) = on_host([whole[:10]])
