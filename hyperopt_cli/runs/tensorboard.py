@@ -18,6 +18,7 @@ which counts inner steps alike in the same folder.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -34,6 +35,7 @@ from hyperopt_cli.runs.result import Point, Result, Score
 
 MAX_ELEMENTS = 16
 MAX_POINTS = 500
+LONGEST_WAIT_S = 5.0
 
 
 class TensorBoardLog:
@@ -55,6 +57,8 @@ class TensorBoardLog:
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._folder = folder
+        if purge_step is not None:
+            _await_a_later_name(folder)
         self._writer = SummaryWriter(folder, purge_step=purge_step)
         self._start, self._start_label = start, "start"
         self._laid_out = False
@@ -138,6 +142,19 @@ class TensorBoardLog:
         with SummaryWriter(folder, purge_step=0) as writer:
             for t in _thinned(len(step.inner_loss)):
                 writer.add_scalar("inner_loss", step.inner_loss[t].item(), t)
+
+
+def _await_a_later_name(folder: Path) -> None:
+    """Event files are read in the order of their names, which bear the second: what hides comes after what it hides.
+
+    A clock that is far behind that of the machine before is not waited for.
+    """
+    seconds = [
+        int(found[1]) for path in folder.glob("events.out.*") if (found := re.search(r"\.(\d{10})\.", path.name))
+    ]
+    last, limit = max(seconds, default=0), time.monotonic() + LONGEST_WAIT_S
+    while int(time.time()) <= last and time.monotonic() < limit:
+        time.sleep(0.05)
 
 
 def _elements(name: str, value: Tensor) -> dict[str, float]:

@@ -125,3 +125,13 @@ def test_values_that_are_not_finite_are_logged(tmp_path: Path) -> None:
         log.log(step(0)._replace(hypergradient=broken, validation_loss=float("inf")))
         log.finish(replace(result(), test=None))
     assert scalars(tmp_path, "loss/validation") == {0: float("inf")}
+
+
+def test_the_file_of_a_continued_run_comes_last_however_soon_it_is_continued(tmp_path: Path) -> None:
+    """Among files of one second their number would decide, as text: 10 before 9."""
+    names = []
+    for n in range(12):
+        with TensorBoardLog(tmp_path, purge_step=None if n < 11 else 0):
+            (new,) = {path.name for path in tmp_path.glob("events.out.*")} - set(names)
+            names.append(new)
+    assert max(names) == names[-1]
