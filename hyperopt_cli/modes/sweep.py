@@ -31,8 +31,8 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper
 
 # lambda may lie on the host, and its schedule is a few small operators: adjoints of lambda_t are pulled back through it
-# many steps at a time, so that no step waits for the device
-MOST_WAITING, MOST_BYTES = 64, 2**20
+# some steps at a time, so that few steps wait for the device; many small tensors that stay leave holes in the memory
+MOST_WAITING, MOST_BYTES = 16, 2**20
 
 
 class Past(NamedTuple):

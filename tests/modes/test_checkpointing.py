@@ -189,7 +189,7 @@ def test_memory_grows_by_the_numbers_in_the_slots_and_little_more() -> None:
     few, some, every = (int(line) for line in done.stdout.split())
     state = 2 * 4 * 50_000
     assert every - few < 1.05 * 1000 * state
-    assert 0.04 * (every - few) < some - few < 0.075 * (every - few)
+    assert 0.04 * (every - few) < some - few < 0.065 * (every - few)
 
 
 def test_recomputation_moves_no_progress_back() -> None:
