@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hyperopt_cli.experiment import build
 from hyperopt_cli.keeping import bits_depend_on
 from hyperopt_cli.runs.checkpoints import MANIFEST, STATE, Checkpoints
 from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.status import LiveStatus
 from hyperopt_cli.runs.stopping import StopFlag
 from tests.experiment.recipes import recipe_of
 
@@ -27,6 +29,8 @@ MODES: dict[str, dict[str, Any]] = {
     "reversible": {"name": "reversible", "compile": False},
 }
 STEPS, OUTER, ADAM = 12, 3, {"optimizer": "adam", "lr": 0.1, "replicas": 2}
+# Steps there and back, each told of.
+NUM_WATCHED = {name: (OUTER + 1) * 2 * STEPS * (1 if name == "forward" else 2) for name in MODES}
 
 
 class Watching:
@@ -114,24 +118,20 @@ def test_killed_at_random_moments_and_continued_it_ends_with_the_same_bits(
     mode: str, kills: int, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     draw, made, folder = random.Random(kills), recipe(tmp_path, MODES[mode]), tmp_path / "run"
-    heard = tmp_path / "heard"
+    heard, moments = tmp_path / "heard", [draw.uniform(0.0, 0.4) for _ in range(kills)]
+    pause_s = 1.2 * sum(moments) / NUM_WATCHED[mode]  # so that the last kill comes before the end
 
-    def work() -> None:
-        watcher = Watching()
+    def work(pause_s: float) -> None:
+        watcher = Watching(lambda num: time.sleep(pause_s))
         watcher.said = lambda text: heard.write_text(text)  # type: ignore[method-assign,assignment]
         run(folder, made, watcher)
 
-    killed = 0
-    while True:
-        child = in_a_process(work)
-        if killed < kills:
-            time.sleep(draw.uniform(0.0, 0.6))
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
-            break
-        killed += 1
+    for moment in moments:
+        child = in_a_process(partial(work, pause_s))
+        time.sleep(moment)
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert os.waitstatus_to_exitcode(os.waitpid(in_a_process(partial(work, 0.0)), 0)[1]) == 0
     assert heard.read_text().startswith("continued from outer-0000")
     assert written(folder) == undisturbed[mode]
 
@@ -214,16 +214,31 @@ def test_a_run_that_is_done_can_be_made_longer(tmp_path: Path, undisturbed: dict
     folder = tmp_path / "run"
     run(folder, recipe(tmp_path, MODES["reverse"], outer={**ADAM, "steps": 1}, checkpoint_every_s=1e9))
     run(folder, recipe(tmp_path, MODES["reverse"], outer={**ADAM, "steps": OUTER}, checkpoint_every_s=1e9))
-    got = written(folder)
-    assert got["metrics"] == undisturbed["reverse"]["metrics"]
-    assert got["result"] == undisturbed["reverse"]["result"]
+    assert written(folder) == undisturbed["reverse"]
 
 
 def test_done_and_continued_it_measures_nothing(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     made, folder = recipe(tmp_path, MODES["reverse"]), tmp_path / "run"
     run(folder, made)
     assert run(folder, made).num == 0
-    assert written(folder)["metrics"] == undisturbed["reverse"]["metrics"]
+    assert written(folder) == undisturbed["reverse"]
+
+
+def test_killed_between_its_end_and_its_status_it_has_one_end(
+    tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, folder = recipe(tmp_path, MODES["reverse"]), tmp_path / "run"
+
+    def killed(status: LiveStatus, *given: Any, **named: Any) -> None:
+        raise SystemExit(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LiveStatus, "finish", killed)
+        with pytest.raises(SystemExit):
+            run(folder, made)
+    assert len(written(folder)["curves"]["test/loss"]) == 2
+    run(folder, made)
+    assert written(folder) == undisturbed["reverse"]
 
 
 def test_auto_goes_on_with_the_mode_that_it_had_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

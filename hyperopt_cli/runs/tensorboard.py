@@ -13,6 +13,9 @@
 The curves of the inner loss lie in folders of their own, inner_loss/outer_0003 and so on, for two reasons: in one chart
 they are seen to improve, and a resumed run hides what an interrupted one wrote from an outer step on (`purge_step`),
 which counts inner steps alike in the same folder.
+
+What is said at the end has an event file of its own, `*.end`, which a later end replaces: a run that was killed between
+that and its status, or that is made longer, has one end.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from hyperopt_cli.runs.measured import Measured
 from hyperopt_cli.runs.pictures import schedule_figure
@@ -36,6 +40,8 @@ from hyperopt_cli.runs.result import Point, Result, Score
 MAX_ELEMENTS = 16
 MAX_POINTS = 500
 LONGEST_WAIT_S = 5.0
+STAMP = re.compile(r"\.(\d{10})\.")
+END = ".end"
 
 
 class TensorBoardLog:
@@ -58,12 +64,13 @@ class TensorBoardLog:
     ) -> None:
         self._folder = folder
         if purge_step is not None:
+            _remove_end(folder)
             _await_a_later_name(folder)
         self._writer = SummaryWriter(folder, purge_step=purge_step)
         self._start, self._start_label = start, "start"
         self._laid_out = False
         if recipe:
-            self._writer.add_text("recipe", _as_code(recipe), 0)
+            self._writer.add_text("recipe", _as_code(recipe), purge_step or 0)
 
     def log(self, step: Measured) -> None:
         """Add one outer step and hand it to the file system, so that an open page shows it."""
@@ -77,15 +84,16 @@ class TensorBoardLog:
         """Add the test split, and the line by which the hparams page compares runs: initial settings and best loss."""
         if result.initial is None or result.best is None:
             return
-        for point, score in _test_scores(result, result.initial, result.best):
-            self._writer.add_scalar("test/loss", score.loss, point.outer_step)
-            if score.accuracy is not None:
-                self._writer.add_scalar("test/accuracy", score.accuracy, point.outer_step)
-        self._writer.flush()
-        metrics = {"best/validation_loss": result.best.validation_loss}
-        self._writer.add_hparams(
-            _settings(result, result.initial), metrics, run_name=".", global_step=result.best.outer_step
-        )
+        _remove_end(self._folder)
+        with SummaryWriter(self._folder, filename_suffix=END) as writer:
+            for point, score in _test_scores(result, result.initial, result.best):
+                writer.add_scalar("test/loss", score.loss, point.outer_step)
+                if score.accuracy is not None:
+                    writer.add_scalar("test/accuracy", score.accuracy, point.outer_step)
+            best = {"best/validation_loss": result.best.validation_loss}
+            for summary in hparams(_settings(result, result.initial), best):  # type: ignore[no-untyped-call]
+                writer.file_writer.add_summary(summary)
+            writer.add_scalar("best/validation_loss", result.best.validation_loss, result.best.outer_step)
 
     def close(self) -> None:
         """Close the event file."""
@@ -144,17 +152,24 @@ class TensorBoardLog:
                 writer.add_scalar("inner_loss", step.inner_loss[t].item(), t)
 
 
+def _remove_end(folder: Path) -> None:
+    for path in folder.glob(f"events.out.*{END}"):
+        path.unlink()
+
+
 def _await_a_later_name(folder: Path) -> None:
     """Event files are read in the order of their names, which bear the second: what hides comes after what it hides.
 
-    A clock that is far behind that of the machine before is not waited for.
+    A clock that is far behind that of the machine before is not waited for: the files get earlier names.
     """
-    seconds = [
-        int(found[1]) for path in folder.glob("events.out.*") if (found := re.search(r"\.(\d{10})\.", path.name))
-    ]
-    last, limit = max(seconds, default=0), time.monotonic() + LONGEST_WAIT_S
-    while int(time.time()) <= last and time.monotonic() < limit:
-        time.sleep(0.05)
+    stamped = [(path, found) for path in sorted(folder.glob("events.out.*")) if (found := STAMP.search(path.name))]
+    last = max((int(found[1]) for _, found in stamped), default=0)
+    if last < time.time() + LONGEST_WAIT_S:
+        while int(time.time()) <= last:
+            time.sleep(0.05)
+    else:
+        for k, (path, found) in enumerate(stamped):
+            path.rename(path.with_name(f"{path.name[: found.start(1)]}{k:010d}{path.name[found.end(1) :]}"))
 
 
 def _elements(name: str, value: Tensor) -> dict[str, float]:

@@ -1,3 +1,5 @@
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,3 +137,14 @@ def test_the_file_of_a_continued_run_comes_last_however_soon_it_is_continued(tmp
             (new,) = {path.name for path in tmp_path.glob("events.out.*")} - set(names)
             names.append(new)
     assert max(names) == names[-1]
+
+
+def test_the_file_of_a_continued_run_comes_last_where_the_clock_of_the_machine_before_was_ahead(tmp_path: Path) -> None:
+    with TensorBoardLog(tmp_path) as log:
+        for n in range(3):
+            log.log(step(n))
+    (ahead,) = tmp_path.glob("events.out.*")
+    ahead.rename(re.sub(r"\.\d{10}\.", f".{int(time.time()) + 3600}.", str(ahead)))
+    with TensorBoardLog(tmp_path, purge_step=2) as log:
+        log.log(step(2)._replace(validation_loss=9.0))
+    assert list(scalars(tmp_path, "loss/validation").values())[2:] == [9.0]
