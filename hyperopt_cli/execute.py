@@ -11,14 +11,16 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.comparison import OnModeStep, compare
-from hyperopt_cli.errors import NonFiniteError, Stopped
+from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped
 from hyperopt_cli.experiment import Experiment
-from hyperopt_cli.keeping import RunKeeper, taken_up
+from hyperopt_cli.keeping import RunKeeper, bits_depend_on, taken_up
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.engines.verdict import Verdict
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.outer import MOST_HALVINGS, OuterStep, descend
+from hyperopt_cli.outer import MOST_HALVINGS, OuterKeeper, OuterStep, descend
+from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.agreement import Agreement
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.runs.checkpoints import Checkpoints
 from hyperopt_cli.runs.compared import Comparison
@@ -64,6 +66,7 @@ def execute(
     watcher: Watcher,
     flag: StopFlag | None = None,
     continued: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Execution:
     """Runs `experiment` and writes everything into `directory`.
 
@@ -75,6 +78,7 @@ def execute(
         watcher: told of every step.
         flag: set by signals; the run ends after the step in which it is set.
         continued: from the newest checkpoint that can be used, or from the start if there is none at all.
+        ranks: the processes that share the run; this is the lead, and the others `follow`.
 
     Raises:
         Stopped: the flag was set; a checkpoint is written.
@@ -85,8 +89,9 @@ def execute(
     checkpoints.clean()
     found = checkpoints.newest() if continued else None
     tree: dict[str, Any] = {}
+    bits = bits_depend_on(experiment.device, ranks)
     if found is not None:
-        tree, left_out = taken_up(found, experiment.device)
+        tree, left_out = taken_up(found, bits)
         for said in (*found.passed_over, *([left_out] if left_out else [])):
             watcher.said(said)
     num_measured = tree["outer"]["n"] if tree else 0
@@ -98,13 +103,16 @@ def execute(
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
     kept = _Kept(experiment.mode, directory)
     experiment.mode.decided(tree.get("mode", {}))
+    ranks.agreed((tree.get("outer"), experiment.mode.decisions()))
     status = LiveStatus(directory.status, outer_step=num_measured)
 
     def rest() -> tuple[dict[str, Any], bool]:
         kept.keep()
         return {"record": record.kept(), "mode": experiment.mode.decisions()}, record.best_is_new()
 
-    keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, experiment.device, rest)
+    keeper: OuterKeeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
+    if ranks.size > 1:
+        keeper = Agreement(ranks, flag, keeper)
     error = None
     with _reported(status), _log(experiment, directory, written, num_measured if continued else None) as log:
 
@@ -126,6 +134,7 @@ def execute(
                 on_halved,
                 keeper,
                 tree.get("outer"),
+                ranks,
             )
             for step in steps:
                 record.add(step)
@@ -135,7 +144,7 @@ def execute(
                 watcher.outer(step)
         except NonFiniteError as diverged:
             error = diverged
-        except (KeyboardInterrupt, Stopped) as stopped:
+        except (KeyboardInterrupt, Stopped, RankLostError) as stopped:
             scored = isinstance(stopped, KeyboardInterrupt)  # who sends a signal does not wait for a test split
             directory.write_result(record.result("interrupted", recipe.mode.name, scored))
             raise
@@ -147,6 +156,21 @@ def execute(
         else:
             status.finish("diverged", reason=str(error))
     return Execution(result, error)
+
+
+def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
+    """The part of a rank that is not the lead: it measures and steps with the others, and writes nothing.
+
+    Raises:
+        HyperoptError: as the lead does.
+    """
+    told: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))  # by the lead
+    left, decisions = told
+    experiment.mode.decided(decisions)
+    keeper = Agreement(ranks, flag, None)
+    problem, space, descent, mode = experiment.problem, experiment.space, experiment.descent, experiment.mode
+    for _ in descend(problem, space, descent, mode, experiment.seed, None, None, keeper, left, ranks):
+        pass
 
 
 def _log(experiment: Experiment, directory: RunDirectory, written: str, from_step: int | None) -> TensorBoardLog:
@@ -290,7 +314,7 @@ def _reported(status: LiveStatus) -> Iterator[None]:
     except KeyboardInterrupt:
         status.finish("interrupted")
         raise
-    except Stopped as stopped:
+    except (Stopped, RankLostError) as stopped:
         status.finish("interrupted", reason=str(stopped))
         raise
     except BaseException as error:

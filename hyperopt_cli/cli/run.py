@@ -1,15 +1,21 @@
 """`hyperopt run`: tune."""
 
+import os
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
-from hyperopt_cli.errors import Stopped
+from hyperopt_cli.errors import HyperoptError, RankLostError, Stopped
+
+if TYPE_CHECKING:
+    from hyperopt_cli.ranks import Ranks
+    from hyperopt_cli.recipe import Recipe
 
 _REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer.lr, or outer.clip_norm"
 
@@ -27,6 +33,9 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an outer step, and one for the result.")] = False,
     allow_import: AllowImport = None,
+    nproc: Annotated[
+        int, typer.Option(help="Processes on this machine that share the work (shard: in the recipe).")
+    ] = 1,
 ) -> None:
     """Tune the hyperparameters of a recipe.
 
@@ -34,6 +43,31 @@ def run(
     """
     loaded = load_recipe(recipe, with_options(overrides, mode=mode, device=device), allow_import)
 
+    from hyperopt_cli.ranks.joining import joined, place
+    from hyperopt_cli.ranks.launching import launched, this_command
+    from hyperopt_cli.ranks.sharding import shard_of
+
+    own = place()
+    if own is None and nproc != 1:
+        shard_of(loaded, nproc)
+        code, told = launched(this_command(), nproc)
+        for text in told:
+            print(f"hyperopt: {text}; what was kept can be continued with --resume", file=sys.stderr)
+        raise typer.Exit(code)
+    with joined(own, shard_of(loaded, own.size if own else 1)) as ranks:
+        try:
+            if ranks.is_lead:
+                _lead(loaded, recipe, out, resume, json, allow_import or (), ranks)
+            else:
+                _follow(loaded, allow_import or (), ranks, own.local_rank if own else 0)
+        except RankLostError as error:
+            print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)  # threads that wait for the others would abort an orderly end
+
+
+def _lead(
+    loaded: "Recipe", recipe: str, out: Path | None, resume: str, json: bool, allow: Sequence[str], ranks: "Ranks"
+) -> None:
     from hyperopt_cli.cli.display import summary, watching
     from hyperopt_cli.execute import execute
     from hyperopt_cli.experiment import build
@@ -42,23 +76,48 @@ def run(
     from hyperopt_cli.runs.resuming import locked, opened
     from hyperopt_cli.runs.stopping import StopFlag
 
-    experiment = build(loaded, allow_import or ())
+    experiment = ranks.each(lambda: build(loaded, allow, ranks))
     path = find(recipe)
-    directory, continued = opened(resume, out, path.stem, partial(difference, now=loaded.to_yaml()))
+    directory, continued = ranks.each(lambda: opened(resume, out, path.stem, partial(difference, now=loaded.to_yaml())))
     flag = StopFlag()
     try:
-        with locked(directory), watching(experiment, directory, json) as watcher, flag:
+        with ranks.each(lambda: locked(directory)), watching(experiment, directory, json) as watcher, flag:
             written = read_text(path, recipe)
-            result, error = execute(experiment, loaded, written, directory, watcher, flag, continued)
+            result, error = execute(experiment, loaded, written, directory, watcher, flag, continued, ranks)
     except KeyboardInterrupt:
         print(f"hyperopt: interrupted; what was measured so far is kept in {directory.root}", file=sys.stderr)
         raise typer.Exit(130) from None
-    except Stopped as stopped:
+    except (Stopped, RankLostError) as stopped:
         again = f"continue with --resume {shlex.quote(str(directory.root))}"
+        if isinstance(stopped, RankLostError):
+            print(f"hyperopt: what was kept is in {directory.root}: {again}, with any number of ranks", file=sys.stderr)
+            raise
         print(f"hyperopt: {stopped}; a checkpoint is kept in {directory.root}: {again}", file=sys.stderr)
-        raise typer.Exit(130 if stopped.signal == "SIGINT" else stopped.exit_code) from None
+        raise typer.Exit(_code(stopped)) from None
     summary(result, directory, json)
     if error is not None:
         kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
         print(f"hyperopt: diverged: {error}; {kept}. {_REMEDY}", file=sys.stderr)
         raise typer.Exit(error.exit_code)
+
+
+def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> None:
+    """A rank that is not the lead: it ends as the lead does, which says why."""
+    from hyperopt_cli.execute import follow
+    from hyperopt_cli.experiment import build
+    from hyperopt_cli.runs.stopping import StopFlag
+
+    try:
+        experiment = ranks.each(lambda: build(loaded, allow, ranks, local_rank))
+        for _ in ("opened", "locked"):
+            ranks.each(lambda: None)
+        with StopFlag() as flag:
+            follow(experiment, flag, ranks)
+    except RankLostError:
+        raise
+    except HyperoptError as error:
+        raise typer.Exit(_code(error)) from None
+
+
+def _code(error: HyperoptError) -> int:
+    return 130 if isinstance(error, Stopped) and error.signal == "SIGINT" else error.exit_code

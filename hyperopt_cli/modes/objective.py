@@ -44,6 +44,9 @@ def outer_objective(problem: Problem, params: Params, hyper: Hyper) -> Objective
                 grads = torch.autograd.grad(part, leaves, materialize_grads=True)
                 totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
             value = part.detach() if value is None else value + part.detach()
+    if problem.ranks.divides("batch"):  # whose chunks these are a part of, or none
+        begun = leaves[0].new_zeros(()).detach() if value is None else value
+        value, totals = problem.ranks.summed((begun, totals))
     assert value is not None
     named = dict(zip([*w, *(f"lambda/{name}" for name in h)], totals, strict=True))
     return Objective(value, {name: named[name] for name in w}, {name: named[f"lambda/{name}"] for name in h})
