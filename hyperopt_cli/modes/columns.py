@@ -110,15 +110,40 @@ class Columns(NamedTuple):
         return self._replace(active=list(rows), z=z)
 
 
-def begun(dynamics: Dynamics, hyper: Hyper, blocks: Iterable[list[int]], padded: bool) -> list[Columns]:
-    """Z_0 = ds_0/dlambda: of each block the columns that init depends on."""
-    none = tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start)
-    columns = [Columns(block, [], none, padded) for block in blocks]
-    with torch.enable_grad():
-        named = dynamics.problem.initial({name: value.detach().requires_grad_() for name, value in hyper.items()})
-    if not any(w.grad_fn is not None or w.requires_grad for w in named.values()):
-        return columns
-    return [_moved(dynamics, hyper, each) for each in columns]
+class Carried(NamedTuple):
+    """All columns of this process.
+
+    Attributes:
+        blocks: of them.
+        resting: no column of any process moves yet: the run is a plain one.
+    """
+
+    blocks: list[Columns]
+    resting: bool
+
+    @classmethod
+    def begun(cls, dynamics: Dynamics, hyper: Hyper, blocks: Iterable[list[int]], padded: bool) -> "Carried":
+        """Z_0 = ds_0/dlambda: of each block the columns that init depends on."""
+        none = tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start)
+        columns = [Columns(block, [], none, padded) for block in blocks]
+        with torch.enable_grad():
+            named = dynamics.problem.initial({name: value.detach().requires_grad_() for name, value in hyper.items()})
+        if not any(w.grad_fn is not None or w.requires_grad for w in named.values()):
+            return cls(columns, resting=True)
+        return cls([_moved(dynamics, hyper, each) for each in columns], resting=False)
+
+    def joined_by(self, directions: StepHyper, state: State) -> "Carried":
+        """With the columns that begin at this step."""
+        if not self.resting and all(block.all_active for block in self.blocks):
+            return self
+        begins = moving(directions)  # asked where hyper lies, not on the device: nothing waits
+        blocks = [block.joined_by(begins, state) for block in self.blocks]
+        return Carried(blocks, self.resting and not begins)
+
+    def found(self, kept: Sequence[Mapping[str, Any]], state: State) -> "Carried":
+        """What was carried where other processes stopped, whichever blocks they had."""
+        blocks = [block.found(kept, state) for block in self.blocks]
+        return Carried(blocks, self.resting and not any(each["active"] for each in kept))
 
 
 def _moved(dynamics: Dynamics, hyper: Hyper, columns: Columns) -> Columns:

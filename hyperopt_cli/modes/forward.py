@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Account, Hypergradient
-from hyperopt_cli.modes.columns import Columns, begun, divided, moving
-from hyperopt_cli.modes.compiling import Compilation, WholeStep
+from hyperopt_cli.modes.columns import Carried, Columns, divided
+from hyperopt_cli.modes.compiling import WholeStep
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
 from hyperopt_cli.modes.dynamics import Dynamics, State
@@ -95,19 +95,19 @@ class Forward(Compiling):
         problem = dynamics.problem
         assert verdict.compilation is not None
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
-        blocks = begun(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
+        carried = Carried.begun(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
         first, state = 0, dynamics.start
         if (left := account.left()) is not None:
             first, state = left["t"], State.found(left["state"], dynamics.like.device)
-            blocks = [block.found(left["blocks"], state) for block in blocks]
+            carried = carried.found(left["blocks"], state)
             account.num_hvps = left["num_hvps"] if problem.ranks.is_lead else 0
         for t in range(first, problem.steps):
-            state, blocks = self._advanced(dynamics, step, lambda_at, state, blocks, t, account)
+            state, carried = _advanced(dynamics, step, lambda_at, state, carried, t, account)
             account.step_done("forward", t + 1, problem.steps)
-            account.offer(partial(_left, t + 1, state, blocks, problem.ranks, account.num_hvps))
+            account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account.num_hvps))
         params = dynamics.layout.unpack(dynamics.result(state))
         objective = outer_objective(problem, params, hyper)
-        grad = _contract(dynamics, state, blocks, objective.by_params, objective.by_hyper)
+        grad = _contract(dynamics, state, carried.blocks, objective.by_params, objective.by_hyper)
         account.num_hvps = _of_all(problem.ranks, account.num_hvps)
         result = account.close(objective.value, grad, params)
         why = {"engine_why": verdict.why} if self.engine == "auto" else {}
@@ -128,11 +128,6 @@ class Forward(Compiling):
                 f"shard: columns: got {problem.ranks.size} ranks for {num} blocks of columns; use at most {num} ranks, "
                 "a smaller chunk_size, or shard: batch"
             )
-        if self.compile is True:
-            raise UsageError(
-                "compile: got true with shard: columns; steps compiled for different numbers of columns round "
-                "differently, so that the ranks' runs would part; leave compile out"
-            )
 
     def _verdict(self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt) -> Verdict:
         """The engine of this run, found right at step 0, and whether the step is compiled."""
@@ -148,8 +143,6 @@ class Forward(Compiling):
             known = self._known.get(made_for)
             given = Verdict(self.engine, "set by hand", made_for)
             verdict = known if known is not None and known.engine == self.engine else given
-        if dynamics.problem.ranks.divides("columns"):
-            return replace(verdict, compilation=Compilation(False, "ranks divide the columns"))
         drawn = torch.Generator().manual_seed(0)  # at Z = 0 no product with H would be compared
 
         def rows(x: Tensor) -> Tensor:
@@ -162,44 +155,44 @@ class Forward(Compiling):
     def _step(self, dynamics: Dynamics, engine: str, compiled: bool) -> StepAt:
         return self._step_at(dynamics, engine, partial(tangent_step, engine=ENGINES[engine]), compiled)
 
-    def _advanced(
-        self,
-        dynamics: Dynamics,
-        step: StepAt,
-        lambda_at: LambdaAt,
-        state: State,
-        blocks: list[Columns],
-        t: int,
-        account: Account,
-    ) -> tuple[State, list[Columns]]:
-        """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
-        plain, directions = lambda_at(t)
-        if not all(block.all_active for block in blocks):
-            begins = moving(directions)  # asked where hyper lies, not on the device: nothing waits
-            blocks = [block.joined_by(begins, state) for block in blocks]
-        step_hyper = dynamics.cast(plain)
-        account.num_steps += 1
-        account.num_gradients += 1
-        if not any(block.active for block in blocks):
-            state, value = train_step(dynamics, dynamics.problem.batch(t), t, state, step_hyper)
-            account.watch(t, "the training loss", value)
-            account.inner_loss[t] = value
-            return state, blocks
 
-        after, moved = state, []
-        for block in blocks:
+def _advanced(
+    dynamics: Dynamics, step: StepAt, lambda_at: LambdaAt, state: State, carried: Carried, t: int, account: Account
+) -> tuple[State, Carried]:
+    """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
+    plain, directions = lambda_at(t)
+    carried, step_hyper = carried.joined_by(directions, state), dynamics.cast(plain)
+    account.num_steps += 1
+    account.num_gradients += 1
+    value_dots: list[Tensor] = []
+    if carried.resting:
+        after, value = train_step(dynamics, dynamics.problem.batch(t), t, state, step_hyper)
+    elif not any(block.active for block in carried.blocks):
+        after, value = _with_a_resting_column(step, t, state, step_hyper)
+    else:
+        blocks = list(carried.blocks)
+        for i, block in enumerate(blocks):
             if block.active:
                 lambda_dot = tree_map(
                     lambda dot, x: dot.to(x.device, x.dtype, non_blocking=True), block.of(directions), step_hyper
                 )
                 after, z, value, value_dot = step(t, state, block.z, step_hyper, lambda_dot)
-                block = block._replace(z=z)
+                blocks[i] = block._replace(z=z)
                 account.num_hvps += len(block.active)
-                account.watch(t, "the training loss", value)
-                account.watch(t, "the tangent of the training loss", value_dot)
-                account.inner_loss[t] = value
-            moved.append(block)
-        return after, moved
+                value_dots.append(value_dot)
+        carried = carried._replace(blocks=blocks)
+    account.watch(t, "the training loss", value)
+    for value_dot in value_dots:
+        account.watch(t, "the tangent of the training loss", value_dot)
+    account.inner_loss[t] = value
+    return after, carried
+
+
+def _with_a_resting_column(step: StepAt, t: int, state: State, step_hyper: StepHyper) -> tuple[State, Tensor]:
+    """s_{t+1} and L with the bits that they have on processes whose columns move: every engine may have its own."""
+    zeros = tree_map(lambda x: x.new_zeros(1, *x.shape), (state, step_hyper))
+    after, _, value, _ = step(t, state, zeros[0], step_hyper, zeros[1])
+    return after, value
 
 
 def tangent_step(

@@ -39,7 +39,7 @@ def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.envir
     if num < 1:
         raise UsageError(f"--nproc: got {num}; must be at least 1")
     common = {**_threads(num, env), **env, "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(_free_port()), "GLOO_SOCKET_IFNAME": env.get("GLOO_SOCKET_IFNAME", "lo")}
+    common |= {"MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": env.get("GLOO_SOCKET_IFNAME", "lo")}
     ranks: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -96,7 +96,8 @@ def _threads(num: int, env: Mapping[str, str]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num))}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens at, so far."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

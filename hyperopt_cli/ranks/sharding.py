@@ -27,8 +27,8 @@ def shard_of(recipe: Recipe, size: int) -> Shard:
         reason = "batch: there is no data set to take batches of"
     elif shard == "batch" and mode == "auto":
         reason = "batch: mode: auto measures on one process; name a mode (`hyperopt plan` says which)"
-    elif shard == "batch" and recipe.mode.arguments.get("compile") is True:
-        reason = "batch: a compiled step takes its batch whole; leave mode.compile out"
+    elif shard != "replicas" and recipe.mode.arguments.get("compile") is True:
+        reason = f"{shard}: ranks that take a run together do not compile its steps; leave mode.compile out"
     if reason is not None and size > 1:
         raise recipe.located(RecipeError([Issue(("shard",), reason)]))
     return shard
