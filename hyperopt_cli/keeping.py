@@ -62,6 +62,9 @@ class RunKeeper:
         if self._flag.signal is not None:
             raise Stopped(self._flag.signal)
 
+    def meet(self) -> None:
+        """There is nobody else."""
+
     def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
         """There is nobody else."""
         work()

@@ -128,6 +128,9 @@ class OuterKeeper(Protocol):
             left: dictionaries, lists, tensors, numbers and text.
         """
 
+    def meet(self) -> None:
+        """Waits until all processes that share the descent are here; raises where one has failed on its way."""
+
     def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
         """Does the work of this process for an outer step, and waits for others that share it.
 
@@ -255,6 +258,11 @@ class _Walk:
         """In the middle of an outer step."""
         assert self._keeper is not None
         self._keeper.keep(self.n, progress, {**self._kept(), **runs})
+
+    def meet(self) -> None:
+        """As the keeper does."""
+        assert self._keeper is not None
+        self._keeper.meet()
 
     def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
         """As the keeper does."""

@@ -30,6 +30,9 @@ class Kept(Protocol):
     def keep(self, progress: int, runs: dict[str, Any]) -> None:
         """Keeps them; may raise, to end the run."""
 
+    def meet(self) -> None:
+        """Waits until all processes are here."""
+
     def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
         """Does the part of this process, and waits for the others."""
 
@@ -101,6 +104,11 @@ class Replicas:
     def due(self) -> bool:
         """As the keeper says."""
         return self._keeper is not None and self._keeper.due()
+
+    def meet(self) -> None:
+        """As the keeper does."""
+        assert self._keeper is not None
+        self._keeper.meet()
 
     def keep(self, left: dict[str, Any]) -> None:
         """In the middle of a run."""

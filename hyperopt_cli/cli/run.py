@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
-from hyperopt_cli.errors import HyperoptError, RankLostError, Stopped
+from hyperopt_cli.errors import HyperoptError, NonFiniteError, RankLostError, Stopped
 
 if TYPE_CHECKING:
     from hyperopt_cli.ranks import Ranks
@@ -61,8 +61,19 @@ def run(
             else:
                 _follow(loaded, allow_import or (), ranks, own.local_rank if own else 0)
         except RankLostError as error:
-            print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr, flush=True)
-            os._exit(error.exit_code)  # threads that wait for the others would abort an orderly end
+            print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
+            _leave(error.exit_code)
+        except typer.Exit as end:
+            if ranks.size > 1 and end.exit_code:
+                _leave(end.exit_code)
+            raise
+
+
+def _leave(code: int) -> NoReturn:
+    """Threads that wait for other ranks would abort an orderly end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _lead(
@@ -105,6 +116,7 @@ def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: 
     """A rank that is not the lead: it ends as the lead does, which says why."""
     from hyperopt_cli.execute import follow
     from hyperopt_cli.experiment import build
+    from hyperopt_cli.ranks.group import TOLD_BY_LEAD
     from hyperopt_cli.runs.stopping import StopFlag
 
     try:
@@ -116,6 +128,8 @@ def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: 
     except RankLostError:
         raise
     except HyperoptError as error:
+        if not (hasattr(error, TOLD_BY_LEAD) or isinstance(error, Stopped | NonFiniteError)):
+            print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
         raise typer.Exit(_code(error)) from None
 
 

@@ -69,6 +69,9 @@ class Keeper(Protocol):
             left: dictionaries, lists, tensors, numbers and text; `left["progress"]` counts inner steps, there and back.
         """
 
+    def meet(self) -> None:
+        """Waits until all processes that share the run are here; raises where one has failed on its way."""
+
 
 class Account:
     """Counts, time, memory, the watch for values that are not finite, and what is left for later, of one hypergradient.
@@ -125,10 +128,16 @@ class Account:
         if not self.due:
             return
         self.check()
+        self.meet()
         assert self._keeper is not None
         counts = [self.num_steps, self.num_gradients, self.num_hvps]
         done = {"progress": self._progress, "counts": counts, "inner_loss": self.inner_loss, "wall_s": self._wall_s}
         self._keeper.keep({**done, "mode": left()})
+
+    def meet(self) -> None:
+        """Before something is said to other processes: all of them are here, and none has failed."""
+        if self._keeper is not None:
+            self._keeper.meet()
 
     def left(self) -> dict[str, Any] | None:
         """What a mode left when it was interrupted, on the host, once; the counts go on from there."""

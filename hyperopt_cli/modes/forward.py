@@ -83,6 +83,9 @@ class Forward(Compiling):
         dynamics = Dynamics.of(problem, hyper)
         lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
+        if problem.ranks.size > 1:
+            account.meet()
+            verdict = replace(verdict, engine=problem.ranks.agreed(verdict.engine))
         try:
             return self._differentiated(dynamics, hyper, lambda_at, verdict, account)
         except (UsageError, VerificationError) as error:
@@ -107,6 +110,9 @@ class Forward(Compiling):
             account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account.num_hvps))
         params = dynamics.layout.unpack(dynamics.result(state))
         objective = outer_objective(problem, params, hyper)
+        if problem.ranks.size > 1:
+            account.check()
+            account.meet()
         grad = _contract(dynamics, state, carried.blocks, objective.by_params, objective.by_hyper)
         account.num_hvps = _of_all(problem.ranks, account.num_hvps)
         result = account.close(objective.value, grad, params)
@@ -136,7 +142,6 @@ class Forward(Compiling):
         setting = Setting.of(dynamics, plain, tree_map(lambda x: x[block], directions), None)
         if self.engine == "auto":
             verdict = chosen(self._known, dynamics, hyper, setting)
-            verdict = replace(verdict, engine=dynamics.problem.ranks.agreed(verdict.engine))
         else:
             check_symmetry(f"engine {self.engine}", ENGINES[self.engine], setting)
             made_for = Circumstances.of(dynamics, hyper, setting.num_columns)

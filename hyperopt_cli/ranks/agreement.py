@@ -43,9 +43,7 @@ class Agreement:
         if not self._due:
             self._to_go -= 1
             if self._to_go <= 0:
-                _, failed = self._round(busy=True)
-                if failed:
-                    raise FailedElsewhere("another rank has failed")
+                self._round(busy=True)
         return self._due
 
     def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
@@ -63,6 +61,12 @@ class Agreement:
             self._over = True
             raise error
 
+    def meet(self) -> None:
+        """Waits until all are here; raises `FailedElsewhere` where one has failed on its way."""
+        due = self._due
+        self._round(busy=True)
+        self._due = due
+
     def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
         """Does this rank's part of an outer step, and waits for the others; what one raises, all raise.
 
@@ -73,23 +77,28 @@ class Agreement:
         error: Exception | None = None
         try:
             work()
+            self._wait(keep_idle)
         except FailedElsewhere:
             pass
         except Exception as raised:
             if self._over:  # all of them raise it
                 raise
+            if self._ranks.divides("batch"):  # what is not the same on all leaves the others in the middle of a sum
+                raise
             error = raised
-        busy, failed = True, error is not None
-        while busy:
-            busy, failed = self._round(busy=False, failed=failed)
-            if failed:
-                break
-            if busy and self._due:
-                keep_idle()
+            self._round(busy=False, failed=True)
         self._ranks.raise_first(error)
 
-    def _round(self, busy: bool, failed: bool = False) -> tuple[bool, bool]:
-        """Whether any is busy, and whether any has failed."""
+    def _wait(self, keep_idle: Callable[[], None]) -> None:
+        busy = True
+        while busy:
+            busy = self._round(busy=False)
+            if busy and self._due:
+                self._round(busy=False)  # where the others meet
+                keep_idle()
+
+    def _round(self, busy: bool, failed: bool = False) -> bool:
+        """Whether any is busy; raises `FailedElsewhere` where any other has failed."""
         come = 1 + SIGNALS.index(self._flag.signal) if self._flag.signal is not None else 0
         wants = self._keeper is not None and self._keeper.due()
         given = [come, wants, busy, failed, -self._steps() if busy else -math.inf]
@@ -99,7 +108,9 @@ class Agreement:
         self._due = bool(signal or due)
         self._interval = self._to_go = int(-steps) if any_busy else 1
         self._last_s = time.monotonic()
-        return bool(any_busy), bool(any_failed)
+        if any_failed and not failed:
+            raise FailedElsewhere("another rank has failed")
+        return bool(any_busy)
 
     def _steps(self) -> int:
         """Steps until the next message."""

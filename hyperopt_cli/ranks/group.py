@@ -18,6 +18,7 @@ from hyperopt_cli.errors import HyperoptError, RankLostError
 
 Shard = Literal["columns", "batch", "replicas"]
 T = TypeVar("T")
+TOLD_BY_LEAD = "told_by_lead"  # of an error that all ranks raise
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,9 @@ class Ranks:
 
     def raise_first(self, error: Exception | None) -> None:
         """Raises the error of the first rank that has one; each gives its own, or None."""
-        for rank, each in enumerate(self.gathered(_sent(error))):
+        for each in self.gathered(_sent(error)):
             if each is not None:
-                if rank > 0:
-                    each.add_note(f"rank {rank} of {self.size}")
+                each.__dict__[TOLD_BY_LEAD] = True
                 raise each
 
     def highest(self, numbers: Sequence[float]) -> list[float]:

@@ -58,6 +58,9 @@ class Once:
         self.progress.append(left["progress"])
         raise Interrupt
 
+    def meet(self) -> None:
+        pass
+
     def found(self) -> dict[str, Any]:
         self.file.seek(0)
         return dict(torch.load(self.file, weights_only=True))

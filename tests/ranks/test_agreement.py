@@ -1,0 +1,267 @@
+"""Ranks keep at one inner step, stop together, fail together; any number of them goes on from what was kept."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped, StorageError, VerificationError
+from hyperopt_cli.experiment import build
+from hyperopt_cli.outer import OuterStep, descend
+from hyperopt_cli.ranks import Ranks, Shard
+from hyperopt_cli.ranks.agreement import Agreement
+from hyperopt_cli.recipe.schema import Recipe
+from hyperopt_cli.runs.checkpoints import on_host
+from hyperopt_cli.runs.stopping import StopFlag
+from tests.experiment.recipes import recipe_of
+from tests.ranks.processes import on_ranks, raised
+
+STEPS, OUTER = 10, 2
+MODES: dict[Shard, list[dict[str, Any]]] = {
+    "columns": [{"name": "forward", "engine": "folded", "chunk_size": 1, "compile": False}],
+    "batch": [
+        {"name": "forward", "engine": "folded"},
+        {"name": "reverse", "slots": 3},
+        {"name": "reversible"},
+    ],
+    "replicas": [{"name": "reverse", "compile": False}],
+}
+CASES = [(shard, mode) for shard, modes in MODES.items() for mode in modes]
+
+
+def recipe(folder: Path, mode: dict[str, Any], **changed: Any) -> Recipe:
+    outer = {"optimizer": "adam", "lr": 0.1, "steps": OUTER, "replicas": 3, "seed": "fresh"}
+    tuned = {"lr": {"initial": 0.05, "schedule": {"windows": 3}}, "momentum": 0.5, "weight_decay": 1e-3}
+    return recipe_of(folder, **{"mode": mode, "steps": STEPS, "outer": outer, "hyperparameters": tuned, **changed})
+
+
+class Kept:
+    """The lead's keeper: wants it at a number of calls, or as a signal comes to one of the ranks."""
+
+    def __init__(self, at: int | None = None, raises: Exception | None = None) -> None:
+        self.at, self.raises, self.asked, self.tree, self.progress = at, raises, 0, None, -1  # type: ignore[var-annotated]
+
+    def due(self) -> bool:
+        self.asked += 1
+        return self.at is not None and self.asked > self.at
+
+    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+        self.tree, self.progress, self.at = on_host(left), progress, None
+        if self.raises is not None:
+            raise self.raises
+
+    def meet(self) -> None:
+        raise AssertionError("the ranks agree on that")
+
+    def together(self, work: Any, keep_idle: Any) -> None:
+        raise AssertionError("the ranks agree on that")
+
+
+class Ended(dict[str, Any]):
+    """What a rank has seen: steps, the error that ended it, and what its keeper was given."""
+
+
+def descended(
+    made: Recipe,
+    ranks: Ranks,
+    keeper: Kept | None = None,
+    left: Any = None,
+    signalled: tuple[int, int] | None = None,
+    prepare: Any = None,
+) -> Ended:
+    """Descends as one of `ranks`, which asks at every inner step.
+
+    Args:
+        made: the recipe.
+        ranks: all.
+        keeper: of the lead.
+        left: to go on from.
+        signalled: a rank, and the inner step at which TERM comes to it.
+        prepare: changes the experiment of this rank.
+    """
+    experiment, flag, num = build(made, ranks=ranks), StopFlag(), 0
+    experiment = experiment if prepare is None else prepare(experiment, ranks)
+    keeper = keeper or Kept()
+    agreement = Agreement(ranks, flag, keeper if ranks.is_lead else None)
+    agreement._steps = lambda: 1  # type: ignore[method-assign]
+
+    def on_inner_step(*step: Any) -> None:
+        nonlocal num
+        num += 1
+        if signalled == (ranks.rank, num):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    steps: list[OuterStep] = []
+    error = None
+    with flag:
+        try:
+            walk = descend(
+                experiment.problem,
+                experiment.space,
+                experiment.descent,
+                experiment.mode,
+                experiment.seed,
+                on_inner_step,
+                None,
+                agreement,
+                left,
+                ranks,
+            )
+            steps.extend(walk)
+        except Exception as raised:
+            error = raised
+    figures = [(step.validation_loss, step.hypergradient, step.raw_hyperparameters) for step in steps]
+    return Ended(figures=figures, error=error, tree=keeper.tree, progress=keeper.progress, num=num)
+
+
+def equal(a: Any, b: Any) -> bool:
+    return bool(a[0] == b[0]) and all(
+        torch.equal(x[key], y[key]) for x, y in zip(a[1:], b[1:], strict=True) for key in x
+    )
+
+
+def close(a: Any, b: Any) -> None:
+    assert a[0] == pytest.approx(b[0], rel=1e-9)
+    for x, y in zip(a[1:], b[1:], strict=True):
+        for key in x:
+            torch.testing.assert_close(x[key], y[key], rtol=1e-7, atol=1e-12)
+
+
+def whole(made: Recipe, shard: Shard, num: int) -> list[Any]:
+    results = raised(on_ranks(num, shard, partial(descended, made)))
+    for result in results:
+        assert result["error"] is None
+        assert all(map(equal, result["figures"], results[0]["figures"]))
+    figures: list[Any] = results[0]["figures"]
+    return figures
+
+
+@pytest.mark.parametrize(("shard", "mode"), CASES)
+@pytest.mark.parametrize("at", [pytest.param(4, marks=pytest.mark.slow), 13, pytest.param(27, marks=pytest.mark.slow)])
+def test_kept_at_one_step_by_some_ranks_it_goes_on_with_any_number(
+    shard: Shard, mode: dict[str, Any], at: int, tmp_path: Path
+) -> None:
+    made = recipe(tmp_path, mode)
+    before = raised(on_ranks(2, shard, lambda ranks: descended(made, ranks, Kept(at, Stopped("SIGTERM")))))
+    assert [str(result["error"]) for result in before] == ["stopped by SIGTERM"] * 2
+    tree = before[0]["tree"]
+    assert tree["inner"], "it was kept in the middle of an inner run"
+    assert len({result["num"] for result in before}) == 1 or shard == "replicas"
+    expected = whole(made, shard, 2)
+    for num in (1, 2, 3):
+        for result in raised(on_ranks(num, shard, lambda ranks: descended(made, ranks, left=tree))):
+            got = result["figures"]
+            if shard == "batch" and mode["name"] == "reversible" and num != 2:
+                continue  # its way back takes the bits of its way there: keeping.taken_up starts the outer step again
+            assert len(got) == len(expected) - tree["n"]
+            for figures, others in zip(got, expected[tree["n"] :], strict=True):
+                assert num != 2 or equal(figures, others)
+                assert shard == "batch" or equal(figures, others)
+                close(figures, others)
+
+
+@pytest.mark.parametrize(("shard", "mode"), CASES)
+def test_a_signal_to_one_of_them_stops_all_at_the_same_step(shard: Shard, mode: dict[str, Any], tmp_path: Path) -> None:
+    made = recipe(tmp_path, mode)
+    results = raised(on_ranks(2, shard, lambda ranks: descended(made, ranks, signalled=(1, 5))))
+    for result in results:
+        assert isinstance(result["error"], Stopped)
+        assert result["error"].signal == "SIGTERM"
+    assert results[0]["tree"]["inner"]
+    if shard != "replicas":
+        assert results[0]["num"] == results[1]["num"] == results[0]["progress"]
+        assert 5 <= results[0]["num"] <= 6  # reversible mode offers nothing where it tries how many bits it takes
+    else:
+        assert results[0]["progress"] == results[0]["num"] + results[1]["num"]
+
+
+def test_each_signalled_at_another_step_they_stop_at_one(tmp_path: Path) -> None:
+    made = recipe(tmp_path, MODES["columns"][0])
+
+    def work(ranks: Ranks) -> Ended:
+        return descended(made, ranks, signalled=(ranks.rank, 5 + 3 * ranks.rank))
+
+    results = raised(on_ranks(2, "columns", work))
+    assert [result["num"] for result in results] == [5, 5]
+
+
+@pytest.mark.parametrize("shard", ["columns", "replicas"])
+def test_what_is_not_finite_on_one_rank_is_told_and_halved_on_all(shard: Shard, tmp_path: Path) -> None:
+    made = recipe(tmp_path, MODES[shard][0], outer={"steps": 1, "on_nonfinite": "stop", "replicas": 3})
+    results = raised(on_ranks(3, shard, partial(descended, made, prepare=broken)))
+    for result in results:
+        assert isinstance(result["error"], NonFiniteError)
+        assert result["error"].step == 3
+
+
+def broken(experiment: Any, ranks: Ranks) -> Any:
+    """On the last rank the loss of step 3 is not a number."""
+    from dataclasses import replace
+
+    class Broken(type(experiment)):  # type: ignore[misc]
+        def problem(self, seed: int) -> Any:
+            problem = super().problem(seed)
+
+            def batch(t: int) -> Any:
+                made = problem.batch(t)
+                return made._replace(inputs=made.inputs * float("nan")) if t == 3 else made
+
+            return replace(problem, batch=batch) if ranks.rank == ranks.size - 1 else problem
+
+    return Broken(**{name: getattr(experiment, name) for name in experiment.__dataclass_fields__})
+
+
+def test_what_the_lead_cannot_write_ends_all(tmp_path: Path) -> None:
+    made = recipe(tmp_path, MODES["columns"][0])
+    full = Kept(4, StorageError("no room"))
+    for result in raised(on_ranks(2, "columns", lambda ranks: descended(made, ranks, full))):
+        assert isinstance(result["error"], StorageError)
+        assert str(result["error"]) == "no room"
+
+
+def test_runs_that_part_are_found(tmp_path: Path) -> None:
+    made = recipe(tmp_path, MODES["columns"][0])
+
+    def another_seed(experiment: Any, ranks: Ranks) -> Any:
+        from dataclasses import replace
+
+        return replace(experiment, seed=ranks.rank)
+
+    for result in raised(on_ranks(2, "columns", partial(descended, made, prepare=another_seed))):
+        assert isinstance(result["error"], VerificationError)
+        assert "rank 1" in str(result["error"])
+
+
+@pytest.mark.parametrize(("shard", "mode"), [(shard, modes[0]) for shard, modes in MODES.items()])
+def test_a_rank_that_is_killed_ends_the_others_which_say_so(shard: Shard, mode: dict[str, Any], tmp_path: Path) -> None:
+    made = recipe(tmp_path, mode)
+
+    def work(ranks: Ranks) -> Ended:
+        return descended(made, ranks, prepare=killed_at_step_3)
+
+    results = on_ranks(3, shard, work, may_die=True)
+    assert results[2] is None
+    for result in results[:2]:
+        assert isinstance(result["error"], RankLostError)
+        assert "another rank of this run is gone" in str(result["error"])
+
+
+def killed_at_step_3(experiment: Any, ranks: Ranks) -> Any:
+    from dataclasses import replace
+
+    class Killed(type(experiment)):  # type: ignore[misc]
+        def problem(self, seed: int) -> Any:
+            problem = super().problem(seed)
+
+            def batch(t: int) -> Any:
+                if t == 3 and ranks.rank == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return problem.batch(t)
+
+            return replace(problem, batch=batch)
+
+    return Killed(**{name: getattr(experiment, name) for name in experiment.__dataclass_fields__})
