@@ -9,13 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from hyperopt_cli import Forward, Problem, Reversible, hypergradient, optimizers
+from hyperopt_cli.problem import Params, StepHyper
 from hyperopt_cli.ranks import Ranks, Shard
 from hyperopt_cli.ranks.joining import Place, joined
 from hyperopt_cli.ranks.launching import free_port
 
 LIMIT_S = 60.0
-torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))  # imports half a thousand modules, here and not in each
+
+
+def _import_now() -> None:
+    """What engines import at their first step, half a thousand modules: here, and not in each process."""
+
+    def loss(params: Params, hyper: StepHyper, batch: None) -> Tensor:
+        return torch.nn.functional.linear(torch.ones(1, 2), params["w"]).square().sum()
+
+    problem = Problem(
+        init={"w": torch.ones(2, 2)},
+        inner_loss=loss,
+        outer_loss=lambda params, hyper: params["w"].sum(),
+        batch=lambda t: None,
+        optimizer=optimizers.SGD(),
+        steps=1,
+    )
+    for mode in (Forward(engine="folded"), Forward(engine="forward_over_reverse"), Reversible()):
+        hypergradient(problem, {"lr": torch.tensor(0.1)}, mode)
+
+
+_import_now()
 
 
 def on_ranks(num: int, shard: Shard, work: Callable[[Ranks], Any], may_die: bool = False) -> list[Any]:
