@@ -104,7 +104,7 @@ def execute(
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
     kept = _Kept(revived(tree["mode"], MODES.values()) if tree else experiment.mode, directory)
     ranks.agreed((tree.get("outer"), described(kept.mode)))
-    status = LiveStatus(directory.status, outer_step=num_measured)
+    status = LiveStatus(directory.status, outer_step=num_measured, mode=recipe.mode.name)
 
     def rest() -> tuple[dict[str, Any], bool]:
         kept.keep()
@@ -208,7 +208,7 @@ def execute_comparison(
     """
     directory.write_recipe(written, recipe.to_yaml())
     directory.write_environment(environment(str(experiment.device)))
-    status = LiveStatus(directory.status)
+    status = LiveStatus(directory.status, mode="compare")
 
     def beating(mode: str, phase: str, done: int, steps: int) -> None:
         status.beat()

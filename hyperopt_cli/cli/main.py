@@ -17,6 +17,7 @@ from hyperopt_cli.cli.logs import logs
 from hyperopt_cli.cli.plan import plan
 from hyperopt_cli.cli.recipes import cat, cp, ls, schema
 from hyperopt_cli.cli.run import run
+from hyperopt_cli.cli.runs import runs
 from hyperopt_cli.cli.show import show
 from hyperopt_cli.cli.status import status
 from hyperopt_cli.cli.submit import submit
@@ -32,7 +33,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, compare, plan, bench, validate, ls, cat, cp, schema, show, submit, status, logs, cancel, doctor):
+COMMANDS = (run, compare, plan, bench, validate, ls, cat, cp, schema, runs, show, submit, status, logs, cancel, doctor)
+for command in COMMANDS:
     app.command()(command)
 
 
