@@ -77,6 +77,10 @@ class DatasetError(UsageError):
     """A data set is missing, damaged or too small for what the recipe asks of it."""
 
 
+class NoMemoryError(UsageError):
+    """What was asked for does not fit into the memory."""
+
+
 class DetachedHyperparameterError(UsageError):
     """No part of the computation depends on these hyperparameters.
 

@@ -14,8 +14,9 @@ from hyperopt_cli.comparison import OnModeStep, compare
 from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.keeping import RunKeeper, bits_depend_on, taken_up
-from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes import MODES, Mode
 from hyperopt_cli.modes.deciding import Deciding
+from hyperopt_cli.modes.described import described, revived
 from hyperopt_cli.modes.engines.verdict import Verdict
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer import MOST_HALVINGS, OuterKeeper, OuterStep, descend
@@ -101,14 +102,13 @@ def execute(
     directory.write_recipe(written, recipe.to_yaml())
     directory.write_environment(environment(str(experiment.device)))
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
-    kept = _Kept(experiment.mode, directory)
-    experiment.mode.decided(tree.get("mode", {}))
-    ranks.agreed((tree.get("outer"), experiment.mode.decisions()))
-    status = LiveStatus(directory.status, outer_step=num_measured)
+    kept = _Kept(revived(tree["mode"], MODES.values()) if tree else experiment.mode, directory)
+    ranks.agreed((tree.get("outer"), described(kept.mode)))
+    status = LiveStatus(directory.status, outer_step=num_measured, mode=recipe.mode.name)
 
     def rest() -> tuple[dict[str, Any], bool]:
         kept.keep()
-        return {"record": record.kept(), "mode": experiment.mode.decisions()}, record.best_is_new()
+        return {"record": record.kept(), "mode": described(kept.mode)}, record.best_is_new()
 
     keeper: OuterKeeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
     if ranks.size > 1:
@@ -123,18 +123,23 @@ def execute(
         def on_halved(n: int, halvings: int, why: NonFiniteError) -> None:
             watcher.said(f"outer step {n}: {why}; its step is halved ({halvings} of {MOST_HALVINGS})")
 
+        def on_smaller(n: int, mode: Mode, why: str) -> None:
+            kept.mode = mode
+            watcher.said(f"outer step {n}: {why}")
+
         try:
             steps = descend(
                 experiment.problem,
                 experiment.space,
                 experiment.descent,
-                experiment.mode,
+                kept.mode,
                 experiment.seed,
                 on_inner_step,
                 on_halved,
                 keeper,
                 tree.get("outer"),
                 ranks,
+                on_smaller,
             )
             for step in steps:
                 record.add(step)
@@ -165,10 +170,9 @@ def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
         HyperoptError: as the lead does.
     """
     told: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))  # by the lead
-    left, decisions = told
-    experiment.mode.decided(decisions)
-    keeper = Agreement(ranks, flag, None)
-    problem, space, descent, mode = experiment.problem, experiment.space, experiment.descent, experiment.mode
+    left, description = told
+    mode, keeper = revived(description, MODES.values()), Agreement(ranks, flag, None)
+    problem, space, descent = experiment.problem, experiment.space, experiment.descent
     for _ in descend(problem, space, descent, mode, experiment.seed, None, None, keeper, left, ranks):
         pass
 
@@ -204,7 +208,7 @@ def execute_comparison(
     """
     directory.write_recipe(written, recipe.to_yaml())
     directory.write_environment(environment(str(experiment.device)))
-    status = LiveStatus(directory.status)
+    status = LiveStatus(directory.status, mode="compare")
 
     def beating(mode: str, phase: str, done: int, steps: int) -> None:
         status.beat()
@@ -221,19 +225,23 @@ def execute_comparison(
 
 
 class _Kept:
-    """The verdicts of a mode that chooses its engine by measuring, in the run directory."""
+    """The verdicts of a mode that chooses its engine by measuring, in the run directory.
+
+    Attributes:
+        mode: the recipe's, or a smaller one that is taken in its place since memory was lacking.
+    """
 
     def __init__(self, mode: Mode, directory: RunDirectory) -> None:
-        self._mode, self._directory, self._num = mode, directory, 0
+        self.mode, self._directory, self._num = mode, directory, 0
         if isinstance(mode, Deciding):
             mode.remember(_readable(directory.read_engine()))
             self._num = len(mode.verdicts)
 
     def keep(self) -> None:
         """Writes them down if there are new ones."""
-        if isinstance(self._mode, Deciding) and len(self._mode.verdicts) > self._num:
-            self._num = len(self._mode.verdicts)
-            self._directory.write_engine([verdict.to_json() for verdict in self._mode.verdicts])
+        if isinstance(self.mode, Deciding) and len(self.mode.verdicts) > self._num:
+            self._num = len(self.mode.verdicts)
+            self._directory.write_engine([verdict.to_json() for verdict in self.mode.verdicts])
 
 
 def _readable(written: Iterable[Mapping[str, Any]]) -> Iterator[Verdict]:

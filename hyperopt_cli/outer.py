@@ -17,6 +17,8 @@ from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes import Hypergradient, Mode
 from hyperopt_cli.modes.base import OnStep
+from hyperopt_cli.modes.fitting import smaller, told
+from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks import ALONE, Ranks
@@ -26,6 +28,8 @@ from hyperopt_cli.space import Space
 
 # Called after each inner step: outer step, replica, phase, steps done, steps in the phase.
 OnInnerStep = Callable[[int, int, str, int, int], None]
+# Called when memory was lacking: outer step, the mode that is taken from now on, what happened.
+OnSmaller = Callable[[int, Mode, str], None]
 # Called when a step of the outer loop is halved: outer step, how often by now, what was not finite where it had led.
 OnHalved = Callable[[int, int, NonFiniteError], None]
 
@@ -151,6 +155,7 @@ def descend(
     keeper: OuterKeeper | None = None,
     left: Mapping[str, Any] | None = None,
     ranks: Ranks = ALONE,
+    on_smaller: OnSmaller | None = None,
 ) -> Iterator[OuterStep]:
     """Measures and steps, `descent.steps` times, and measures where it arrived.
 
@@ -165,8 +170,10 @@ def descend(
         keeper: asked after each step, inner or outer, whether it wants what another process can go on from.
         left: what it was given, to go on from there.
         ranks: the processes that descend together, each of them with the same bits; several need a keeper.
+        on_smaller: told of a mode that is taken because memory was lacking.
 
     Raises:
+        NoMemoryError: memory was lacking, and the mode cannot do with less.
         NonFiniteError: the run diverged, and did so after five halved steps too, or at
             once; what was yielded stays good.
     """
@@ -177,10 +184,17 @@ def descend(
         walk.update()
         measured = None
         while measured is None:
+            lacking = None
             try:
                 measured = walk.measured(problem, mode, on_inner_step)
             except NonFiniteError as error:
                 walk.halve(error, on_halved)
+            except Exception as error:
+                if not is_lacking(error) or ranks.size > 1:  # ranks may see different memory
+                    raise
+                lacking = told(error)
+            if lacking is not None:  # not above: as long as the error is there, it holds what took the memory
+                mode = walk.smaller(problem, mode, lacking, on_smaller)
         yield measured
         walk.offer()
 
@@ -233,6 +247,21 @@ class _Walk:
         self._project()
         if on_halved is not None:
             on_halved(self.n, self._halvings, error)
+
+    def smaller(
+        self, problem: Callable[[int], Problem], mode: Mode, lacking: str, on_smaller: OnSmaller | None
+    ) -> Mode:
+        """What to take in place of `mode`, for the hypergradient that is begun again and those after it.
+
+        Raises:
+            NoMemoryError: it can't do with less.
+        """
+        self._replicas.begin_again()
+        seed = self._descent.seeds(self._seed, self.n)[0]
+        mode, said = smaller(mode, problem(seed), self._space.natural(self.raw), lacking)
+        if on_smaller is not None:
+            on_smaller(self.n, mode, said)
+        return mode
 
     def measured(self, problem: Callable[[int], Problem], mode: Mode, on_inner_step: OnInnerStep | None) -> OuterStep:
         """The next outer step."""

@@ -55,6 +55,10 @@ class Replicas:
         """For the next outer step, or for this one at another place."""
         self._done, self._left = {}, {}
 
+    def begin_again(self) -> None:
+        """What is begun is of no use: it was of another mode."""
+        self._left = {}
+
     def measured(
         self,
         problem: Callable[[int], Problem],

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from hyperopt_cli.cli.tables import bias_line, brief, outcome_table
+from hyperopt_cli.cli.tables import bias_line, brief, duration, outcome_table
 from hyperopt_cli.execute import Watcher
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.outer import OuterStep
@@ -132,7 +132,7 @@ class PlainLines:
         left = self._clock.left_s()
         typer.echo(
             f"outer {step.outer_step}/{self._clock.last}  validation {step.validation_loss:.5g}  "
-            f"training {step.training_loss:.5g}  {values}  ({step.stats['wall_s']:.1f} s, {_time(left)} left)"
+            f"training {step.training_loss:.5g}  {values}  ({step.stats['wall_s']:.1f} s, {duration(left)} left)"
         )
 
     def said(self, text: str) -> None:
@@ -186,7 +186,7 @@ class LiveDisplay:
         self._clock.inner(outer_step, replica, phase, done, steps)
         replicas = f", replica {replica + 1}/{self._clock.replicas}" if self._clock.replicas > 1 else ""
         self._progress.update(self._inner, completed=self._clock.share, note=f"{phase} {done}/{steps}{replicas}")
-        note = f"{outer_step}/{self._clock.last}, {_time(self._clock.left_s())} left"
+        note = f"{outer_step}/{self._clock.last}, {duration(self._clock.left_s())} left"
         self._progress.update(self._outer, completed=outer_step, note=note)
 
     def outer(self, step: OuterStep) -> None:
@@ -209,9 +209,3 @@ class LiveDisplay:
             values = [brief(value.tolist()) for value in step.hyperparameters.values()]
             table.add_row(str(step.outer_step), f"{step.validation_loss:.5g}", f"{step.training_loss:.5g}", *values)
         return Group(*map(Text, self._choices), table, self._progress)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

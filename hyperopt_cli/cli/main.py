@@ -17,11 +17,12 @@ from hyperopt_cli.cli.logs import logs
 from hyperopt_cli.cli.plan import plan
 from hyperopt_cli.cli.recipes import cat, cp, ls, schema
 from hyperopt_cli.cli.run import run
+from hyperopt_cli.cli.runs import runs
 from hyperopt_cli.cli.show import show
 from hyperopt_cli.cli.status import status
 from hyperopt_cli.cli.submit import submit
 from hyperopt_cli.cli.validate import validate
-from hyperopt_cli.errors import HyperoptError
+from hyperopt_cli.errors import HyperoptError, NoMemoryError
 
 app = typer.Typer(
     name="hyperopt",
@@ -32,7 +33,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, compare, plan, bench, validate, ls, cat, cp, schema, show, submit, status, logs, cancel, doctor):
+COMMANDS = (run, compare, plan, bench, validate, ls, cat, cp, schema, runs, show, submit, status, logs, cancel, doctor)
+for command in COMMANDS:
     app.command()(command)
 
 
@@ -81,7 +83,18 @@ def main() -> None:
             sys.exit(2)
         _defect(error, debug)
     except Exception as error:
+        if _is_lack_of_memory(error):
+            _report(f"out of memory: {error}; what was kept before is intact", debug)
+            sys.exit(NoMemoryError.exit_code)
         _defect(error, debug)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return False
+    from hyperopt_cli.modes.memory import is_lacking
+
+    return is_lacking(error)
 
 
 def _defect(error: Exception, debug: bool) -> NoReturn:

@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
-from hyperopt_cli.errors import HyperoptError, NonFiniteError, RankLostError, Stopped
+from hyperopt_cli.errors import (
+    DatasetError,
+    HyperoptError,
+    NoMemoryError,
+    NonFiniteError,
+    RankLostError,
+    Stopped,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from hyperopt_cli.ranks import Ranks
     from hyperopt_cli.recipe import Recipe
+    from hyperopt_cli.runs.directory import RunDirectory
 
+_WORDS = ("never", "auto")
 _REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer.lr, or outer.clip_norm"
 
 
@@ -41,6 +51,7 @@ def run(
 
     Example: hyperopt run digits_lr outer.steps=5 --mode reverse
     """
+    _check_resume(resume, out)
     loaded = load_recipe(recipe, with_options(overrides, mode=mode, device=device), allow_import)
 
     from hyperopt_cli.ranks.joining import joined, place
@@ -105,6 +116,8 @@ def _lead(
             raise
         print(f"hyperopt: {stopped}; a checkpoint is kept in {directory.root}: {again}", file=sys.stderr)
         raise typer.Exit(_code(stopped)) from None
+    except (DatasetError, NoMemoryError) as error:
+        raise type(error)(f"{error}. {_kept(directory)}") from error
     summary(result, directory, json)
     if error is not None:
         kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
@@ -135,3 +148,26 @@ def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: 
 
 def _code(error: HyperoptError) -> int:
     return 130 if isinstance(error, Stopped) and error.signal == "SIGINT" else error.exit_code
+
+
+def _check_resume(resume: str, out: Path | None) -> None:
+    """Refuses what is neither a word that is known nor a directory; given --out too, only what was meant as a word."""
+    if resume in _WORDS or Path(resume).is_dir():
+        return
+    from hyperopt_cli.recipe.wording import did_you_mean
+
+    meant = did_you_mean(resume, _WORDS)
+    if meant or out is None:
+        raise UsageError(
+            f"--resume: {resume} is not a directory; allowed are never, auto and the directory of a run{meant}"
+        )
+
+
+def _kept(directory: "RunDirectory") -> str:
+    """What a run that has failed can be continued from, and how."""
+    from hyperopt_cli.runs.checkpoints import Checkpoints
+
+    names, resume = Checkpoints(directory.checkpoints).names(), f"--resume {shlex.quote(str(directory.root))}"
+    if not names:
+        return f"There was no checkpoint yet: {resume} then starts again"
+    return f"The last checkpoint, {names[0]}, is intact: continue from it then, with {resume}"

@@ -77,7 +77,7 @@ def _table(rows: Iterable["Row"]) -> "Table":
     for row in rows:
         state = f"{row.slurm} ({row.reason})" if row.reason and row.slurm != "RUNNING" else row.slurm
         best = None if row.best is None else f"{row.best:.5g}"
-        cells = (row.job_id, row.element, state, row.requeues, row.run, _ago(row.heartbeat_s), row.outer_step, best)
+        cells = (row.job_id, row.element, state, row.requeues, row.run, ago(row.heartbeat_s), row.outer_step, best)
         table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in cells))
     return table
 
@@ -88,7 +88,8 @@ def _as_json(overview: "Overview") -> dict[str, Any]:
     return {**fields, "submitted": selection.job.submitted, "elements": [row._asdict() for row in rows]}
 
 
-def _ago(seconds: float | None) -> str:
+def ago(seconds: float | None) -> str:
+    """How long ago, in words."""
     if seconds is None:
         return ""
     if seconds < 120:

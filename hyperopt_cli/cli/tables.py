@@ -25,6 +25,13 @@ def brief(value: Any) -> str:
     return " ".join(map(number, flat))
 
 
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
 def bias_line(bias: str) -> str:
     """What has to be said of a run whose hypergradient is not exact."""
     return f"the hypergradient is biased: {bias}"

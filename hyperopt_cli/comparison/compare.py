@@ -4,7 +4,6 @@ Each mode starts with its memory tidied up and two steps that are thrown away, s
 memory are its own, whatever ran before it.
 """
 
-import gc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -25,7 +24,7 @@ from hyperopt_cli.errors import (
 )
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
 from hyperopt_cli.modes.base import OnStep
-from hyperopt_cli.modes.memory import give_back, peak_bytes, reset_peak
+from hyperopt_cli.modes.memory import is_lacking, peak_bytes, reset_peak, tidy_up
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -90,7 +89,7 @@ def _measured(problem: Problem, hyper: Hyper, name: str, mode: Mode, on_step: On
     """One mode, or why it has no result."""
     try:
         _warm_up(problem, hyper, mode)
-        _tidy_up()
+        tidy_up()
         held = _held_bytes(problem, hyper)
         watch = None if on_step is None else _named(on_step, name)
         result = hypergradient(problem, hyper, mode, on_step=watch)
@@ -108,7 +107,7 @@ def _measured(problem: Problem, hyper: Hyper, name: str, mode: Mode, on_step: On
 
 def _at_full_precision(problem: Problem, hyper: Hyper, mode: Mode, watch: OnStep | None) -> Hypergradient | None:
     """The same with every product in the parameters' precision; None where that has no result."""
-    _tidy_up()
+    tidy_up()
     with suppress(HyperoptError, MemoryError, torch.OutOfMemoryError):
         return hypergradient(replace(problem, precision=None), hyper, mode, on_step=watch)
     return None
@@ -122,13 +121,6 @@ def _warm_up(problem: Problem, hyper: Hyper, mode: Mode) -> None:
         hypergradient(short, hyper, mode)
 
 
-def _tidy_up() -> None:
-    """Gives back what earlier modes held, so that a mode's peak of memory is its own."""
-    gc.collect()
-    torch.cuda.empty_cache()  # nothing where CUDA is not in use
-    give_back()
-
-
 def _named(on_step: OnModeStep, name: str) -> Callable[[str, int, int], None]:
     return lambda phase, done, steps: on_step(name, phase, done, steps)
 
@@ -137,7 +129,7 @@ def _without_result(name: str, error: Exception) -> Compared:
     """What stopped the mode; what is neither of this package nor a lack of memory is a defect, and raised."""
     if isinstance(error, HyperoptError):
         return Compared(name, _status(error), str(error), error.exit_code)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+    if is_lacking(error):
         return Compared(name, "out of memory", str(error).partition("\n")[0] or "no memory left", UsageError.exit_code)
     raise error
 

@@ -37,6 +37,15 @@ def require_shape(inputs: Tensor, first: Tensor) -> None:
         )
 
 
+def unreadable(error: OSError, path: str | None = None) -> DatasetError:
+    """What to say of a file that the system does not give: it was deleted, or its disk is gone."""
+    what, why = path or error.filename or "a file of the data set", error.strerror or error
+    return DatasetError(
+        f"{what} can't be read ({why}): a data set that is streamed has to stay where it is as long as a run goes on; "
+        "bring it back, or mount its disk again"
+    )
+
+
 class Streaming:
     """A source that reads examples from a map-style data set.
 
@@ -55,7 +64,7 @@ class Streaming:
 
     def walk(self, indices: Iterable[Tensor]) -> Iterator[Raw]:
         """The examples at each index in turn."""
-        return map(self.place, self.loader([index.tolist() for index in indices], persistent=False))
+        return map(self.place, _reading(self.loader([index.tolist() for index in indices], persistent=False)))
 
     def reader(self, index_of: Callable[[int], Tensor]) -> Callable[[int], Raw]:
         """A function of t >= 0 that reads the examples at `index_of(t)`, fastest in ascending or descending order."""
@@ -96,6 +105,8 @@ class _Stacked:
                 require_shape(other, inputs[0])
         except DatasetError as error:
             return error
+        except OSError as error:
+            return unreadable(error)
         return Raw(torch.stack(inputs), torch.stack([torch.as_tensor(target) for target in targets]))
 
 
@@ -131,8 +142,18 @@ class _Walker:
         if last is None or t != last[0] + self.steps.direction:
             self.steps.start = t
             self.steps.direction = -1 if last is not None and t == last[0] - 1 else 1
-            self.ahead = iter(self.loader)
+            self.ahead = _reading(self.loader)
         return self.source.place(next(self.ahead))
+
+
+def _reading(loader: Iterable[Raw | DatasetError]) -> Iterator[Raw | DatasetError]:
+    """What is read; a process that reads ahead may be killed, by a file that it has mapped and that is cut off."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DatasetError(f"a process that reads the data set has ended: {str(error).splitlines()[0]}") from error
 
 
 def _as_is(read: Any) -> Any:

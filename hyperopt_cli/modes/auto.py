@@ -5,15 +5,17 @@ are to be compared: what is quickest depends on the machine.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
 from hyperopt_cli.modes.deciding import Deciding
+from hyperopt_cli.modes.described import described, revived
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.verdict import Verdict
 from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.planning.plan import planned
+from hyperopt_cli.modes.planning.predictions import spelled
 from hyperopt_cli.modes.reverse import Reverse
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.modes.sizes import size_of
@@ -49,6 +51,23 @@ class Auto(Deciding):
         """For the modes that it will choose."""
         self._known.extend(verdicts)
 
+    @property
+    def running(self) -> Mode:
+        """The mode that is chosen, once one is."""
+        return next((chosen.mode for chosen in reversed(self._plans.values())), self)
+
+    def smaller(self, problem: Problem, hyper: Hyper) -> "Auto | None":
+        """With the same plan, and the chosen mode made smaller."""
+        less = None if self.running is self else self.running.smaller(problem, hyper)
+        if less is None:
+            return None
+        key, chosen = next(reversed(self._plans.items()))
+        why = f"{chosen.why}; made smaller, since it ran out of memory"
+        other = replace(self)
+        other._known.extend(self._known)
+        other._plans.update({**self._plans, key: Chosen(less, spelled(less), why)})
+        return other
+
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """By the mode that is chosen."""
         dynamics = Dynamics.of(problem, hyper)
@@ -66,27 +85,13 @@ class Auto(Deciding):
     def decisions(self) -> dict[str, Any]:
         """The plans, and what the modes that were chosen have decided."""
         plans = {
-            key: {
-                "mode": type(chosen.mode).__name__,
-                "arguments": _arguments(chosen.mode),
-                "name": chosen.name,
-                "why": chosen.why,
-                "decisions": chosen.mode.decisions(),
-            }
+            key: {**described(chosen.mode), "name": chosen.name, "why": chosen.why}
             for key, chosen in self._plans.items()
         }
         return {"plans": plans}
 
     def decided(self, decisions: Mapping[str, Any]) -> None:
         """Plans that are followed instead of making new ones."""
-        modes = {mode.__name__: mode for mode in (Forward, Reverse, Reversible)}
         for key, kept in decisions.get("plans", {}).items():
-            mode = modes[kept["mode"]](**kept["arguments"])
-            mode.decided(kept["decisions"])
+            mode = revived(kept, (Forward, Reverse, Reversible))
             self._plans[key] = Chosen(mode, kept["name"], kept["why"])
-
-
-def _arguments(mode: Mode) -> dict[str, Any]:
-    """What it was made with."""
-    assert is_dataclass(mode)
-    return {each.name: getattr(mode, each.name) for each in fields(mode) if each.init}

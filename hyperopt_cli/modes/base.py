@@ -48,6 +48,18 @@ class Mode(ABC):
         """What makes the hypergradient of a run of `steps` steps differ from the exact one, a phrase; None: nothing."""
         return None
 
+    @property
+    def running(self) -> "Mode":
+        """The mode that does the work: itself, or the one that it has chosen last."""
+        return self
+
+    def smaller(self, problem: Problem, hyper: Hyper) -> "Mode | None":
+        """What to take in its place where memory was lacking: with fewer columns at once, or fewer states kept.
+
+        None: it can't do with less.
+        """
+        return None
+
     def decisions(self) -> dict[str, Any]:
         """What it has decided by measuring, so that a run that is taken up again goes on alike; for a checkpoint."""
         return {}

@@ -120,6 +120,16 @@ class Forward(Compiling):
         told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
         return result._replace(stats={**result.stats, **told})
 
+    def smaller(self, problem: Problem, hyper: Hyper) -> "Forward | None":
+        """With half as many columns at once; Z itself stays as large as it is."""
+        num = sum(value.numel() for value in hyper.values())
+        at_once = num if self.chunk_size is None else min(self.chunk_size, num)
+        if at_once <= 1:
+            return None
+        less = replace(self, chunk_size=-(-at_once // 2))
+        less.remember(self.verdicts)
+        return less
+
     def _blocks(self, problem: Problem, hyper: Hyper) -> list[list[int]]:
         """The columns that are treated at once, by this process."""
         num, ranks = sum(value.numel() for value in hyper.values()), problem.ranks

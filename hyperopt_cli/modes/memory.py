@@ -1,18 +1,32 @@
 """Bytes: of a state, free in the memory where it lies, and at the peak of what a function does."""
 
 import ctypes
+import errno
+import gc
 import os
 import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from hyperopt_cli.errors import NoMemoryError
+
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# What torch and the libraries below it say where memory is lacking, and raise no error of its own for.
+LACKING = ("allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED", "std::bad_alloc")
+
+
+def is_lacking(error: BaseException) -> bool:
+    """Whether `error` says that memory was lacking, on the host or on a GPU."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in LACKING)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError | NoMemoryError)
 
 
 def state_bytes(state: Any) -> int:
@@ -30,8 +44,8 @@ def available_bytes(device: torch.device) -> int:
 
 
 def host_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """What the kernel calls available, or what the process's control groups leave of it."""
-    return max(0, min([_of_machine(proc), *_of_groups(proc, cgroups)]))
+    """What the kernel calls available, or what the process's control groups and its own limit leave of it."""
+    return max(0, min([_of_machine(proc), *_of_groups(proc, cgroups), *_of_limit(proc)]))
 
 
 def reset_peak(device: torch.device) -> None:
@@ -62,6 +76,13 @@ def give_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+def tidy_up() -> None:
+    """Gives back what is held for nobody, on the host and on GPUs."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA is not in use
+    give_back()
+
+
 def taken_by(function: Callable[[], object], device: torch.device) -> int:
     """Bytes that `function` takes at its peak beyond what is held before it."""
     give_back()
@@ -79,6 +100,34 @@ def _of_machine(proc: Path) -> int:
         if "SC_AVPHYS_PAGES" in os.sysconf_names:
             return page * os.sysconf("SC_AVPHYS_PAGES")
         return page * os.sysconf("SC_PHYS_PAGES") // 2  # macOS says only how much there is in all
+
+
+def _of_limit(proc: Path) -> list[int]:
+    """What `ulimit -v` still allows of addresses, and what is free among those that the process has."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return []
+    try:
+        pages = int((proc / "self/statm").read_text().split()[0])
+    except OSError:
+        return []
+    return [limit - pages * os.sysconf("SC_PAGE_SIZE") + _free_in_heap()]
+
+
+class _MallInfo(ctypes.Structure):
+    """What glibc says of its heap: mallinfo(3)."""
+
+    _before: ClassVar = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks")
+    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in (*_before, "fordblks", "keepcost")]
+
+
+def _free_in_heap() -> int:
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):  # another C library, or an old one
+        return 0
+    mallinfo.restype = _MallInfo
+    return int(mallinfo().fordblks)
 
 
 def _of_groups(proc: Path, cgroups: Path) -> list[int]:

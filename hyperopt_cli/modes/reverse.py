@@ -115,6 +115,18 @@ class Reverse(Compiling):
             self._give_up(verdict, error)
         return self.differentiate(problem, hyper, account)
 
+    def smaller(self, problem: Problem, hyper: Hyper) -> "Reverse | None":
+        """With half as many states in memory, and more steps taken again; those on the disk stay there."""
+        if self.path is not None:
+            return None
+        now = self._places(Dynamics.of(problem, hyper), hyper, self._num_swept(problem.steps), None)
+        halved = Places(now.device // 2, now.host // 2, now.disk)
+        if sum(halved) == 0 or halved == now:
+            return None
+        less = replace(self, slots=halved._asdict() if halved.host or halved.disk else halved.device)
+        less.remember(self.verdicts)
+        return less
+
     def _swept(
         self, dynamics: Dynamics, hyper: Hyper, steps: Steps, told: Mapping[str, Any], account: Account
     ) -> Hypergradient:

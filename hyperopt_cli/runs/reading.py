@@ -15,7 +15,8 @@ from hyperopt_cli.runs.status import state_of
 class Metrics(NamedTuple):
     """One line of metrics.jsonl; the four dictionaries share their keys and hold nested lists.
 
-    `bias` is what biases the hypergradient; None where it is exact.
+    `bias` is what biases the hypergradient; None where it is exact. `mode` is what `auto` chose, `factors` are the
+    fractions that a reversal multiplies by, by label; None where there are none.
     """
 
     outer_step: int
@@ -30,6 +31,8 @@ class Metrics(NamedTuple):
     num_gradients: int
     num_hvps: int
     bias: str | None = None
+    mode: str | None = None
+    factors: dict[str, str] | None = None
 
 
 class Run(NamedTuple):

@@ -14,7 +14,20 @@ def test_help_loads_no_torch():
     code += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch was loaded'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "validate", "ls", "cat", "cp", "schema", "show", "doctor", "compare", "plan", "bench"):
+    for command in (
+        "run",
+        "validate",
+        "ls",
+        "cat",
+        "cp",
+        "schema",
+        "runs",
+        "show",
+        "doctor",
+        "compare",
+        "plan",
+        "bench",
+    ):
         assert command in done.stdout
 
 

@@ -132,6 +132,14 @@ def test_outer_steps_and_the_interval_may_change(hyperopt: Any, recipe: Path) ->
     ("arguments", "said"),
     [
         (("--resume", "nowhere"), "nowhere is not a directory"),
+        (("--resume", "nowhere"), "allowed are never, auto and the directory of a run\n"),
+        (
+            ("--resume", "atuo"),
+            "atuo is not a directory; allowed are never, auto and the directory of a run; did you m",
+        ),
+        (("--resume", "atuo", "--out", "there"), "did you mean auto?"),
+        (("--resume", "Auto"), "did you mean auto?"),
+        (("--resume", "nevr"), "did you mean never?"),
         (("--resume", "nowhere", "--out", "there"), "give one of them"),
         (("--resume", "auto", "--out", "full"), "has no status.json"),
         (("--out", "full"), "holds a run or other files already"),

@@ -161,8 +161,9 @@ def test_a_terminal_gets_a_live_display(tmp_path, recipe):
     assert "after (outer step" in text
 
 
-def test_show_tells_the_run_again(hyperopt, recipe):
-    assert hyperopt("run", recipe, *SHORT, "--out", "there").code == 0
+@pytest.mark.parametrize("mode", ["forward", "reverse", "reversible", "auto"])
+def test_show_tells_the_run_again(mode, hyperopt, recipe):
+    assert hyperopt("run", recipe, *SHORT, "--out", "there", "--mode", mode).code == 0
     code, out, _ = hyperopt("show", "there")
     assert code == 0
     assert "there: done" in out

@@ -31,7 +31,7 @@ def _import_now() -> None:
         inner_loss=loss,
         outer_loss=lambda params, hyper: params["w"].sum(),
         batch=lambda t: None,
-        optimizer=optimizers.SGD(),
+        optimizer=optimizers.SGD(momentum=0.5),
         steps=1,
     )
     for mode in (Forward(engine="folded"), Forward(engine="forward_over_reverse"), Reversible()):

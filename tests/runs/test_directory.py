@@ -147,3 +147,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_reading_and_writing_runs_imports_no_torch() -> None:
     program = "import sys, hyperopt_cli.runs.directory, hyperopt_cli.runs.reading; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_what_only_some_modes_write_comes_back(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "digits")
+    of_some = {"bias": "truncated", "mode": "reverse:slots=4", "factors": {"momentum": "9/10"}}
+    directory.append_metrics(step(0)._replace(stats={**step(0).stats, **of_some}))
+    (line,) = read_metrics(directory.metrics)
+    assert (line.bias, line.mode, line.factors) == ("truncated", "reverse:slots=4", {"momentum": "9/10"})

@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.compiling.operators import Operators, same, written_down
+from hyperopt_cli.modes.memory import is_lacking
 
 # Relative to the norm of each result: compiled and eager round differently, and a network amplifies that.
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.2}
@@ -70,6 +71,8 @@ def compiled_by_inductor(graph: fx.GraphModule, tensors: list[Tensor]) -> Callab
     try:
         made: Callable[..., Any] = torch._inductor.compile(graph, list[Any](tensors), options=options)
     except Exception as error:
+        if is_lacking(error):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"compile: inductor failed ({shorten(reason, 200)}); set compile: false") from error
     if not on_gpu:

@@ -11,11 +11,11 @@ an engine by hand or keep the verdict.
 import math
 from collections.abc import Callable, Mapping
 
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import NoMemoryError, UsageError
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import Loss
-from hyperopt_cli.modes.engines.examination import examined, reason_of
+from hyperopt_cli.modes.engines.examination import examined, is_of_memory, reason_of
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.engines.symmetry import misfit, probed
 from hyperopt_cli.modes.engines.timing import timed
@@ -76,7 +76,7 @@ def decided(made_for: Circumstances, setting: Setting, loss_at: Callable[[int], 
     times = timed(right, setting, loss_at, steps)
     disqualified = tried.disqualified | times.disqualified
     if not times.step_s:
-        raise UsageError(_nothing_left(disqualified))
+        raise _nothing_left(disqualified)
     best = min(times.step_s, key=lambda name: times.step_s[name])
     why = _measured(best, times.step_s, setting.num_columns) + _told(disqualified)
     return Verdict(best, why, made_for, times.step_s, tried.errors, tried.asymmetries, disqualified)
@@ -87,7 +87,7 @@ def _by_default(made_for: Circumstances, setting: Setting, num_candidates: int) 
     tried = _Tried(setting)
     name = next((name for name in BY_DEFAULT if name in ENGINES and tried.passes(name)), None)
     if name is None:
-        raise UsageError(_nothing_left(tried.disqualified))
+        raise _nothing_left(tried.disqualified)
     least = math.ceil((EXAMINATION_AND_WARM_UP + 1) * num_candidates / SHARE_OF_RUN)
     why = f"the default, for measuring takes a horizon of {least} steps to repay it" + _told(tried.disqualified)
     return Verdict(name, why, made_for, {}, tried.errors, tried.asymmetries, tried.disqualified)
@@ -144,9 +144,10 @@ def _told(disqualified: Mapping[str, str]) -> str:
     return "".join(f"; {name} disqualified: {_bare(name, reason)}" for name, reason in disqualified.items())
 
 
-def _nothing_left(disqualified: Mapping[str, str]) -> str:
+def _nothing_left(disqualified: Mapping[str, str]) -> UsageError:
     reasons = "; ".join(f"{name}: {_bare(name, reason)}" for name, reason in disqualified.items())
-    return f"engine: none is left ({reasons}); use the mode reverse, smaller batches or a chunk_size"
+    kind = NoMemoryError if any(map(is_of_memory, disqualified.values())) else UsageError
+    return kind(f"engine: none is left ({reasons}); use the mode reverse, smaller batches or a chunk_size")
 
 
 def _bare(name: str, reason: str) -> str:

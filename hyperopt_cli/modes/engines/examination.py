@@ -15,13 +15,13 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.engines import symmetry
 from hyperopt_cli.modes.engines.base import Engine, Tangents
 from hyperopt_cli.modes.engines.setting import Setting
-from hyperopt_cli.modes.memory import available_bytes, taken_by
+from hyperopt_cli.modes.memory import available_bytes, is_lacking, taken_by
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 NUM_COLUMNS = 2
 SHARE_OF_MEMORY = 0.9
-# What torch says where memory is lacking, and raises no error of its own for.
-LACKING = ("can't allocate memory", "out of memory", "not enough memory")
+# Reasons for which fewer columns at once are a way out.
+DOES_NOT_FIT, WOULD_NEED = "does not fit into the memory", "would need about"
 
 
 class Examination(NamedTuple):
@@ -58,7 +58,7 @@ def examined(engine: Engine, setting: Setting, reference: Params | None, one_by_
         products = held[0].grad_tangents
         growth = 1.0 if one_by_one else setting.at_once / min(setting.at_once, NUM_COLUMNS)
         if taken * growth > SHARE_OF_MEMORY * room:
-            return Examination(products, f"would need about {_mebibytes(taken * growth)}, {_mebibytes(room)} are free")
+            return Examination(products, f"{WOULD_NEED} {_mebibytes(taken * growth)}, {_mebibytes(room)} are free")
         probe = symmetry.probed(engine, setting)
     except (UsageError, RuntimeError) as failure:
         return Examination(None, reason_of(failure) if reference is None else _reason(failure))
@@ -78,9 +78,14 @@ def reason_of(error: Exception) -> str:
     """Why an engine that raised this is disqualified; what it does not explain is raised again."""
     if isinstance(error, UsageError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LACKING):
-        return "does not fit into the memory"
+    if is_lacking(error):
+        return DOES_NOT_FIT
     raise error
+
+
+def is_of_memory(reason: str) -> bool:
+    """Whether an engine is disqualified for the memory that it takes."""
+    return reason.startswith((DOES_NOT_FIT, WOULD_NEED))
 
 
 def _reason(failure: Exception) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.engines.base import Engine, Loss, Tangents
+from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 # What torch says, and what that means; the group is the operator.
@@ -45,10 +46,8 @@ def refusing(name: str) -> Iterator[None]:
     functorch._set_vmap_fallback_enabled(False)
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, NotImplementedError) as error:
-        found = _reading(str(error))
+        found = None if is_lacking(error) else _reading(str(error))
         if found is None:
             raise
         operator, what = found

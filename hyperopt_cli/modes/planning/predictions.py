@@ -18,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import NamedTuple
 
-import torch
-
 from hyperopt_cli.errors import FixedPointRangeError, ReversalError, UsageError
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.engines.examination import reason_of
 from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.memory import state_bytes
 from hyperopt_cli.modes.planning.column_costs import Allowance, at, measured_points
@@ -187,8 +186,8 @@ def _forward_in_chunks(bench: _Bench, mode: Forward, columns: Sequence[int]) -> 
     allowance = Allowance(bench.share_s, bench.limit_bytes, lambda step_s: _repeats(bench.share_s, step_s))
     try:
         points = measured_points(mode, bench.dynamics, bench.hyper, bench.plain_s, columns, allowance)
-    except (UsageError, torch.OutOfMemoryError) as error:
-        return refused(mode, counts, str(error))
+    except (UsageError, RuntimeError, MemoryError) as error:
+        return refused(mode, counts, reason_of(error))
     wall_s = sum(times * at(points, num).step_s for num, times in Counter(columns).items())
     kept = (max(columns) + 1) * state_bytes(bench.dynamics.start)
     return bench.prediction(mode, wall_s, at(points, max(columns)).peak_bytes, kept, counts)
@@ -208,8 +207,10 @@ def _reversible(bench: _Bench) -> Prediction:
     num_parameters = sum(w.numel() for w in start.params.values())
     try:
         probe = bench.probe(Reversible(compile=_compiles(bench, num_parameters)), 2 * _both(bench.reverse))
-    except (UsageError, FixedPointRangeError, ReversalError) as error:
+    except (FixedPointRangeError, ReversalError) as error:
         return refused(mode, counts, str(error))
+    except (UsageError, RuntimeError, MemoryError) as error:
+        return refused(mode, counts, reason_of(error))
     factors = Factors(bench.dynamics, bench.hyper)
     bits = statistics.fmean(factors.bits(t) for t in spread(problem.steps, NUM_FACTORS))
     store = problem.steps * num_parameters * bits / 8

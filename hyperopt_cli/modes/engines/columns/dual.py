@@ -29,6 +29,7 @@ from torch.utils import checkpoint
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.memory import is_lacking
 
 aten = torch.ops.aten
 
@@ -310,6 +311,8 @@ def by_torch(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _decomposed(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+    if is_lacking(error):
+        raise error
     if func not in decomposition_table:
         raise _refused(func, str(error).splitlines()[0]) from error
     with enable_reentrant_dispatch(), torch.no_grad():

@@ -1,0 +1,157 @@
+"""Which mode is taken where memory was lacking, and how a lack of it is recognised."""
+
+import errno
+from typing import Any
+
+import pytest
+import torch
+
+from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
+from hyperopt_cli.errors import NoMemoryError, UsageError
+from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes.auto import Auto
+from hyperopt_cli.modes.described import described, revived
+from hyperopt_cli.modes.engines import choice
+from hyperopt_cli.modes.fitting import smaller, told
+from hyperopt_cli.modes.memory import is_lacking
+from hyperopt_cli.optimizers import SGD
+from tests.cases import net_problem, scalar
+
+K = 5
+PROBLEM = net_problem(SGD(momentum=0.9))
+HYPER = {"lr": torch.full((), 0.1, dtype=torch.float64), "l2": torch.full((K - 1,), 0.1, dtype=torch.float64)}
+ALL: dict[str, tuple[Mode, list[Any]]] = {
+    "all columns": (Forward(), [3, 2, 1]),
+    "more columns than there are": (Forward(chunk_size=50), [3, 2, 1]),
+    "some columns": (Forward(chunk_size=2, engine="folded"), [1]),
+    "all states": (Reverse(), [6, 3, 1]),
+    "all states by name": (Reverse(slots="all"), [6, 3, 1]),
+    "more slots than steps": (Reverse(slots=100), [6, 3, 1]),
+    "some slots": (Reverse(slots=5), [2, 1]),
+    "the states of a window": (Reverse(window=4), [2, 1]),
+    "slots that lie apart": (
+        Reverse(slots={"device": 2, "host": 4, "disk": 3}),
+        [{"device": 1, "host": 2, "disk": 3}, {"device": 0, "host": 1, "disk": 3}, {"device": 0, "host": 0, "disk": 3}],
+    ),
+    "one column": (Forward(chunk_size=1), []),
+    "one slot": (Reverse(slots=1), []),
+    "a line": (Reverse(path="linear"), []),
+    "no states": (Reversible(), []),
+    "no plan yet": (Auto(), []),
+}
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_each_is_half_of_the_one_before_and_nothing_else_changes(case: str) -> None:
+    mode, wanted = ALL[case]
+    got: list[Any] = []
+    while (less := mode.smaller(PROBLEM, HYPER)) is not None:
+        name = "chunk_size" if isinstance(mode, Forward) else "slots"
+        before, after = described(mode)["arguments"], described(less)["arguments"]
+        assert type(less) is type(mode)
+        assert {key for key in before if before[key] != after[key]} == {name}
+        got.append(after[name])
+        mode = less
+    assert got == wanted
+
+
+def test_of_auto_slots_half_of_those_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperopt_cli.modes.reverse._num_that_fit", lambda dynamics, hyper, most: 9)
+    assert smaller(Reverse(slots="auto"), PROBLEM, HYPER, "").mode == Reverse(slots=4)
+
+
+@pytest.mark.parametrize("mode", [Forward(), Reverse()])
+def test_what_was_decided_stays_decided(mode: Mode) -> None:
+    hyper = {"lr": scalar(0.1), "momentum": scalar(0.8)}
+    hypergradient(PROBLEM, hyper, mode)
+    less: Any = mode.smaller(PROBLEM, hyper)
+    assert less.verdicts == mode.verdicts != ()  # type: ignore[attr-defined]
+
+
+def planned_as(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> Auto:
+    """An auto that has chosen `mode`, and has run it."""
+    from hyperopt_cli.modes import auto
+
+    plan = auto.planned
+
+    def chosen(*given: Any) -> Any:
+        made = plan(*given)
+        return made._replace(choice=made.choice._replace(mode=mode, name=type(mode).__name__.lower()))
+
+    monkeypatch.setattr(auto, "planned", chosen)
+    made = Auto()
+    hypergradient(PROBLEM, {"lr": scalar(0.1)}, made)
+    return made
+
+
+def test_auto_makes_what_it_has_chosen_smaller_and_plans_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    hyper, planned = {"lr": scalar(0.1)}, planned_as(monkeypatch, Reverse())
+    less, said = smaller(planned, PROBLEM, hyper, "no memory left")
+    assert said == "reverse ran out of memory (no memory left); reverse:slots=6 takes its place"
+    again = revived(described(less), [Auto])
+    monkeypatch.setattr("hyperopt_cli.modes.auto.planned", None)
+    for mode in (less, again):
+        stats = hypergradient(PROBLEM, hyper, mode).stats
+        assert (stats["mode"], stats["slots"]) == ("reverse:slots=6", 6)
+        assert stats["plan"].endswith("made smaller, since it ran out of memory")
+    assert planned.running == Reverse()
+
+
+def test_where_nothing_gets_smaller_the_modes_that_fit_are_named() -> None:
+    with pytest.raises(NoMemoryError) as raised:
+        smaller(Reversible(), PROBLEM, {"lr": scalar(0.1)}, "can't allocate 3 bytes")
+    message = str(raised.value)
+    assert message.startswith("mode: reversible ran out of memory (can't allocate 3 bytes), and can't do with less; ")
+    assert "forward (" in message
+    assert "reverse:slots=2 (" in message
+    assert message.count("reversible") == 1  # it is not recommended to those who come from there
+    assert "a device with more memory" in message
+    assert raised.value.exit_code == 2
+
+
+def test_where_no_mode_fits_it_is_said_what_each_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperopt_cli.modes.memory.available_bytes", lambda device: -(2**50))
+    with pytest.raises(NoMemoryError, match=r"and can't do with less; mode: none fits into .*: forward needs .* MiB"):
+        smaller(Reversible(), PROBLEM, {"lr": scalar(0.1)}, "no memory left")
+
+
+def test_where_no_engine_is_left_for_lack_of_memory_fewer_columns_are_a_way_out() -> None:
+    of_memory = choice._nothing_left({"folded": "would need about 5 MiB, 1 MiB are free", "dense": "failed (...)"})
+    of_operators = choice._nothing_left({"folded": "has no forward derivative"})
+    assert (type(of_memory), type(of_operators)) == (NoMemoryError, UsageError)
+    assert is_lacking(of_memory)
+
+
+LACKS: dict[str, BaseException] = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1"),
+    "a CUDA call": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "Windows": RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 5 bytes."),
+    "C++": RuntimeError("std::bad_alloc"),
+    "Python": MemoryError(),
+    "the system": OSError(errno.ENOMEM, "Cannot allocate memory"),
+}
+
+
+@pytest.mark.parametrize("case", LACKS)
+def test_a_lack_of_memory_is_recognised(case: str) -> None:
+    assert is_lacking(LACKS[case])
+    assert told(LACKS[case])
+    assert "\n" not in told(LACKS[case])
+
+
+def test_what_torch_says_where_the_host_has_no_memory_left_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**55)
+    assert is_lacking(raised.value)
+    assert told(raised.value) == f"can't allocate memory: you tried to allocate {2**57} bytes"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), ValueError("out of memory"), OSError(errno.EIO, "disk")])
+def test_anything_else_is_not(error: Exception) -> None:
+    assert not is_lacking(error)
+
+
+def test_a_mode_is_described_and_made_again() -> None:
+    for mode in (Forward(engine="folded", chunk_size=2), Reverse(slots={"disk": 3}), Reversible(radix={"w": 40})):
+        assert revived(described(mode), [Forward, Reverse, Reversible]) == mode
