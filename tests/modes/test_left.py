@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,8 +24,8 @@ MODES: dict[str, Any] = {
     "reverse, a window": lambda: Reverse(window=4, slots=2, compile=False),
     "reverse, along the line": lambda: Reverse(path="linear", compile=False),
     "reverse, compiled": lambda: Reverse(compile=True),
-    "reverse, compiled, in segments": lambda: Reverse(slots=6, compile=True),
-    "reverse, compiled, a window in segments": lambda: Reverse(slots=5, window=5, compile=True),
+    "reverse, compiled, in segments": lambda: Reverse(slots=9, compile=True),
+    "reverse, compiled, a window in segments": lambda: Reverse(slots=9, window=10, compile=True),
     "reversible": lambda: Reversible(compile=False),
 }
 PROBLEMS = ("momentum", "windows", "adam", "init")
@@ -123,6 +124,8 @@ class Counted(Once):
 @pytest.mark.parametrize("mode", MODES)
 def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: str) -> None:
     _, problem, hyper = CASES[case]
+    assert problem.outer_batches is not None
+    problem = replace(problem, outer_batches=problem.outer_batches[:1])  # of E nothing is kept between its chunks
     made, all_of_it = MODES[mode](), Counted()
     whole = hypergradient(problem, hyper, made, keeper=all_of_it)
     draw = random.Random(0)
@@ -140,6 +143,29 @@ def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: 
         except Interrupt:
             assert second.progress > first.progress
             exact(hypergradient(problem, hyper, made, left=second.found()), whole)
+
+
+@pytest.mark.parametrize("mode", [name for name in MODES if name.startswith("reverse, compiled")])
+@pytest.mark.parametrize("span", [1, 2, 5])
+def test_where_every_process_comes_only_a_few_steps_far_a_run_ends_all_the_same(mode: str, span: int) -> None:
+    """Each is interrupted at its `span`th offer, which comes before the end of any segment."""
+    _, problem, hyper = CASES["momentum"]
+    made = MODES[mode]()
+    whole, left, progress, num = hypergradient(problem, hyper, made), None, 0, 0
+    while True:
+        keeper = Once(span - 1)
+        try:
+            resumed = hypergradient(problem, hyper, made, keeper=keeper, left=left)
+        except Interrupt:
+            left, num = keeper.found(), num + 1
+            assert left["mode"]["kind"] == "Segments"
+            assert left["progress"] > progress
+            progress = left["progress"]
+            assert num <= 4 * problem.steps
+        else:
+            break
+    exact(resumed, whole)
+    assert num * span >= problem.steps
 
 
 def test_the_comparison_bites() -> None:
