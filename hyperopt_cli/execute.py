@@ -73,11 +73,11 @@ def execute(
         written: the recipe's text as the user has it, kept as recipe.yaml.
         directory: a new one, or that of a run that is continued.
         watcher: told of every step.
-        flag: set by signals; the run ends after the step in which it is set.
+        flag: set by signals; the run ends after the step in which it is set, or at the next place where it may stop.
         continued: from the newest checkpoint that can be used, or from the start if there is none at all.
 
     Raises:
-        Stopped: the flag was set; a checkpoint is written.
+        Stopped: the flag was set; what there was to keep is in a checkpoint.
         CheckpointError: none can be used.
         StorageError: something cannot be written; what was written before is intact.
     """
@@ -106,7 +106,11 @@ def execute(
 
     keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, experiment.device, rest)
     error = None
-    with _reported(status), _log(experiment, directory, written, num_measured if continued else None) as log:
+    with (
+        _reported(status),
+        _log(experiment, directory, written, num_measured if continued else None) as log,
+        _interruptible(record, directory, recipe.mode.name, flag),
+    ):
 
         def on_inner_step(n: int, replica: int, phase: str, done: int, steps: int) -> None:
             status.beat(outer_step=n)
@@ -116,6 +120,7 @@ def execute(
             watcher.said(f"outer step {n}: {why}; its step is halved ({halvings} of {MOST_HALVINGS})")
 
         try:
+            record.score_start()
             steps = descend(
                 experiment.problem,
                 experiment.space,
@@ -133,12 +138,10 @@ def execute(
                 directory.append_metrics(step)
                 log.log(step)
                 watcher.outer(step)
+                with suppress(Stopped):  # the outer loop is the next to know of it, and keeps this step first
+                    record.score_start()
         except NonFiniteError as diverged:
             error = diverged
-        except (KeyboardInterrupt, Stopped) as stopped:
-            scored = isinstance(stopped, KeyboardInterrupt)  # who sends a signal does not wait for a test split
-            directory.write_result(record.result("interrupted", recipe.mode.name, scored))
-            raise
         result = record.result("done" if error is None else "diverged", recipe.mode.name)
         directory.write_result(result)
         log.finish(result)
@@ -147,6 +150,16 @@ def execute(
         else:
             status.finish("diverged", reason=str(error))
     return Execution(result, error)
+
+
+@contextmanager
+def _interruptible(record: "_Record", directory: RunDirectory, mode: str, flag: StopFlag) -> Iterator[None]:
+    """Leaves the result of a run that is ended; who sends a signal does not wait for a test split."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped):
+        directory.write_result(record.result("interrupted", mode, scored=flag.signal is None))
+        raise
 
 
 def _log(experiment: Experiment, directory: RunDirectory, written: str, from_step: int | None) -> TensorBoardLog:
@@ -256,12 +269,17 @@ class _Record:
         return is_new
 
     def add(self, step: OuterStep) -> None:
-        """Measures the test split at the start; keeps w_T of the best."""
+        """Keeps w_T of the best."""
         point, self._mode = Point.of(step), step.stats.get("mode")
         if self._initial is None:
-            self._initial, self._initial_score = point, self._score(step.params, 0)
+            self._initial = point
         if self._best is None or point.validation_loss < self._best.validation_loss:
             self._best, self._best_params = point, step.params
+
+    def score_start(self) -> None:
+        """Measures the test split at the start, if that is still to be done; then the start is the best so far."""
+        if self._initial is not None and self._initial_score is None:
+            self._initial_score = self._score(self._best_params, 0)
 
     def result(self, status: State, mode: str, scored: bool = True) -> Result:
         """What came out so far; the test split is measured at the best, if there is time for that."""

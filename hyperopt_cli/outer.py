@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.data.seeds import derive
-from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.errors import NonFiniteError, Stopped
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -167,6 +167,9 @@ def descend(
                 measured = walk.measured(problem, mode, on_inner_step)
             except NonFiniteError as error:
                 walk.halve(error, on_halved)
+            except Stopped:
+                walk.keep_the_rest()
+                raise
         yield measured
         walk.offer()
 
@@ -189,6 +192,7 @@ class _Walk:
         self._best, self._best_step, self._halvings = float("inf"), 0, 0
         self._replicas: list[dict[str, Any]] = []  # hypergradients of the outer step that is being measured
         self._inner: Mapping[str, Any] | None = None  # what the one that was interrupted left
+        self._last_kept = 0, 0  # outer steps and replicas
 
     @property
     def goes_on(self) -> bool:
@@ -247,14 +251,24 @@ class _Walk:
 
     def keep(self, left: dict[str, Any]) -> None:
         """In the middle of a hypergradient."""
-        done = sum(run["stats"]["progress"] for run in self._replicas)
-        assert self._keeper is not None
-        self._keeper.keep(self.n, done + left["progress"], {**self._kept(), "inner": left})
+        self._keep(left["progress"], left)
+
+    def keep_the_rest(self) -> None:
+        """Before the run ends where a hypergradient has nothing to keep: what was measured before it."""
+        if (self.n, len(self._replicas)) > self._last_kept:
+            self._keep(0, None)
 
     def offer(self) -> None:
         """After an outer step; the last one is always kept, so that a run can be made longer."""
-        if self._keeper is not None and (self._keeper.due() or not self.goes_on):
-            self._keeper.keep(self.n, 0, {**self._kept(), "inner": None})
+        if self.due() or not self.goes_on:
+            self._keep(0, None)
+
+    def _keep(self, progress: int, inner: dict[str, Any] | None) -> None:
+        if self._keeper is None:
+            return
+        self._last_kept = self.n, len(self._replicas)
+        done = sum(run["stats"]["progress"] for run in self._replicas)
+        self._keeper.keep(self.n, done + progress, {**self._kept(), "inner": inner})
 
     def _kept(self) -> dict[str, Any]:
         replicas = [
@@ -277,7 +291,7 @@ class _Walk:
         """Goes on from what a keeper was given."""
         self.n, self._good, self._grad, self._halvings = (left[key] for key in ("n", "good", "grad", "halvings"))
         self._best, self._best_step, self._replicas = left["best"], left["best_step"], list(left["replicas"])
-        self._inner = left["inner"]
+        self._inner, self._last_kept = left["inner"], (self.n, len(self._replicas))
         for key, value in self.raw.items():
             value.copy_(left["raw"][key])
         self._rule.load_state_dict(left["rule"])

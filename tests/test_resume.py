@@ -65,8 +65,10 @@ def run(folder: Path, made: Any, watcher: Watching | None = None, flag: StopFlag
     """Starts the run in `folder`, or continues it."""
     watcher = watcher or Watching()
     continued = folder.exists()
-    directory = RunDirectory(folder) if continued else RunDirectory.create(folder, "run")
-    execute(build(made), made, "as written", directory, watcher, flag, continued)
+    with flag or StopFlag() as flag:
+        experiment = build(made)
+        directory = RunDirectory(folder) if continued else RunDirectory.create(folder, "run")
+        execute(experiment, made, "as written", directory, watcher, flag, continued)
     return watcher
 
 

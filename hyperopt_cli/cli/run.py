@@ -10,6 +10,8 @@ import typer
 
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
 from hyperopt_cli.errors import Stopped
+from hyperopt_cli.runs.directory import LATEST, RunDirectory
+from hyperopt_cli.runs.stopping import StopFlag
 
 _REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer.lr, or outer.clip_norm"
 
@@ -34,31 +36,42 @@ def run(
     """
     loaded = load_recipe(recipe, with_options(overrides, mode=mode, device=device), allow_import)
 
-    from hyperopt_cli.cli.display import summary, watching
-    from hyperopt_cli.execute import execute
-    from hyperopt_cli.experiment import build
-    from hyperopt_cli.recipe.difference import difference
-    from hyperopt_cli.recipe.load import find, read_text
-    from hyperopt_cli.runs.resuming import locked, opened
-    from hyperopt_cli.runs.stopping import StopFlag
-
-    experiment = build(loaded, allow_import or ())
-    path = find(recipe)
-    directory, continued = opened(resume, out, path.stem, partial(difference, now=loaded.to_yaml()))
+    directory: RunDirectory | None = None
     flag = StopFlag()
     try:
-        with locked(directory), watching(experiment, directory, json) as watcher, flag:
-            written = read_text(path, recipe)
-            result, error = execute(experiment, loaded, written, directory, watcher, flag, continued)
+        with flag:
+            from hyperopt_cli.cli.display import summary, watching
+            from hyperopt_cli.execute import execute
+            from hyperopt_cli.experiment import build
+            from hyperopt_cli.recipe.difference import difference
+            from hyperopt_cli.recipe.load import find, read_text
+            from hyperopt_cli.runs.resuming import locked, opened
+
+            experiment = build(loaded, allow_import or ())
+            path = find(recipe)
+            directory, continued = opened(resume, out, path.stem, partial(difference, now=loaded.to_yaml()))
+            with locked(directory), watching(experiment, directory, json) as watcher:
+                written = read_text(path, recipe)
+                result, error = execute(experiment, loaded, written, directory, watcher, flag, continued)
     except KeyboardInterrupt:
-        print(f"hyperopt: interrupted; what was measured so far is kept in {directory.root}", file=sys.stderr)
+        kept = "nothing was measured" if directory is None else f"what was kept so far is in {directory.root}"
+        print(f"hyperopt: interrupted; {kept}", file=sys.stderr)
         raise typer.Exit(130) from None
     except Stopped as stopped:
-        again = f"continue with --resume {shlex.quote(str(directory.root))}"
-        print(f"hyperopt: {stopped}; a checkpoint is kept in {directory.root}: {again}", file=sys.stderr)
+        print(f"hyperopt: {stopped}; {_how_to_go_on(directory)}", file=sys.stderr)
         raise typer.Exit(130 if stopped.signal == "SIGINT" else stopped.exit_code) from None
     summary(result, directory, json)
     if error is not None:
         kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
         print(f"hyperopt: diverged: {error}; {kept}. {_REMEDY}", file=sys.stderr)
         raise typer.Exit(error.exit_code)
+
+
+def _how_to_go_on(directory: RunDirectory | None) -> str:
+    """After a signal."""
+    if directory is None:
+        return "nothing was measured: run it again"
+    again = f"--resume {shlex.quote(str(directory.root))}"
+    if (directory.checkpoints / LATEST).exists():
+        return f"a checkpoint is kept in {directory.root}: continue with {again}"
+    return f"there was nothing to keep yet: start again with {again}"

@@ -13,6 +13,7 @@ from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes.memory import peak_bytes, reset_peak
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.stopping import may_stop
 
 # Called after each inner step with the phase ("forward" or "backward"), steps done and steps in the phase.
 OnStep = Callable[[str, int, int], None]
@@ -90,6 +91,7 @@ class Account:
         self.num_steps = self.num_gradients = self.num_hvps = 0
         self.inner_loss = like.new_full((steps,), float("nan"))
         self._keeper, self._left, self._progress, self._before_s = keeper, left, 0, 0.0
+        self._kept: int | None = None  # the progress that was kept last
         self._device, self._on_step = like.device, on_step
         self._last_done: tuple[str, int, int] | None = None
         self._witnesses: list[tuple[int, str, Tensor]] = []
@@ -121,13 +123,18 @@ class Account:
         return self._keeper is not None and self._keeper.due()
 
     def offer(self, left: Callable[[], dict[str, Any]]) -> None:
-        """After a step: what a mode would go on from, taken if it is to be kept now and everything is finite."""
-        if not self.due:
+        """After a step: what a mode would go on from, taken if it is to be kept now and everything is finite.
+
+        Where it is kept already, or nobody keeps anything, the run may just end.
+        """
+        if not self.due or self._progress == self._kept:
+            may_stop()
             return
         self.check()
         assert self._keeper is not None
         counts = [self.num_steps, self.num_gradients, self.num_hvps]
         done = {"progress": self._progress, "counts": counts, "inner_loss": self.inner_loss, "wall_s": self._wall_s}
+        self._kept = self._progress
         self._keeper.keep({**done, "mode": left()})
 
     def left(self) -> dict[str, Any] | None:
@@ -137,6 +144,7 @@ class Account:
             return None
         self.num_steps, self.num_gradients, self.num_hvps = left["counts"]
         self._progress, self._before_s = left["progress"], left["wall_s"]
+        self._kept = self._progress
         self.inner_loss.copy_(left["inner_loss"])
         return dict(left["mode"])
 

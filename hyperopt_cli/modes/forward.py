@@ -110,7 +110,8 @@ class Forward(Compiling):
             account.step_done("forward", t + 1, problem.steps)
             account.offer(partial(_left, t + 1, state, columns))
         params = dynamics.layout.unpack(dynamics.result(state))
-        objective = outer_objective(problem, params, hyper)
+        left_at_end = partial(_left, problem.steps, state, columns)
+        objective = outer_objective(problem, params, hyper, partial(account.offer, left_at_end))
         grad = _contract(dynamics, state, columns, objective.by_params, objective.by_hyper)
         result = account.close(objective.value, grad, params)
         why = {"engine_why": verdict.why} if self.engine == "auto" else {}

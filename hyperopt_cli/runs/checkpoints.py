@@ -27,11 +27,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hyperopt_cli.errors import CheckpointError, StorageError, UsageError
+from hyperopt_cli.runs.directory import LATEST
 from hyperopt_cli.runs.json_files import read_json, write_json, write_text
 
 VERSION = 1
 NAME = re.compile(r"outer-\d{6,}(-\d{8,})?")
-STATE, MANIFEST, LATEST = "state.pt", "manifest.json", "LATEST"
+STATE, MANIFEST = "state.pt", "manifest.json"
 KEPT = 2
 
 

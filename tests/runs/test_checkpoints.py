@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hyperopt_cli.errors import CheckpointError, StorageError
-from hyperopt_cli.runs.checkpoints import LATEST, MANIFEST, STATE, Checkpoints, on_host
+from hyperopt_cli.runs.checkpoints import MANIFEST, STATE, Checkpoints, on_host
+from hyperopt_cli.runs.directory import LATEST
 
 DEPENDS = {"threads": 1}
 

@@ -7,8 +7,8 @@ c steps, of which each keeps k states' worth,
     steps: 2 T - c          memory, in states: about T / c - 1 + k c
 
 A state at which a step begins that is kept whole is held by it already: some of them are marked, about sqrt(c) steps
-apart, at no cost. Another process that goes on from here has none of what steps keep, and takes a few of them again from
-the mark before; so it comes further however soon it is interrupted in its turn.
+apart, at no cost. Another process that goes on from here has none of what steps keep, and takes a few of them again
+from the mark before; so it comes further however soon it is interrupted in its turn.
 
 Where the adjoint of a step can only be had from s_t itself, fewer states can be traded for more steps (`binomial.py`);
 here the gradient of a step is never taken a third time. Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 3.1

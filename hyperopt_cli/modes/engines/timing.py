@@ -17,6 +17,7 @@ from hyperopt_cli.modes.engines.examination import reason_of
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.engines.symmetry import directions
 from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.stopping import stoppable
 
 HOPELESS = 3.0  # times the time of the quickest
 
@@ -45,7 +46,7 @@ def timed(
     running = list(engines)
     for turn, t in enumerate(steps):
         here = setting._replace(loss=loss_at(t))
-        for name in running:
+        for name in stoppable(running):
             try:
                 laps.setdefault(name, []).append(_clocked(engines[name], here, w_dot))
             except (UsageError, RuntimeError) as error:
