@@ -124,7 +124,7 @@ class OuterKeeper(Protocol):
         Args:
             outer_step: how many are measured.
             progress: inner steps of the next one, there and back.
-            left: dictionaries, lists, tensors, numbers and text.
+            left: dictionaries, lists, tensors, numbers and text, and iterators as in `modes.Keeper`.
         """
 
 
@@ -191,7 +191,7 @@ class _Walk:
         self._grad: Hyper | None = None  # there, as long as the update is not made
         self._best, self._best_step, self._halvings = float("inf"), 0, 0
         self._replicas: list[dict[str, Any]] = []  # hypergradients of the outer step that is being measured
-        self._inner: Mapping[str, Any] | None = None  # what the one that was interrupted left
+        self._inner: dict[str, Any] | None = None  # what the one that was interrupted left
         self._last_kept = 0, 0  # outer steps and replicas
 
     @property

@@ -67,7 +67,8 @@ class Keeper(Protocol):
         """Keeps it; may raise, to end the run.
 
         Args:
-            left: dictionaries, lists, tensors, numbers and text; `left["progress"]` counts inner steps, there and back.
+            left: dictionaries, lists, tensors, numbers and text; an iterator stands for a list whose items are made
+                one at a time. `left["progress"]` counts inner steps, there and back.
         """
 
 
@@ -86,7 +87,7 @@ class Account:
         like: Tensor,
         on_step: OnStep | None = None,
         keeper: Keeper | None = None,
-        left: Mapping[str, Any] | None = None,
+        left: dict[str, Any] | None = None,
     ) -> None:
         self.num_steps = self.num_gradients = self.num_hvps = 0
         self.inner_loss = like.new_full((steps,), float("nan"))
@@ -138,7 +139,10 @@ class Account:
         self._keeper.keep({**done, "mode": left()})
 
     def left(self) -> dict[str, Any] | None:
-        """What a mode left when it was interrupted, on the host, once; the counts go on from there."""
+        """What a mode left when it was interrupted, on the host, once; the counts go on from there.
+
+        It is taken out of what was given, so that its memory is free once the mode has taken it over.
+        """
         left, self._left = self._left, None
         if left is None:
             return None
@@ -146,7 +150,8 @@ class Account:
         self._progress, self._before_s = left["progress"], left["wall_s"]
         self._kept = self._progress
         self.inner_loss.copy_(left["inner_loss"])
-        return dict(left["mode"])
+        mode: dict[str, Any] = left.pop("mode")
+        return mode
 
     def forget(self) -> None:
         """What was left is of no use: the counts begin anew."""

@@ -102,9 +102,7 @@ class Forward(Compiling):
         assert verdict.compilation is not None
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
         columns = columns._replace(padded=step.is_compiled)
-        begin, state = 0, dynamics.start
-        if (left := account.left()) is not None:
-            begin, state, columns = left["t"], State.found(left["state"], dynamics.like.device), columns.found(left)
+        begin, state, columns = _begun(account, dynamics, columns)
         for t in range(begin, problem.steps):
             state, columns = self._advanced(dynamics, step, lambda_at, state, columns, t, account)
             account.step_done("forward", t + 1, problem.steps)
@@ -247,6 +245,14 @@ class Columns(NamedTuple):
 def _left(t: int, state: State, columns: Columns) -> dict[str, Any]:
     """What the run goes on from at step t."""
     return {"t": t, "state": state.kept(), "z": columns.z.kept(), "active": columns.active}
+
+
+def _begun(account: Account, dynamics: Dynamics, columns: Columns) -> tuple[int, State, Columns]:
+    """t, s_t and Z_t where another process stopped, or at the start."""
+    left = account.left()
+    if left is None:
+        return 0, dynamics.start, columns
+    return left["t"], State.found(left["state"], dynamics.like.device), columns.found(left)
 
 
 def _padded(rows: Tensor, num_rows: int) -> Tensor:

@@ -122,10 +122,10 @@ class Reverse(Compiling):
         places = self._places(dynamics, hyper, num, left)
 
         def gone_back(past: WayBack) -> Hypergradient:
-            fits = left is not None and left["kind"] == type(past).__name__
-            if left is not None and not fits:  # steps are compiled now, or no longer
+            if left and left["kind"] != type(past).__name__:  # steps are compiled now, or no longer
                 account.forget()
-            result = swept_back(dynamics, hyper, past, account, num, left if fits else None)
+                left.clear()
+            result = swept_back(dynamics, hyper, past, account, num, left or None)
             return result._replace(stats={**result.stats, "slots": past.slots, **told})
 
         if self.path is not None:

@@ -253,7 +253,7 @@ def swept_back(
     past: WayBack,
     account: Account,
     num_swept: int | None = None,
-    left: Mapping[str, Any] | None = None,
+    left: dict[str, Any] | None = None,
 ) -> Hypergradient:
     """The hypergradient from a run and its way back, which may stop short of its beginning.
 
@@ -263,12 +263,14 @@ def swept_back(
         past: the run.
         account: told of every step.
         num_swept: steps to go back; None: T.
-        left: where another process was interrupted.
+        left: where another process was interrupted; it is emptied.
     """
     num = dynamics.problem.steps if num_swept is None else num_swept
     if left is not None:
-        past.sweep = None if left["sweep"] is None else Sweep.found(left["sweep"], dynamics, hyper)
-        past.found(left["past"])  # which may take steps, and be interrupted in them: it knows the sweep
+        if left["sweep"] is not None:
+            past.sweep = Sweep.found(left["sweep"], dynamics, hyper)
+        past.found(left["past"])
+        left.clear()
     if past.sweep is None:
         past.sweep = Sweep.begun(dynamics, hyper, past.end(), account, past.left)
     sweep = past.sweep

@@ -2,11 +2,13 @@
 
 import io
 import random
+import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
 from hyperopt_cli.modes.compiling import TwoHalves, WholeStep
@@ -133,16 +135,37 @@ def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: 
         first, second = Once(draw.randrange(all_of_it.offers)), Once(draw.randrange(4))
         with pytest.raises(Interrupt):
             hypergradient(problem, hyper, made, keeper=first)
-        left = first.found()
         rest = Counted()
-        exact(hypergradient(problem, hyper, made, keeper=rest, left=left), whole)
+        exact(hypergradient(problem, hyper, made, keeper=rest, left=first.found()), whole)
         if "compiled" not in mode or "forward" in mode:
             assert rest.offers == all_of_it.offers - first.at - 1  # what is done is not done again
         try:
-            hypergradient(problem, hyper, made, keeper=second, left=left)
+            hypergradient(problem, hyper, made, keeper=second, left=first.found())
         except Interrupt:
             assert second.progress > first.progress
             exact(hypergradient(problem, hyper, made, left=second.found()), whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_left_is_free_once_the_run_goes_on(mode: str) -> None:
+    """Whoever gave it may still hold the dictionary."""
+    _, problem, hyper = CASES["momentum"]
+    made, keeper = MODES[mode](), Once(7)
+    with pytest.raises(Interrupt):
+        hypergradient(problem, hyper, made, keeper=keeper)
+    left = keeper.found()
+    parts = [left["mode"][key] for key in ("state", "z", "past") if key in left["mode"]]
+    tensors = [weakref.ref(x) for x in tree_leaves(parts) if isinstance(x, torch.Tensor)]
+    assert tensors
+    del parts
+    alive: list[int] = []
+
+    def count(phase: str, done: int, steps: int) -> None:
+        alive.append(sum(x() is not None for x in tensors))
+
+    hypergradient(problem, hyper, made, left=left, on_step=count)
+    assert alive[-1] <= 2 < len(tensors) or alive[-1] == 0  # the marks of a reversal, s_0 where it is met last
+    assert not any(x() is not None for x in tensors)
 
 
 @pytest.mark.parametrize("mode", [name for name in MODES if name.startswith("reverse, compiled")])

@@ -55,7 +55,7 @@ class Replayed(WayBack):
             "running": self._running or at_end,
             "counted": int(at_end),
             "state": None if self._state is None else self._state.kept(),
-            "shelf": [state.kept() for state in self._shelf.states()],
+            "shelf": (state.kept() for state in self._shelf.states()),
         }
 
     def end(self) -> State:

@@ -75,7 +75,7 @@ class Segments(WayBack):
     def place(self) -> dict[str, Any]:
         """States; the one in hand among them. What steps have kept is lost."""
         states = self._held | ({self._t: self._state} if self._t < self._until or self.sweep is None else {})
-        held = [[t, state.kept()] for t, state in states.items()]
+        held = ([t, state.kept()] for t, state in states.items())
         return {"held": held, "until": self._until, "counted": len(self._backs)}
 
     def end(self) -> State:
