@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.comparison import OnModeStep, compare
-from hyperopt_cli.errors import NonFiniteError, Stopped
+from hyperopt_cli.errors import NonFiniteError, ReversalError, Stopped
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.keeping import RunKeeper, taken_up
 from hyperopt_cli.modes import Mode
@@ -119,6 +119,9 @@ def execute(
         def on_halved(n: int, halvings: int, why: NonFiniteError) -> None:
             watcher.said(f"outer step {n}: {why}; its step is halved ({halvings} of {MOST_HALVINGS})")
 
+        def on_begun_again(n: int, why: ReversalError) -> None:
+            watcher.said(f"outer step {n} starts again without its checkpoint: {why}")
+
         try:
             record.score_start()
             steps = descend(
@@ -131,6 +134,7 @@ def execute(
                 on_halved,
                 keeper,
                 tree.get("outer"),
+                on_begun_again,
             )
             for step in steps:
                 record.add(step)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.data.seeds import derive
-from hyperopt_cli.errors import NonFiniteError, Stopped
+from hyperopt_cli.errors import NonFiniteError, ReversalError, Stopped
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -26,6 +26,8 @@ from hyperopt_cli.space import Space
 OnInnerStep = Callable[[int, int, str, int, int], None]
 # Called when a step of the outer loop is halved: outer step, how often by now, what was not finite where it had led.
 OnHalved = Callable[[int, int, NonFiniteError], None]
+# Called when an outer step that another process had begun is begun again: outer step, why its reversal failed.
+OnBegunAgain = Callable[[int, ReversalError], None]
 
 MOST_HALVINGS = 5
 SUMMED = ("wall_s", "num_steps", "num_gradients", "num_hvps")  # of a mode's stats, over the replicas
@@ -138,6 +140,7 @@ def descend(
     on_halved: OnHalved | None = None,
     keeper: OuterKeeper | None = None,
     left: Mapping[str, Any] | None = None,
+    on_begun_again: OnBegunAgain | None = None,
 ) -> Iterator[OuterStep]:
     """Measures and steps, `descent.steps` times, and measures where it arrived.
 
@@ -151,6 +154,7 @@ def descend(
         on_halved: told of a step that is halved.
         keeper: asked after each step, inner or outer, whether it wants what another process can go on from.
         left: what it was given, to go on from there.
+        on_begun_again: told of an outer step that is begun again, because what was left of it could not be reversed.
 
     Raises:
         NonFiniteError: the run diverged, and did so after five halved steps too, or at
@@ -167,6 +171,8 @@ def descend(
                 measured = walk.measured(problem, mode, on_inner_step)
             except NonFiniteError as error:
                 walk.halve(error, on_halved)
+            except ReversalError as error:
+                walk.begin_again(error, on_begun_again)
             except Stopped:
                 walk.keep_the_rest()
                 raise
@@ -192,6 +198,7 @@ class _Walk:
         self._best, self._best_step, self._halvings = float("inf"), 0, 0
         self._replicas: list[dict[str, Any]] = []  # hypergradients of the outer step that is being measured
         self._inner: dict[str, Any] | None = None  # what the one that was interrupted left
+        self._goes_on_from_left = False  # the hypergradient that is being taken
         self._last_kept = 0, 0  # outer steps and replicas
 
     @property
@@ -224,6 +231,17 @@ class _Walk:
         if on_halved is not None:
             on_halved(self.n, self._halvings, error)
 
+    def begin_again(self, error: ReversalError, on_begun_again: OnBegunAgain | None) -> None:
+        """Without what another process left, which has other bits than this machine gives.
+
+        Raises:
+            ReversalError: `error`, if nothing of the hypergradient was left.
+        """
+        if not self._goes_on_from_left:
+            raise error
+        if on_begun_again is not None:
+            on_begun_again(self.n, error)
+
     def measured(self, problem: Callable[[int], Problem], mode: Mode, on_inner_step: OnInnerStep | None) -> OuterStep:
         """The next outer step."""
         raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
@@ -231,6 +249,7 @@ class _Walk:
         for replica in range(len(self._replicas), len(seeds)):
             on_step = None if on_inner_step is None else _bound(on_inner_step, self.n, replica)
             left, self._inner = self._inner, None
+            self._goes_on_from_left = left is not None
             keeper = None if self._keeper is None else self
             run = hypergradient(problem(seeds[replica]), hyper, mode, on_step=on_step, keeper=keeper, left=left)
             self._replicas.append({**run._asdict(), "params": run.params if replica == 0 else {}})
