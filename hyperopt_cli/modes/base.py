@@ -158,7 +158,7 @@ class Account:
         self.num_steps = self.num_gradients = self.num_hvps = 0
 
     def uncount(self, steps: int) -> None:
-        """Steps that were counted by the process that was interrupted will be taken once more."""
+        """Steps that were taken are of no use: they will be taken once more, or should not have been."""
         self.num_steps -= steps
         self.num_gradients -= steps
 
