@@ -7,9 +7,10 @@
         manifest.json   version, size and SHA-256 of each, what the bits depend on
     checkpoints/LATEST                   the name of the newest, for people and scripts; nothing here reads it
 
-A checkpoint is written into a folder under another name, synced, and renamed. The last two are kept, and the one that
-was written first after the best outer step. Names sort in the order of progress. Files are read by torch's restricted
-unpickler (`weights_only=True`), after their hashes have been compared.
+A checkpoint is written into a folder under another name, synced, and renamed. One that has its name already, damaged or
+written before an outer step was begun again, stays beside it as replaced-... until the next one is there. The last two
+are kept, and the one that was written first after the best outer step. Names sort in the order of progress. Files are
+read by torch's restricted unpickler (`weights_only=True`), after their hashes have been compared.
 
 Where the tree holds an iterator, its items are written as they come, and come back as an iterator, which reads them as
 they are asked for: the states that a run keeps in slots may fill the memory.
@@ -40,6 +41,7 @@ STATE, MANIFEST = "state.pt", "manifest.json"
 PART = re.compile(r"part-\d{6,}\.pt")
 PARTS = "parts of a list"  # the key of what stands for an iterator
 PART_BYTES = 2**26
+REPLACED = re.compile(rf"replaced-({NAME.pattern})-[0-9a-f]{{8}}")
 KEPT = 2
 
 
@@ -100,7 +102,13 @@ class Checkpoints:
         return None
 
     def clean(self) -> None:
-        """Drops what a process that was killed had begun to write; only for whom no other process is at work here."""
+        """Drops what a process that was killed had begun to write; only for whom no other process is at work here.
+
+        Where it was killed while it replaced a checkpoint, that is put back.
+        """
+        for path, name in self._replaced():
+            if not (self._folder / name).exists():
+                path.rename(self._folder / name)
         for path in self._folder.glob(".outer-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -147,7 +155,15 @@ class Checkpoints:
         temporary.rename(target)
         _sync(self._folder)
 
+    def _replaced(self) -> list[tuple[Path, str]]:
+        """Those that are out of the way, with the names that they had."""
+        found = ((path, REPLACED.fullmatch(path.name)) for path in self._folder.glob("replaced-*"))
+        return [(path, match[1]) for path, match in found if match is not None]
+
     def _drop(self, newest: str, is_best: bool) -> None:
+        for path, name in self._replaced():
+            if name != newest:
+                shutil.rmtree(path, ignore_errors=True)
         for name in self.names():
             if name > newest:  # of an outer step that was begun again
                 shutil.rmtree(self._folder / name, ignore_errors=True)

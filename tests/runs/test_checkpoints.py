@@ -157,6 +157,34 @@ def test_a_damaged_one_of_the_same_name_goes_out_of_the_way(folder: Path) -> Non
     assert found.name == "outer-000002"
     assert is_tree(found, 2)
     assert len(list(folder.glob("replaced-outer-000002-*"))) == 1
+    Checkpoints(folder).write(3, 0, tree_of(3), DEPENDS, is_best=False)
+    assert not list(folder.glob("replaced-*"))
+
+
+def test_what_is_out_of_the_way_stays_as_long_as_nothing_newer_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truncated(folder / "outer-000002" / STATE, random.Random(0))
+    checkpoints = Checkpoints(folder)
+    checkpoints.write(2, 0, tree_of(2), DEPENDS, is_best=False)
+
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(StorageError):
+            checkpoints.write(3, 0, tree_of(3), DEPENDS, is_best=False)
+    assert len(list(folder.glob("replaced-outer-000002-*"))) == 1
+
+
+def test_killed_while_one_is_replaced_it_is_put_back(folder: Path) -> None:
+    (folder / "outer-000002").rename(folder / "replaced-outer-000002-0123abcd")
+    checkpoints = Checkpoints(folder)
+    checkpoints.clean()
+    found = checkpoints.newest()
+    assert found is not None
+    assert is_tree(found, 2)
 
 
 def test_a_disk_without_room_leaves_the_last_one_intact(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
