@@ -4,13 +4,23 @@ A message says what was given, what is allowed and what to do. Programmers' mist
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 
 class HyperoptError(Exception):
     """Root of this package's errors."""
 
     exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it stands: what a constructor takes is not always what it leaves in `args`."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[HyperoptError], args: tuple[Any, ...], attributes: dict[str, Any]) -> HyperoptError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(HyperoptError):
@@ -113,6 +123,15 @@ class Stopped(HyperoptError):
     def __init__(self, signal: str) -> None:
         self.signal = signal
         super().__init__(f"stopped by {signal}")
+
+
+class RankLostError(HyperoptError):
+    """Another process of this run has ended, or can't be reached; run again, the run continues from its checkpoint."""
+
+    exit_code = 75
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"another rank of this run is gone, so that this one can't go on ({reason})")
 
 
 class NonFiniteError(HyperoptError):

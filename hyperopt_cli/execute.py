@@ -6,19 +6,22 @@ best that it had reached.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.comparison import OnModeStep, compare
-from hyperopt_cli.errors import NonFiniteError, ReversalError, Stopped
+from hyperopt_cli.errors import NonFiniteError, RankLostError, ReversalError, Stopped
 from hyperopt_cli.experiment import Experiment
-from hyperopt_cli.keeping import RunKeeper, taken_up
+from hyperopt_cli.keeping import RunKeeper, bits_depend_on, taken_up
 from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes.base import whole
 from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.engines.verdict import Verdict
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.outer import MOST_HALVINGS, OuterStep, descend
+from hyperopt_cli.outer import MOST_HALVINGS, OuterKeeper, OuterStep, descend
+from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.agreement import Agreement
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.runs.checkpoints import Checkpoints
 from hyperopt_cli.runs.compared import Comparison
@@ -29,6 +32,7 @@ from hyperopt_cli.runs.result import HeldOut, Point, Result, Score
 from hyperopt_cli.runs.status import LiveStatus, State
 from hyperopt_cli.runs.stopping import StopFlag
 from hyperopt_cli.runs.tensorboard import TensorBoardLog
+from hyperopt_cli.stopping import only_after_steps
 
 
 class Watcher(Protocol):
@@ -64,6 +68,7 @@ def execute(
     watcher: Watcher,
     flag: StopFlag | None = None,
     continued: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Execution:
     """Runs `experiment` and writes everything into `directory`.
 
@@ -75,6 +80,7 @@ def execute(
         watcher: told of every step.
         flag: set by signals; the run ends after the step in which it is set, or at the next place where it may stop.
         continued: from the newest checkpoint that can be used, or from the start if there is none at all.
+        ranks: the processes that share the run; this is the lead, and the others `follow`.
 
     Raises:
         Stopped: the flag was set; what there was to keep is in a checkpoint.
@@ -85,8 +91,9 @@ def execute(
     checkpoints.clean()
     found = checkpoints.newest() if continued else None
     tree: dict[str, Any] = {}
+    bits = bits_depend_on(experiment.device, ranks)
     if found is not None:
-        tree, left_out = taken_up(found, experiment.device)
+        tree, left_out = taken_up(found, bits)
         for said in (*found.passed_over, *([left_out] if left_out else [])):
             watcher.said(said)
     num_measured = tree["outer"]["n"] if tree else 0
@@ -98,18 +105,24 @@ def execute(
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
     kept = _Kept(experiment.mode, directory)
     experiment.mode.decided(tree.get("mode", {}))
+    if ranks.size > 1:
+        tree = whole(tree)
+    ranks.agreed((tree.get("outer"), experiment.mode.decisions()))
     status = LiveStatus(directory.status, outer_step=num_measured)
 
     def rest() -> tuple[dict[str, Any], bool]:
         kept.keep()
         return {"record": record.kept(), "mode": experiment.mode.decisions()}, record.best_is_new()
 
-    keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, experiment.device, rest)
+    keeper: OuterKeeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
+    if ranks.size > 1:
+        keeper = Agreement(ranks, flag, keeper)
     error = None
     with (
         _reported(status),
         _log(experiment, directory, written, num_measured if continued else None) as log,
         _interruptible(record, directory, recipe.mode.name, flag),
+        nullcontext() if ranks.size == 1 else only_after_steps(),
     ):
 
         def on_inner_step(n: int, replica: int, phase: str, done: int, steps: int) -> None:
@@ -134,6 +147,7 @@ def execute(
                 on_halved,
                 keeper,
                 tree.get("outer"),
+                ranks,
                 on_begun_again,
             )
             for step in steps:
@@ -156,13 +170,30 @@ def execute(
     return Execution(result, error)
 
 
+def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
+    """The part of a rank that is not the lead: it measures and steps with the others, and writes nothing.
+
+    Raises:
+        HyperoptError: as the lead does.
+    """
+    told: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))  # by the lead
+    left, decisions = told
+    experiment.mode.decided(decisions)
+    keeper = Agreement(ranks, flag, None)
+    problem, space, descent, mode = experiment.problem, experiment.space, experiment.descent, experiment.mode
+    with only_after_steps():
+        for _ in descend(problem, space, descent, mode, experiment.seed, None, None, keeper, left, ranks):
+            pass
+
+
 @contextmanager
 def _interruptible(record: "_Record", directory: RunDirectory, mode: str, flag: StopFlag) -> Iterator[None]:
     """Leaves the result of a run that is ended; who sends a signal does not wait for a test split."""
     try:
         yield
-    except (KeyboardInterrupt, Stopped):
-        directory.write_result(record.result("interrupted", mode, scored=flag.signal is None))
+    except (KeyboardInterrupt, Stopped, RankLostError) as stopped:
+        scored = isinstance(stopped, KeyboardInterrupt) and flag.signal is None
+        directory.write_result(record.result("interrupted", mode, scored))
         raise
 
 
@@ -312,7 +343,7 @@ def _reported(status: LiveStatus) -> Iterator[None]:
     except KeyboardInterrupt:
         status.finish("interrupted")
         raise
-    except Stopped as stopped:
+    except (Stopped, RankLostError) as stopped:
         status.finish("interrupted", reason=str(stopped))
         raise
     except BaseException as error:

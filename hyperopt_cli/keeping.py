@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from hyperopt_cli.errors import Stopped
+from hyperopt_cli.ranks import ALONE, Ranks
 from hyperopt_cli.runs.checkpoints import Checkpoint, Checkpoints
 from hyperopt_cli.runs.environment import device_name
 from hyperopt_cli.runs.stopping import StopFlag
@@ -29,7 +30,7 @@ class RunKeeper:
         checkpoints: where.
         every_s: seconds from one to the next; more where writing one takes long.
         flag: set by signals.
-        device: of the run.
+        bits: what those of a gradient depend on.
         rest: what else stands in a checkpoint, and whether the best so far is in none yet.
     """
 
@@ -38,11 +39,11 @@ class RunKeeper:
         checkpoints: Checkpoints,
         every_s: float,
         flag: StopFlag,
-        device: torch.device,
+        bits: dict[str, Any],
         rest: Callable[[], tuple[dict[str, Any], bool]],
     ) -> None:
         self._checkpoints, self._every_s, self._flag, self._rest = checkpoints, every_s, flag, rest
-        self._depends = bits_depend_on(device)
+        self._bits = bits
         self._last_s, self._took_s = time.monotonic(), 0.0
         self.last: str | None = None
 
@@ -59,14 +60,18 @@ class RunKeeper:
             StorageError: it cannot be written.
         """
         began, (rest, is_best) = time.monotonic(), self._rest()
-        self.last = self._checkpoints.write(outer_step, progress, {"outer": left, **rest}, self._depends, is_best)
+        self.last = self._checkpoints.write(outer_step, progress, {"outer": left, **rest}, self._bits, is_best)
         self._last_s = time.monotonic()
         self._took_s = self._last_s - began
         if self._flag.signal is not None:
             raise Stopped(self._flag.signal)
 
+    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+        """There is nobody else."""
+        work()
 
-def bits_depend_on(device: torch.device) -> dict[str, Any]:
+
+def bits_depend_on(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
     """What the bits of a gradient depend on, beside the recipe."""
     return {
         "torch": torch.__version__,
@@ -74,7 +79,7 @@ def bits_depend_on(device: torch.device) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **(_of_cuda() if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
-        "ranks": 1,
+        "ranks": ranks.size if ranks.divides("batch") else 1,
     }
 
 
@@ -92,15 +97,21 @@ def _driver() -> str | None:
     return None if found is None else found[0]
 
 
-def taken_up(checkpoint: Checkpoint, device: torch.device) -> tuple[dict[str, Any], str | None]:
-    """What a run goes on from, without what needs the bits of another machine; and why that was left out."""
-    tree, now = checkpoint.tree, bits_depend_on(device)
-    inner, before = tree["outer"]["inner"], checkpoint.bits_depend_on
-    if inner is None or not inner["mode"].get("same_bits") or now == before:
+def taken_up(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """What a run goes on from, without what needs the bits of another machine; and why that was left out.
+
+    Args:
+        checkpoint: as it was written.
+        now: what the bits of a gradient depend on here.
+    """
+    tree, before = checkpoint.tree, checkpoint.bits_depend_on
+    inner = tree["outer"]["inner"]
+    free = [[replica, left] for replica, left in inner if not left["mode"].get("same_bits")]
+    if len(free) == len(inner) or now == before:
         return tree, None
     changed = [f"{key} {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
     why = (
         f"outer step {tree['outer']['n']} starts again: its steps would be undone with other bits than they were made "
         f"({'; '.join(changed)})"
     )
-    return {**tree, "outer": {**tree["outer"], "inner": None}}, why
+    return {**tree, "outer": {**tree["outer"], "inner": free}}, why

@@ -12,13 +12,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import NonFiniteError, ReversalError, Stopped
-from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
+from hyperopt_cli.modes import Hypergradient, Mode
+from hyperopt_cli.modes.base import OnStep
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.replicas import SUMMED, Replicas, kept
 from hyperopt_cli.sign_descent import SignDescent
 from hyperopt_cli.space import Space
 
@@ -26,11 +28,10 @@ from hyperopt_cli.space import Space
 OnInnerStep = Callable[[int, int, str, int, int], None]
 # Called when a step of the outer loop is halved: outer step, how often by now, what was not finite where it had led.
 OnHalved = Callable[[int, int, NonFiniteError], None]
-# Called when an outer step that another process had begun is begun again: outer step, why its reversal failed.
+# Called when a run that another process had begun is begun again: outer step, why its reversal failed.
 OnBegunAgain = Callable[[int, ReversalError], None]
 
 MOST_HALVINGS = 5
-SUMMED = ("wall_s", "num_steps", "num_gradients", "num_hvps")  # of a mode's stats, over the replicas
 
 TOLD = (
     "bias",
@@ -129,6 +130,14 @@ class OuterKeeper(Protocol):
             left: dictionaries, lists, tensors, numbers and text, and iterators as in `modes.Keeper`.
         """
 
+    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+        """Does the work of this process for an outer step, and waits for others that share it.
+
+        Args:
+            work: asks `due` after each step.
+            keep_idle: calls `keep` where others are to keep what they have, and the work of this one is done.
+        """
+
 
 def descend(
     problem: Callable[[int], Problem],
@@ -140,6 +149,7 @@ def descend(
     on_halved: OnHalved | None = None,
     keeper: OuterKeeper | None = None,
     left: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
     on_begun_again: OnBegunAgain | None = None,
 ) -> Iterator[OuterStep]:
     """Measures and steps, `descent.steps` times, and measures where it arrived.
@@ -154,13 +164,14 @@ def descend(
         on_halved: told of a step that is halved.
         keeper: asked after each step, inner or outer, whether it wants what another process can go on from.
         left: what it was given, to go on from there.
-        on_begun_again: told of an outer step that is begun again, because what was left of it could not be reversed.
+        ranks: the processes that descend together, each of them with the same bits; several need a keeper.
+        on_begun_again: told of a run that is begun again, because what was left of it could not be reversed.
 
     Raises:
         NonFiniteError: the run diverged, and did so after five halved steps too, or at
             once; what was yielded stays good.
     """
-    walk = _Walk(space, descent, seed, keeper)
+    walk = _Walk(space, descent, seed, keeper, ranks)
     if left is not None:
         walk.found(left)
     while walk.goes_on:
@@ -168,11 +179,9 @@ def descend(
         measured = None
         while measured is None:
             try:
-                measured = walk.measured(problem, mode, on_inner_step)
+                measured = walk.measured(problem, mode, on_inner_step, on_begun_again)
             except NonFiniteError as error:
                 walk.halve(error, on_halved)
-            except ReversalError as error:
-                walk.begin_again(error, on_begun_again)
             except Stopped:
                 walk.keep_the_rest()
                 raise
@@ -188,7 +197,7 @@ class _Walk:
         raw: where the next one is measured, once `update` has been made.
     """
 
-    def __init__(self, space: Space, descent: Descent, seed: int, keeper: OuterKeeper | None) -> None:
+    def __init__(self, space: Space, descent: Descent, seed: int, keeper: OuterKeeper | None, ranks: Ranks) -> None:
         self._space, self._descent, self._seed, self._keeper = space, descent, seed, keeper
         self.n = 0
         self.raw = {key: value.clone() for key, value in space.initial().items()}
@@ -196,10 +205,8 @@ class _Walk:
         self._good: Hyper = {}  # the last raw values that were measured
         self._grad: Hyper | None = None  # there, as long as the update is not made
         self._best, self._best_step, self._halvings = float("inf"), 0, 0
-        self._replicas: list[dict[str, Any]] = []  # hypergradients of the outer step that is being measured
-        self._inner: dict[str, Any] | None = None  # what the one that was interrupted left
-        self._goes_on_from_left = False  # the hypergradient that is being taken
-        self._last_kept = 0, 0  # outer steps and replicas
+        self._replicas = Replicas(ranks, None if keeper is None else self)
+        self._last_kept = 0, 0  # outer steps, and runs of the next one
 
     @property
     def goes_on(self) -> bool:
@@ -224,39 +231,33 @@ class _Walk:
         """
         if self._descent.on_nonfinite == "stop" or not self._good or self._halvings == MOST_HALVINGS:
             raise error
-        self._halvings, self._replicas = self._halvings + 1, []
+        self._halvings += 1
+        self._replicas.clear()
         for key, value in self.raw.items():
             value.copy_((value + self._good[key]) / 2)
         self._project()
         if on_halved is not None:
             on_halved(self.n, self._halvings, error)
 
-    def begin_again(self, error: ReversalError, on_begun_again: OnBegunAgain | None) -> None:
-        """Without what another process left, which has other bits than this machine gives.
-
-        Raises:
-            ReversalError: `error`, if nothing of the hypergradient was left.
-        """
-        if not self._goes_on_from_left:
-            raise error
-        if on_begun_again is not None:
-            on_begun_again(self.n, error)
-
-    def measured(self, problem: Callable[[int], Problem], mode: Mode, on_inner_step: OnInnerStep | None) -> OuterStep:
+    def measured(
+        self,
+        problem: Callable[[int], Problem],
+        mode: Mode,
+        on_inner_step: OnInnerStep | None,
+        on_begun_again: OnBegunAgain | None = None,
+    ) -> OuterStep:
         """The next outer step."""
         raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
         hyper, seeds = self._space.natural(raw), self._descent.seeds(self._seed, self.n)
-        for replica in range(len(self._replicas), len(seeds)):
-            on_step = None if on_inner_step is None else _bound(on_inner_step, self.n, replica)
-            left, self._inner = self._inner, None
-            self._goes_on_from_left = left is not None
-            keeper = None if self._keeper is None else self
-            run = hypergradient(problem(seeds[replica]), hyper, mode, on_step=on_step, keeper=keeper, left=left)
-            self._replicas.append({**run._asdict(), "params": run.params if replica == 0 else {}})
-        device = run.value.device  # what was kept by another process lies on the host
-        here = [tree_map_only(Tensor, lambda x: x.to(device), (r["value"], r["params"])) for r in self._replicas]
-        runs = [Hypergradient(v, r["grad"], p, r["stats"]) for r, (v, p) in zip(self._replicas, here, strict=True)]
-        self._replicas = []
+
+        def on_step(replica: int) -> OnStep | None:
+            return None if on_inner_step is None else _bound(on_inner_step, self.n, replica)
+
+        def begun_again(error: ReversalError) -> None:
+            if on_begun_again is not None:
+                on_begun_again(self.n, error)
+
+        runs = self._replicas.measured(problem, seeds, hyper, mode, on_step, begun_again)
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
         step = _outer_step(self._space, self.n, raw, hyper, grad, runs, self._halvings)
         if step.validation_loss < self._best:
@@ -268,32 +269,28 @@ class _Walk:
         """As the keeper says."""
         return self._keeper is not None and self._keeper.due()
 
-    def keep(self, left: dict[str, Any]) -> None:
-        """In the middle of a hypergradient."""
-        self._keep(left["progress"], left)
+    def keep(self, progress: int, runs: dict[str, Any]) -> None:
+        """In the middle of an outer step."""
+        assert self._keeper is not None
+        self._last_kept = self.n, self._replicas.num_done
+        self._keeper.keep(self.n, progress, {**self._kept(), **runs})
 
     def keep_the_rest(self) -> None:
         """Before the run ends where a hypergradient has nothing to keep: what was measured before it."""
-        if (self.n, len(self._replicas)) > self._last_kept:
-            self._keep(0, None)
+        if self._keeper is not None and (self.n, self._replicas.num_done) > self._last_kept:
+            self._replicas.keep_all()
+
+    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+        """As the keeper does."""
+        assert self._keeper is not None
+        self._keeper.together(work, keep_idle)
 
     def offer(self) -> None:
         """After an outer step; the last one is always kept, so that a run can be made longer."""
-        if self.due() or not self.goes_on:
-            self._keep(0, None)
-
-    def _keep(self, progress: int, inner: dict[str, Any] | None) -> None:
-        if self._keeper is None:
-            return
-        self._last_kept = self.n, len(self._replicas)
-        done = sum(run["stats"]["progress"] for run in self._replicas)
-        self._keeper.keep(self.n, done + progress, {**self._kept(), "inner": inner})
+        if self._keeper is not None and (self._keeper.due() or not self.goes_on):
+            self.keep(0, kept({}, {}))
 
     def _kept(self) -> dict[str, Any]:
-        replicas = [
-            {**run, "stats": {key: run["stats"][key] for key in (*SUMMED, "peak_bytes", "progress", "inner_loss")}}
-            for run in self._replicas
-        ]
         return {
             "n": self.n,
             "raw": self.raw,
@@ -303,14 +300,14 @@ class _Walk:
             "best": self._best,
             "best_step": self._best_step,
             "halvings": self._halvings,
-            "replicas": replicas,
         }
 
     def found(self, left: Mapping[str, Any]) -> None:
         """Goes on from what a keeper was given."""
         self.n, self._good, self._grad, self._halvings = (left[key] for key in ("n", "good", "grad", "halvings"))
-        self._best, self._best_step, self._replicas = left["best"], left["best_step"], list(left["replicas"])
-        self._inner, self._last_kept = left["inner"], (self.n, len(self._replicas))
+        self._best, self._best_step = left["best"], left["best_step"]
+        self._replicas.found(left)
+        self._last_kept = self.n, self._replicas.num_done
         for key, value in self.raw.items():
             value.copy_(left["raw"][key])
         self._rule.load_state_dict(left["rule"])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
+from hyperopt_cli.ranks import ALONE, Ranks
 
 __all__ = ["Batch", "Chunked", "Hyper", "Params", "Precision", "Problem", "StepHyper"]
 
@@ -38,6 +39,7 @@ class Chunked:
     Args:
         chunks: batches with their weights, at least one; read several times in a step, each time from the beginning,
             and one at a time, so that they may be made when they are asked for. Not an iterator, which ends for good.
+        ranks: processes of which each has chunks of its own; L is the sum over the chunks of all.
 
     Raises:
         TypeError: `chunks` is an iterator.
@@ -45,6 +47,7 @@ class Chunked:
     """
 
     chunks: Iterable[tuple[Batch, float]]
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if isinstance(self.chunks, Iterator):
@@ -69,6 +72,8 @@ class Problem:
         outer_batches: fixed chunks with their weights; E is then the weighted sum over them.
         precision: "tf32" or "bf16": of the inner gradient's matrix products and of theirs alone, for float32
             parameters (`modes/precision.py`); None: that of the parameters.
+        ranks: the processes that take this run together. Where they divide its batches, `outer_batches` are this one's
+            part, and E the sum over those of all.
 
     Raises:
         TypeError: `optimizer` is not an `InnerOptimizer`, or `steps` is not an integer.
@@ -84,6 +89,7 @@ class Problem:
     schedule: Callable[[Hyper, int], StepHyper] | None = None
     outer_batches: Sequence[tuple[Batch, float]] | None = None
     precision: Precision | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, InnerOptimizer):
@@ -95,7 +101,7 @@ class Problem:
             raise TypeError(f"steps: got {self.steps!r}; the horizon is an integer")
         if self.steps < 1:
             raise ValueError(f"steps: got {self.steps}; the horizon is at least 1")
-        if self.outer_batches is not None and len(self.outer_batches) == 0:
+        if self.outer_batches is not None and len(self.outer_batches) == 0 and not self.ranks.divides("batch"):
             raise ValueError("outer_batches: got no chunk; leave it out if outer_loss takes no batch")
         if self.precision is not None and self.precision not in get_args(Precision):
             allowed = ", ".join(map(repr, get_args(Precision)))

@@ -29,6 +29,13 @@ def stopped_by(end_if_asked: Callable[[], None]) -> Iterator[None]:
         _end_if_asked.reset(token)
 
 
+@contextmanager
+def only_after_steps() -> Iterator[None]:
+    """Inside, nothing may stop elsewhere: several processes that share a run end together, after a step."""
+    with stopped_by(_goes_on):
+        yield
+
+
 def may_stop() -> None:
     """The run may end here.
 

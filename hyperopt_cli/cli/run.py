@@ -1,17 +1,23 @@
 """`hyperopt run`: tune."""
 
+import os
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
-from hyperopt_cli.errors import Stopped
+from hyperopt_cli.errors import HyperoptError, RankLostError, Stopped
 from hyperopt_cli.runs.directory import LATEST, RunDirectory
 from hyperopt_cli.runs.stopping import StopFlag
+
+if TYPE_CHECKING:
+    from hyperopt_cli.ranks import Ranks
+    from hyperopt_cli.recipe import Recipe
 
 _REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer.lr, or outer.clip_norm"
 
@@ -29,6 +35,9 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an outer step, and one for the result.")] = False,
     allow_import: AllowImport = None,
+    nproc: Annotated[
+        int, typer.Option(help="Processes on this machine that share the work (shard: in the recipe).")
+    ] = 1,
 ) -> None:
     """Tune the hyperparameters of a recipe.
 
@@ -36,6 +45,31 @@ def run(
     """
     loaded = load_recipe(recipe, with_options(overrides, mode=mode, device=device), allow_import)
 
+    from hyperopt_cli.ranks.joining import joined, place
+    from hyperopt_cli.ranks.launching import launched, this_command
+    from hyperopt_cli.ranks.sharding import shard_of
+
+    own = place()
+    if own is None and nproc != 1:
+        shard_of(loaded, nproc)
+        code, told = launched(this_command(), nproc)
+        for text in told:
+            print(f"hyperopt: {text}; what was kept can be continued with --resume", file=sys.stderr)
+        raise typer.Exit(code)
+    with joined(own, shard_of(loaded, own.size if own else 1)) as ranks:
+        try:
+            if ranks.is_lead:
+                _lead(loaded, recipe, out, resume, json, allow_import or (), ranks)
+            else:
+                _follow(loaded, allow_import or (), ranks, own.local_rank if own else 0)
+        except RankLostError as error:
+            print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)  # threads that wait for the others would abort an orderly end
+
+
+def _lead(
+    loaded: "Recipe", recipe: str, out: Path | None, resume: str, json: bool, allow: Sequence[str], ranks: "Ranks"
+) -> None:
     directory: RunDirectory | None = None
     flag = StopFlag()
     try:
@@ -47,19 +81,24 @@ def run(
             from hyperopt_cli.recipe.load import find, read_text
             from hyperopt_cli.runs.resuming import locked, opened
 
-            experiment = build(loaded, allow_import or ())
-            path = find(recipe)
-            directory, continued = opened(resume, out, path.stem, partial(difference, now=loaded.to_yaml()))
-            with locked(directory), watching(experiment, directory, json) as watcher:
+            experiment = ranks.each(lambda: build(loaded, allow, ranks))
+            path, differs = find(recipe), partial(difference, now=loaded.to_yaml())
+            made, continued = ranks.each(lambda: opened(resume, out, path.stem, differs))
+            directory = made
+            with ranks.each(lambda: locked(made)), watching(experiment, made, json) as watcher:
                 written = read_text(path, recipe)
-                result, error = execute(experiment, loaded, written, directory, watcher, flag, continued)
+                result, error = execute(experiment, loaded, written, made, watcher, flag, continued, ranks)
     except KeyboardInterrupt:
         kept = "nothing was measured" if directory is None else f"what was kept so far is in {directory.root}"
         print(f"hyperopt: interrupted; {kept}", file=sys.stderr)
         raise typer.Exit(130) from None
-    except Stopped as stopped:
+    except (Stopped, RankLostError) as stopped:
+        if isinstance(stopped, RankLostError):
+            print(f"hyperopt: {_how_to_go_on(directory)}, with any number of ranks", file=sys.stderr)
+            raise
         print(f"hyperopt: {stopped}; {_how_to_go_on(directory)}", file=sys.stderr)
-        raise typer.Exit(130 if stopped.signal == "SIGINT" else stopped.exit_code) from None
+        raise typer.Exit(_code(stopped)) from None
+    assert directory is not None
     summary(result, directory, json)
     if error is not None:
         kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
@@ -67,8 +106,29 @@ def run(
         raise typer.Exit(error.exit_code)
 
 
+def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> None:
+    """A rank that is not the lead: it ends as the lead does, which says why."""
+    from hyperopt_cli.execute import follow
+    from hyperopt_cli.experiment import build
+
+    try:
+        with StopFlag() as flag:
+            experiment = ranks.each(lambda: build(loaded, allow, ranks, local_rank))
+            for _ in ("opened", "locked"):
+                ranks.each(lambda: None)
+            follow(experiment, flag, ranks)
+    except RankLostError:
+        raise
+    except HyperoptError as error:
+        raise typer.Exit(_code(error)) from None
+
+
+def _code(error: HyperoptError) -> int:
+    return 130 if isinstance(error, Stopped) and error.signal == "SIGINT" else error.exit_code
+
+
 def _how_to_go_on(directory: RunDirectory | None) -> str:
-    """After a signal."""
+    """After a run that has not come to its end."""
     if directory is None:
         return "nothing was measured: run it again"
     again = f"--resume {shlex.quote(str(directory.root))}"

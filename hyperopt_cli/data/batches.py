@@ -71,9 +71,9 @@ class Data:
         """Whole training batches of a run of that seed, as a function of the step t >= 0."""
         return self.steps.batches(seed)
 
-    def batches_in_chunks(self, seed: int) -> Callable[[int], StepChunks]:
-        """The same in chunks, which are made when they are asked for."""
-        return self.steps.batches_in_chunks(seed)
+    def batches_in_chunks(self, seed: int, rank: int = 0, size: int = 1) -> Callable[[int], StepChunks]:
+        """The same in chunks, which are made when they are asked for; of several processes, those of one."""
+        return self.steps.batches_in_chunks(seed, rank, size)
 
 
 def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, dtype: torch.dtype) -> Data:

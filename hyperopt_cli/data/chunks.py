@@ -1,5 +1,6 @@
 """Batches as a model takes them, and a split in fixed chunks whose weighted sum is the mean over all examples."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, overload
@@ -70,9 +71,16 @@ class Chunks(Sequence[tuple[Batch, float]]):
     def __init__(self, source: Source, index: Tensor, size: int, prepare: Preparation, seed: int) -> None:
         self.source, self.prepare, self.seed = source, prepare, seed
         self.num_examples, self.indices = len(index), even(index, size)
+        self._own = range(len(self.indices))
+
+    def of_rank(self, rank: int, size: int) -> "Chunks":
+        """Those of one of `size` processes, with the same weights."""
+        part = copy.copy(self)
+        part._own = self._own[rank::size]
+        return part
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self._own)
 
     @overload
     def __getitem__(self, i: int) -> tuple[Batch, float]: ...
@@ -81,11 +89,12 @@ class Chunks(Sequence[tuple[Batch, float]]):
     def __getitem__(self, i: int | slice) -> tuple[Batch, float] | list[tuple[Batch, float]]:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        position = range(len(self))[i]
+        position = self._own[i]
         return self._chunk(position, self.source.read(self.indices[position]))
 
     def __iter__(self) -> Iterator[tuple[Batch, float]]:
-        for i, raw in enumerate(self.source.walk(self.indices)):
+        own = [self.indices[i] for i in self._own]
+        for i, raw in zip(self._own, self.source.walk(own), strict=True):
             yield self._chunk(i, raw)
 
     def _chunk(self, i: int, raw: Raw) -> tuple[Batch, float]:

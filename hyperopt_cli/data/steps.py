@@ -1,5 +1,6 @@
 """The batches of a training run as a pure function of the step: whole, or in chunks that add up to the same."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,8 @@ class StepChunks(Iterable[tuple[Batch, float]]):
     Attributes:
         t: the step.
         sizes: examples of each chunk.
-        read: the examples of chunk i at `t * len(sizes) + i`.
+        own: the chunks that are made here; another process makes the others.
+        read: the examples of chunk `own[k]` at `t * len(own) + k`.
         prepare: makes the batches.
         seed: of the step; chunk i carries `derive(seed, i)`.
         draws: of the whole batch.
@@ -30,6 +32,7 @@ class StepChunks(Iterable[tuple[Batch, float]]):
 
     t: int
     sizes: list[int]
+    own: range
     read: Callable[[int], Raw]
     prepare: Preparation
     seed: int
@@ -37,9 +40,10 @@ class StepChunks(Iterable[tuple[Batch, float]]):
 
     def __iter__(self) -> Iterator[tuple[Batch, float]]:
         stops = list(accumulate(self.sizes))
-        for i, (size, stop) in enumerate(zip(self.sizes, stops, strict=True)):
+        for k, i in enumerate(self.own):
+            size, stop = self.sizes[i], stops[i]
             own = None if self.draws is None else self.draws.of(stop - size, stop)
-            raw = self.read(self.t * len(self.sizes) + i)
+            raw = self.read(self.t * len(self.own) + k)
             yield self.prepare(raw, derive(self.seed, i), own), size / stops[-1]
             del raw  # before the next one is read
 
@@ -89,29 +93,38 @@ class Steps:
 
         return batch
 
-    def batches_in_chunks(self, seed: int) -> Callable[[int], StepChunks]:
+    def batches_in_chunks(self, seed: int, rank: int = 0, size: int = 1) -> Callable[[int], StepChunks]:
         """The same batches, step by step, in chunks that are made when they are asked for.
 
         Args:
             seed: as for `batches`; the examples of a step are augmented alike, and chunk i carries
                 `derive(derive(seed, "step", t), i)`.
+            rank: which of the processes this is that divide the chunks among themselves.
+            size: how many they are; without a chunk size there is a chunk for each.
+
+        Raises:
+            ValueError: there are fewer chunks than processes.
         """
-        index_of, sizes = self._index_of(seed), self._sizes()
+        index_of, sizes = self._index_of(seed), self._sizes(size)
+        if len(sizes) < size:
+            raise ValueError(f"got {len(sizes)} chunks of a batch for {size} processes; each needs one")
+        own = range(rank, len(sizes), size)
 
         def piece_of(k: int) -> Tensor:
-            t, i = divmod(k, len(sizes))
-            return torch.split(index_of(t), sizes)[i]
+            t, i = divmod(k, len(own))
+            return torch.split(index_of(t), sizes)[own[i]]
 
         read = self.source.reader(piece_of)
 
         def batch(t: int) -> StepChunks:
             _check_step(t)
-            return StepChunks(t, sizes, read, self.prepare, derive(seed, "step", t), self._draws(seed, t))
+            return StepChunks(t, sizes, own, read, self.prepare, derive(seed, "step", t), self._draws(seed, t))
 
         return batch
 
-    def _sizes(self) -> list[int]:
-        return [len(piece) for piece in even(torch.arange(self.batch_size), self.chunk_size or self.batch_size)]
+    def _sizes(self, num_processes: int) -> list[int]:
+        size = self.chunk_size or math.ceil(self.batch_size / num_processes)
+        return [len(piece) for piece in even(torch.arange(self.batch_size), size)]
 
     def _index_of(self, seed: int) -> Callable[[int], Tensor]:
         """The examples of each step."""

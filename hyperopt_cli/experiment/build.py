@@ -15,12 +15,14 @@ from hyperopt_cli.errors import HyperoptError, Issue, RecipeError, UsageError
 from hyperopt_cli.experiment.experiment import Experiment, seeded, trained
 from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.experiment.misfit import misfit
+from hyperopt_cli.experiment.mixing import mixes_examples
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import MODES, Mode
 from hyperopt_cli.modes.precision import refusal
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.outer import Descent
 from hyperopt_cli.problem import Precision
+from hyperopt_cli.ranks import ALONE, Ranks
 from hyperopt_cli.recipe.names import resolve
 from hyperopt_cli.recipe.schema import Dataset, Recipe
 
@@ -54,12 +56,14 @@ def check(recipe: Recipe, allow_import: Sequence[str] = ()) -> None:
         raise recipe.located(RecipeError(issues))
 
 
-def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
+def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE, local_rank: int = 0) -> Experiment:
     """Opens the data set, makes the model once, and returns the experiment.
 
     Args:
         recipe: validated by `recipe.load`.
         allow_import: as given to it.
+        ranks: the processes that share the work.
+        local_rank: which of those on this machine this is; it takes the GPU of that number.
 
     Raises:
         RecipeError: what `check` finds, or what the model or the data set refuses, with positions.
@@ -69,7 +73,7 @@ def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
     check(recipe, allow_import)
     parts, _ = _parts(recipe, allow_import)
     assert parts is not None
-    device = pick_device(recipe.device)
+    device = pick_device(recipe.device, local_rank if ranks.size > 1 else None)
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
     lowered = _lowered(recipe, device)
     data = None if recipe.dataset is None else _data(recipe, recipe.dataset, device, dtype, allow_import)
@@ -91,8 +95,9 @@ def build(recipe: Recipe, allow_import: Sequence[str] = ()) -> Experiment:
         device=device,
         seed=recipe.seed,
         precision=lowered,
+        ranks=ranks,
     )
-    if (issue := misfit(experiment)) is not None:
+    if (issue := misfit(experiment) or mixes_examples(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
     return experiment
 
@@ -106,14 +111,16 @@ def make_mode(recipe: Recipe) -> Mode:
     return MODES[recipe.mode.name](**recipe.mode.arguments)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the GPU where there is one.
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The device of that name; `auto` is the GPU where there is one, and of several processes each takes another.
 
     Raises:
         UsageError: the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None and (count := torch.cuda.device_count()):
+        name = f"cuda:{local_rank % count}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hyperopt_cli.data.batches import Batch, Data
+from hyperopt_cli.data.batches import Batch, Chunks, Data
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.models.batch_norm import estimate_running_statistics
 from hyperopt_cli.modes import Mode
@@ -18,6 +18,7 @@ from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
 from hyperopt_cli.outer import Descent
 from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem
+from hyperopt_cli.ranks import ALONE, Ranks
 from hyperopt_cli.space import Space
 from hyperopt_cli.stopping import stoppable
 
@@ -46,6 +47,7 @@ class Experiment:
         device: where everything runs.
         seed: of the recipe.
         precision: of the inner gradient's matrix products, where it is lower than the parameters'.
+        ranks: the processes that share the work.
     """
 
     space: Space
@@ -60,6 +62,7 @@ class Experiment:
     device: torch.device
     seed: int
     precision: Precision | None = None
+    ranks: Ranks = ALONE
 
     def problem(self, seed: int) -> Problem:
         """The training run of one seed: its initial weights, its batches, its dropout.
@@ -77,6 +80,7 @@ class Experiment:
         def outer_loss(params: Params, hyper: Hyper, batch: Batch | None = None) -> Tensor:
             return self._loss(evaluated, params, batch, {})
 
+        together = ALONE if self.ranks.divides("replicas") else self.ranks
         return Problem(
             init=self._init({name: w.detach() for name, w in trained(model).items()}),
             inner_loss=inner_loss,
@@ -85,13 +89,22 @@ class Experiment:
             optimizer=self.optimizer,
             steps=self.steps,
             schedule=self.space.at,
-            outer_batches=self.data.validation if self.data else None,
+            outer_batches=self._validation(),
             precision=self.precision,
+            ranks=together,
         )
+
+    def _validation(self) -> Chunks | None:
+        if self.data is None or not self.ranks.divides("batch"):
+            return None if self.data is None else self.data.validation
+        return self.data.validation.of_rank(self.ranks.rank, self.ranks.size)
 
     def _batches(self, seed: int) -> Callable[[int], Batch | Chunked | None]:
         if self.data is None:
             return lambda t: None
+        if self.ranks.divides("batch"):
+            part = self.data.batches_in_chunks(seed, self.ranks.rank, self.ranks.size)
+            return lambda t: Chunked(part(t), self.ranks)
         if not self.data.in_chunks:
             return self.data.batches(seed)
         in_chunks = self.data.batches_in_chunks(seed)

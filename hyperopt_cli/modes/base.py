@@ -3,11 +3,12 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes.memory import peak_bytes, reset_peak
@@ -70,6 +71,11 @@ class Keeper(Protocol):
             left: dictionaries, lists, tensors, numbers and text; an iterator stands for a list whose items are made
                 one at a time. `left["progress"]` counts inner steps, there and back.
         """
+
+
+def whole(tree: Any) -> Any:
+    """What is left, with lists for iterators: as another process can be told."""
+    return tree_map_only(Iterator, lambda items: [whole(item) for item in items], tree)
 
 
 class Account:

@@ -16,6 +16,7 @@ from hyperopt_cli.modes.compiling.repaying import is_of_compiling, reason_withou
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.stepping import StepAt
+from hyperopt_cli.ranks import Ranks
 
 
 class Deciding(Mode):
@@ -69,6 +70,8 @@ class Compiling(Deciding):
 
     def _settled(self, verdict: Verdict, step: StepAt, *example: Any) -> Verdict:
         """`verdict` with a decision on compiling, from `step` at `example`."""
+        if step.ranks.size > 1:
+            return replace(verdict, compilation=self._uncompiled(step.ranks))
         known = verdict.compilation
         if self.compile != "auto" or known is None or (known.compiled and cannot_compile() is not None):
             made = decided(
@@ -82,6 +85,16 @@ class Compiling(Deciding):
         if self.compile == "auto" or verdict.made_for in self._known:  # otherwise nothing was decided
             self._known[verdict.made_for] = verdict
         return verdict
+
+    def _uncompiled(self, ranks: Ranks) -> Compilation:
+        """Of a run that several processes take together.
+
+        Compiled for different numbers of columns, steps round differently: the runs of ranks would part. A part of a
+        batch ends in a sum over all ranks, of which there is no graph.
+        """
+        if self.compile is True:
+            raise UsageError(f"compile: got true with shard: {ranks.shard} over {ranks.size} ranks; leave compile out")
+        return Compilation(False, f"not compiled, for {ranks.size} ranks take the run together")
 
     def _give_up(self, verdict: Verdict, error: UsageError | VerificationError) -> None:
         """Goes on without compiling after a step that could not be, where that was not asked for; else raises."""

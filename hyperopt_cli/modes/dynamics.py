@@ -197,7 +197,7 @@ class Dynamics:
     def loss_on(self, batch: Batch) -> Loss:
         """The same on a batch."""
         if isinstance(batch, Chunked):
-            return LossInParts(lambda: self._losses(batch))
+            return LossInParts(lambda: self._losses(batch), batch.ranks)
         return self._loss(batch)
 
     def _losses(self, batch: Chunked) -> Iterator[tuple[Loss, float]]:

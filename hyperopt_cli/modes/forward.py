@@ -14,26 +14,23 @@ the Jacobian-vector product of the update rule,
 
 Cost: T (1 gradient + K tangents). Memory: K + 1 states, whatever T.
 
-A column that is zero stays zero until a step's lambda_t depends on it (its window of a schedule begins): until then it
-is not carried at all.
-
 Prefer reverse or reversible for many hyperparameters.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Account, Hypergradient
+from hyperopt_cli.modes.columns import Carried, Columns, divided
 from hyperopt_cli.modes.compiling import WholeStep
 from hyperopt_cli.modes.deciding import Compiling
-from hyperopt_cli.modes.directions import LambdaAt, identity, tangents_of_schedule
+from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import ENGINES, Engine, check_name, push_columns
 from hyperopt_cli.modes.engines.choice import chosen
@@ -45,6 +42,7 @@ from hyperopt_cli.modes.stepping import StepAt
 from hyperopt_cli.modes.sweep import train_step
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper, Problem
+from hyperopt_cli.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -79,51 +77,66 @@ class Forward(Compiling):
 
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 2."""
+        self._check_ranks(problem, hyper)
+        if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
+            problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
         dynamics = Dynamics.of(problem, hyper)
-        columns = _start(dynamics, hyper)
         lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
         try:
-            return self._differentiated(dynamics, hyper, lambda_at, columns, verdict, account)
+            return self._differentiated(dynamics, hyper, lambda_at, verdict, account)
         except (UsageError, VerificationError) as error:
             self._give_up(verdict, error)
         return self.differentiate(problem, hyper, account)
 
     def _differentiated(
-        self,
-        dynamics: Dynamics,
-        hyper: Hyper,
-        lambda_at: LambdaAt,
-        columns: "Columns",
-        verdict: Verdict,
-        account: Account,
+        self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt, verdict: Verdict, account: Account
     ) -> Hypergradient:
         problem = dynamics.problem
         assert verdict.compilation is not None
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
-        columns = columns._replace(padded=step.is_compiled)
-        begin, state, columns = _begun(account, dynamics, columns)
-        for t in range(begin, problem.steps):
-            state, columns = self._advanced(dynamics, step, lambda_at, state, columns, t, account)
+        carried = Carried.begun(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
+        first, state, carried = _begun(account, dynamics, carried)
+        for t in range(first, problem.steps):
+            state, carried = _advanced(dynamics, step, lambda_at, state, carried, t, account)
             account.step_done("forward", t + 1, problem.steps)
-            account.offer(partial(_left, t + 1, state, columns))
+            account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account.num_hvps))
         params = dynamics.layout.unpack(dynamics.result(state))
-        left_at_end = partial(_left, problem.steps, state, columns)
-        objective = outer_objective(problem, params, hyper, partial(account.offer, left_at_end))
-        grad = _contract(dynamics, state, columns, objective.by_params, objective.by_hyper)
+        left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account.num_hvps)
+        objective = outer_objective(problem, params, hyper, partial(account.offer, left))
+        grad = _contract(dynamics, state, carried.blocks, objective.by_params, objective.by_hyper)
+        account.num_hvps = _of_all(problem.ranks, account.num_hvps)
         result = account.close(objective.value, grad, params)
         why = {"engine_why": verdict.why} if self.engine == "auto" else {}
         told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
         return result._replace(stats={**result.stats, **told})
 
+    def _blocks(self, problem: Problem, hyper: Hyper) -> list[list[int]]:
+        """The columns that are treated at once, by this process."""
+        num, ranks = sum(value.numel() for value in hyper.values()), problem.ranks
+        return divided(num, self.chunk_size, *((ranks.rank, ranks.size) if ranks.divides("columns") else (0, 1)))
+
+    def _check_ranks(self, problem: Problem, hyper: Hyper) -> None:
+        if not problem.ranks.divides("columns"):
+            return
+        num = len(divided(sum(value.numel() for value in hyper.values()), self.chunk_size or 1))
+        if num < problem.ranks.size:
+            raise UsageError(
+                f"shard: columns: got {problem.ranks.size} ranks for {num} blocks of columns; use at most {num} ranks, "
+                "a smaller chunk_size, or shard: batch"
+            )
+
     def _verdict(self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt) -> Verdict:
         """The engine of this run, found right at step 0, and whether the step is compiled."""
-        setting = Setting.of(dynamics, *lambda_at(0), self.chunk_size)
+        plain, directions = lambda_at(0)
+        block = self._blocks(dynamics.problem, hyper)[0]
+        setting = Setting.of(dynamics, plain, tree_map(lambda x: x[block], directions), None)
         if self.engine == "auto":
             verdict = chosen(self._known, dynamics, hyper, setting)
+            verdict = replace(verdict, engine=dynamics.problem.ranks.agreed(verdict.engine))
         else:
             check_symmetry(f"engine {self.engine}", ENGINES[self.engine], setting)
-            made_for = Circumstances.of(dynamics, hyper, setting.num_columns, self.chunk_size)
+            made_for = Circumstances.of(dynamics, hyper, setting.num_columns)
             known = self._known.get(made_for)
             given = Verdict(self.engine, "set by hand", made_for)
             verdict = known if known is not None and known.engine == self.engine else given
@@ -137,40 +150,46 @@ class Forward(Compiling):
         return self._settled(verdict, step, 0, dynamics.start, z, setting.hyper, setting.hyper_dot)
 
     def _step(self, dynamics: Dynamics, engine: str, compiled: bool) -> StepAt:
-        function = partial(tangent_step, engine=ENGINES[engine], chunk_size=self.chunk_size)
-        return self._step_at(dynamics, engine, function, compiled)
+        return self._step_at(dynamics, engine, partial(tangent_step, engine=ENGINES[engine]), compiled)
 
-    def _advanced(
-        self,
-        dynamics: Dynamics,
-        step: StepAt,
-        lambda_at: LambdaAt,
-        state: State,
-        columns: "Columns",
-        t: int,
-        account: Account,
-    ) -> tuple[State, "Columns"]:
-        """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
-        plain, directions = lambda_at(t)
-        columns = columns.joined_by(directions, state)  # asked where hyper lies, not on the device: nothing waits
-        step_hyper = dynamics.cast(plain)
-        account.num_steps += 1
-        account.num_gradients += 1
-        if not columns.active:
-            state, value = train_step(dynamics, dynamics.problem.batch(t), t, state, step_hyper)
-            account.watch(t, "the training loss", value)
-            account.inner_loss[t] = value
-            return state, columns
 
-        lambda_dot = tree_map(
-            lambda dot, x: dot.to(x.device, x.dtype, non_blocking=True), columns.of(directions), step_hyper
-        )
-        state, z, value, value_dot = step(t, state, columns.z, step_hyper, lambda_dot)
-        account.num_hvps += len(columns.active)
-        account.watch(t, "the training loss", value)
+def _advanced(
+    dynamics: Dynamics, step: StepAt, lambda_at: LambdaAt, state: State, carried: Carried, t: int, account: Account
+) -> tuple[State, Carried]:
+    """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
+    plain, directions = lambda_at(t)
+    carried, step_hyper = carried.joined_by(directions, state), dynamics.cast(plain)
+    account.num_steps += 1
+    account.num_gradients += 1
+    value_dots: list[Tensor] = []
+    if carried.resting:
+        after, value = train_step(dynamics, dynamics.problem.batch(t), t, state, step_hyper)
+    elif not any(block.active for block in carried.blocks):
+        after, value = _with_a_resting_column(step, t, state, step_hyper)
+    else:
+        blocks = list(carried.blocks)
+        for i, block in enumerate(blocks):
+            if block.active:
+                lambda_dot = tree_map(
+                    lambda dot, x: dot.to(x.device, x.dtype, non_blocking=True), block.of(directions), step_hyper
+                )
+                after, z, value, value_dot = step(t, state, block.z, step_hyper, lambda_dot)
+                blocks[i] = block._replace(z=z)
+                account.num_hvps += len(block.active)
+                value_dots.append(value_dot)
+        carried = carried._replace(blocks=blocks)
+    account.watch(t, "the training loss", value)
+    for value_dot in value_dots:
         account.watch(t, "the tangent of the training loss", value_dot)
-        account.inner_loss[t] = value
-        return state, columns._replace(z=z)
+    account.inner_loss[t] = value
+    return after, carried
+
+
+def _with_a_resting_column(step: StepAt, t: int, state: State, step_hyper: StepHyper) -> tuple[State, Tensor]:
+    """s_{t+1} and L with the bits that they have on processes whose columns move: every engine may have its own."""
+    zeros = tree_map(lambda x: x.new_zeros(1, *x.shape), (state, step_hyper))
+    after, _, value, _ = step(t, state, zeros[0], step_hyper, zeros[1])
+    return after, value
 
 
 def tangent_step(
@@ -183,97 +202,18 @@ def tangent_step(
     lambda_dot: StepHyper,
     *,
     engine: Engine,
-    chunk_size: int | None,
 ) -> tuple[State, State, Tensor, Tensor]:
     """s_{t+1}, Z_{t+1}, L and its tangents."""
     layout = dynamics.layout
     point, point_dot = _point_tangents(dynamics, state, z, step_hyper, lambda_dot, t)
     loss = dynamics.loss_on(batch)
-    out = engine(loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, chunk_size)
+    out = engine(loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, None)
     after, z_after = push_columns(
         lambda s, g, at: dynamics.update(s, g, at, t),
         (state, layout.pack(out.grads), step_hyper),
         (z, layout.pack(out.grad_tangents, 1), lambda_dot),
     )
     return after, z_after, out.loss, out.loss_tangents
-
-
-class Columns(NamedTuple):
-    """The tangents that are carried.
-
-    Attributes:
-        num: K.
-        active: which of the K are carried, in the order of Z's rows.
-        z: Z_t, a state with a row for each active column, and rows of zeros where `padded`.
-        padded: the number of rows is 1, 2, 4, ... or K, so that few steps have to be compiled.
-    """
-
-    num: int
-    active: list[int]
-    z: State
-    padded: bool = False
-
-    def joined_by(self, directions: StepHyper, state: State) -> "Columns":
-        """With the columns that begin at this step: zero so far, and lambda_t moves along them."""
-        if len(self.active) == self.num:
-            return self
-        moving = [(entry != 0).reshape(entry.shape[0], -1).any(dim=1).cpu() for entry in tree_leaves(directions)]
-        known = set(self.active)
-        new = [k for k in torch.stack(moving).any(dim=0).nonzero().flatten().tolist() if k not in known]
-        if not new:
-            return self
-        active = self.active + new
-        num_rows = min(self.num, 1 << (len(active) - 1).bit_length()) if self.padded else len(active)
-        rows = tree_map(lambda x: x.new_zeros(num_rows - len(self.active), *x.shape), state)
-        z = tree_map(lambda z, row: torch.cat([z[: len(self.active)], row]), self.z, rows) if self.active else rows
-        return self._replace(active=active, z=z)
-
-    def found(self, left: Mapping[str, Any]) -> "Columns":
-        """Those that were carried where another process stopped."""
-        device = tree_leaves(self.z)[0].device
-        return self._replace(active=left["active"], z=State.found(left["z"], device))
-
-    def of(self, directions: StepHyper) -> StepHyper:
-        """The rows of lambda' that belong to Z's."""
-        if self.active == list(range(self.num)):
-            return directions
-        num_rows = tree_leaves(self.z)[0].shape[0]
-        chosen: StepHyper = tree_map(lambda entry: _padded(entry[self.active], num_rows), directions)
-        return chosen
-
-
-def _left(t: int, state: State, columns: Columns) -> dict[str, Any]:
-    """What the run goes on from at step t."""
-    return {"t": t, "state": state.kept(), "z": columns.z.kept(), "active": columns.active}
-
-
-def _begun(account: Account, dynamics: Dynamics, columns: Columns) -> tuple[int, State, Columns]:
-    """t, s_t and Z_t where another process stopped, or at the start."""
-    left = account.left()
-    if left is None:
-        return 0, dynamics.start, columns
-    return left["t"], State.found(left["state"], dynamics.like.device), columns.found(left)
-
-
-def _padded(rows: Tensor, num_rows: int) -> Tensor:
-    missing = num_rows - rows.shape[0]
-    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
-
-
-def _start(dynamics: Dynamics, hyper: Hyper) -> Columns:
-    """Z_0 = ds_0/dlambda: the columns that init depends on."""
-    num = sum(value.numel() for value in hyper.values())
-    none = Columns(num, [], tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start))
-    with torch.enable_grad():
-        named = dynamics.problem.initial({name: value.detach().requires_grad_() for name, value in hyper.items()})
-    if not any(w.grad_fn is not None or w.requires_grad for w in named.values()):
-        return none
-
-    _, start_dot = push_columns(dynamics.initial, (hyper,), (identity(hyper),))
-    start_dot = tree_map(lambda x, s: x.to(s), start_dot, dynamics.start)
-    moving = [(x != 0).reshape(x.shape[0], -1).any(dim=1).cpu() for x in tree_leaves(start_dot)]
-    active = torch.stack(moving).any(dim=0).nonzero().flatten().tolist()
-    return Columns(num, active, tree_map(lambda x: x[active], start_dot))
 
 
 def _point_tangents(
@@ -286,15 +226,40 @@ def _point_tangents(
     return push_columns(lambda s, at: dynamics.point(s, at, t), (state, step_hyper), (z, lambda_dot))
 
 
-def _contract(dynamics: Dynamics, state: State, columns: Columns, by_params: Params, by_hyper: Hyper) -> Hyper:
+def _left(t: int, state: State, blocks: list[Columns], ranks: Ranks, num_hvps: int) -> dict[str, Any]:
+    """What the run goes on from at step t, on the lead: with the columns of all ranks."""
+    kept = [block.kept() for block in blocks]
+    if ranks.divides("columns"):
+        parts = ranks.at_lead(tree_map_only(Tensor, lambda x: x.cpu(), kept))
+        kept = [block for part in parts for block in part]
+    return {"t": t, "state": state.kept(), "blocks": kept, "num_hvps": _of_all(ranks, num_hvps)}
+
+
+def _begun(account: Account, dynamics: Dynamics, carried: Carried) -> tuple[int, State, Carried]:
+    """t, s_t and Z_t where another process stopped, or at the start."""
+    left = account.left()
+    if left is None:
+        return 0, dynamics.start, carried
+    state = State.found(left["state"], dynamics.like.device)
+    account.num_hvps = left["num_hvps"] if dynamics.problem.ranks.is_lead else 0
+    return left["t"], state, carried.found(left["blocks"], state)
+
+
+def _of_all(ranks: Ranks, num: int) -> int:
+    return int(ranks.summed(torch.tensor(num))) if ranks.divides("columns") else num
+
+
+def _contract(dynamics: Dynamics, state: State, blocks: list[Columns], by_params: Params, by_hyper: Hyper) -> Hyper:
     """dE/ds_T Z_T + dE/dlambda, per key."""
-    total = torch.zeros(columns.num, dtype=torch.float64)
-    if columns.active:
-        z = tree_map(lambda x: x[: len(columns.active)], columns.z)
-        _, w_dot = push_columns(dynamics.result, (state,), (z,))
-        held = dynamics.layout.pack(by_params)
-        rows = [x.reshape(len(columns.active), -1).to(held[name]) @ held[name].flatten() for name, x in w_dot.items()]
-        total[columns.active] = torch.stack([row.double() for row in rows]).sum(dim=0).cpu()
+    held = dynamics.layout.pack(by_params)
+    total = torch.zeros(sum(value.numel() for value in by_hyper.values()), dtype=torch.float64)
+    for block in blocks:
+        if block.active:
+            _, w_dot = push_columns(dynamics.result, (state,), (block.carried,))
+            rows = [x.reshape(len(block.active), -1).to(held[name]) @ held[name].flatten() for name, x in w_dot.items()]
+            total[block.active] = torch.stack([row.double() for row in rows]).sum(dim=0).cpu()
+    if dynamics.problem.ranks.divides("columns"):
+        total = dynamics.problem.ranks.summed(total)  # each element is one rank's, and zero elsewhere: no rounding
     parts = torch.split(total, [value.numel() for value in by_hyper.values()])
     return {
         name: direct + part.view(direct.shape).to(direct)

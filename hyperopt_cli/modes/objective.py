@@ -43,7 +43,7 @@ def outer_objective(
     totals = [torch.zeros_like(leaf) for leaf in leaves]
     with products_in(None):
         for i, (arguments, weight) in enumerate(problem.outer_chunks()):
-            if i:
+            if i and problem.ranks.size == 1:  # of several, each may have another number of chunks
                 between()
             with torch.enable_grad():
                 part = weight * problem.validation_loss(w, h, *arguments)
@@ -51,6 +51,9 @@ def outer_objective(
                 grads = torch.autograd.grad(part, leaves, materialize_grads=True)
                 totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
             value = part.detach() if value is None else value + part.detach()
+    if problem.ranks.divides("batch"):  # whose chunks these are a part of, or none
+        begun = leaves[0].new_zeros(()).detach() if value is None else value
+        value, totals = problem.ranks.summed((begun, totals))
     assert value is not None
     named = dict(zip([*w, *(f"lambda/{name}" for name in h)], totals, strict=True))
     return Objective(value, {name: named[name] for name in w}, {name: named[f"lambda/{name}"] for name in h})

@@ -6,7 +6,7 @@ Everything that a mode takes of L is linear in L: the value, the gradient, its t
 is taken of one chunk after the other, and added up here; whoever takes them knows nothing of chunks.
 
 Time is linear in the number of chunks, memory is that of one chunk. The order of the sum is that of the chunks: the
-same bits each time.
+same bits each time. Several processes may have chunks of their own: each adds up its own, then all their sums.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.optimizers.base import Params, StepHyper
+from hyperopt_cli.ranks import ALONE, Ranks
 
 Loss = Callable[[Params, StepHyper], Tensor]
 
@@ -28,9 +29,11 @@ class LossInParts:
 
     Attributes:
         parts: the loss of each chunk with its weight, made when it is asked for; the same each time.
+        ranks: processes of which each has parts of its own.
     """
 
     parts: Callable[[], Iterator[tuple[Loss, float]]]
+    ranks: Ranks = ALONE
 
     def __call__(self, params: Params, hyper: StepHyper) -> Tensor:
         """L."""
@@ -46,7 +49,7 @@ class LossInParts:
             del loss, part  # before the next chunk is read
         if total is None:
             raise ValueError("Chunked: got no chunk; a batch has at least one")
-        return total
+        return self.ranks.summed(total)
 
 
 def _scaled(part: Any, weight: float) -> Any:

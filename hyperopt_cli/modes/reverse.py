@@ -205,4 +205,5 @@ def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:
 
     taken = max(taken_by(step, device), taken_by(objective, device))
     room = 0.9 * available_bytes(device) - 1.2 * taken
-    return max(1, min(most, int(room / max(1, state_bytes(dynamics.start)))))
+    num = max(1, min(most, int(room / max(1, state_bytes(dynamics.start)))))
+    return int(-problem.ranks.highest([-num])[0])  # all ranks of a run go the same way

@@ -10,6 +10,7 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.compiling import Kept, TwoHalves, WholeStep
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.problem import Chunked
+from hyperopt_cli.ranks import Ranks
 
 
 class StepAt:
@@ -27,6 +28,11 @@ class StepAt:
     def __init__(self, dynamics: Dynamics, function: Callable[..., Any], whole: WholeStep, compiled: bool) -> None:
         self._dynamics, self._function, self._whole = dynamics, function, whole
         self.is_compiled = compiled
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that take the run together."""
+        return self._dynamics.problem.ranks
 
     def __call__(self, t: int, *trees: Any) -> Any:
         """The step."""

@@ -6,7 +6,7 @@ import yaml
 
 from hyperopt_cli.recipe.document import dump
 
-FREE = (("outer", "steps"), ("checkpoint_every_s",))
+FREE = (("outer", "steps"), ("checkpoint_every_s",), ("shard",))
 
 
 def difference(before: str, now: str) -> str:

@@ -281,6 +281,7 @@ class Recipe(Section):
     device: Text = "auto"
     seed: Natural = 0
     checkpoint_every_s: Annotated[Number, Field(ge=0)] = 300.0
+    shard: Literal["auto", "columns", "batch", "replicas"] = "auto"
 
     _positions: Positions = PrivateAttr(default_factory=Positions)
 

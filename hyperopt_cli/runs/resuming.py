@@ -96,8 +96,8 @@ def _check_same(directory: RunDirectory, difference: Difference) -> None:
         return
     if differs := _differs(directory, difference):
         raise UsageError(
-            f"{directory.root}: the run there has another recipe; only outer.steps and checkpoint_every_s may change:\n"
-            f"{differs}\nGive it the same recipe and overrides, or start another run with --out"
+            f"{directory.root}: the run there has another recipe; only outer.steps, checkpoint_every_s and shard may "
+            f"change:\n{differs}\nGive it the same recipe and overrides, or start another run with --out"
         )
 
 

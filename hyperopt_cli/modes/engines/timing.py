@@ -16,7 +16,9 @@ from hyperopt_cli.modes.engines.base import Engine, Loss
 from hyperopt_cli.modes.engines.examination import reason_of
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.engines.symmetry import directions
+from hyperopt_cli.modes.parts import LossInParts
 from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.ranks import ALONE, Ranks
 from hyperopt_cli.stopping import stoppable
 
 HOPELESS = 3.0  # times the time of the quickest
@@ -48,7 +50,8 @@ def timed(
         here = setting._replace(loss=loss_at(t))
         for name in stoppable(running):
             try:
-                laps.setdefault(name, []).append(_clocked(engines[name], here, w_dot))
+                lap_s = _ranks(here.loss).agreed(_clocked(engines[name], here, w_dot))  # each sums over all of them
+                laps.setdefault(name, []).append(lap_s)
             except (UsageError, RuntimeError) as error:
                 lost[name] = reason_of(error)
         running = [name for name in running if name not in lost]
@@ -66,6 +69,10 @@ def _clocked(engine: Engine, setting: Setting, w_dot: Params) -> float:
     setting.taken_by(engine, w_dot, setting.hyper_dot)
     _wait(device)
     return time.perf_counter() - began
+
+
+def _ranks(loss: Loss) -> Ranks:
+    return loss.ranks if isinstance(loss, LossInParts) else ALONE
 
 
 def _wait(device: torch.device) -> None:

@@ -1,0 +1,107 @@
+"""What the ranks decide together: at which inner step a checkpoint is kept, that a signal came, that one has failed.
+
+A signal reaches ranks at different moments, or one of them alone. So the flags go from rank to rank, by their maximum,
+in a message of five numbers, once in so many steps that it comes about four times a second. The interval is part of the
+message: all ranks count the same steps. A rank whose work is done takes part until the others' is.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hyperopt_cli.errors import HyperoptError, Stopped
+from hyperopt_cli.outer import OuterKeeper
+from hyperopt_cli.ranks.group import Ranks
+from hyperopt_cli.runs.stopping import SIGNALS, StopFlag
+
+EVERY_S = 0.25
+MOST_STEPS = 1000
+
+
+class FailedElsewhere(HyperoptError):
+    """Another rank has failed; what with, it says at the end of the step."""
+
+
+class Agreement:
+    """An `OuterKeeper` of several ranks.
+
+    Args:
+        ranks: all of them.
+        flag: of this one.
+        keeper: of the lead; None on the others.
+    """
+
+    def __init__(self, ranks: Ranks, flag: StopFlag, keeper: OuterKeeper | None) -> None:
+        self._ranks, self._flag, self._keeper = ranks, flag, keeper
+        self._due = self._over = False
+        self._interval = self._to_go = 1
+        self._last_s = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether all are to keep what they have, now."""
+        if not self._due:
+            self._to_go -= 1
+            if self._to_go <= 0:
+                _, failed = self._round(busy=True)
+                if failed:
+                    raise FailedElsewhere("another rank has failed")
+        return self._due
+
+    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+        """The lead writes it; what that raises, all raise."""
+        self._due, error = False, None
+        try:
+            if self._keeper is not None:
+                self._keeper.keep(outer_step, progress, left)
+        except HyperoptError as raised:
+            error = raised
+        error = self._ranks.agreed(error)
+        if error is None and self._flag.signal is not None:
+            error = Stopped(self._flag.signal)
+        if error is not None:
+            self._over = True
+            raise error
+
+    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+        """Does this rank's part of an outer step, and waits for the others; what one raises, all raise.
+
+        Args:
+            work: the part; it asks `due` after each step.
+            keep_idle: gives what is kept of a rank whose part is done.
+        """
+        error: Exception | None = None
+        try:
+            work()
+        except FailedElsewhere:
+            pass
+        except Exception as raised:
+            if self._over:  # all of them raise it
+                raise
+            error = raised
+        busy, failed = True, error is not None
+        while busy:
+            busy, failed = self._round(busy=False, failed=failed)
+            if failed:
+                break
+            if busy and self._due:
+                keep_idle()
+        self._ranks.raise_first(error)
+
+    def _round(self, busy: bool, failed: bool = False) -> tuple[bool, bool]:
+        """Whether any is busy, and whether any has failed."""
+        come = 1 + SIGNALS.index(self._flag.signal) if self._flag.signal is not None else 0
+        wants = self._keeper is not None and self._keeper.due()
+        given = [come, wants, busy, failed, -self._steps() if busy else -math.inf]
+        signal, due, any_busy, any_failed, steps = self._ranks.highest(given)
+        if signal and self._flag.signal is None:
+            self._flag.signal = SIGNALS[int(signal) - 1]
+        self._due = bool(signal or due)
+        self._interval = self._to_go = int(-steps) if any_busy else 1
+        self._last_s = time.monotonic()
+        return bool(any_busy), bool(any_failed)
+
+    def _steps(self) -> int:
+        """Steps until the next message."""
+        step_s = (time.monotonic() - self._last_s) / self._interval
+        return max(1, min(MOST_STEPS, 2 * self._interval, int(EVERY_S / max(step_s, 1e-9))))

@@ -1,0 +1,143 @@
+"""A group of processes: which one this is, and collective operations, which all of them call in the same order.
+
+A group of one calls nothing: every operation gives back what it got.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from hyperopt_cli.errors import HyperoptError, RankLostError
+
+Shard = Literal["columns", "batch", "replicas"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run.
+
+    Attributes:
+        rank: which one this is, from 0.
+        size: how many there are.
+        shard: what is divided among them.
+    """
+
+    rank: int = 0
+    size: int = 1
+    shard: Shard = "replicas"
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this one writes, and decides what is measured."""
+        return self.rank == 0
+
+    def divides(self, what: Shard) -> bool:
+        """Whether this is what is divided among several."""
+        return self.size > 1 and self.shard == what
+
+    def agreed(self, value: T) -> T:
+        """What the lead has; the others may give anything."""
+        if self.size == 1:
+            return value
+        box = [value if self.is_lead else None]
+        with _others_there():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]  # type: ignore[return-value]
+
+    def gathered(self, value: T) -> list[T]:
+        """What each has, by rank, on each of them."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        with _others_there():
+            dist.all_gather_object(found, value)
+        return found
+
+    def at_lead(self, value: T) -> list[T]:
+        """What each has, by rank, on the lead; nothing on the others. Tensors are to lie on the host."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.size if self.is_lead else None
+        with _others_there():
+            dist.gather_object(value, found, dst=0)
+        return found or []
+
+    def each(self, work: Callable[[], T]) -> T:
+        """What `work` gives here, once it is done on each of them; what one raises, all raise."""
+        if self.size == 1:
+            return work()
+        error, done = None, None
+        try:
+            done = work()
+        except Exception as raised:
+            error = raised
+        self.raise_first(error)
+        return done  # type: ignore[return-value]
+
+    def raise_first(self, error: Exception | None) -> None:
+        """Raises the error of the first rank that has one; each gives its own, or None."""
+        for rank, each in enumerate(self.gathered(_sent(error))):
+            if each is not None:
+                if rank > 0:
+                    each.add_note(f"rank {rank} of {self.size}")
+                raise each
+
+    def highest(self, numbers: Sequence[float]) -> list[float]:
+        """The largest of each number, over all."""
+        if self.size == 1:
+            return list(numbers)
+        held = torch.tensor(numbers, dtype=torch.float64)
+        with _others_there():
+            dist.all_reduce(held, dist.ReduceOp.MAX)
+        return list(held.tolist())
+
+    def summed(self, tree: Any) -> Any:
+        """The sum of a tree of tensors over all: on each of them the same bits, whatever the order of the sum."""
+        if self.size == 1:
+            return tree
+        leaves, spec = tree_flatten(tree)
+        if any(x.requires_grad for x in leaves):
+            raise ValueError("summed: a graph does not reach over processes; sum what has none")
+        summed: list[Tensor] = [torch.empty(0)] * len(leaves)
+        for kind in dict.fromkeys((x.dtype, x.device) for x in leaves):  # one message for each
+            alike = [i for i, x in enumerate(leaves) if (x.dtype, x.device) == kind]
+            flat = torch.cat([leaves[i].flatten() for i in alike])
+            with _others_there():
+                dist.all_reduce(flat)
+            parts = torch.split(flat, [leaves[i].numel() for i in alike])
+            for i, part in zip(alike, parts, strict=True):
+                summed[i] = part.view(leaves[i].shape)
+        return tree_unflatten(summed, spec)
+
+
+def _sent(error: Exception | None) -> Exception | None:
+    """What every other process can read."""
+    if error is None or isinstance(error, HyperoptError):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def _others_there() -> Iterator[None]:
+    """Raises `RankLostError` where another process does not answer any more."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLostError(brief(error)) from error
+
+
+def brief(error: RuntimeError) -> str:
+    """What gloo or nccl says, without where in their sources and what they guess."""
+    lines = re.sub(r"\[/[^\]]*\]", "", str(error)).strip().splitlines()
+    return lines[0].partition(". ")[0].strip() if lines else "no answer"

@@ -1,0 +1,109 @@
+"""`--nproc N`: the same command as N processes on this machine.
+
+Signals that this process gets go on to all. Where one of them ends without success the others are given time to end by
+themselves, which they do once they miss it; then they are ended.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import FrameType
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.runs.stopping import SIGNALS
+
+GRACE_S = 30.0
+LOOK_EVERY_S = 0.05
+RUN_AGAIN = 75
+
+
+def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.environ) -> tuple[int, list[str]]:
+    """Runs `command` as `num` ranks.
+
+    Args:
+        command: with its arguments.
+        num: processes, at least 1.
+        env: theirs, to which their ranks are added.
+
+    Returns:
+        The exit code, and what to say of ranks that a signal has ended.
+
+    Raises:
+        UsageError: fewer than 1 process.
+    """
+    if num < 1:
+        raise UsageError(f"--nproc: got {num}; must be at least 1")
+    common = {**_threads(num, env), **env, "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": env.get("GLOO_SOCKET_IFNAME", "lo")}
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                rank.send_signal(number)
+
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        for k in range(num):
+            own = {**common, "RANK": str(k), "LOCAL_RANK": str(k)}
+            # a session of its own: Ctrl-C reaches it once, from here
+            ranks.append(subprocess.Popen(command, env=own, start_new_session=True))
+        _wait(ranks)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for rank in ranks:
+            rank.kill()
+    codes = [rank.wait() for rank in ranks]
+    return _code(codes), [_told(k, num, code) for k, code in enumerate(codes) if code < 0]
+
+
+def _wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Until all have ended, or those that should have by now have not."""
+    limit: float | None = None
+    while any(rank.poll() is None for rank in ranks):
+        if limit is None and any(rank.poll() not in (None, 0) for rank in ranks):
+            limit = time.monotonic() + GRACE_S
+        if limit is not None and time.monotonic() > limit:
+            return
+        time.sleep(LOOK_EVERY_S)
+
+
+def _code(codes: Sequence[int]) -> int:
+    """Of all: an error of the run before a rank that was lost, and that before success."""
+    own = [code for code in codes if code > 0 and code != RUN_AGAIN]
+    if own:
+        return own[0]
+    return RUN_AGAIN if any(codes) else 0
+
+
+def _told(rank: int, num: int, code: int) -> str:
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"rank {rank} of {num} was ended by {name}"
+
+
+def _threads(num: int, env: Mapping[str, str]) -> dict[str, str]:
+    """The processors are divided: every rank would start a thread on each of them."""
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num))}
+
+
+def free_port() -> int:
+    """A port that nobody listens at, so far."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def this_command() -> list[str]:
+    """The command line of this process, for another."""
+    return [sys.executable, "-P", "-m", "hyperopt_cli", *sys.argv[1:]]

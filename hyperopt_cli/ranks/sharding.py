@@ -1,0 +1,34 @@
+"""What of a recipe's work is divided among several processes."""
+
+from hyperopt_cli.errors import Issue, RecipeError
+from hyperopt_cli.ranks.group import Shard
+from hyperopt_cli.recipe.schema import Recipe
+
+
+def shard_of(recipe: Recipe, size: int) -> Shard:
+    """As the recipe says; `auto`: replicas if there are enough, else the columns of forward mode, else batches.
+
+    Args:
+        recipe: valid.
+        size: processes.
+
+    Raises:
+        RecipeError: it cannot be divided so, with the position.
+    """
+    shard, replicas, mode = recipe.shard, recipe.outer.replicas, recipe.mode.name
+    if shard == "auto":
+        shard = "replicas" if replicas >= size else "columns" if mode == "forward" else "batch"
+    reason = None
+    if shard == "replicas" and replicas < size:
+        reason = f"replicas: {size} ranks for {replicas} (outer.replicas); each needs one"
+    elif shard == "columns" and mode != "forward":
+        reason = f"columns: only mode: forward has columns, not {mode}; set mode: forward or shard: batch"
+    elif shard == "batch" and recipe.dataset is None:
+        reason = "batch: there is no data set to take batches of"
+    elif shard == "batch" and mode == "auto":
+        reason = "batch: mode: auto measures on one process; name a mode (`hyperopt plan` says which)"
+    elif shard != "replicas" and recipe.mode.arguments.get("compile") is True:
+        reason = f"{shard}: ranks that take a run together do not compile its steps; leave mode.compile out"
+    if reason is not None and size > 1:
+        raise recipe.located(RecipeError([Issue(("shard",), reason)]))
+    return shard
