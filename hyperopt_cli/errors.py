@@ -116,7 +116,7 @@ class StorageError(HyperoptError):
 
 
 class Stopped(HyperoptError):
-    """A signal has ended the run, once everything that it had computed was kept.
+    """A signal has ended the run; what had to be kept of it is in a checkpoint.
 
     Attributes:
         signal: its name, such as SIGTERM.

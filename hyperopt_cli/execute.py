@@ -6,15 +6,16 @@ best that it had reached.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.comparison import OnModeStep, compare
-from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped
+from hyperopt_cli.errors import NonFiniteError, RankLostError, ReversalError, Stopped
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.keeping import RunKeeper, bits_depend_on, taken_up
 from hyperopt_cli.modes import MODES, Mode
+from hyperopt_cli.modes.base import whole
 from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.described import described, revived
 from hyperopt_cli.modes.engines.verdict import Verdict
@@ -32,6 +33,7 @@ from hyperopt_cli.runs.result import HeldOut, Point, Result, Score
 from hyperopt_cli.runs.status import LiveStatus, State
 from hyperopt_cli.runs.stopping import StopFlag
 from hyperopt_cli.runs.tensorboard import TensorBoardLog
+from hyperopt_cli.stopping import only_after_steps
 
 
 class Watcher(Protocol):
@@ -77,12 +79,12 @@ def execute(
         written: the recipe's text as the user has it, kept as recipe.yaml.
         directory: a new one, or that of a run that is continued.
         watcher: told of every step.
-        flag: set by signals; the run ends after the step in which it is set.
+        flag: set by signals; the run ends after the step in which it is set, or at the next place where it may stop.
         continued: from the newest checkpoint that can be used, or from the start if there is none at all.
         ranks: the processes that share the run; this is the lead, and the others `follow`.
 
     Raises:
-        Stopped: the flag was set; a checkpoint is written.
+        Stopped: the flag was set; what there was to keep is in a checkpoint.
         CheckpointError: none can be used.
         StorageError: something cannot be written; what was written before is intact.
     """
@@ -103,6 +105,8 @@ def execute(
     directory.write_environment(environment(str(experiment.device)))
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
     kept = _Kept(revived(tree["mode"], MODES.values()) if tree else experiment.mode, directory)
+    if ranks.size > 1:
+        tree = whole(tree)
     ranks.agreed((tree.get("outer"), described(kept.mode)))
     status = LiveStatus(directory.status, outer_step=num_measured, mode=recipe.mode.name)
 
@@ -114,7 +118,12 @@ def execute(
     if ranks.size > 1:
         keeper = Agreement(ranks, flag, keeper)
     error = None
-    with _reported(status), _log(experiment, directory, written, num_measured if continued else None) as log:
+    with (
+        _reported(status),
+        _log(experiment, directory, written, num_measured if continued else None) as log,
+        _interruptible(record, directory, recipe.mode.name, flag),
+        nullcontext() if ranks.size == 1 else only_after_steps(),
+    ):
 
         def on_inner_step(n: int, replica: int, phase: str, done: int, steps: int) -> None:
             status.beat(outer_step=n)
@@ -127,7 +136,11 @@ def execute(
             kept.mode = mode
             watcher.said(f"outer step {n}: {why}")
 
+        def on_begun_again(n: int, why: ReversalError) -> None:
+            watcher.said(f"outer step {n} starts again without its checkpoint: {why}")
+
         try:
+            record.score_start()
             steps = descend(
                 experiment.problem,
                 experiment.space,
@@ -140,6 +153,7 @@ def execute(
                 tree.get("outer"),
                 ranks,
                 on_smaller,
+                on_begun_again,
             )
             for step in steps:
                 record.add(step)
@@ -147,12 +161,10 @@ def execute(
                 directory.append_metrics(step)
                 log.log(step)
                 watcher.outer(step)
+                with suppress(Stopped):  # the outer loop is the next to know of it, and keeps this step first
+                    record.score_start()
         except NonFiniteError as diverged:
             error = diverged
-        except (KeyboardInterrupt, Stopped, RankLostError) as stopped:
-            scored = isinstance(stopped, KeyboardInterrupt)  # who sends a signal does not wait for a test split
-            directory.write_result(record.result("interrupted", recipe.mode.name, scored))
-            raise
         result = record.result("done" if error is None else "diverged", recipe.mode.name)
         directory.write_result(result)
         log.finish(result)
@@ -173,8 +185,20 @@ def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
     left, description = told
     mode, keeper = revived(description, MODES.values()), Agreement(ranks, flag, None)
     problem, space, descent = experiment.problem, experiment.space, experiment.descent
-    for _ in descend(problem, space, descent, mode, experiment.seed, None, None, keeper, left, ranks):
-        pass
+    with only_after_steps():
+        for _ in descend(problem, space, descent, mode, experiment.seed, None, None, keeper, left, ranks):
+            pass
+
+
+@contextmanager
+def _interruptible(record: "_Record", directory: RunDirectory, mode: str, flag: StopFlag) -> Iterator[None]:
+    """Leaves the result of a run that is ended; who sends a signal does not wait for a test split."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped, RankLostError) as stopped:
+        scored = isinstance(stopped, KeyboardInterrupt) and flag.signal is None
+        directory.write_result(record.result("interrupted", mode, scored))
+        raise
 
 
 def _log(experiment: Experiment, directory: RunDirectory, written: str, from_step: int | None) -> TensorBoardLog:
@@ -288,12 +312,17 @@ class _Record:
         return is_new
 
     def add(self, step: OuterStep) -> None:
-        """Measures the test split at the start; keeps w_T of the best."""
+        """Keeps w_T of the best."""
         point, self._mode = Point.of(step), step.stats.get("mode")
         if self._initial is None:
-            self._initial, self._initial_score = point, self._score(step.params, 0)
+            self._initial = point
         if self._best is None or point.validation_loss < self._best.validation_loss:
             self._best, self._best_params = point, step.params
+
+    def score_start(self) -> None:
+        """Measures the test split at the start, if that is still to be done; then the start is the best so far."""
+        if self._initial is not None and self._initial_score is None:
+            self._initial_score = self._score(self._best_params, 0)
 
     def result(self, status: State, mode: str, scored: bool = True) -> Result:
         """What came out so far; the test split is measured at the best, if there is time for that."""

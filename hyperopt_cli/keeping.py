@@ -5,8 +5,10 @@ record    the start and the best so far
 mode      what it has decided by measuring
 """
 
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,10 @@ import torch
 from hyperopt_cli.errors import Stopped
 from hyperopt_cli.ranks import ALONE, Ranks
 from hyperopt_cli.runs.checkpoints import Checkpoint, Checkpoints
+from hyperopt_cli.runs.environment import device_name
 from hyperopt_cli.runs.stopping import StopFlag
 
+DRIVER = Path("/proc/driver/nvidia/version")
 SHARE = 0.1  # of the time may go into writing
 
 
@@ -72,13 +76,28 @@ class RunKeeper:
 
 def bits_depend_on(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
     """What the bits of a gradient depend on, beside the recipe."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "torch": torch.__version__,
-        "device": f"{device.type} {name}",
+        "device": f"{device.type} {device_name(device)}",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        **(_of_cuda() if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
         "ranks": ranks.size if ranks.divides("batch") else 1,
     }
+
+
+def _of_cuda() -> dict[str, Any]:
+    cudnn: Any = torch.backends.cudnn
+    return {"cuda": torch.version.cuda, "cudnn": cudnn.version(), "driver": _driver()}
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, which compiles what a library holds no kernels for; None where it is not told."""
+    try:
+        found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text())
+    except OSError:
+        return None
+    return None if found is None else found[0]
 
 
 def taken_up(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, Any], str | None]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.data.seeds import derive
-from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.errors import NonFiniteError, ReversalError, Stopped
 from hyperopt_cli.modes import Hypergradient, Mode
 from hyperopt_cli.modes.base import OnStep
 from hyperopt_cli.modes.fitting import smaller, told
@@ -32,6 +32,8 @@ OnInnerStep = Callable[[int, int, str, int, int], None]
 OnSmaller = Callable[[int, Mode, str], None]
 # Called when a step of the outer loop is halved: outer step, how often by now, what was not finite where it had led.
 OnHalved = Callable[[int, int, NonFiniteError], None]
+# Called when a run that another process had begun is begun again: outer step, why its reversal failed.
+OnBegunAgain = Callable[[int, ReversalError], None]
 
 MOST_HALVINGS = 5
 
@@ -129,7 +131,7 @@ class OuterKeeper(Protocol):
         Args:
             outer_step: how many are measured.
             progress: inner steps of the next one, there and back.
-            left: dictionaries, lists, tensors, numbers and text.
+            left: dictionaries, lists, tensors, numbers and text, and iterators as in `modes.Keeper`.
         """
 
     def meet(self) -> None:
@@ -156,6 +158,7 @@ def descend(
     left: Mapping[str, Any] | None = None,
     ranks: Ranks = ALONE,
     on_smaller: OnSmaller | None = None,
+    on_begun_again: OnBegunAgain | None = None,
 ) -> Iterator[OuterStep]:
     """Measures and steps, `descent.steps` times, and measures where it arrived.
 
@@ -171,6 +174,7 @@ def descend(
         left: what it was given, to go on from there.
         ranks: the processes that descend together, each of them with the same bits; several need a keeper.
         on_smaller: told of a mode that is taken because memory was lacking.
+        on_begun_again: told of a run that is begun again, because what was left of it could not be reversed.
 
     Raises:
         NoMemoryError: memory was lacking, and the mode cannot do with less.
@@ -186,9 +190,12 @@ def descend(
         while measured is None:
             lacking = None
             try:
-                measured = walk.measured(problem, mode, on_inner_step)
+                measured = walk.measured(problem, mode, on_inner_step, on_begun_again)
             except NonFiniteError as error:
                 walk.halve(error, on_halved)
+            except Stopped:
+                walk.keep_the_rest()
+                raise
             except Exception as error:
                 if not is_lacking(error) or ranks.size > 1:  # ranks may see different memory
                     raise
@@ -216,6 +223,7 @@ class _Walk:
         self._grad: Hyper | None = None  # there, as long as the update is not made
         self._best, self._best_step, self._halvings = float("inf"), 0, 0
         self._replicas = Replicas(ranks, None if keeper is None else self)
+        self._last_kept = 0, 0  # outer steps, and runs of the next one
 
     @property
     def goes_on(self) -> bool:
@@ -263,7 +271,13 @@ class _Walk:
             on_smaller(self.n, mode, said)
         return mode
 
-    def measured(self, problem: Callable[[int], Problem], mode: Mode, on_inner_step: OnInnerStep | None) -> OuterStep:
+    def measured(
+        self,
+        problem: Callable[[int], Problem],
+        mode: Mode,
+        on_inner_step: OnInnerStep | None,
+        on_begun_again: OnBegunAgain | None = None,
+    ) -> OuterStep:
         """The next outer step."""
         raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
         hyper, seeds = self._space.natural(raw), self._descent.seeds(self._seed, self.n)
@@ -271,7 +285,11 @@ class _Walk:
         def on_step(replica: int) -> OnStep | None:
             return None if on_inner_step is None else _bound(on_inner_step, self.n, replica)
 
-        runs = self._replicas.measured(problem, seeds, hyper, mode, on_step)
+        def begun_again(error: ReversalError) -> None:
+            if on_begun_again is not None:
+                on_begun_again(self.n, error)
+
+        runs = self._replicas.measured(problem, seeds, hyper, mode, on_step, begun_again)
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
         step = _outer_step(self._space, self.n, raw, hyper, grad, runs, self._halvings)
         if step.validation_loss < self._best:
@@ -286,12 +304,18 @@ class _Walk:
     def keep(self, progress: int, runs: dict[str, Any]) -> None:
         """In the middle of an outer step."""
         assert self._keeper is not None
+        self._last_kept = self.n, self._replicas.num_done
         self._keeper.keep(self.n, progress, {**self._kept(), **runs})
 
     def meet(self) -> None:
         """As the keeper does."""
         assert self._keeper is not None
         self._keeper.meet()
+
+    def keep_the_rest(self) -> None:
+        """Before the run ends where a hypergradient has nothing to keep: what was measured before it."""
+        if self._keeper is not None and (self.n, self._replicas.num_done) > self._last_kept:
+            self._replicas.keep_all()
 
     def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
         """As the keeper does."""
@@ -320,6 +344,7 @@ class _Walk:
         self.n, self._good, self._grad, self._halvings = (left[key] for key in ("n", "good", "grad", "halvings"))
         self._best, self._best_step = left["best"], left["best_step"]
         self._replicas.found(left)
+        self._last_kept = self.n, self._replicas.num_done
         for key, value in self.raw.items():
             value.copy_(left["raw"][key])
         self._rule.load_state_dict(left["rule"])

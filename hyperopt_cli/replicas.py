@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from hyperopt_cli.errors import VerificationError
+from hyperopt_cli.errors import ReversalError, VerificationError
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
-from hyperopt_cli.modes.base import OnStep
+from hyperopt_cli.modes.base import OnStep, whole
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks import Ranks
 
@@ -48,8 +48,13 @@ class Replicas:
     def __init__(self, ranks: Ranks, keeper: Kept | None) -> None:
         self._ranks, self._keeper = ranks, keeper
         self._done: dict[int, dict[str, Any]] = {}
-        self._left: dict[int, Mapping[str, Any]] = {}  # by those that were interrupted
+        self._left: dict[int, dict[str, Any]] = {}  # by those that were interrupted
         self._now = 0
+
+    @property
+    def num_done(self) -> int:
+        """How many are done."""
+        return len(self._done)
 
     def clear(self) -> None:
         """For the next outer step, or for this one at another place."""
@@ -66,6 +71,7 @@ class Replicas:
         hyper: Hyper,
         mode: Mode,
         on_step: Callable[[int], OnStep | None],
+        begun_again: Callable[[ReversalError], None],
     ) -> list[Hypergradient]:
         """One for each seed.
 
@@ -75,23 +81,34 @@ class Replicas:
             hyper: lambda.
             mode: how to differentiate.
             on_step: replica -> who watches it.
+            begun_again: told of a run that is begun again, because what was left of it could not be reversed.
         """
+
+        def taken(replica: int, left: dict[str, Any] | None) -> Hypergradient:
+            keeper = None if self._keeper is None else self
+            return hypergradient(
+                problem(seeds[replica]), hyper, mode, on_step=on_step(replica), keeper=keeper, left=left
+            )
 
         def work() -> None:
             for replica in range(len(seeds))[own]:
                 if replica not in self._done:
                     self._now = replica
-                    left, keeper = self._left.pop(replica, None), None if self._keeper is None else self
-                    run = hypergradient(
-                        problem(seeds[replica]), hyper, mode, on_step=on_step(replica), keeper=keeper, left=left
-                    )
+                    left = self._left.pop(replica, None)
+                    try:
+                        run = taken(replica, left)
+                    except ReversalError as error:
+                        if left is None:
+                            raise
+                        begun_again(error)
+                        run = taken(replica, None)
                     self._done[replica] = {**run._asdict(), "params": run.params if replica == 0 else {}}
 
         own = slice(self._ranks.rank, None, self._ranks.size) if self._ranks.divides("replicas") else slice(None)
         if self._keeper is None:
             work()
         else:
-            self._keeper.together(work, lambda: self._keep(None))
+            self._keeper.together(work, self.keep_all)
         self._share(len(seeds))
         device = next(iter(self._done.values()))["value"].device  # what another process did lies on the host
         runs = [_on(device, self._done[replica]) for replica in range(len(seeds))]
@@ -117,6 +134,10 @@ class Replicas:
     def keep(self, left: dict[str, Any]) -> None:
         """In the middle of a run."""
         self._keep(left)
+
+    def keep_all(self) -> None:
+        """Where this process is in the middle of none."""
+        self._keep(None)
 
     def _keep(self, left: dict[str, Any] | None) -> None:
         """Everything that is done or begun, by all."""
@@ -150,7 +171,7 @@ def _on(device: torch.device, run: Mapping[str, Any]) -> Hypergradient:
 
 
 def _on_host(tree: Any) -> Any:
-    return tree_map_only(Tensor, lambda x: x.cpu(), tree)
+    return tree_map_only(Tensor, lambda x: x.cpu(), whole(tree))
 
 
 def _digest(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -15,20 +15,21 @@ ROOT = Path(hyperopt_cli.__file__).parent
 # part -> the parts of the package that it may import, beside itself
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "stopping": set(),
     "allocator": set(),
     "optimizers": {"errors"},
     "problem": {"optimizers", "errors"},
     "losses": set(),
     "sign_descent": set(),
-    "data": {"errors"},
+    "data": {"stopping", "errors"},
     "models": {"errors"},
-    "modes": {"problem", "optimizers", "errors"},
+    "modes": {"problem", "optimizers", "stopping", "errors"},
     "space": {"problem", "optimizers", "errors"},
     "outer": {"modes", "space", "problem", "optimizers", "data", "sign_descent", "errors"},
     "comparison": {"modes", "problem", "optimizers", "runs", "errors"},
     "bench": {"allocator", "comparison", "modes", "problem", "optimizers", "models", "data", "runs", "errors"},
     "recipe": {"errors"},
-    "runs": {"errors"},
+    "runs": {"stopping", "errors"},
     "cluster": {"recipe", "runs", "errors"},
 }
 ALL = {path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.suffix in ("", ".py")}

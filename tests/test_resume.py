@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli import keeping
 from hyperopt_cli.errors import CheckpointError, Stopped
 from hyperopt_cli.execute import execute
 from hyperopt_cli.experiment import build
 from hyperopt_cli.keeping import bits_depend_on
 from hyperopt_cli.runs.checkpoints import MANIFEST, STATE, Checkpoints
 from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.environment import environment
 from hyperopt_cli.runs.status import LiveStatus
 from hyperopt_cli.runs.stopping import StopFlag
 from tests.experiment.recipes import recipe_of
@@ -65,8 +67,10 @@ def run(folder: Path, made: Any, watcher: Watching | None = None, flag: StopFlag
     """Starts the run in `folder`, or continues it."""
     watcher = watcher or Watching()
     continued = folder.exists()
-    directory = RunDirectory(folder) if continued else RunDirectory.create(folder, "run")
-    execute(build(made), made, "as written", directory, watcher, flag, continued)
+    with flag or StopFlag() as flag:
+        experiment = build(made)
+        directory = RunDirectory(folder) if continued else RunDirectory.create(folder, "run")
+        execute(experiment, made, "as written", directory, watcher, flag, continued)
     return watcher
 
 
@@ -208,6 +212,41 @@ def test_a_reversal_on_another_machine_starts_its_outer_step_again(
     watcher = run(folder, made)
     assert any("starts again" in said and "threads 77, now" in said for said in watcher.heard) == (mode == "reversible")
     assert written(folder) == undisturbed[mode]
+
+
+def test_what_the_bits_depend_on_names_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depends = bits_depend_on(torch.device("cpu"))
+    assert depends["device"] == f"cpu {environment()['device']}"
+    assert depends["instructions"] == torch.backends.cpu.get_cpu_capability()
+    told = tmp_path / "version"
+    told.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\n")
+    monkeypatch.setattr(keeping, "DRIVER", told)
+    monkeypatch.setattr(keeping, "device_name", lambda device: "a GPU")
+    depends = bits_depend_on(torch.device("cuda"))
+    assert (depends["device"], depends["driver"], depends["cuda"]) == ("cuda a GPU", "550.54.15", torch.version.cuda)
+    assert "cudnn" in depends
+
+
+@pytest.mark.parametrize("at", [12 + 5, 24 + 12 + 5])  # on the way back of the first replica, and of the second
+def test_a_reversal_that_fails_after_a_continuation_starts_its_outer_step_again(
+    at: int, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    """As on a machine whose gradients have other bits: a number of the state is another than on the way there."""
+    made, folder = recipe(tmp_path, MODES["reversible"], checkpoint_every_s=1e9), tmp_path / "run"
+    interrupted(folder, made, at)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    found = checkpoints.newest()
+    assert found is not None
+    held = found.tree["outer"]["inner"]["mode"]["past"]["held"]
+    held["numbers"][""]["w"][0] += 1
+    progress = int(found.name.split("-")[2])
+    checkpoints.write(0, progress, found.tree, found.bits_depend_on, is_best=False)
+    watcher = run(folder, made)
+    assert any(
+        said.startswith("outer step 0 starts again without its checkpoint: reversible: the state at inner step")
+        for said in watcher.heard
+    )
+    assert written(folder) == undisturbed["reversible"]
 
 
 def test_a_run_that_is_done_can_be_made_longer(tmp_path: Path, undisturbed: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ from hyperopt_cli.errors import (
     Stopped,
     UsageError,
 )
+from hyperopt_cli.runs.directory import LATEST, RunDirectory
+from hyperopt_cli.runs.stopping import StopFlag
 
 if TYPE_CHECKING:
     from hyperopt_cli.ranks import Ranks
@@ -90,34 +92,39 @@ def _leave(code: int) -> NoReturn:
 def _lead(
     loaded: "Recipe", recipe: str, out: Path | None, resume: str, json: bool, allow: Sequence[str], ranks: "Ranks"
 ) -> None:
-    from hyperopt_cli.cli.display import summary, watching
-    from hyperopt_cli.execute import execute
-    from hyperopt_cli.experiment import build
-    from hyperopt_cli.recipe.difference import difference
-    from hyperopt_cli.recipe.load import find, read_text
-    from hyperopt_cli.runs.resuming import locked, opened
-    from hyperopt_cli.runs.stopping import StopFlag
-
-    experiment = ranks.each(lambda: build(loaded, allow, ranks))
-    path = find(recipe)
-    directory, continued = ranks.each(lambda: opened(resume, out, path.stem, partial(difference, now=loaded.to_yaml())))
+    directory: RunDirectory | None = None
     flag = StopFlag()
     try:
-        with ranks.each(lambda: locked(directory)), watching(experiment, directory, json) as watcher, flag:
-            written = read_text(path, recipe)
-            result, error = execute(experiment, loaded, written, directory, watcher, flag, continued, ranks)
+        with flag:
+            from hyperopt_cli.cli.display import summary, watching
+            from hyperopt_cli.execute import execute
+            from hyperopt_cli.experiment import build
+            from hyperopt_cli.recipe.difference import difference
+            from hyperopt_cli.recipe.load import find, read_text
+            from hyperopt_cli.runs.resuming import locked, opened
+
+            experiment = ranks.each(lambda: build(loaded, allow, ranks))
+            path, differs = find(recipe), partial(difference, now=loaded.to_yaml())
+            made, continued = ranks.each(lambda: opened(resume, out, path.stem, differs))
+            directory = made
+            with ranks.each(lambda: locked(made)), watching(experiment, made, json) as watcher:
+                written = read_text(path, recipe)
+                result, error = execute(experiment, loaded, written, made, watcher, flag, continued, ranks)
     except KeyboardInterrupt:
-        print(f"hyperopt: interrupted; what was measured so far is kept in {directory.root}", file=sys.stderr)
+        kept = "nothing was measured" if directory is None else f"what was kept so far is in {directory.root}"
+        print(f"hyperopt: interrupted; {kept}", file=sys.stderr)
         raise typer.Exit(130) from None
     except (Stopped, RankLostError) as stopped:
-        again = f"continue with --resume {shlex.quote(str(directory.root))}"
         if isinstance(stopped, RankLostError):
-            print(f"hyperopt: what was kept is in {directory.root}: {again}, with any number of ranks", file=sys.stderr)
+            print(f"hyperopt: {_how_to_go_on(directory)}, with any number of ranks", file=sys.stderr)
             raise
-        print(f"hyperopt: {stopped}; a checkpoint is kept in {directory.root}: {again}", file=sys.stderr)
+        print(f"hyperopt: {stopped}; {_how_to_go_on(directory)}", file=sys.stderr)
         raise typer.Exit(_code(stopped)) from None
     except (DatasetError, NoMemoryError) as error:
+        if directory is None:
+            raise
         raise type(error)(f"{error}. {_kept(directory)}") from error
+    assert directory is not None
     summary(result, directory, json)
     if error is not None:
         kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
@@ -130,13 +137,12 @@ def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: 
     from hyperopt_cli.execute import follow
     from hyperopt_cli.experiment import build
     from hyperopt_cli.ranks.group import TOLD_BY_LEAD
-    from hyperopt_cli.runs.stopping import StopFlag
 
     try:
-        experiment = ranks.each(lambda: build(loaded, allow, ranks, local_rank))
-        for _ in ("opened", "locked"):
-            ranks.each(lambda: None)
         with StopFlag() as flag:
+            experiment = ranks.each(lambda: build(loaded, allow, ranks, local_rank))
+            for _ in ("opened", "locked"):
+                ranks.each(lambda: None)
             follow(experiment, flag, ranks)
     except RankLostError:
         raise
@@ -171,3 +177,13 @@ def _kept(directory: "RunDirectory") -> str:
     if not names:
         return f"There was no checkpoint yet: {resume} then starts again"
     return f"The last checkpoint, {names[0]}, is intact: continue from it then, with {resume}"
+
+
+def _how_to_go_on(directory: RunDirectory | None) -> str:
+    """After a run that has not come to its end."""
+    if directory is None:
+        return "nothing was measured: run it again"
+    again = f"--resume {shlex.quote(str(directory.root))}"
+    if (directory.checkpoints / LATEST).exists():
+        return f"a checkpoint is kept in {directory.root}: continue with {again}"
+    return f"there was nothing to keep yet: start again with {again}"

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hyperopt_cli.stopping import stoppable
+
 UINT8_SCALE = 255.0
 
 
@@ -99,7 +101,7 @@ def channel_statistics(chunks: Iterable[Tensor]) -> Normalization:
         A shift and a scale [C, 1, ...] in float64; a constant channel is shifted only.
     """
     count, total, squares, rank = 0, torch.zeros(()), torch.zeros(()), 0
-    for chunk in chunks:
+    for chunk in stoppable(chunks):
         values = chunk.double()
         reduced = [dim for dim in range(values.ndim) if dim != 1]
         count += values.numel() // values.shape[1] if values.ndim > 1 else values.numel()

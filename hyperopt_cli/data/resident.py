@@ -8,6 +8,7 @@ from torch import Tensor
 from hyperopt_cli.data.partition import consecutive
 from hyperopt_cli.data.splits import Examples, InMemory
 from hyperopt_cli.data.streaming import READ_AT_ONCE, Raw, Streaming, require_shape
+from hyperopt_cli.stopping import stoppable
 
 LIMIT_BYTES = 2 * 2**30
 
@@ -57,7 +58,7 @@ def read_all(examples: Examples, workers: int) -> InMemory:
     pieces = consecutive(torch.arange(len(examples)), READ_AT_ONCE)
     read = Streaming(examples, torch.device("cpu"), workers).walk(pieces)
     held: InMemory | None = None
-    for index, (inputs, targets) in zip(pieces, read, strict=True):
+    for index, (inputs, targets) in stoppable(zip(pieces, read, strict=True)):
         if held is None:  # filled piece by piece: a list of pieces would need twice the memory when it is joined
             held = InMemory(*(part.new_empty(len(examples), *part.shape[1:]) for part in (inputs, targets)))
         require_shape(inputs[0], held.inputs[0])

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from hyperopt_cli.errors import DatasetError
+from hyperopt_cli.stopping import stoppable
 
 ACCEPTED = (
     "a data set's function may return Splits, a pair of tensors (inputs, targets), "
@@ -93,7 +94,7 @@ def targets_of(examples: Examples) -> Tensor:
     held = getattr(examples, "targets", None)
     if isinstance(held, Sequence | Tensor) and len(held) == len(examples):
         return torch.as_tensor(held)
-    return torch.stack([torch.as_tensor(examples[i][1]) for i in range(len(examples))])
+    return torch.stack([torch.as_tensor(examples[i][1]) for i in stoppable(range(len(examples)))])
 
 
 def is_integral(tensor: Tensor) -> bool:

@@ -20,6 +20,7 @@ from hyperopt_cli.outer import Descent
 from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem
 from hyperopt_cli.ranks import ALONE, Ranks
 from hyperopt_cli.space import Space
+from hyperopt_cli.stopping import stoppable
 
 
 class TestFigures(NamedTuple):
@@ -141,11 +142,11 @@ class Experiment:
         if self.data is None or self.data.test is None:
             return None
         seed = self.descent.seeds(self.seed, outer_step)[0]
-        batches = (batch for batch, _ in self.data.train_chunks)
+        batches = (batch for batch, _ in stoppable(self.data.train_chunks))
         model = estimate_running_statistics(self.make_model(derive(seed, "init")), params, batches)
         loss = right = 0.0
         with products_in(None), torch.no_grad():
-            for batch, weight in self.data.test:
+            for batch, weight in stoppable(self.data.test):
                 outputs = model(batch.inputs)
                 loss += weight * float(self.loss(outputs, batch.targets))
                 if self.data.num_classes is not None:

@@ -8,7 +8,6 @@
 | auto | the quickest of these that fits the memory | | not knowing |
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from hyperopt_cli.modes.auto import Auto
@@ -46,7 +45,7 @@ def hypergradient(
     *,
     on_step: OnStep | None = None,
     keeper: Keeper | None = None,
-    left: Mapping[str, Any] | None = None,
+    left: dict[str, Any] | None = None,
 ) -> Hypergradient:
     """E at the end of the run and its derivative in every entry of `hyper`: exact, unless `stats["bias"]` is there.
 
@@ -57,7 +56,7 @@ def hypergradient(
         on_step: called after each inner step with the phase, the steps done and the steps in the phase.
         keeper: asked after each inner step whether it wants what another process can go on from.
         left: what it was given, to go on from there: of the same problem, lambda and mode. The result has the same
-            bits as that of a run which was never interrupted.
+            bits as that of a run which was never interrupted. It is emptied.
 
     Returns:
         `value` [], `grad` like `hyper`, `params` (w_T) and `stats`.

@@ -3,16 +3,18 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes.memory import peak_bytes, reset_peak
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.stopping import may_stop
 
 # Called after each inner step with the phase ("forward" or "backward"), steps done and steps in the phase.
 OnStep = Callable[[str, int, int], None]
@@ -78,11 +80,17 @@ class Keeper(Protocol):
         """Keeps it; may raise, to end the run.
 
         Args:
-            left: dictionaries, lists, tensors, numbers and text; `left["progress"]` counts inner steps, there and back.
+            left: dictionaries, lists, tensors, numbers and text; an iterator stands for a list whose items are made
+                one at a time. `left["progress"]` counts inner steps, there and back.
         """
 
     def meet(self) -> None:
         """Waits until all processes that share the run are here; raises where one has failed on its way."""
+
+
+def whole(tree: Any) -> Any:
+    """What is left, with lists for iterators: as another process can be told."""
+    return tree_map_only(Iterator, lambda items: [whole(item) for item in items], tree)
 
 
 class Account:
@@ -100,11 +108,12 @@ class Account:
         like: Tensor,
         on_step: OnStep | None = None,
         keeper: Keeper | None = None,
-        left: Mapping[str, Any] | None = None,
+        left: dict[str, Any] | None = None,
     ) -> None:
         self.num_steps = self.num_gradients = self.num_hvps = 0
         self.inner_loss = like.new_full((steps,), float("nan"))
         self._keeper, self._left, self._progress, self._before_s = keeper, left, 0, 0.0
+        self._kept: int | None = None  # the progress that was kept last
         self._device, self._on_step = like.device, on_step
         self._last_done: tuple[str, int, int] | None = None
         self._witnesses: list[tuple[int, str, Tensor]] = []
@@ -136,14 +145,19 @@ class Account:
         return self._keeper is not None and self._keeper.due()
 
     def offer(self, left: Callable[[], dict[str, Any]]) -> None:
-        """After a step: what a mode would go on from, taken if it is to be kept now and everything is finite."""
-        if not self.due:
+        """After a step: what a mode would go on from, taken if it is to be kept now and everything is finite.
+
+        Where it is kept already, or nobody keeps anything, the run may just end.
+        """
+        if not self.due or self._progress == self._kept:
+            may_stop()
             return
         self.check()
         self.meet()
         assert self._keeper is not None
         counts = [self.num_steps, self.num_gradients, self.num_hvps]
         done = {"progress": self._progress, "counts": counts, "inner_loss": self.inner_loss, "wall_s": self._wall_s}
+        self._kept = self._progress
         self._keeper.keep({**done, "mode": left()})
 
     def meet(self) -> None:
@@ -152,21 +166,26 @@ class Account:
             self._keeper.meet()
 
     def left(self) -> dict[str, Any] | None:
-        """What a mode left when it was interrupted, on the host, once; the counts go on from there."""
+        """What a mode left when it was interrupted, on the host, once; the counts go on from there.
+
+        It is taken out of what was given, so that its memory is free once the mode has taken it over.
+        """
         left, self._left = self._left, None
         if left is None:
             return None
         self.num_steps, self.num_gradients, self.num_hvps = left["counts"]
         self._progress, self._before_s = left["progress"], left["wall_s"]
+        self._kept = self._progress
         self.inner_loss.copy_(left["inner_loss"])
-        return dict(left["mode"])
+        mode: dict[str, Any] = left.pop("mode")
+        return mode
 
     def forget(self) -> None:
         """What was left is of no use: the counts begin anew."""
         self.num_steps = self.num_gradients = self.num_hvps = 0
 
     def uncount(self, steps: int) -> None:
-        """Steps that were counted by the process that was interrupted will be taken once more."""
+        """Steps that were taken are of no use: they will be taken once more, or should not have been."""
         self.num_steps -= steps
         self.num_gradients -= steps
 

@@ -99,17 +99,14 @@ class Forward(Compiling):
         assert verdict.compilation is not None
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
         carried = Carried.begun(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
-        first, state = 0, dynamics.start
-        if (left := account.left()) is not None:
-            first, state = left["t"], State.found(left["state"], dynamics.like.device)
-            carried = carried.found(left["blocks"], state)
-            account.num_hvps = left["num_hvps"] if problem.ranks.is_lead else 0
+        first, state, carried = _begun(account, dynamics, carried)
         for t in range(first, problem.steps):
             state, carried = _advanced(dynamics, step, lambda_at, state, carried, t, account)
             account.step_done("forward", t + 1, problem.steps)
             account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account.num_hvps))
         params = dynamics.layout.unpack(dynamics.result(state))
-        objective = outer_objective(problem, params, hyper)
+        left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account.num_hvps)
+        objective = outer_objective(problem, params, hyper, partial(account.offer, left))
         if problem.ranks.size > 1:
             account.check()
             account.meet()
@@ -251,6 +248,16 @@ def _left(t: int, state: State, blocks: list[Columns], ranks: Ranks, num_hvps: i
         parts = ranks.at_lead(tree_map_only(Tensor, lambda x: x.cpu(), kept))
         kept = [block for part in parts for block in part]
     return {"t": t, "state": state.kept(), "blocks": kept, "num_hvps": _of_all(ranks, num_hvps)}
+
+
+def _begun(account: Account, dynamics: Dynamics, carried: Carried) -> tuple[int, State, Carried]:
+    """t, s_t and Z_t where another process stopped, or at the start."""
+    left = account.left()
+    if left is None:
+        return 0, dynamics.start, carried
+    state = State.found(left["state"], dynamics.like.device)
+    account.num_hvps = left["num_hvps"] if dynamics.problem.ranks.is_lead else 0
+    return left["t"], state, carried.found(left["blocks"], state)
 
 
 def _of_all(ranks: Ranks, num: int) -> int:

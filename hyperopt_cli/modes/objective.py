@@ -5,6 +5,7 @@ E = sum_i weight_i E_i(R(s_T), lambda)       over fixed chunks i, one chunk's gr
 Its products have the parameters' precision, whatever that of the inner gradient's (`precision.py` says why).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.stopping import may_stop
 
 
 class Objective(NamedTuple):
@@ -23,13 +25,16 @@ class Objective(NamedTuple):
     by_hyper: Hyper
 
 
-def outer_objective(problem: Problem, params: Params, hyper: Hyper) -> Objective:
+def outer_objective(
+    problem: Problem, params: Params, hyper: Hyper, between: Callable[[], None] = may_stop
+) -> Objective:
     """E and its two partial gradients.
 
     Args:
         problem: whose `outer_loss` it is.
         params: R(s_T), named.
         hyper: lambda.
+        between: called between two chunks; may raise.
     """
     w = {name: p.detach().requires_grad_() for name, p in params.items()}
     h = {name: p.detach().requires_grad_() for name, p in hyper.items()}
@@ -37,7 +42,9 @@ def outer_objective(problem: Problem, params: Params, hyper: Hyper) -> Objective
     value: Tensor | None = None
     totals = [torch.zeros_like(leaf) for leaf in leaves]
     with products_in(None):
-        for arguments, weight in problem.outer_chunks():
+        for i, (arguments, weight) in enumerate(problem.outer_chunks()):
+            if i and problem.ranks.size == 1:  # of several, each may have another number of chunks
+                between()
             with torch.enable_grad():
                 part = weight * problem.validation_loss(w, h, *arguments)
             if part.requires_grad:

@@ -14,8 +14,8 @@ The sweep wants s_{T-1}, ..., s_0, the last one first. Where it takes them from 
 | window k | as without, but sweeps k steps, and keeps or recomputes no others | k, or n slots | no |
 | path "linear" | T + the same; nothing is recomputed | 2 | no |
 
-slots "auto" takes as many as fit into the memory that is free. Slots may lie farther away, in the host's memory or on
-the disk (`checkpointing/shelves.py`), while less is recomputed.
+slots "auto" takes as many as fit into the memory that is free at the first hypergradient. Slots may lie farther away,
+in the host's memory or on the disk (`checkpointing/shelves.py`), while less is recomputed.
 
 window: the sweep ends at s_{T-k}, which is taken for a constant: what lambda did before, init included, is left out.
 The bias falls with k as fast as the adjoint does: exponentially where the loss is strongly convex around the end.
@@ -47,6 +47,7 @@ from hyperopt_cli.modes.engines.symmetry import check_pullback
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.modes.stepping import StepInHalves
 from hyperopt_cli.modes.straight_line import Line
 from hyperopt_cli.modes.sweep import Steps, WayBack, back_step, both_steps, swept_back
@@ -80,6 +81,7 @@ class Reverse(Compiling):
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
     _whole: dict[str, TwoHalves] = field(default_factory=dict, init=False, compare=False, repr=False)
     _probed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+    _fitting: dict[str, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.slots, str):
@@ -134,10 +136,10 @@ class Reverse(Compiling):
         places = self._places(dynamics, hyper, num, left)
 
         def gone_back(past: WayBack) -> Hypergradient:
-            fits = left is not None and left["kind"] == type(past).__name__
-            if left is not None and not fits:  # steps are compiled now, or no longer
+            if left and left["kind"] != type(past).__name__:  # steps are compiled now, or no longer
                 account.forget()
-            result = swept_back(dynamics, hyper, past, account, num, left if fits else None)
+                left.clear()
+            result = swept_back(dynamics, hyper, past, account, num, left or None)
             return result._replace(stats={**result.stats, "slots": past.slots, **told})
 
         if self.path is not None:
@@ -177,8 +179,24 @@ class Reverse(Compiling):
         if self.slots is None or self.slots == "all":
             return Places(device=num)
         if isinstance(self.slots, str):
-            return Places(device=left["slots"] if left is not None else _num_that_fit(dynamics, hyper, num))
+            return Places(device=left["slots"] if left else self._num_that_fit(dynamics, hyper, num))
         return Places.of(self.slots).at_most(num)
+
+    def _num_that_fit(self, dynamics: Dynamics, hyper: Hyper, most: int) -> int:
+        """As many as fitted when problems of that size were met first."""
+        size = repr(size_of(dynamics, hyper))
+        if size not in self._fitting:
+            self._fitting[size] = _num_that_fit(dynamics, hyper, most)
+        return min(most, self._fitting[size])
+
+    def decisions(self) -> dict[str, Any]:
+        """The verdicts, and how many slots fit."""
+        return {**super().decisions(), "fitting": dict(self._fitting)}
+
+    def decided(self, decisions: Mapping[str, Any]) -> None:
+        """They hold for this run."""
+        super().decided(decisions)
+        self._fitting.update(decisions.get("fitting", {}))
 
 
 def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:

@@ -209,6 +209,7 @@ class _Reversed(WayBack):
                 if error.name in self._given or self._attempt == MOST_ATTEMPTS:
                     raise self._out_of_range(error) from None
                 trial, steps = self._account, error.step + 1
+                self._account.uncount(self.held.t - steps)  # it is seen sooner where a checkpoint is due
                 del self.held
             else:
                 self.bits = self.held.bits()

@@ -166,10 +166,12 @@ class Sweep:
     params: Params
 
     @classmethod
-    def begun(cls, dynamics: Dynamics, hyper: Hyper, end: State, account: Account) -> "Sweep":
-        """At s_T."""
+    def begun(
+        cls, dynamics: Dynamics, hyper: Hyper, end: State, account: Account, left: Callable[[], dict[str, Any]]
+    ) -> "Sweep":
+        """At s_T; `left` is what the run goes on from there."""
         params = dynamics.layout.unpack(dynamics.result(end))
-        objective = outer_objective(dynamics.problem, params, hyper)
+        objective = outer_objective(dynamics.problem, params, hyper, partial(account.offer, left))
         account.watch(dynamics.problem.steps, "the outer objective", objective.value)
         adjoint = _result_adjoint(dynamics, end, objective.by_params)
         zeros = {name: torch.zeros_like(value) for name, value in hyper.items()}
@@ -225,7 +227,7 @@ class WayBack(ABC):
 
     @abstractmethod
     def end(self) -> State:
-        """The run, or the rest of it: s_T."""
+        """The run, or the rest of it: s_T. From here on, until there is a sweep, `place` is that of s_T."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[int, Back]]:
@@ -251,7 +253,7 @@ def swept_back(
     past: WayBack,
     account: Account,
     num_swept: int | None = None,
-    left: Mapping[str, Any] | None = None,
+    left: dict[str, Any] | None = None,
 ) -> Hypergradient:
     """The hypergradient from a run and its way back, which may stop short of its beginning.
 
@@ -261,14 +263,16 @@ def swept_back(
         past: the run.
         account: told of every step.
         num_swept: steps to go back; None: T.
-        left: where another process was interrupted.
+        left: where another process was interrupted; it is emptied.
     """
     num = dynamics.problem.steps if num_swept is None else num_swept
     if left is not None:
-        past.sweep = None if left["sweep"] is None else Sweep.found(left["sweep"], dynamics, hyper)
-        past.found(left["past"])  # which may take steps, and be interrupted in them: it knows the sweep
+        if left["sweep"] is not None:
+            past.sweep = Sweep.found(left["sweep"], dynamics, hyper)
+        past.found(left["past"])
+        left.clear()
     if past.sweep is None:
-        past.sweep = Sweep.begun(dynamics, hyper, past.end(), account)
+        past.sweep = Sweep.begun(dynamics, hyper, past.end(), account, past.left)
     sweep = past.sweep
     for t, back in past:
         sweep.back_through(t, back)

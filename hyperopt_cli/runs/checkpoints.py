@@ -3,12 +3,17 @@
     checkpoints/outer-000012/            12 outer steps are measured
     checkpoints/outer-000012-00000350/   and 350 units of the next one: its inner steps, there and back
         state.pt        torch.save of dictionaries, lists, tensors, numbers and text
-        manifest.json   version, size and SHA-256 of state.pt, what its bits depend on
+        part-000000.pt  lists that are too long to be held twice: the first items of one
+        manifest.json   version, size and SHA-256 of each, what the bits depend on
     checkpoints/LATEST                   the name of the newest, for people and scripts; nothing here reads it
 
-A checkpoint is written into a folder under another name, synced, and renamed. The last two are kept, and the one that
-was written first after the best outer step. Names sort in the order of progress. state.pt is read by torch's restricted
-unpickler (`weights_only=True`), after its hash has been compared.
+A checkpoint is written into a folder under another name, synced, and renamed. One that has its name already, damaged or
+written before an outer step was begun again, stays beside it as replaced-... until the next one is there. The last two
+are kept, and the one that was written first after the best outer step. Names sort in the order of progress. Files are
+read by torch's restricted unpickler (`weights_only=True`), after their hashes have been compared.
+
+Where the tree holds an iterator, its items are written as they come, and come back as an iterator, which reads them as
+they are asked for: the states that a run keeps in slots may fill the memory.
 """
 
 from __future__ import annotations
@@ -18,20 +23,25 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from hyperopt_cli.errors import CheckpointError, StorageError, UsageError
+from hyperopt_cli.runs.directory import LATEST
 from hyperopt_cli.runs.json_files import read_json, write_json, write_text
 
-VERSION = 1
+VERSION = 2
 NAME = re.compile(r"outer-\d{6,}(-\d{8,})?")
-STATE, MANIFEST, LATEST = "state.pt", "manifest.json", "LATEST"
+STATE, MANIFEST = "state.pt", "manifest.json"
+PART = re.compile(r"part-\d{6,}\.pt")
+PARTS = "parts of a list"  # the key of what stands for an iterator
+PART_BYTES = 2**26
+REPLACED = re.compile(rf"replaced-({NAME.pattern})-[0-9a-f]{{8}}")
 KEPT = 2
 
 
@@ -43,7 +53,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         name: of its folder.
-        tree: what was kept, tensors on the host.
+        tree: what was kept, tensors on the host; its iterators can be read once, as long as the checkpoint is there.
         bits_depend_on: threads, device and so on of the process that wrote it.
         passed_over: newer ones that cannot be used, each with the reason.
     """
@@ -92,7 +102,13 @@ class Checkpoints:
         return None
 
     def clean(self) -> None:
-        """Drops what a process that was killed had begun to write; only for whom no other process is at work here."""
+        """Drops what a process that was killed had begun to write; only for whom no other process is at work here.
+
+        Where it was killed while it replaced a checkpoint, that is put back.
+        """
+        for path, name in self._replaced():
+            if not (self._folder / name).exists():
+                path.rename(self._folder / name)
         for path in self._folder.glob(".outer-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -104,7 +120,7 @@ class Checkpoints:
         Args:
             outer_step: how many are measured.
             progress: in the next one; 0: not begun.
-            tree: dictionaries, lists, tensors, numbers, text.
+            tree: dictionaries, lists, tensors, numbers, text; iterators of these.
             bits_depend_on: of this process.
             is_best: whether the best outer step is in no checkpoint before this one.
 
@@ -139,7 +155,15 @@ class Checkpoints:
         temporary.rename(target)
         _sync(self._folder)
 
+    def _replaced(self) -> list[tuple[Path, str]]:
+        """Those that are out of the way, with the names that they had."""
+        found = ((path, REPLACED.fullmatch(path.name)) for path in self._folder.glob("replaced-*"))
+        return [(path, match[1]) for path, match in found if match is not None]
+
     def _drop(self, newest: str, is_best: bool) -> None:
+        for path, name in self._replaced():
+            if name != newest:
+                shutil.rmtree(path, ignore_errors=True)
         for name in self.names():
             if name > newest:  # of an outer step that was begun again
                 shutil.rmtree(self._folder / name, ignore_errors=True)
@@ -155,11 +179,12 @@ class _DamagedError(Exception):
 
 
 def on_host(tree: Any) -> Any:
-    """A tree whose tensors lie on the host and hold nothing but their own numbers.
+    """A tree whose tensors lie on the host and hold nothing but their own numbers; iterators become lists.
 
     Raises:
         TypeError: it holds what the restricted unpickler would not read.
     """
+    tree = tree_map_only(Iterator, lambda items: [on_host(item) for item in items], tree)
     for leaf in tree_leaves(tree):
         if type(leaf) not in PLAIN:
             raise TypeError(f"a checkpoint holds a {type(leaf).__name__}: {leaf!r}")
@@ -172,14 +197,37 @@ def _alone(x: Tensor) -> Tensor:
 
 
 def _write(folder: Path, tree: Mapping[str, Any], what: Mapping[str, Any], depends: Mapping[str, Any]) -> None:
-    with (folder / STATE).open("xb") as file:
-        torch.save(on_host(dict(tree)), file)
-        file.flush()
-        os.fsync(file.fileno())
-        size = file.tell()
-    files = {STATE: {"bytes": size, "sha256": _sha256(folder / STATE)}}
+    files: dict[str, dict[str, Any]] = {}
+
+    def put(name: str, content: Any) -> str:
+        with (folder / name).open("xb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+            files[name] = {"bytes": file.tell(), "sha256": _sha256(folder / name)}
+        return name
+
+    def in_parts(items: Iterator[Any]) -> dict[str, list[str]]:
+        return {PARTS: [put(f"part-{len(files):06d}.pt", part) for part in _parts(items)]}
+
+    put(STATE, on_host(tree_map_only(Iterator, in_parts, dict(tree))))
     write_json(folder / MANIFEST, {"version": VERSION, **what, "files": files, "bits_depend_on": depends})
     _sync(folder)
+
+
+def _parts(items: Iterator[Any]) -> Iterator[list[Any]]:
+    """Lists of a few, on the host; the one before is emptied first."""
+    part: list[Any] = []
+    size = 0
+    for item in items:
+        part.append(on_host(item))
+        size += sum(x.nbytes for x in tree_leaves(part[-1]) if isinstance(x, Tensor))
+        if size >= PART_BYTES:
+            yield part
+            part.clear()
+            size = 0
+    if part:
+        yield part
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -190,25 +238,69 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     version, files, depends = (manifest.get(key) for key in ("version", "files", "bits_depend_on"))
     if version != VERSION:
         raise _DamagedError(f"{MANIFEST} has version {version!r}, this hyperopt reads {VERSION}")
-    if not isinstance(files, dict) or not isinstance(files.get(STATE), dict) or not isinstance(depends, dict):
+    if not isinstance(files, dict) or STATE not in files or not isinstance(depends, dict):
         raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
-    path, told = folder / STATE, files[STATE]
+    for name, told in files.items():
+        if not (name == STATE or PART.fullmatch(name)) or not isinstance(told, dict):
+            raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
+        _compare(folder / name, told)
+    tree = _load(folder / STATE)
+    if not isinstance(tree, dict):
+        raise _DamagedError(f"{STATE} holds no dictionary")
+    try:
+        whole: dict[str, Any] = tree_map(
+            lambda x: _items(folder, x, files) if _is_in_parts(x) else x, tree, is_leaf=_is_in_parts
+        )
+    except (KeyError, TypeError) as error:
+        raise _DamagedError(f"{MANIFEST} lacks a part of it ({error})") from None
+    return whole, depends
+
+
+def _compare(path: Path, told: Mapping[str, Any]) -> None:
     try:
         size = path.stat().st_size
         if size != told.get("bytes"):
-            raise _DamagedError(f"{STATE} has {size} bytes instead of {told.get('bytes')}")
-        if (found := _sha256(path)) != told.get("sha256"):
-            raise _DamagedError(f"{STATE} has the SHA-256 {found[:12]}... instead of {str(told.get('sha256'))[:12]}...")
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except _DamagedError:
-        raise
+            raise _DamagedError(f"{path.name} has {size} bytes instead of {told.get('bytes')}")
+        found = _sha256(path)
+    except OSError as error:
+        raise _DamagedError(f"{path.name} can't be read ({error})") from None
+    if found != told.get("sha256"):
+        raise _DamagedError(f"{path.name} has the SHA-256 {found[:12]}... instead of {str(told.get('sha256'))[:12]}...")
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever stands there, another checkpoint may be good
         raise _DamagedError(
-            f"{STATE} can't be read ({str(error).splitlines()[0] if str(error) else error!r})"
+            f"{path.name} can't be read ({str(error).splitlines()[0] if str(error) else error!r})"
         ) from None
-    if not isinstance(tree, dict):
-        raise _DamagedError(f"{STATE} holds no dictionary")
-    return tree, depends
+
+
+def _is_in_parts(x: Any) -> bool:
+    return isinstance(x, dict) and x.keys() == {PARTS}
+
+
+def _items(folder: Path, stands_for: Mapping[str, list[str]], files: Mapping[str, Any]) -> Iterator[Any]:
+    """The items, read part by part when they are asked for.
+
+    Raises:
+        KeyError: a part that was not compared; at once.
+    """
+    paths = [folder / name for name in stands_for[PARTS] if files[name]]
+
+    def read() -> Iterator[Any]:
+        for path in paths:
+            try:
+                part = _load(path)
+            except _DamagedError as error:
+                raise CheckpointError(
+                    f"{path.parent} was changed while it was read ({error}); continue again"
+                ) from None
+            while part:
+                yield part.pop(0)
+
+    return read()
 
 
 def _is_best(folder: Path) -> bool:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps")
 # Only there where the hypergradient is not exact.
 BIAS, MODE = "bias", "mode"
+LATEST = "LATEST"  # in `checkpoints`: the name of the newest
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def environment(device: str = "cpu", arguments: Sequence[str] | None = None) -> 
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": _device_name(torch.device(device)),
+        "device": device_name(torch.device(device)),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "command": command_line(sys.argv if arguments is None else arguments),
@@ -64,7 +64,8 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The model of the GPU, or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_name() if device.type == "cpu" else device.type

@@ -87,6 +87,32 @@ def test_a_second_interrupt_ends_it_at_once(tmp_path: Path, recipe: Path) -> Non
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_signal_while_the_data_are_read_ends_it_soon(number: str, code: int, tmp_path: Path, recipe: Path) -> None:
+    """Reading all of them would take minutes."""
+    (tmp_path / "slow.py").write_text(
+        "import time, torch\n"
+        "class Data(torch.utils.data.Dataset):\n"
+        "    targets = [0, 1] * 50_000\n"
+        "    def __len__(self): return 100_000\n"
+        "    def __getitem__(self, i):\n"
+        "        if i == 10: print('here', flush=True)\n"
+        "        time.sleep(0.001)\n"
+        "        return torch.zeros(4), i % 2\n"
+        "def data(): return Data()\n"
+    )
+    command = [*HYPEROPT, "run", str(recipe), "dataset={call: slow.data}", "--allow-import", "slow", "--out", "there"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "here" in process.stdout.readline()
+    process.send_signal(getattr(signal, number))
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert f"stopped by {number}; nothing was measured: run it again" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "there").exists()
+
+
 def test_auto_starts_what_is_not_there_and_leaves_alone_what_is_done(hyperopt: Any, recipe: Path) -> None:
     first = hyperopt("run", recipe, *SHORT, "--out", "there", "--resume", "auto")
     assert first.code == 0

@@ -434,6 +434,53 @@ def test_a_gradient_that_is_put_to_zero_on_purpose_is_no_asymmetry(mode: Any) ->
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
+def adapted(by: Callable[[Tensor], Tensor]) -> Problem:
+    """A branch behind a scale that starts at zero, as adapters do: what lies in it has no gradient there."""
+    start = {**normalised(torch.tanh).initial({}), "scale": torch.zeros(6, dtype=F64)}
+    start["v"] = 1 + start["w"]
+    targets = torch.arange(9) % 6
+
+    def loss(params: Params, *rest: Any) -> Tensor:
+        logits = X @ params["w"].T + params["scale"] * by(X @ params["v"].T)
+        return functional.cross_entropy(logits, targets)
+
+    return Problem(start, loss, loss, lambda t: None, SGD(), 3)
+
+
+@pytest.mark.parametrize("name", ["layer norm", "batch norm"])
+def test_what_is_wrong_in_a_branch_without_a_gradient_at_the_start_is_seen(name: str) -> None:
+    with pytest.raises(UsageError, match=r"engine reverse_over_forward: u\.\(Hv\)"):
+        hypergradient(adapted(NORMALISED[name]), HYPER, Forward(engine="reverse_over_forward"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_branch_without_a_gradient_at_the_start_is_no_asymmetry(engine: str) -> None:
+    if engine == "reverse_over_forward":
+        pytest.skip("refused, and tested above")
+    problem = adapted(NORMALISED["layer norm"])
+    want = hypergradient(problem, HYPER, "reverse").grad
+    torch.testing.assert_close(hypergradient(problem, HYPER, Forward(engine=engine)).grad, want, rtol=1e-10, atol=1e-8)
+
+
+def test_where_nothing_is_finite_a_little_away_the_start_is_taken() -> None:
+    def loss(params: Params, *rest: Any) -> Tensor:
+        return (params["a"] - 1) ** 2 + (1 - 1e6 * params["b"].abs()).log()
+
+    start = {"a": torch.tensor(2.0, dtype=F64), "b": torch.tensor(0.0, dtype=F64)}
+    problem = Problem(start, loss, loss, lambda t: None, SGD(), 3)
+    got = hypergradient(problem, HYPER, Forward(engine="forward_over_reverse"))
+    torch.testing.assert_close(got.grad, hypergradient(problem, HYPER, "reverse").grad)
+
+    def wrong(loss: Any, params: Params, *rest: Any) -> Any:
+        out = ENGINES["reverse_over_reverse_loop"](loss, params, *rest)
+        return out._replace(grads={name: 1.1 * g for name, g in out.grads.items()})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(ENGINES, "dense", wrong)
+        with pytest.raises(UsageError, match="engine dense: its gradient differs"):
+            hypergradient(problem, HYPER, Forward(engine="dense"))
+
+
 def test_an_engine_that_trains_another_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its products are exact and symmetric, of a loss with other random numbers."""
     right = ENGINES["reverse_over_reverse_loop"]

@@ -2,10 +2,13 @@
 
 import io
 import random
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
 from hyperopt_cli.modes.compiling import TwoHalves, WholeStep
@@ -23,8 +26,8 @@ MODES: dict[str, Any] = {
     "reverse, a window": lambda: Reverse(window=4, slots=2, compile=False),
     "reverse, along the line": lambda: Reverse(path="linear", compile=False),
     "reverse, compiled": lambda: Reverse(compile=True),
-    "reverse, compiled, in segments": lambda: Reverse(slots=6, compile=True),
-    "reverse, compiled, a window in segments": lambda: Reverse(slots=5, window=5, compile=True),
+    "reverse, compiled, in segments": lambda: Reverse(slots=9, compile=True),
+    "reverse, compiled, a window in segments": lambda: Reverse(slots=9, window=10, compile=True),
     "reversible": lambda: Reversible(compile=False),
 }
 PROBLEMS = ("momentum", "windows", "adam", "init")
@@ -126,6 +129,8 @@ class Counted(Once):
 @pytest.mark.parametrize("mode", MODES)
 def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: str) -> None:
     _, problem, hyper = CASES[case]
+    assert problem.outer_batches is not None
+    problem = replace(problem, outer_batches=problem.outer_batches[:1])  # of E nothing is kept between its chunks
     made, all_of_it = MODES[mode](), Counted()
     whole = hypergradient(problem, hyper, made, keeper=all_of_it)
     draw = random.Random(0)
@@ -133,16 +138,60 @@ def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: 
         first, second = Once(draw.randrange(all_of_it.offers)), Once(draw.randrange(4))
         with pytest.raises(Interrupt):
             hypergradient(problem, hyper, made, keeper=first)
-        left = first.found()
         rest = Counted()
-        exact(hypergradient(problem, hyper, made, keeper=rest, left=left), whole)
+        exact(hypergradient(problem, hyper, made, keeper=rest, left=first.found()), whole)
         if "compiled" not in mode or "forward" in mode:
             assert rest.offers == all_of_it.offers - first.at - 1  # what is done is not done again
         try:
-            hypergradient(problem, hyper, made, keeper=second, left=left)
+            hypergradient(problem, hyper, made, keeper=second, left=first.found())
         except Interrupt:
             assert second.progress > first.progress
             exact(hypergradient(problem, hyper, made, left=second.found()), whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_left_is_free_once_the_run_goes_on(mode: str) -> None:
+    """Whoever gave it may still hold the dictionary."""
+    _, problem, hyper = CASES["momentum"]
+    made, keeper = MODES[mode](), Once(7)
+    with pytest.raises(Interrupt):
+        hypergradient(problem, hyper, made, keeper=keeper)
+    left = keeper.found()
+    parts = [left["mode"][key] for key in ("state", "z", "past") if key in left["mode"]]
+    tensors = [weakref.ref(x) for x in tree_leaves(parts) if isinstance(x, torch.Tensor)]
+    assert tensors
+    del parts
+    alive: list[int] = []
+
+    def count(phase: str, done: int, steps: int) -> None:
+        alive.append(sum(x() is not None for x in tensors))
+
+    hypergradient(problem, hyper, made, left=left, on_step=count)
+    assert alive[-1] <= 2 < len(tensors) or alive[-1] == 0  # the marks of a reversal, s_0 where it is met last
+    assert not any(x() is not None for x in tensors)
+
+
+@pytest.mark.parametrize("mode", [name for name in MODES if name.startswith("reverse, compiled")])
+@pytest.mark.parametrize("span", [1, 2, 5])
+def test_where_every_process_comes_only_a_few_steps_far_a_run_ends_all_the_same(mode: str, span: int) -> None:
+    """Each is interrupted at its `span`th offer, which comes before the end of any segment."""
+    _, problem, hyper = CASES["momentum"]
+    made = MODES[mode]()
+    whole, left, progress, num = hypergradient(problem, hyper, made), None, 0, 0
+    while True:
+        keeper = Once(span - 1)
+        try:
+            resumed = hypergradient(problem, hyper, made, keeper=keeper, left=left)
+        except Interrupt:
+            left, num = keeper.found(), num + 1
+            assert left["mode"]["kind"] == "Segments"
+            assert left["progress"] > progress
+            progress = left["progress"]
+            assert num <= 4 * problem.steps
+        else:
+            break
+    exact(resumed, whole)
+    assert num * span >= problem.steps
 
 
 def test_the_comparison_bites() -> None:

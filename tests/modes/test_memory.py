@@ -11,7 +11,7 @@ from hyperopt_cli import Reverse, hypergradient
 from hyperopt_cli.modes import memory, reverse
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.optimizers import Adam
-from tests.cases import net_problem, scalar
+from tests.cases import CASES, net_problem, scalar
 
 GIB = 2**30
 CPU = torch.device("cpu")
@@ -111,3 +111,14 @@ def test_auto_takes_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPatch, room: 
     assert got.stats["slots"] == slots
     assert got.stats["num_gradients"] == got.stats["num_steps"] + 12  # what was tried before the run is not counted
     assert torch.equal(got.grad["lr"], want.grad["lr"])
+
+
+def test_slots_that_fit_are_measured_once_and_taken_over_by_a_run_that_goes_on(monkeypatch):
+    _, problem, hyper = CASES["momentum"]
+    fitting = iter([3, 5])
+    monkeypatch.setattr("hyperopt_cli.modes.reverse._num_that_fit", lambda *given: next(fitting))
+    mode, other = Reverse(slots="auto"), Reverse(slots="auto")
+    assert [hypergradient(problem, hyper, mode).stats["slots"] for _ in range(2)] == [3, 3]
+    other.decided(mode.decisions())
+    assert hypergradient(problem, hyper, other).stats["slots"] == 3
+    assert hypergradient(problem, hyper, Reverse(slots="auto")).stats["slots"] == 5

@@ -448,6 +448,34 @@ def test_a_gradient_that_wakes_up_late_is_given_room():
     assert_close({"E": got.value, **got.grad}, {"E": value, **grad}, 1e-8)
 
 
+class DueAt:
+    """A keeper for which a checkpoint is due after some steps, and who keeps nothing."""
+
+    def __init__(self, *at: int) -> None:
+        self.at, self.asked = at, 0
+
+    def due(self) -> bool:
+        self.asked += 1
+        return self.asked in self.at
+
+    def keep(self, left) -> None:
+        pass
+
+
+@pytest.mark.parametrize("at", [(), (42, 43), (45, 46), (50, 51, 60, 61)])
+def test_the_counts_do_not_depend_on_when_a_radix_was_seen_to_be_outgrown(at, monkeypatch):
+    """On a GPU steps are looked at once in 64, and where a checkpoint is due."""
+    monkeypatch.setattr(Account, "every", 30)
+    problem = bowl([1.0, 1.0], optimizers.Adam(), steps=60)
+
+    def loss(params, hyper, t):
+        return ((params["w"][0] - 1) ** 2 + (100.0 if t >= 40 else 0.0) * params["w"][1]) / 2
+
+    problem, hyper = replace(problem, inner_loss=loss, batch=lambda t: t), {"lr": scalar(0.01)}
+    got = hypergradient(problem, hyper, "reversible", keeper=DueAt(*at))
+    assert got.stats["num_steps"] == 41 + 41 + 60  # as far as the step that outgrew it, the trial so far, and the run
+
+
 def test_the_first_trial_is_not_counted_and_needs_no_second_where_gradients_stay_as_they_are():
     problem, hyper = bowl([100.0, 3.0], optimizers.Adam(), steps=400), {"lr": scalar(1e-4)}
     assert hypergradient(problem, hyper, "reversible").stats["num_steps"] == 400

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import pytest
 import torch
 
 from hyperopt_cli.errors import CheckpointError, StorageError
-from hyperopt_cli.runs.checkpoints import LATEST, MANIFEST, STATE, Checkpoints, on_host
+from hyperopt_cli.modes.checkpointing.shelf import Copied
+from hyperopt_cli.modes.dynamics import State
+from hyperopt_cli.modes.memory import taken_by
+from hyperopt_cli.runs.checkpoints import MANIFEST, STATE, VERSION, Checkpoints, on_host
+from hyperopt_cli.runs.directory import LATEST
 
 DEPENDS = {"threads": 1}
 
@@ -73,7 +78,9 @@ def other(path: Path, draw: random.Random) -> None:
 
 def other_version(path: Path, draw: random.Random) -> None:
     manifest = path.parent / MANIFEST
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": draw.choice([0, 2, "1", None])}))
+    manifest.write_text(
+        json.dumps({**json.loads(manifest.read_text()), "version": draw.choice([0, VERSION + 1, "1", None])})
+    )
 
 
 DAMAGE = (truncated, flipped, missing, longer, other, other_version)
@@ -150,6 +157,34 @@ def test_a_damaged_one_of_the_same_name_goes_out_of_the_way(folder: Path) -> Non
     assert found.name == "outer-000002"
     assert is_tree(found, 2)
     assert len(list(folder.glob("replaced-outer-000002-*"))) == 1
+    Checkpoints(folder).write(3, 0, tree_of(3), DEPENDS, is_best=False)
+    assert not list(folder.glob("replaced-*"))
+
+
+def test_what_is_out_of_the_way_stays_as_long_as_nothing_newer_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truncated(folder / "outer-000002" / STATE, random.Random(0))
+    checkpoints = Checkpoints(folder)
+    checkpoints.write(2, 0, tree_of(2), DEPENDS, is_best=False)
+
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(StorageError):
+            checkpoints.write(3, 0, tree_of(3), DEPENDS, is_best=False)
+    assert len(list(folder.glob("replaced-outer-000002-*"))) == 1
+
+
+def test_killed_while_one_is_replaced_it_is_put_back(folder: Path) -> None:
+    (folder / "outer-000002").rename(folder / "replaced-outer-000002-0123abcd")
+    checkpoints = Checkpoints(folder)
+    checkpoints.clean()
+    found = checkpoints.newest()
+    assert found is not None
+    assert is_tree(found, 2)
 
 
 def test_a_disk_without_room_leaves_the_last_one_intact(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +225,78 @@ def test_a_view_is_kept_without_what_lies_around_it() -> None:
     whole = torch.zeros(1000)
     (kept,) = on_host([whole[:10]])
     assert kept.untyped_storage().nbytes() == 40
+
+
+def items(num: int, num_bytes: int) -> Iterator[dict[str, Any]]:
+    for i in range(num):
+        yield {"i": i, "w": torch.full((num_bytes // 8,), float(i), dtype=torch.float64)}
+
+
+def test_an_iterator_is_written_as_its_items_come_and_comes_back_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperopt_cli.runs.checkpoints.PART_BYTES", 200)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, 0, {"a": {"b": items(5, 80)}, "none": items(0, 0)}, DEPENDS, is_best=False)
+    assert len(list(tmp_path.rglob("part-*.pt"))) == 2
+    found = checkpoints.newest()
+    assert found is not None
+    for i, item in enumerate(found.tree["a"]["b"]):
+        assert item["i"] == i
+        assert torch.equal(item["w"], torch.full((10,), float(i), dtype=torch.float64))
+    assert i == 4
+    assert list(found.tree["none"]) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel keeps no peak that can be reset")
+def test_neither_written_nor_read_are_many_states_in_the_memory_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num, num_bytes, cpu = 24, 2**23, torch.device("cpu")
+    monkeypatch.setattr("hyperopt_cli.runs.checkpoints.PART_BYTES", num_bytes)
+    shelf = Copied(num)
+    for item in items(num, num_bytes):
+        shelf.push(State({"": item["w"]}, {}))
+    checkpoints = Checkpoints(tmp_path)
+
+    def write() -> None:
+        tree = {"shelf": (state.kept() for state in shelf.states())}
+        checkpoints.write(1, 0, tree, DEPENDS, is_best=False)
+
+    def read() -> None:
+        found = checkpoints.newest()
+        assert found is not None
+        total = sum(float(kept["params"][""][0]) for kept in found.tree["shelf"])
+        assert total == num * (num - 1) / 2
+
+    for work in (write, read):
+        assert taken_by(work, cpu) < 5 * num_bytes
+
+
+def test_a_damaged_part_is_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperopt_cli.runs.checkpoints.PART_BYTES", 100)
+    checkpoints = Checkpoints(tmp_path)
+    for n in (1, 2):
+        checkpoints.write(n, 0, {"n": n, "many": items(3, 80)}, DEPENDS, is_best=False)
+    flipped(tmp_path / "outer-000002" / "part-000001.pt", random.Random(0))
+    found = checkpoints.newest()
+    assert found is not None
+    assert found.passed_over[0].startswith("outer-000002: part-000001.pt has the SHA-256")
+    assert found.tree["n"] == 1
+    (tmp_path / "outer-000001/part-000000.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="outer-000001 was changed while it was read"):
+        list(found.tree["many"])
+
+
+def test_a_part_elsewhere_is_not_read(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    name = checkpoints.write(1, 0, {"many": {"parts of a list": ["../outside.pt"]}}, DEPENDS, is_best=False)
+    torch.save([1], tmp_path / "outside.pt")
+    with pytest.raises(CheckpointError, match="lacks a part of it"):
+        checkpoints.newest()
+    manifest = tmp_path / name / MANIFEST
+    content = json.loads(manifest.read_text())
+    content["files"]["../outside.pt"] = content["files"][STATE]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="is not a checkpoint's"):
+        checkpoints.newest()

@@ -38,18 +38,24 @@ class Replayed(WayBack):
         """Goes on from where `place` stood."""
         device = self._steps.dynamics.like.device
         self._t, self._place, self._running = place["t"], place["place"], place["running"]
+        self._account.uncount(place["counted"])
         self._state = None if place["state"] is None else State.found(place["state"], device)
         for state in place["shelf"]:
             self._shelf.push(State.found(state, device))
 
     def place(self) -> dict[str, Any]:
-        """A place in the schedule, the state in hand, and those on the shelf."""
+        """A place in the schedule, the state in hand, and those on the shelf.
+
+        At s_T that is s_{T-1}: the last step, which is counted, is taken again.
+        """
+        at_end = self.sweep is None and not self._running
         return {
             "t": self._t,
             "place": self._place,
-            "running": self._running,
+            "running": self._running or at_end,
+            "counted": int(at_end),
             "state": None if self._state is None else self._state.kept(),
-            "shelf": [state.kept() for state in self._shelf.states()],
+            "shelf": (state.kept() for state in self._shelf.states()),
         }
 
     def end(self) -> State:

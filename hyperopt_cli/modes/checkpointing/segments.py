@@ -6,13 +6,20 @@ c steps, of which each keeps k states' worth,
 
     steps: 2 T - c          memory, in states: about T / c - 1 + k c
 
+A state at which a step begins that is kept whole is held by it already: some of them are marked, about sqrt(c) steps
+apart, at no cost. Another process that goes on from here has none of what steps keep, and takes a few of them again
+from the mark before; so it comes further however soon it is interrupted in its turn.
+
 Where the adjoint of a step can only be had from s_t itself, fewer states can be traded for more steps (`binomial.py`);
 here the gradient of a step is never taken a third time. Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 3.1
 and algorithm 1, with the last segment kept.
 """
 
 from collections.abc import Iterator, Mapping
+from math import isqrt
 from typing import Any
+
+from torch import Tensor
 
 from hyperopt_cli.modes.base import Account
 from hyperopt_cli.modes.dynamics import State
@@ -48,76 +55,68 @@ class Segments(WayBack):
     def __init__(self, steps: Steps, account: Account, num: int, length: int, slots: int) -> None:
         self._steps, self._account, self.slots = steps, account, slots
         self._total = steps.dynamics.problem.steps
-        first = self._total - num
-        self._starts = sorted({max(first, self._total - k * length) for k in range(1, -(-num // length) + 1)})
-        self._held: dict[int, State] = {}  # s_t at the beginning of each segment that is not yet met again
-        self._t, self._state = 0, steps.dynamics.start  # in hand; on the way back, the beginning of a segment
-        self._running, self._until = True, self._total  # on the way back: alpha_until is known
+        self._first, self._apart = self._total - num, max(1, isqrt(length))
+        self._starts = {max(self._first, self._total - k * length) for k in range(1, -(-num // length) + 1)}
+        self._held: dict[int, State] = {}  # s_t where a segment begins, and at marks, as far as they are not behind
+        self._t, self._state = 0, steps.dynamics.start  # in hand, where steps are being taken
+        self._until = self._total  # on the way back: alpha_until is known
         self._backs: list[tuple[int, Back]] = []
 
     def found(self, place: Mapping[str, Any]) -> None:
         """Goes on from where `place` stood; steps that have to be taken again for that are not counted again."""
         device = self._steps.dynamics.like.device
         self._held = {t: State.found(state, device) for t, state in place["held"]}
-        self._t, self._state = place["t"], State.found(place["state"], device)
-        self._running, self._until = place["running"], place["until"]
+        self._until = place["until"]
         self._account.uncount(place["counted"])
-        if not self._running:
-            self._take_again(self._until)
+        if self.sweep is None:
+            self._t = max(self._held)
+            self._state = self._held[self._t]
 
     def place(self) -> dict[str, Any]:
-        """Where it can begin anew: at s_t, or at the beginning of the segment that is kept whole."""
-        held, t, state = self._held, self._t, self._state
-        if self._running and t > self._starts[-1]:
-            t, state = self._starts[-1], held[self._starts[-1]]
-        counted = self._t - t if self._running else min(len(self._backs), self._until - t)
-        return {
-            "held": [[start, s.kept()] for start, s in held.items()],
-            "t": t,
-            "state": state.kept(),
-            "running": self._running,
-            "until": self._until,
-            "counted": counted,
-        }
+        """States; the one in hand among them. What steps have kept is lost."""
+        states = self._held | ({self._t: self._state} if self._t < self._until or self.sweep is None else {})
+        held = ([t, state.kept()] for t, state in states.items())
+        return {"held": held, "until": self._until, "counted": len(self._backs)}
 
     def end(self) -> State:
         """The run: s_T."""
         while self._t < self._total:
-            t, state = self._t, self._state
-            if t in self._starts:
-                self._held[t] = state
-            if t < self._starts[-1]:
-                state, value = self._steps.train(t, state, self._account)
-            else:
-                (state, value), back = self._steps.kept(t, state, self._account)
-                self._backs.append((t, back))
-            self._t, self._state = t + 1, state
-            told_of(t, value, self._total, self._account)
+            value = self._taken(is_kept=self._t >= max(self._starts))
+            told_of(self._t - 1, value, self._total, self._account)
             self._account.offer(self.left)
-        end, self._running = self._state, False
-        self._t, self._state = self._starts[-1], self._held.pop(self._starts[-1])
-        return end
+        return self._state
 
     def __iter__(self) -> Iterator[tuple[int, Back]]:
         """The last step first."""
-        while True:
-            while self._backs:
-                pair = self._backs.pop()
-                self._until = pair[0]
-                yield pair
-                del pair
-            if not self._held:
-                return
-            self._t, to = max(self._held), self._t
-            self._state = self._held.pop(self._t)
-            self._take_again(to)
-
-    def _take_again(self, to: int) -> None:
-        state = self._state
-        for t in range(self._t, to):
-            (state, _), back = self._steps.kept(t, state, self._account)
-            self._backs.append((t, back))
+        self._held.pop(self._total, None)
+        while self._until > self._first:
+            if not self._backs:
+                self._take_again()
+            self._state = self._steps.dynamics.start  # s_until is needed no longer
+            self._until, back = self._backs.pop()
+            self._held.pop(self._until, None)
+            yield self._until, back
             del back
+
+    def _take_again(self) -> None:
+        """The steps up to `until`, from the last state before it."""
+        self._t = max(self._held)
+        self._state = self._held[self._t]
+        while self._t < self._until:
+            self._taken(is_kept=True)
             self._account.step_repeated()
-            if t + 1 < to:
+            if self._t < self._until:
                 self._account.offer(self.left)
+
+    def _taken(self, is_kept: bool) -> Tensor:
+        """s_t -> s_{t+1}, for the first time or again: L."""
+        t, state = self._t, self._state
+        if t in self._starts or (is_kept and t % self._apart == 0):
+            self._held[t] = state
+        if is_kept:
+            (self._state, value), back = self._steps.kept(t, state, self._account)
+            self._backs.append((t, back))
+        else:
+            self._state, value = self._steps.train(t, state, self._account)
+        self._t = t + 1
+        return value

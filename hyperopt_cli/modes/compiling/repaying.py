@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.errors import UsageError, VerificationError
+from hyperopt_cli.stopping import may_stop
 
 SAVED = 0.25  # of a step, before it is known; seen: 0.1 to 0.7
 SECONDS, SECONDS_PER_OPERATOR = 5.0, 0.04  # seen on two cores: 5 s at 250 operators, 40 s at 770, 150 s at 3,400
@@ -84,11 +85,12 @@ def reason_without(error: Exception) -> str:
 
 def _seconds(call: Callable[[], Any]) -> float:
     """The least of a few calls, after one to warm up."""
-    call()
+    _once(call)
     return min(_once(call) for _ in range(REPEATS))
 
 
 def _once(call: Callable[[], Any]) -> float:
+    may_stop()
     began = time.perf_counter()
     result = call()
     if any(x.is_cuda for x in tree_leaves(result) if isinstance(x, Tensor)):

@@ -21,6 +21,7 @@ from hyperopt_cli.modes.engines.symmetry import misfit, probed
 from hyperopt_cli.modes.engines.timing import timed
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.problem import Hyper
+from hyperopt_cli.stopping import may_stop
 
 REFERENCE = "reverse_over_reverse_loop"
 BY_DEFAULT = ("folded", "forward_over_reverse", "reverse_over_reverse", REFERENCE)
@@ -103,6 +104,7 @@ class _Tried:
 
     def passes(self, name: str) -> bool:
         """Whether the engine runs, and is right."""
+        may_stop()
         if name not in self._all:
             loop = name.endswith("_loop")
             found = examined(ENGINES[name], self._setting, self._reference.products, one_by_one=loop)

@@ -6,6 +6,9 @@ Of a right engine it is rounding, about 1e-15 in float64; torch's silently wrong
 models and .4 to .9 in single normalisation layers. |H u| rather than |u| |H u| is the size of u.(H v) for random u, so
 that the figure does not fall with the number of parameters. Where a run lowers the precision of its products the
 figure is taken without that: rounding to 8 bits would hide half of what is wrong.
+
+Where the gradient of a whole parameter is zero at s_0 (an adapter whose other factor starts at zero, a branch behind a
+scale of zero), its products would show nothing: the figure is taken at a point close by (`awake`).
 """
 
 from typing import NamedTuple
@@ -22,13 +25,14 @@ from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper
 
-SEED = 20
+SEED, SEED_AWAY = 20, 21
 GROSS = 0.05
+AWAY = 0.01  # of the size of the weights
 
 
-def directions(params: Params, num: int) -> Params:
+def directions(params: Params, num: int, seed: int = SEED) -> Params:
     """Random directions in w, [num, *shape]; no other generator moves."""
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(num, *w.shape, generator=generator, dtype=w.dtype).to(w.device) for name, w in params.items()
     }
@@ -45,6 +49,19 @@ def asymmetry(u_and_v: Params, products: Params) -> float:
     difference = _inner(_row(u_and_v, 0), _row(products, 1)) - _inner(_row(u_and_v, 1), _row(products, 0))
     size = torch.stack(sizes).max()
     return 0.0 if float(size) == 0.0 else float((difference / size).abs())
+
+
+def awake(setting: Setting) -> tuple[Setting, Params]:
+    """The setting and its gradient, or those a little away where the gradient of a whole parameter is zero."""
+    plain = setting.plain_gradient()
+    if all(bool((g != 0).any()) for g in plain.values()):
+        return setting, plain
+    num = sum(w.numel() for w in setting.params.values())
+    size = AWAY * (float((_inner(setting.params, setting.params) / num).sqrt()) or 1.0)
+    away = directions(setting.params, 1, SEED_AWAY)
+    moved = setting._replace(params={name: w + size * away[name][0] for name, w in setting.params.items()})
+    there = moved.plain_gradient()
+    return (moved, there) if all(bool(g.isfinite().all()) for g in there.values()) else (setting, plain)
 
 
 def check_pullback(mode: str, engine: Engine, dynamics: Dynamics, hyper: Hyper, known: set[str]) -> None:
@@ -75,6 +92,7 @@ def check_pullback(mode: str, engine: Engine, dynamics: Dynamics, hyper: Hyper, 
 
 def _shown_by_differences(engine: Engine, setting: Setting) -> bool:
     """Whether (J' u).v is u.(J v) of central differences of the gradient, for one u and v."""
+    setting, _ = awake(setting)
     u, v = (_row(directions(setting.params, 2), i) for i in (0, 1))
     accuracy: float = max(torch.finfo(w.dtype).eps for w in setting.params.values()) ** (1 / 3)
     h = accuracy * float((1 + _inner(setting.params, setting.params).sqrt()) / _inner(v, v).sqrt())
@@ -121,7 +139,7 @@ def probed(engine: Engine, setting: Setting) -> Probe:
     Where a gradient is put to zero (`padding_idx` of an embedding) its Jacobian has a row of zeros and no such column:
     right, and not symmetric.
     """
-    plain = setting.plain_gradient()
+    setting, plain = awake(setting)
     both = {name: u * (plain[name] != 0) for name, u in directions(setting.params, 2).items()}
     out = setting.in_full_precision(engine, both)
     size = _inner(plain, plain).sqrt()

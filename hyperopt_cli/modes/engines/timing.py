@@ -19,6 +19,7 @@ from hyperopt_cli.modes.engines.symmetry import directions
 from hyperopt_cli.modes.parts import LossInParts
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.stopping import stoppable
 
 HOPELESS = 3.0  # times the time of the quickest
 
@@ -47,7 +48,7 @@ def timed(
     running = list(engines)
     for turn, t in enumerate(steps):
         here = setting._replace(loss=loss_at(t))
-        for name in running:
+        for name in stoppable(running):
             try:
                 lap_s = _ranks(here.loss).agreed(_clocked(engines[name], here, w_dot))  # each sums over all of them
                 laps.setdefault(name, []).append(lap_s)

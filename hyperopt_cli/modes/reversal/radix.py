@@ -23,6 +23,7 @@ from hyperopt_cli.modes.sweep import train_step
 from hyperopt_cli.optimizers.base import WEIGHTS, Params
 from hyperopt_cli.optimizers.exact import LIMIT, Radix
 from hyperopt_cli.problem import Hyper
+from hyperopt_cli.stopping import stoppable
 
 HEADROOM = 6  # bits that a number may grow by beyond the trial
 LOWERED = 8
@@ -93,7 +94,7 @@ def _largest(dynamics: Dynamics, hyper: Hyper, factors: Factors, steps: int, acc
     """The largest |x| of every number on the way."""
     state = dynamics.start
     largest: State = tree_map(torch.abs, state)
-    for t in range(steps):
+    for t in stoppable(range(steps)):
         state, _ = train_step(dynamics, dynamics.problem.batch(t), t, state, dynamics.hyper_at(hyper, t))
         account.num_steps += 1
         account.num_gradients += 1

@@ -1,0 +1,52 @@
+"""Places where a run may end: nothing is half done there, and nothing is lost that has not been kept.
+
+After an inner step there is something to keep, and whoever keeps it ends the run (`modes/base.py`). Between two
+trials, two engines, two chunks of a data set there is not: the run may just end.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def _goes_on() -> None:
+    pass
+
+
+_end_if_asked: ContextVar[Callable[[], None]] = ContextVar("end_if_asked", default=_goes_on)
+
+
+@contextmanager
+def stopped_by(end_if_asked: Callable[[], None]) -> Iterator[None]:
+    """Inside, whatever may stop calls this, which raises where the run is to end."""
+    token = _end_if_asked.set(end_if_asked)
+    try:
+        yield
+    finally:
+        _end_if_asked.reset(token)
+
+
+@contextmanager
+def only_after_steps() -> Iterator[None]:
+    """Inside, nothing may stop elsewhere: several processes that share a run end together, after a step."""
+    with stopped_by(_goes_on):
+        yield
+
+
+def may_stop() -> None:
+    """The run may end here.
+
+    Raises:
+        Stopped: it was asked to.
+    """
+    _end_if_asked.get()()
+
+
+def stoppable(items: Iterable[T]) -> Iterator[T]:
+    """The items; before each of them the run may end."""
+    for item in items:
+        may_stop()
+        yield item
