@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
+from hyperopt_cli.agreement import Agreement
 from hyperopt_cli.comparison import OnModeStep, compare
 from hyperopt_cli.errors import NonFiniteError, RankLostError, ReversalError, Stopped
 from hyperopt_cli.experiment import Experiment
@@ -21,8 +22,7 @@ from hyperopt_cli.modes.described import described, revived
 from hyperopt_cli.modes.engines.verdict import Verdict
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer import MOST_HALVINGS, OuterKeeper, OuterStep, descend
-from hyperopt_cli.ranks import ALONE, Ranks
-from hyperopt_cli.ranks.agreement import Agreement
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.runs.checkpoints import Checkpoints
 from hyperopt_cli.runs.compared import Comparison

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hyperopt_cli.errors import Stopped
-from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.runs.checkpoints import Checkpoint, Checkpoints
 from hyperopt_cli.runs.environment import device_name
 from hyperopt_cli.runs.stopping import StopFlag

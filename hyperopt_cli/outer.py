@@ -21,7 +21,7 @@ from hyperopt_cli.modes.fitting import smaller, told
 from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.replicas import SUMMED, Replicas, kept
 from hyperopt_cli.sign_descent import SignDescent
 from hyperopt_cli.space import Space

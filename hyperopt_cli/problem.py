@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
-from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
 
 __all__ = ["Batch", "Chunked", "Hyper", "Params", "Precision", "Problem", "StepHyper"]
 

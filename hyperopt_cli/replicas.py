@@ -16,7 +16,7 @@ from hyperopt_cli.errors import ReversalError, VerificationError
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
 from hyperopt_cli.modes.base import OnStep, whole
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.ranks import Ranks
+from hyperopt_cli.ranks.group import Ranks
 
 SUMMED = ("wall_s", "num_steps", "num_gradients", "num_hvps")  # of a mode's stats, over the replicas
 

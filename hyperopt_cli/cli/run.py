@@ -24,7 +24,7 @@ from hyperopt_cli.runs.directory import LATEST, RunDirectory
 from hyperopt_cli.runs.stopping import StopFlag
 
 if TYPE_CHECKING:
-    from hyperopt_cli.ranks import Ranks
+    from hyperopt_cli.ranks.group import Ranks
     from hyperopt_cli.recipe import Recipe
     from hyperopt_cli.runs.directory import RunDirectory
 
@@ -56,9 +56,9 @@ def run(
     _check_resume(resume, out)
     loaded = load_recipe(recipe, with_options(overrides, mode=mode, device=device), allow_import)
 
-    from hyperopt_cli.ranks.joining import joined, place
     from hyperopt_cli.ranks.launching import launched, this_command
-    from hyperopt_cli.ranks.sharding import shard_of
+    from hyperopt_cli.ranks.place import place
+    from hyperopt_cli.recipe.sharding import shard_of
 
     own = place()
     if own is None and nproc != 1:
@@ -67,6 +67,8 @@ def run(
         for text in told:
             print(f"hyperopt: {text}; what was kept can be continued with --resume", file=sys.stderr)
         raise typer.Exit(code)
+    from hyperopt_cli.ranks.joining import joined
+
     with joined(own, shard_of(loaded, own.size if own else 1)) as ranks:
         try:
             if ranks.is_lead:

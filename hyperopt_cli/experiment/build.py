@@ -22,7 +22,7 @@ from hyperopt_cli.modes.precision import refusal
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.outer import Descent
 from hyperopt_cli.problem import Precision
-from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.names import resolve
 from hyperopt_cli.recipe.schema import Dataset, Recipe
 

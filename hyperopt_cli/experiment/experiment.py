@@ -18,7 +18,7 @@ from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
 from hyperopt_cli.outer import Descent
 from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem
-from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.space import Space
 from hyperopt_cli.stopping import stoppable
 

@@ -16,7 +16,7 @@ from hyperopt_cli.modes.compiling.repaying import is_of_compiling, reason_withou
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.stepping import StepAt
-from hyperopt_cli.ranks import Ranks
+from hyperopt_cli.ranks.group import Ranks
 
 
 class Deciding(Mode):

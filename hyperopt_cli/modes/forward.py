@@ -42,7 +42,7 @@ from hyperopt_cli.modes.stepping import StepAt
 from hyperopt_cli.modes.sweep import train_step
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper, Problem
-from hyperopt_cli.ranks import Ranks
+from hyperopt_cli.ranks.group import Ranks
 
 
 @dataclass(frozen=True)

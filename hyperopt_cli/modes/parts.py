@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.optimizers.base import Params, StepHyper
-from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
 
 Loss = Callable[[Params, StepHyper], Tensor]
 

@@ -10,7 +10,7 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.compiling import Kept, TwoHalves, WholeStep
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.problem import Chunked
-from hyperopt_cli.ranks import Ranks
+from hyperopt_cli.ranks.group import Ranks
 
 
 class StepAt:

@@ -6,7 +6,3 @@
 
 What is decided by a clock or by the memory that is free is decided by the first of them, the lead. It alone writes.
 """
-
-from hyperopt_cli.ranks.group import ALONE, Ranks, Shard
-
-__all__ = ["ALONE", "Ranks", "Shard"]

@@ -1,68 +1,17 @@
-"""How the processes of a run find each other: started by `srun`, by `torchrun`, or by `hyperopt run --nproc`.
+"""The group of the processes of a run. Messages between hosts go through gloo, between GPUs through nccl."""
 
-`torchrun` and `--nproc` say in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT who is who and where the first
-one listens. `srun` says it in SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID and SLURM_STEP_NODELIST; a batch script
-that is not below `srun` has no SLURM_STEP_NUM_TASKS, and is no rank.
-
-Messages between hosts go through gloo, between GPUs through nccl.
-"""
-
-import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from hyperopt_cli.errors import RankLostError, UsageError
+from hyperopt_cli.errors import RankLostError
 from hyperopt_cli.ranks.group import ALONE, Ranks, Shard, brief
+from hyperopt_cli.ranks.place import Place
 
 LONGEST_WAIT = timedelta(minutes=30)
-FIRST_PORT, NUM_PORTS = 20000, 12000  # below the ports that systems give out by themselves
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which process this is.
-
-    Attributes:
-        rank: among all.
-        size: how many there are.
-        local_rank: among those on this node.
-        address: where the first one listens.
-        port: and at which port.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    address: str
-    port: int
-
-
-def place(env: Mapping[str, str] = os.environ) -> Place | None:
-    """What the environment says; None for a process that is alone.
-
-    Raises:
-        UsageError: it says only part of it.
-    """
-    if "RANK" in env and "WORLD_SIZE" in env:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-        rank, size, local_rank, port = (_number(env, name) for name in names)
-        found = Place(rank, size, local_rank, _text(env, "MASTER_ADDR"), port)
-    elif "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:
-        rank, size = _number(env, "SLURM_PROCID"), _number(env, "SLURM_STEP_NUM_TASKS")
-        if size == 1:
-            return None
-        address = env.get("MASTER_ADDR") or _first_node(_text(env, "SLURM_STEP_NODELIST"))
-        port = _number(env, "MASTER_PORT") if "MASTER_PORT" in env else _port_of_step(env)
-        found = Place(rank, size, _number(env, "SLURM_LOCALID"), address, port)
-    else:
-        return None
-    return found if found.size > 1 else None
 
 
 @contextmanager
@@ -89,36 +38,3 @@ def joined(found: Place | None, shard: Shard) -> Iterator[Ranks]:
         raise RankLostError(reason) from error
     yield Ranks(found.rank, found.size, shard)
     dist.destroy_process_group()  # not after an error: it would wait for those that are gone
-
-
-def _first_node(nodes: str) -> str:
-    """The first of Slurm's list of nodes, in which `node[03-05,9]` stands for several.
-
-    >>> _first_node("gpu[003-005,9],login"), _first_node("alpha,beta"), _first_node("n1")
-    ('gpu003', 'alpha', 'n1')
-    """
-    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    if match is None:
-        raise UsageError(f"SLURM_STEP_NODELIST: got {nodes!r}, which names no node; set MASTER_ADDR")
-    return match[1] + (match[2] or "")
-
-
-def _port_of_step(env: Mapping[str, str]) -> int:
-    """The same for all tasks of a step, another for the next."""
-    step = f"{env.get('SLURM_JOB_ID', '0')}.{env.get('SLURM_STEP_ID', '0')}.{env.get('SLURM_RESTART_COUNT', '0')}"
-    numbers = [int(part) for part in step.split(".") if part.isdigit()]
-    mixed: int = sum(7919**i * number for i, number in enumerate(numbers))
-    return FIRST_PORT + mixed % NUM_PORTS
-
-
-def _text(env: Mapping[str, str], name: str) -> str:
-    if not env.get(name):
-        raise UsageError(f"{name} is not set, though this process is to be one of several; start them by one launcher")
-    return env[name]
-
-
-def _number(env: Mapping[str, str], name: str) -> int:
-    text = _text(env, name)
-    if not text.isdigit():
-        raise UsageError(f"{name}: got {text!r}; must be a number")
-    return int(text)

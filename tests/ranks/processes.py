@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hyperopt_cli import Forward, Problem, Reversible, hypergradient, optimizers
 from hyperopt_cli.problem import Params, StepHyper
-from hyperopt_cli.ranks import Ranks, Shard
-from hyperopt_cli.ranks.joining import Place, joined
+from hyperopt_cli.ranks.group import Ranks, Shard
+from hyperopt_cli.ranks.joining import joined
 from hyperopt_cli.ranks.launching import free_port
+from hyperopt_cli.ranks.place import Place
 
 LIMIT_S = 60.0
 

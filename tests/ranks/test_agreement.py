@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.agreement import Agreement
 from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped, StorageError, VerificationError
 from hyperopt_cli.experiment import build
 from hyperopt_cli.outer import OuterStep, descend
-from hyperopt_cli.ranks import Ranks, Shard
-from hyperopt_cli.ranks.agreement import Agreement
+from hyperopt_cli.ranks.group import Ranks, Shard
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.runs.checkpoints import on_host
 from hyperopt_cli.runs.stopping import StopFlag

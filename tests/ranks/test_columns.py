@@ -11,7 +11,7 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.experiment import build
 from hyperopt_cli.modes import Hypergradient, hypergradient
 from hyperopt_cli.modes.columns import divided
-from hyperopt_cli.ranks import Ranks
+from hyperopt_cli.ranks.group import Ranks
 from hyperopt_cli.recipe.schema import Recipe
 from tests.experiment.recipes import recipe_of
 from tests.ranks.processes import on_ranks, raised

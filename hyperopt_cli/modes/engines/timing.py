@@ -18,7 +18,7 @@ from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.engines.symmetry import directions
 from hyperopt_cli.modes.parts import LossInParts
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.ranks import ALONE, Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.stopping import stoppable
 
 HOPELESS = 3.0  # times the time of the quickest

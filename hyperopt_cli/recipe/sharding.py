@@ -1,8 +1,11 @@
 """What of a recipe's work is divided among several processes."""
 
+from typing import Literal
+
 from hyperopt_cli.errors import Issue, RecipeError
-from hyperopt_cli.ranks.group import Shard
 from hyperopt_cli.recipe.schema import Recipe
+
+Shard = Literal["columns", "batch", "replicas"]
 
 
 def shard_of(recipe: Recipe, size: int) -> Shard:
