@@ -89,18 +89,11 @@ def execute(
         StorageError: something cannot be written; what was written before is intact.
     """
     flag, checkpoints = flag or StopFlag(), Checkpoints(directory.checkpoints)
-    checkpoints.clean()
-    found = checkpoints.newest() if continued else None
-    tree: dict[str, Any] = {}
     bits = bits_depend_on(experiment.device, ranks)
-    if found is not None:
-        tree, left_out = taken_up(found, bits)
-        for said in (*found.passed_over, *([left_out] if left_out else [])):
-            watcher.said(said)
+    tree = _left(checkpoints, bits, watcher) if continued else {}
     num_measured = tree["outer"]["n"] if tree else 0
     if continued:
         directory.rewind_metrics(num_measured)
-        watcher.said(f"continued from {found.name}" if found is not None else "there is no checkpoint: started again")
     directory.write_recipe(written, recipe.to_yaml())
     directory.write_environment(environment(str(experiment.device)))
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
@@ -117,45 +110,16 @@ def execute(
     keeper: OuterKeeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
     if ranks.size > 1:
         keeper = Agreement(ranks, flag, keeper)
-    error = None
+    told, error = _Told(status, watcher, kept), None
     with (
         _reported(status),
         _log(experiment, directory, written, num_measured if continued else None) as log,
         _interruptible(record, directory, recipe.mode.name, flag),
         nullcontext() if ranks.size == 1 else only_after_steps(),
     ):
-
-        def on_inner_step(n: int, replica: int, phase: str, done: int, steps: int) -> None:
-            status.beat(outer_step=n)
-            watcher.inner(n, replica, phase, done, steps)
-
-        def on_halved(n: int, halvings: int, why: NonFiniteError) -> None:
-            watcher.said(f"outer step {n}: {why}; its step is halved ({halvings} of {MOST_HALVINGS})")
-
-        def on_smaller(n: int, mode: Mode, why: str) -> None:
-            kept.mode = mode
-            watcher.said(f"outer step {n}: {why}")
-
-        def on_begun_again(n: int, why: ReversalError) -> None:
-            watcher.said(f"outer step {n} starts again without its checkpoint: {why}")
-
         try:
             record.score_start()
-            steps = descend(
-                experiment.problem,
-                experiment.space,
-                experiment.descent,
-                kept.mode,
-                experiment.seed,
-                on_inner_step,
-                on_halved,
-                keeper,
-                tree.get("outer"),
-                ranks,
-                on_smaller,
-                on_begun_again,
-            )
-            for step in steps:
+            for step in _descended(experiment, kept.mode, keeper, tree.get("outer"), ranks, told):
                 record.add(step)
                 kept.keep()
                 directory.append_metrics(step)
@@ -175,18 +139,71 @@ def execute(
     return Execution(result, error)
 
 
+def _left(checkpoints: Checkpoints, bits: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
+    """What the newest checkpoint that can be used holds; nothing if there is none at all."""
+    checkpoints.clean()
+    found = checkpoints.newest()
+    if found is None:
+        watcher.said("there is no checkpoint: started again")
+        return {}
+    tree, left_out = taken_up(found, bits)
+    for said in (*found.passed_over, *([left_out] if left_out else []), f"continued from {found.name}"):
+        watcher.said(said)
+    return tree
+
+
+class _Told:
+    """Passes on what happens between two outer steps."""
+
+    def __init__(self, status: LiveStatus, watcher: Watcher, kept: "_Kept") -> None:
+        self._status, self._watcher, self._kept = status, watcher, kept
+
+    def inner(self, n: int, replica: int, phase: str, done: int, steps: int) -> None:
+        self._status.beat(outer_step=n)
+        self._watcher.inner(n, replica, phase, done, steps)
+
+    def halved(self, n: int, halvings: int, why: NonFiniteError) -> None:
+        self._watcher.said(f"outer step {n}: {why}; its step is halved ({halvings} of {MOST_HALVINGS})")
+
+    def smaller(self, n: int, mode: Mode, why: str) -> None:
+        self._kept.mode = mode
+        self._watcher.said(f"outer step {n}: {why}")
+
+    def begun_again(self, n: int, why: ReversalError) -> None:
+        self._watcher.said(f"outer step {n} starts again without its checkpoint: {why}")
+
+
+def _descended(
+    experiment: Experiment, mode: Mode, keeper: OuterKeeper, left: Any, ranks: Ranks, told: _Told | None = None
+) -> Iterator[OuterStep]:
+    """The descent of an experiment."""
+    return descend(
+        experiment.problem,
+        experiment.space,
+        experiment.descent,
+        mode,
+        experiment.seed,
+        None if told is None else told.inner,
+        None if told is None else told.halved,
+        keeper,
+        left,
+        ranks,
+        None if told is None else told.smaller,
+        None if told is None else told.begun_again,
+    )
+
+
 def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
     """The part of a rank that is not the lead: it measures and steps with the others, and writes nothing.
 
     Raises:
         HyperoptError: as the lead does.
     """
-    told: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))  # by the lead
-    left, description = told
+    of_lead: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))
+    left, description = of_lead
     mode, keeper = revived(description, MODES.values()), Agreement(ranks, flag, None)
-    problem, space, descent = experiment.problem, experiment.space, experiment.descent
     with only_after_steps():
-        for _ in descend(problem, space, descent, mode, experiment.seed, None, None, keeper, left, ranks):
+        for _ in _descended(experiment, mode, keeper, left, ranks):
             pass
 
 

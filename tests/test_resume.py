@@ -237,8 +237,8 @@ def test_a_reversal_that_fails_after_a_continuation_starts_its_outer_step_again(
     checkpoints = Checkpoints(folder / "checkpoints")
     found = checkpoints.newest()
     assert found is not None
-    held = found.tree["outer"]["inner"]["mode"]["past"]["held"]
-    held["numbers"][""]["w"][0] += 1
+    ((_, left),) = found.tree["outer"]["inner"]
+    left["mode"]["past"]["held"]["numbers"][""]["w"][0] += 1
     progress = int(found.name.split("-")[2])
     checkpoints.write(0, progress, found.tree, found.bits_depend_on, is_best=False)
     watcher = run(folder, made)
