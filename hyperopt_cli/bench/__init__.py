@@ -18,16 +18,21 @@ BENCHMARKS = {
     "modes": "one hypergradient by every mode, against a plain autograd unroll and a loop of double backwards",
     "reversal": "reversible mode against reverse mode with all states kept, and what its store takes",
     "checkpointing": "reverse mode with few slots against the time that its counts predict",
+    "ranks": "one hypergradient by several processes, and by how many more it would go how much quicker",
 }
 
 # what only some of them can be asked for: the option's name, and the benchmarks that take it
 OPTIONS = {
-    "steps": ("tangents", "modes", "reversal", "checkpointing"),
-    "models": ("hvp", "tangents"),
-    "columns": ("tangents",),
+    "steps": ("tangents", "modes", "reversal", "checkpointing", "ranks"),
+    "models": ("hvp", "tangents", "ranks"),
+    "columns": ("tangents", "ranks"),
     "engines": ("hvp", "tangents", "modes"),
-    "batch": ("hvp", "tangents", "modes"),
+    "batch": ("hvp", "tangents", "modes", "ranks"),
     "data": ("modes",),
+    "ranks": ("ranks",),
+    "shard": ("ranks",),
+    "bandwidth": ("ranks",),
+    "latency": ("ranks",),
 }
 
 

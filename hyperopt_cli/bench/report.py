@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyperopt_cli.bench.measuring import Ratio, Refused, Samples, Timing
 from hyperopt_cli.comparison import relative_difference
+from hyperopt_cli.ranks.group import Shard
 
 Figure = float | int | str | bool | Ratio | None
 
@@ -35,9 +36,14 @@ class Settings:
         engines: names of engines; None: all.
         batch: inputs in a batch; None: each network's own.
         data: a folder with MNIST/raw; None: random data.
+        ranks: numbers of processes that share a hypergradient; None: the benchmark's own.
+        shard: what they divide.
+        threads: of each process that a benchmark starts; None: one.
+        bytes_per_s: that a rank sends where ranks are more than can be measured; None: as measured.
+        latency_s: of its messages; None: as measured.
 
     Raises:
-        ValueError: no round, step, input or column.
+        ValueError: no round, step, input, column or rank.
     """
 
     repeat: int = 5
@@ -49,6 +55,11 @@ class Settings:
     engines: tuple[str, ...] | None = None
     batch: int | None = None
     data: Path | None = None
+    ranks: tuple[int, ...] | None = None
+    shard: Shard = "columns"
+    threads: int | None = None
+    bytes_per_s: float | None = None
+    latency_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.repeat < 1:
@@ -57,8 +68,9 @@ class Settings:
             raise ValueError(f"steps: got {self.steps}; the horizon is at least 1")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch: got {self.batch}; a batch has at least 1 input")
-        if self.columns is not None and not (self.columns and min(self.columns) >= 1):
-            raise ValueError(f"columns: got {self.columns}; at least one number of at least 1")
+        for name, numbers in {"columns": self.columns, "ranks": self.ranks}.items():
+            if numbers is not None and not (numbers and min(numbers) >= 1):
+                raise ValueError(f"{name}: got {numbers}; at least one number of at least 1")
 
 
 @dataclass(frozen=True)

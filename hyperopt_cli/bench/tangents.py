@@ -114,14 +114,14 @@ def _cases(setup: Setup, columns: tuple[int, ...], settings: Settings) -> Iterat
     for num_columns in columns:
         steps = settings.steps or 1 + max(1, COLUMNS_TIMED // num_columns)
         title = f"{setup.network.title}, K = {num_columns}, T = {steps}"
-        workload = _workload(setup.network, num_columns, steps)
+        run = workload(setup.network, num_columns, steps)
         calls: dict[str, Callable[[], object]] = {
             PRODUCT: setup.product,
-            GRADIENT: partial(gradients, workload, GRADIENTS_TIMED, settings.device),
+            GRADIENT: partial(gradients, run, GRADIENTS_TIMED, settings.device),
         }
         for name, mode in by_engine(settings.engines).items():
             needs = taken.get(name, 0.0) * num_columns
-            calls[name] = partial(steps_but_the_first, mode, workload, settings.device, needs)
+            calls[name] = partial(steps_but_the_first, mode, run, settings.device, needs)
         with surroundings():
             samples = interleaved(
                 calls,
@@ -183,7 +183,8 @@ def _median(case: Case, name: str, key: str) -> float | None:
     return figure.of_medians if isinstance(figure, Ratio) else None
 
 
-def _workload(network: Ready, num_columns: int, steps: int) -> Workload:
+def workload(network: Ready, num_columns: int, steps: int) -> Workload:
+    """T steps of SGD with momentum, and K columns that are all carried from the first one on."""
     hyper, num_rates = tuned(num_columns)
     optimizer = SGD(momentum=0.9, weight_decay=1e-4)
     return supervised(network.model, network.batches, steps, optimizer, hyper, blend(num_rates, steps))

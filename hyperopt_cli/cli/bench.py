@@ -24,23 +24,34 @@ def bench(
     models: Annotated[
         str | None,
         typer.Option(
-            help="hvp, tangents: networks, e.g. mlp,convnet; on a CPU hvp takes resnet34, vit_b_16 and bert only when "
-            "they are asked for here."
+            help="hvp, tangents, ranks: networks, e.g. mlp,convnet; on a CPU hvp takes resnet34, vit_b_16 and "
+            "bert only when they are asked for here."
         ),
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="tangents: numbers of columns K, e.g. 8,16.")] = None,
+    columns: Annotated[str | None, typer.Option(help="tangents, ranks: numbers of columns K, e.g. 8,16.")] = None,
     engines: Annotated[
         str | None, typer.Option(help="hvp, tangents, modes: engines, e.g. folded,reverse_over_reverse_loop.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="hvp, tangents, modes: inputs in a batch; each network's own by default.")
+        int | None,
+        typer.Option(min=1, help="hvp, tangents, modes, ranks: inputs in a batch; each network's own by default."),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="modes: a folder with MNIST/raw; random data by default.", envvar="HYPEROPT_DATA"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the CPU; torch's own choice by default.")
+        int | None,
+        typer.Option(min=1, help="Threads of the CPU; torch's own choice by default. ranks: of each process, 1."),
+    ] = None,
+    ranks: Annotated[str | None, typer.Option(help="ranks: numbers of processes, e.g. 1,2.")] = None,
+    shard: Annotated[str | None, typer.Option(help="ranks: what they divide, columns or batch.")] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="ranks: GB/s that one of more ranks than these sends; as measured by default."),
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option(min=0, help="ranks: microseconds of a message between these; as measured.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file with everything that was measured.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A new picture, FILE.png or FILE.svg.")] = None,
@@ -52,10 +63,16 @@ def bench(
     """
     _check_name(name)
     # data may come from the environment
-    given = {"steps": steps, "models": models, "columns": columns, "engines": engines, "batch": batch}
+    given = {
+        "steps": steps, "models": models, "columns": columns, "engines": engines, "batch": batch, "ranks": ranks,
+        "shard": shard, "bandwidth": bandwidth, "latency": latency,
+    }  # fmt: skip
     _check_taken(name, [option for option, value in given.items() if value is not None])
     asked = None if models is None else tuple(models.split(","))
     numbers = None if columns is None else _numbers("--columns", columns)
+    processes = None if ranks is None else _numbers("--ranks", ranks)
+    if shard not in (None, "columns", "batch"):
+        raise UsageError(f"--shard: got {shard}; allowed are columns, batch")
     _check_new("--out", out, (".json",))
     _check_new("--plot", plot, (".png", ".svg"))
 
@@ -72,7 +89,15 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     with _progress() as on_progress:
-        report = load(name)(Settings(repeat, steps, chosen, on_progress, asked, numbers, named, batch, data))
+        settings = Settings(
+            repeat, steps, chosen, on_progress, asked, numbers, named, batch, data,
+            ranks=processes,
+            shard=shard or "columns",  # type: ignore[arg-type]
+            threads=threads,
+            bytes_per_s=None if bandwidth is None else 1e9 * bandwidth,
+            latency_s=None if latency is None else 1e-6 * latency,
+        )  # fmt: skip
+        report = load(name)(settings)
     if out is not None:
         write_json(out, report.to_json())
     if plot is not None:

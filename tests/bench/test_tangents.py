@@ -91,7 +91,7 @@ def test_k_columns_are_tuned_and_carried_from_the_first_step_on(num_columns: int
     network = tangents.ready(
         tangents.networks(NETWORKS, torch.device("cpu"))["mlp"], 1, None, NETWORKS, torch.device("cpu")
     )
-    stats = hypergradient(*tangents._workload(network, num_columns, 3), Forward(engine=LOOP)).stats
+    stats = hypergradient(*tangents.workload(network, num_columns, 3), Forward(engine=LOOP)).stats
     assert stats["num_hvps"] == 3 * num_columns
 
 

@@ -17,9 +17,15 @@ SIZES = {
     "modes": {"sizes": MODES},
     "reversal": {"sizes": replace(REVERSAL, stored_steps=5)},
     "checkpointing": {"sizes": CHECKPOINTING},
+    "ranks": {"sizes": NETWORKS},
 }
 # which keep a benchmark short
-OPTIONS = {"hvp": ["--models", "logistic,mlp"], "tangents": ["--models", "mlp", "--columns", "2"]}
+OPTIONS = {
+    "hvp": ["--models", "logistic,mlp"],
+    "tangents": ["--models", "mlp", "--columns", "2"],
+    "ranks": ["--models", "mlp", "--columns", "2", "--ranks", "1,2", "--bandwidth", "10", "--latency", "5"],
+}
+STARTS_PROCESSES = "ranks"
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +46,10 @@ def called(hyperopt):
     return call
 
 
-@pytest.mark.parametrize("name", bench.BENCHMARKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == STARTS_PROCESSES else []) for name in bench.BENCHMARKS],
+)
 def test_every_benchmark_ends_with_0_and_writes_what_it_is_asked_for(called, tmp_path, name):
     code, out, err = called(name, "--out", "there.json", "--plot", "there.png")
     assert (code, err) == (0, "")
@@ -108,6 +117,10 @@ MISTAKES = {
     "networks of what has its own": (["reversal", "--models", "mlp"], "--models: bench reversal does not take it"),
     "a number that is none": (["tangents", "--columns", "8,x"], "--columns: got 8,x"),
     "no column": (["tangents", "--columns", "0"], "numbers of at least 1"),
+    "no rank": (["ranks", "--ranks", "0,2"], "--ranks: got 0,2"),
+    "what ranks do not divide": (["ranks", "--shard", "rows"], "--shard: got rows; allowed are columns, batch"),
+    "ranks of what has one": (["tangents", "--ranks", "1,2"], "--ranks: bench tangents does not take it"),
+    "no bandwidth": (["ranks", "--bandwidth", "0"], "--bandwidth"),
     "no such device": (["reversal", "--device", "gpu"], "--device: got gpu"),
     "another format": (["reversal", "--plot", "plot.txt"], ".png or .svg"),
     "not JSON": (["reversal", "--out", "out.txt"], ".json"),

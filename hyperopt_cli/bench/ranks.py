@@ -1,0 +1,177 @@
+"""`hyperopt bench ranks`: one hypergradient of forward mode over several processes, against one.
+
+Each process has one thread, or as many as are asked for, also the one that computes alone while the others rest. The
+networks, and what is tuned, are those of `tangents`; steps are eager, by the same engine. `shard: columns` divides the
+K columns, `shard: batch` the examples of each batch.
+
+    throughput                       time of one process over that of all of them
+    throughput_at_equal_chunk_size   the same where one process takes its columns in the blocks of the several,
+                                     and so the gradient once for each; it has the same bits
+    efficiency                       throughput over the processes (or threads)
+    same_bits                        E and every derivative, on every rank and in every round
+    largest_difference               of any derivative from that of one process
+
+In the same rounds it is measured what the time goes into: by one process alone, by all at once but each for itself, and
+in messages. `scaling.py` makes of it what is to be expected of any number of ranks; how far that is from what was
+measured stands beside it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from hyperopt_cli.bench.costs import GRADIENT, pieces, rounds
+from hyperopt_cli.bench.machine import machine
+from hyperopt_cli.bench.measuring import Lap, Ratio, Refused, Samples, interleaved
+from hyperopt_cli.bench.networks import Sizes, chosen, networks
+from hyperopt_cli.bench.predicting import predictions
+from hyperopt_cli.bench.report import Case, Curves, Figure, Report, Settings, Table, compared, largest_difference
+from hyperopt_cli.bench.scaling import Work
+from hyperopt_cli.bench.shares import Share, hypergradient_of
+from hyperopt_cli.bench.task import Task, facts_of
+from hyperopt_cli.bench.team import Team, team
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.problem import Hyper
+
+NETWORKS, COLUMNS, RANKS, STEPS = ("mlp", "convnet"), (16,), (1, 2), 20
+
+
+class Way(NamedTuple):
+    """How a hypergradient is computed: by so many processes with so many threads, in blocks of so many columns."""
+
+    ranks: int
+    threads: int
+    chunk_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """In the table."""
+        chunks = "" if self.chunk_size is None else f", chunk_size: {self.chunk_size}"
+        threads = "" if self.threads == 1 else f", {self.threads} threads"
+        return f"{self.ranks} rank{'s' if self.ranks > 1 else ''}{threads}{chunks}"
+
+
+def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
+    """Throughput of several ranks, and what is to be expected of more."""
+    sizes, steps = sizes or Sizes(), settings.steps or STEPS
+    names, columns, numbers = settings.models or NETWORKS, settings.columns or COLUMNS, _numbers(settings)
+    threads = settings.threads or 1
+    if steps == 1:
+        raise UsageError("steps: got 1; the first step is not timed, so give at least 2")
+    known = chosen(networks(sizes, settings.device), names)
+    divided = columns if settings.shard == "columns" else [settings.batch or each.batch for each in known.values()]
+    if min(divided) < max(numbers):
+        raise UsageError(f"{settings.shard}: got {min(divided)} for {max(numbers)} ranks; each needs one")
+    cases: list[Case] = []
+    tables: list[Table] = []
+    curves: list[Curves] = []
+    with ExitStack() as stack:
+        teams = {n: stack.enter_context(team(n, settings.shard, threads)) for n in numbers}
+        for name in known:
+            for num_columns in columns:
+                task = Task(name, sizes, settings.device.type, steps, num_columns, settings.batch)
+                found = _measured(task, teams, settings, threads)
+                cases, tables, curves = cases + found[0], tables + found[1], [*curves, found[2]]
+    written = {
+        **asdict(sizes), "models": list(names), "columns": list(columns), "ranks": numbers, "shard": settings.shard,
+        "threads": threads, "batch": settings.batch, "steps": steps, "repeat": settings.repeat,
+        "latency_s": settings.latency_s, "bytes_per_s": settings.bytes_per_s,
+    }  # fmt: skip
+    seen = {**machine(settings.device), "threads": threads}
+    return Report("ranks", seen, written, tuple(cases), tuple(tables), tuple(curves))
+
+
+def _numbers(settings: Settings) -> list[int]:
+    """Of processes, with the one that others are compared with."""
+    numbers = sorted({1, *(settings.ranks or RANKS)})
+    if numbers == [1]:
+        raise UsageError("ranks: got 1; give a number above it, e.g. 1,2")
+    if settings.device.type == "cuda" and numbers[-1] > torch.cuda.device_count():
+        raise UsageError(
+            f"ranks: got {numbers[-1]} with {torch.cuda.device_count()} GPUs; each needs one; use --device cpu"
+        )
+    return numbers
+
+
+def _measured(
+    task: Task, teams: Mapping[int, Team], settings: Settings, threads: int
+) -> tuple[list[Case], list[Table], Curves]:
+    """Of one network and number of columns."""
+    (facts,) = teams[1].all(facts_of, task, settings.shard)
+    work = Work(settings.shard, task.steps, task.columns, facts.batch, facts.parameters, facts.number_bytes)
+    title = f"{facts.title}, K = {task.columns}, T = {task.steps}, shard: {settings.shard}"
+    ways = {way.name: way for way in _ways(work, list(teams), threads)}
+    wholes: dict[str, Callable[[], Lap]] = {
+        name: partial(_whole, teams[way.ranks], task, way) for name, way in ways.items()
+    }
+    calls = {**wholes, **pieces(task, work, teams)}
+    samples = interleaved(
+        calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
+    )
+    able = {name: _available(name, shown) for name, shown in samples.items()}
+    one = next(iter(ways))
+    case = compared(
+        title,
+        {name: able[name] for name in ways},
+        one,
+        lambda name, shown: _figures(ways[name], shown, able, Way(1, threads)),
+    )
+    costs = {name: shown for name, shown in able.items() if name not in ways}
+    measured_s = {way.ranks: able[name].timing.rounds_s for name, way in ways.items() if way.ranks > 1 or name == one}
+    found = rounds(work, costs, tuple(shares[0] for shares in able[one].results), measured_s)
+    tables, curves = predictions(title, work, found, settings)
+    return [case, compared(f"{title}: costs", costs, GRADIENT, lambda name, shown: {})], tables, curves
+
+
+def _available(name: str, shown: Samples | Refused) -> Samples:
+    """All of them are needed for the others."""
+    if isinstance(shown, Refused):
+        raise UsageError(f"bench ranks: {name}: {shown.reason}")
+    return shown
+
+
+def _ways(work: Work, numbers: Sequence[int], threads: int) -> Iterator[Way]:
+    """One process; in the blocks of several, too; these several; one process with as many threads as they have."""
+    several = [n for n in numbers if n > 1]
+    chunks = {n: math.ceil(work.columns / n) if work.shard == "columns" else None for n in several}
+    yield Way(1, threads)
+    yield from (Way(1, threads, chunk) for chunk in dict.fromkeys(chunks.values()) if chunk is not None)
+    yield from (Way(n, threads, chunk) for n, chunk in chunks.items())
+    yield Way(1, max(several) * threads)
+
+
+def _whole(team: Team, task: Task, way: Way) -> Lap:
+    shares = team.all(hypergradient_of, task, way.chunk_size, way.threads)
+    return Lap(max(share.seconds for share in shares), shares)
+
+
+def _figures(way: Way, shown: Samples, able: Mapping[str, Samples], one: Way) -> dict[str, Figure]:
+    if way == one:
+        return {}
+    base, seconds = able[one.name], shown.timing.rounds_s
+    throughput = Ratio.of(base.timing.rounds_s, seconds)
+    figures: dict[str, Figure] = {
+        "throughput": throughput,
+        "efficiency": throughput.of_medians * one.threads / (way.ranks * way.threads),
+        "largest_difference": largest_difference(_grad(shown), _grad(base)),
+    }
+    alike = able.get(way._replace(ranks=1).name)
+    if alike is not None and way.ranks > 1 and way.chunk_size is not None:
+        figures["throughput_at_equal_chunk_size"] = Ratio.of(alike.timing.rounds_s, seconds)
+        figures["same_bits"] = _bits(shown) == _bits(alike) and len(_bits(alike)) == 1
+    return figures
+
+
+def _grad(shown: Samples) -> Hyper:
+    share: Share = shown.results[0][0]
+    return {name: torch.tensor(x, dtype=torch.float64) for name, x in share.grad.items()}
+
+
+def _bits(shown: Samples) -> set[str]:
+    """E and the hypergradient, to the last digit, of every rank and round."""
+    return {repr((share.value, share.grad)) for shares in shown.results for share in shares}
