@@ -1,8 +1,10 @@
 """The entry point: the commands, and the exit codes of their errors."""
 
 import errno
+import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -23,6 +25,7 @@ from hyperopt_cli.cli.status import status
 from hyperopt_cli.cli.submit import submit
 from hyperopt_cli.cli.validate import validate
 from hyperopt_cli.errors import HyperoptError, NoMemoryError
+from hyperopt_cli.ranks.place import place
 
 app = typer.Typer(
     name="hyperopt",
@@ -63,6 +66,19 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 
 def main() -> None:
     """Runs a command; a user's error is one message and an exit code, without a traceback unless `--debug` is given."""
+    try:
+        _run()
+    except SystemExit as ended:
+        if "hyperopt_cli.ranks.joining" not in sys.modules or place() is None:
+            raise
+        # threads of torch.distributed outlive the group of ranks, and now and then abort an orderly end
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+
+
+def _run() -> None:
     debug = "--debug" in sys.argv
     keep_freed_memory()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

@@ -1,12 +1,11 @@
 """`hyperopt run`: tune."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,7 +25,6 @@ from hyperopt_cli.runs.stopping import StopFlag
 if TYPE_CHECKING:
     from hyperopt_cli.ranks.group import Ranks
     from hyperopt_cli.recipe import Recipe
-    from hyperopt_cli.runs.directory import RunDirectory
 
 _WORDS = ("never", "auto")
 _REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer.lr, or outer.clip_norm"
@@ -72,28 +70,20 @@ def run(
     with joined(own, shard_of(loaded, own.size if own else 1)) as ranks:
         try:
             if ranks.is_lead:
-                _lead(loaded, recipe, out, resume, json, allow_import or (), ranks)
+                code = _lead(loaded, recipe, out, resume, json, allow_import or (), ranks)
             else:
-                _follow(loaded, allow_import or (), ranks, own.local_rank if own else 0)
+                code = _follow(loaded, allow_import or (), ranks, own.local_rank if own else 0)
         except RankLostError as error:
             print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
-            _leave(error.exit_code)
-        except typer.Exit as end:
-            if ranks.size > 1 and end.exit_code:
-                _leave(end.exit_code)
-            raise
-
-
-def _leave(code: int) -> NoReturn:
-    """Threads that wait for other ranks would abort an orderly end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+            raise typer.Exit(error.exit_code) from None
+    if code:
+        raise typer.Exit(code)
 
 
 def _lead(
     loaded: "Recipe", recipe: str, out: Path | None, resume: str, json: bool, allow: Sequence[str], ranks: "Ranks"
-) -> None:
+) -> int:
+    """The rank that writes and prints, or a process that is alone; returns its exit code."""
     directory: RunDirectory | None = None
     flag = StopFlag()
     try:
@@ -121,21 +111,22 @@ def _lead(
             print(f"hyperopt: {_how_to_go_on(directory)}, with any number of ranks", file=sys.stderr)
             raise
         print(f"hyperopt: {stopped}; {_how_to_go_on(directory)}", file=sys.stderr)
-        raise typer.Exit(_code(stopped)) from None
+        return _code(stopped)
     except (DatasetError, NoMemoryError) as error:
         if directory is None:
             raise
         raise type(error)(f"{error}. {_kept(directory)}") from error
     assert directory is not None
     summary(result, directory, json)
-    if error is not None:
-        kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
-        print(f"hyperopt: diverged: {error}; {kept}. {_REMEDY}", file=sys.stderr)
-        raise typer.Exit(error.exit_code)
+    if error is None:
+        return 0
+    kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
+    print(f"hyperopt: diverged: {error}; {kept}. {_REMEDY}", file=sys.stderr)
+    return error.exit_code
 
 
-def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> None:
-    """A rank that is not the lead: it ends as the lead does, which says why."""
+def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> int:
+    """A rank that is not the lead: it ends with the exit code of the lead, which says why."""
     from hyperopt_cli.execute import follow
     from hyperopt_cli.experiment import build
     from hyperopt_cli.ranks.group import TOLD_BY_LEAD
@@ -146,12 +137,14 @@ def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: 
             for _ in ("opened", "locked"):
                 ranks.each(lambda: None)
             follow(experiment, flag, ranks)
+        return 0
     except RankLostError:
         raise
     except HyperoptError as error:
-        if not (hasattr(error, TOLD_BY_LEAD) or isinstance(error, Stopped | NonFiniteError)):
-            print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
-        raise typer.Exit(_code(error)) from None
+        if hasattr(error, TOLD_BY_LEAD) or isinstance(error, Stopped | NonFiniteError):
+            return _code(error)
+        print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
+        raise typer.Exit(_code(error)) from None  # at once: the others do not know of it
 
 
 def _code(error: HyperoptError) -> int:

@@ -1,7 +1,7 @@
 """The group of the processes of a run. Messages between hosts go through gloo, between GPUs through nccl."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -36,5 +36,9 @@ def joined(found: Place | None, shard: Shard) -> Iterator[Ranks]:
     except RuntimeError as error:
         reason = f"rank {found.rank} of {found.size} at {found.address}:{found.port}: {brief(error)}"
         raise RankLostError(reason) from error
-    yield Ranks(found.rank, found.size, shard)
-    dist.destroy_process_group()  # not after an error: it would wait for those that are gone
+    ranks = Ranks(found.rank, found.size, shard)
+    yield ranks
+    # The lead leaves first: it may still measure and write, and launchers end what is left some time after one is gone.
+    with suppress(RankLostError):  # an error has ended it; to leave in order would be to wait for it
+        ranks.agreed(None)
+        dist.destroy_process_group()

@@ -19,7 +19,7 @@ from hyperopt_cli.runs.stopping import SIGNALS
 
 GRACE_S = 30.0
 LOOK_EVERY_S = 0.05
-RUN_AGAIN = 75
+RUN_AGAIN, INTERRUPTED = 75, 130
 
 
 def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.environ) -> tuple[int, list[str]]:
@@ -41,8 +41,11 @@ def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.envir
     common = {**_threads(num, env), **env, "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1"}
     common |= {"MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": env.get("GLOO_SOCKET_IFNAME", "lo")}
     ranks: list[subprocess.Popen[bytes]] = []
+    come: list[int] = []
+    left: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        come.append(number)
         for rank in ranks:
             with suppress(ProcessLookupError):
                 rank.send_signal(number)
@@ -54,14 +57,18 @@ def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.envir
             own = {**common, "RANK": str(k), "LOCAL_RANK": str(k)}
             # a session of its own: Ctrl-C reaches it once, from here
             ranks.append(subprocess.Popen(command, env=own, start_new_session=True))
+        if come:  # before all of them were there
+            forward(come[0], None)
         _wait(ranks)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for rank in ranks:
-            rank.kill()
-    codes = [rank.wait() for rank in ranks]
-    return _code(codes), [_told(k, num, code) for k, code in enumerate(codes) if code < 0]
+        left += [k for k, rank in enumerate(ranks) if rank.poll() is None]
+        for k in left:
+            ranks[k].kill()
+    codes = [INTERRUPTED if rank.wait() == -signal.SIGINT else rank.wait() for rank in ranks]
+    told = [f"rank {k} of {num} {_end(code, k in left)}" for k, code in enumerate(codes) if code < 0]
+    return _code(codes), told
 
 
 def _wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -83,12 +90,14 @@ def _code(codes: Sequence[int]) -> int:
     return RUN_AGAIN if any(codes) else 0
 
 
-def _told(rank: int, num: int, code: int) -> str:
+def _end(code: int, was_left: bool) -> str:
+    if was_left:
+        return f"did not end within {GRACE_S:g} s after another, and was killed"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"rank {rank} of {num} was ended by {name}"
+    return f"was ended by {name}"
 
 
 def _threads(num: int, env: Mapping[str, str]) -> dict[str, str]:

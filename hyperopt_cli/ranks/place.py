@@ -59,13 +59,10 @@ def place(env: Mapping[str, str] = os.environ) -> Place | None:
 def _first_node(nodes: str) -> str:
     """The first of Slurm's list of nodes, in which `node[03-05,9]` stands for several.
 
-    >>> _first_node("gpu[003-005,9],login"), _first_node("alpha,beta"), _first_node("n1")
-    ('gpu003', 'alpha', 'n1')
+    >>> _first_node("gpu[003-005,9],login"), _first_node("alpha,beta"), _first_node("rack[1-2]n[01-09].ib")
+    ('gpu003', 'alpha', 'rack1n01.ib')
     """
-    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    if match is None:
-        raise UsageError(f"SLURM_STEP_NODELIST: got {nodes!r}, which names no node; set MASTER_ADDR")
-    return match[1] + (match[2] or "")
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).partition(",")[0]
 
 
 def _port_of_step(env: Mapping[str, str]) -> int:
