@@ -18,6 +18,7 @@ _ARRAY_HELP = "One run for each combination, e.g. seed=0..9,mode=forward,reverse
 _LINE_HELP = "More options of sbatch, e.g. '--constraint=a100'; may be given several times."
 _GRACE_HELP = "How many seconds before its time limit a run is told to save and stop."
 _REQUEUES_HELP = "How often a run that was stopped and has saved is run again, if it had got further."
+_NPROC_HELP = "Processes that share each run (shard: in the recipe); one for each GPU or node by default."
 _CLAIM_HELP = "kubernetes: the PersistentVolumeClaim that keeps the runs."
 
 
@@ -26,6 +27,7 @@ def submit(
     overrides: Overrides = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each run.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of each run.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help=_NPROC_HELP)] = None,
     time: Annotated[str | None, typer.Option(help="Time limit, as sbatch takes it: minutes, H:MM:SS, D-HH ...")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm's account.")] = None,
@@ -51,7 +53,7 @@ def submit(
 
     Example: hyperopt submit mnist_lr steps=1000 --gpus 1 --time 2:00:00 --array seed=0..9,mode=forward,reverse
     """
-    request = Request(gpus, nodes, time, partition, account, grace, requeues, tuple(sbatch_line or ()))
+    request = Request(gpus, nodes, time, partition, account, grace, requeues, tuple(sbatch_line or ()), nproc)
     if to == "kubernetes":
         _check_kubernetes(request, image, claim, out, json, dry_run)
     elif to != "slurm":
@@ -66,7 +68,9 @@ def submit(
     name = find(recipe).stem
     folder = new_folder(name, out)
     job = Job.new(name, requeues, elements(array))
-    recipes = _frozen(recipe, with_options(overrides, mode=mode, device=device), job.elements, allow_import)
+    recipes = _frozen(
+        recipe, with_options(overrides, mode=mode, device=device), job.elements, allow_import, request.num_ranks
+    )
     if to == "kubernetes":
         from hyperopt_cli.cluster import kubernetes
 
@@ -104,10 +108,15 @@ def _submit(job: "Job", folder: "JobFolder", script: str, recipes: list[tuple["E
 
 
 def _frozen(
-    recipe: str, overrides: list[str], elements: tuple["Element", ...], allow_import: list[str] | None
+    recipe: str,
+    overrides: list[str],
+    elements: tuple["Element", ...],
+    allow_import: list[str] | None,
+    num_ranks: int,
 ) -> list[tuple["Element", str]]:
     """The text of every element's recipe, valid, with all that overrides and defaults say filled in."""
     from hyperopt_cli.experiment import check
+    from hyperopt_cli.recipe.sharding import shard_of
 
     frozen = []
     varied = {override.partition("=")[0] for element in elements for override in element.overrides}
@@ -118,6 +127,7 @@ def _frozen(
     for element in elements:
         loaded = load_recipe(recipe, [*overrides, *element.overrides], allow_import)
         check(loaded, allow_import or ())
+        shard_of(loaded, num_ranks)
         frozen.append((element, loaded.to_yaml()))
     return frozen
 
@@ -128,7 +138,6 @@ def _check_kubernetes(
     given: dict[str, object] = {
         "--partition": request.partition,
         "--account": request.account,
-        "--nodes": request.nodes,
     }
     given |= {"--sbatch-line": request.sbatch_lines, "--out": out, "--json": json}
     for option, value in given.items():

@@ -51,8 +51,14 @@ def render(
         allow_import: the patterns of `--allow-import`.
 
     Raises:
-        UsageError: the recipes are too long together, or a name is none that Kubernetes takes.
+        UsageError: the recipes are too long together, a name is none that Kubernetes takes, or several nodes are asked
+            for.
     """
+    if request.num_nodes > 1:
+        raise UsageError(
+            f"--nodes {request.nodes}: a run is one pod, and a pod lies on one node; leave it out, and give --gpus or "
+            "--nproc as one node has them"
+        )
     if not image or not image.isprintable() or " " in image:
         raise UsageError(
             f"--image: got {image!r}; give the name of an image, such as registry.example.org/me/hyperopt:1"
@@ -124,11 +130,12 @@ def _container(job: Job, name: str, request: Request, image: str, allow_import: 
     recipe, run = ("$(INDEX)", "$(INDEX)") if job.is_array else ("0", job.elements[0].name)
     allowed = [word.replace("$", "$$") for pattern in allow_import for word in ("--allow-import", pattern)]
     out = ["--out", str(RUNS / name / run), "--resume", "auto"]
+    ranks = ["--nproc", str(request.num_ranks)] if request.num_ranks > 1 else []
     container: dict[str, Any] = {
         "name": "hyperopt",
         "image": image,
         "command": ["python", "-P", "-m", "hyperopt_cli"],
-        "args": ["run", str(RECIPES / f"{recipe}.yaml"), *out, *allowed],
+        "args": ["run", str(RECIPES / f"{recipe}.yaml"), *out, *ranks, *allowed],
         "volumeMounts": [
             {"name": "recipes", "mountPath": str(RECIPES), "readOnly": True},
             {"name": "runs", "mountPath": str(RUNS)},

@@ -18,7 +18,8 @@ OWN_OPTIONS = {
     "--error": "it goes where the output goes; hyperopt logs shows it",
     "--open-mode": "a requeued run appends",
     "--chdir": "submit from the folder to work in",
-    "--ntasks": "a run is one task",
+    "--ntasks": "use --nproc",
+    "--ntasks-per-node": "use --nproc and --nodes",
     "--no-requeue": "use --requeues 0",
     "--requeue": "use --requeues",
     "--signal": "use --grace",
@@ -34,14 +35,15 @@ class Request:
     """What one element of a job is to have.
 
     Attributes:
-        gpus: GPUs; a run uses one.
-        nodes: nodes; a run uses one.
+        gpus: GPUs, of which each rank uses one.
+        nodes: nodes, of which each has as many ranks and GPUs as the others.
         time: the limit, in Slurm's forms; None for that of the partition.
         partition: where; None for the default.
         account: who pays; None for the default.
         grace_s: how long before the limit a run is told to stop.
         requeues: how often a run that was stopped and saved is run again.
         sbatch_lines: further options of sbatch, one or more a line.
+        nproc: processes that share the run, its ranks; None for one for each GPU, else one for each node.
     """
 
     gpus: int | None = None
@@ -52,14 +54,13 @@ class Request:
     grace_s: int = DEFAULT_GRACE_S
     requeues: int = DEFAULT_REQUEUES
     sbatch_lines: tuple[str, ...] = ()
+    nproc: int | None = None
 
     def __post_init__(self) -> None:
         """Raises:
         UsageError: something here can't be asked for.
         """
-        for name, value in (("--gpus", self.gpus), ("--nodes", self.nodes)):
-            if value is not None and value > 1:
-                raise UsageError(f"{name} {value}: a run is one process and uses one; leave it out, or give {name} 1")
+        _check_ranks(self)
         for name, text in (("--partition", self.partition), ("--account", self.account), ("--time", self.time)):
             if text is not None and not re.fullmatch(r"[\w.,:@+/-]+", text):
                 raise UsageError(f"{name}: got {text!r}; only letters, digits and . , : @ + / - _ are allowed")
@@ -71,6 +72,16 @@ class Request:
                 f"--time {self.time}: the run would be told to stop --grace {self.grace_s} seconds before that, at "
                 "once; give more time, or less grace (what it takes to write a checkpoint)"
             )
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share a run."""
+        return self.nproc or self.gpus or self.nodes or 1
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that they are spread over."""
+        return self.nodes or 1
 
     @property
     def time_s(self) -> int | None:
@@ -100,6 +111,15 @@ def seconds(time: str) -> int:
     if total == 0:
         raise UsageError(f"--time: got {time!r}, which is no time; must be {_TIME_FORMS}")
     return total
+
+
+def _check_ranks(request: Request) -> None:
+    num, nodes, gpus = request.num_ranks, request.num_nodes, request.gpus
+    if gpus and num != gpus:
+        raise UsageError(f"--nproc {num}: got --gpus {gpus}; a process uses one GPU: give as many, or only --gpus")
+    if num % nodes:
+        given = f"--gpus {gpus}" if gpus else f"--nproc {num}"
+        raise UsageError(f"--nodes {nodes}: got {given}; each node gets as many processes: give a multiple of {nodes}")
 
 
 def _check_line(line: str) -> None:

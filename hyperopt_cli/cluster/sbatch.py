@@ -48,8 +48,7 @@ code=75
 [ ! -e "$$job/cancelled/$$element" ] || stay "cancelled by hyperopt cancel"
 before=$$(reached)
 
-# The one task has all processors of the job; by itself srun would give it one of them.
-srun --ntasks=1 --cpus-per-task="$${SLURM_CPUS_ON_NODE:-1}" \\
+$srun \\
     "$$python" -P -m hyperopt_cli run "$$job/recipes/$$element.yaml" \\
     --out "$$job/$$element" --resume auto$arguments
 code=$$?
@@ -68,6 +67,20 @@ echo "hyperopt: stopped; requeued" >&2
 scontrol requeue "$$id" || stay "Slurm refuses to requeue this job"
 exit "$$code"
 """)
+
+_ONE_RANK = """\
+# The one task has all processors of the job; by itself srun would give it one of them.
+srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}\""""
+
+_RANKS = Template("""\
+# One task for each rank, with its share of the node's processors; each sees all GPUs of its node, and takes its own.
+cpus=$$(($${SLURM_CPUS_ON_NODE:-$per_node} / $per_node))
+export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-$$cpus}"
+# Ranks that miss another end by themselves; srun ends those that have not done so $grace_s s later.
+# --kill-on-bad-exit would end those that are about to exit with 75 too, and make 143 of it.
+srun --ntasks=$num --nodes=$nodes --ntasks-per-node=$per_node --cpus-per-task="$$cpus" \\
+    --kill-on-bad-exit=0 --wait=$grace_s""")
+LOST_GRACE_S = 60
 
 _SEVERAL = Template("""
 case "$$SLURM_ARRAY_TASK_ID" in
@@ -109,6 +122,7 @@ def render(
         python=shlex.quote(python),
         requeues=request.requeues,
         elements=_choice(job),
+        srun=_srun(request),
         arguments="".join(f" \\\n    --allow-import {shlex.quote(pattern)}" for pattern in allow_import),
         job_id=_ELEMENT_ID if job.is_array else _JOB_ID,
     )
@@ -126,13 +140,33 @@ def _directives(job: Job, folder: JobFolder, request: Request, working_directory
     output = str(folder.outputs).replace("%", "%%") + ("/%a.txt" if job.is_array else "/0.txt")
     yield line("output", output)
     yield line("open-mode", "append")
-    yield line("ntasks", 1)
-    for option in ("gpus", "nodes", "time", "partition", "account"):
+    yield from (line(option, value) for option, value in _sizes(request).items() if value)
+    for option in ("time", "partition", "account"):
         if getattr(request, option):
             yield line(option, getattr(request, option))
     yield line("signal", f"TERM@{request.grace_s}")
     yield "#SBATCH --requeue"
     yield from (f"#SBATCH {text.strip()}" for text in request.sbatch_lines)
+
+
+def _sizes(request: Request) -> dict[str, int | None]:
+    """Tasks, GPUs and nodes; ranks are never spread over more nodes than were asked for, nor unevenly."""
+    num, nodes, gpus = request.num_ranks, request.num_nodes, request.gpus
+    if nodes == 1:
+        return {"ntasks": num, "gpus": gpus, "nodes": 1 if num > 1 else request.nodes}
+    return {
+        "ntasks": num,
+        "ntasks-per-node": num // nodes,
+        "gpus-per-node": gpus // nodes if gpus else None,
+        "nodes": nodes,
+    }
+
+
+def _srun(request: Request) -> str:
+    num, nodes = request.num_ranks, request.num_nodes
+    if num == 1:
+        return _ONE_RANK
+    return _RANKS.substitute(num=num, nodes=nodes, per_node=num // nodes, grace_s=LOST_GRACE_S)
 
 
 def _quoted(value: str) -> str:

@@ -73,6 +73,14 @@ def test_a_dry_run_prints_a_script_that_sh_can_read_and_leaves_nothing(hyperopt,
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_shows_how_ranks_are_started(hyperopt, recipe, no_slurm):
+    code, out, err = hyperopt("submit", recipe, "--gpus", "4", "--nodes", "2", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "#SBATCH --ntasks-per-node=2\n#SBATCH --gpus-per-node=2\n#SBATCH --nodes=2\n" in out
+    assert "srun --ntasks=4 --nodes=2 --ntasks-per-node=2 " in out
+    assert subprocess.run(["/bin/sh", "-n"], input=out, text=True, capture_output=True).stderr == ""
+
+
 def test_a_job_is_asked_about_then_frozen_then_submitted(hyperopt, recipe, slurm, tmp_path):
     code, out, err = hyperopt("submit", recipe, "steps=5", "--array", "seed=0..1,mode=forward,reverse")
     assert (code, err) == (0, "")
@@ -149,7 +157,10 @@ def test_variables_of_a_job_that_submits_are_not_handed_on(hyperopt, recipe, pro
         (["--array", "mode=forward,revers"], "revers"),
         (["seed=3", "--array", "seed=0..3"], "--array varies seed too"),
         (["--mode", "reverse", "--array", "mode=forward,reverse"], "--array varies mode too"),
-        (["--gpus", "2"], "a run is one process"),
+        (["--gpus", "2", "--nproc", "3"], "a process uses one GPU"),
+        (["--gpus", "3", "--nodes", "2"], "a multiple of 2"),
+        (["--nproc", "2", "--mode", "auto", "shard=batch"], "shard: batch: mode: auto measures on one process"),
+        (["--nproc", "2", "--array", "shard=columns,replicas"], "replicas: 2 ranks for 1"),
         (["--time", "1"], "told to stop"),
         (["--sbatch-line", "--mem=1G\nrm -rf /"], "one line of options"),
         (["--partition", "a b"], "--partition"),
@@ -158,6 +169,7 @@ def test_variables_of_a_job_that_submits_are_not_handed_on(hyperopt, recipe, pro
         (["--to", "kubernetes"], "needs --image"),
         (["--to", "kubernetes", "--image", "a", "--claim", "b"], "add --dry-run"),
         (["--to", "kubernetes", "--image", "a", "--claim", "b", "--dry-run", "--partition", "x"], "--partition is not"),
+        (["--to", "kubernetes", "--image", "a", "--claim", "b", "--dry-run", "--nodes", "2"], "a pod lies on one node"),
         (["--out", "small.yaml"], "exists; a job needs a new folder"),
     ],
 )

@@ -174,6 +174,22 @@ def test_what_the_container_needs_is_mounted():
     assert container["image"] == "a/b"
 
 
+def test_the_ranks_of_a_run_are_processes_of_one_pod():
+    _, job = documents(request=Request(gpus=4))
+    (container,) = pod(job)["containers"]
+    assert container["args"][-2:] == ["--nproc", "4"]
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": "4"}}
+    _, job = documents(request=Request(nproc=3), allow_import=["mine.*"])
+    assert pod(job)["containers"][0]["args"][-4:] == ["--nproc", "3", "--allow-import", "mine.*"]
+    _, job = documents(request=Request(nproc=1, nodes=1))
+    assert "--nproc" not in pod(job)["containers"][0]["args"]
+
+
+def test_a_pod_has_one_node():
+    with pytest.raises(UsageError, match="--nodes 2: a run is one pod, and a pod lies on one node"):
+        rendered(request=Request(nodes=2))
+
+
 def test_what_was_asked_for_is_there_and_nothing_else():
     _, job = documents(request=Request(gpus=1, time="2:00:00", grace_s=60))
     assert job["spec"]["activeDeadlineSeconds"] == 7200

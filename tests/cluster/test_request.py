@@ -42,11 +42,33 @@ def test_names_of_slurm_are_plain_words(option, value):
         Request(**{option: value})
 
 
-@pytest.mark.parametrize("option", ["gpus", "nodes"])
-def test_more_than_one_process_can_use_is_refused(option):
-    assert getattr(Request(**{option: 1}), option) == 1
-    with pytest.raises(UsageError, match=f"--{option} 2: a run is one process"):
-        Request(**{option: 2})
+@pytest.mark.parametrize(
+    ("request_", "num_ranks", "num_nodes"),
+    [
+        (Request(), 1, 1),
+        (Request(gpus=0), 1, 1),
+        (Request(gpus=4), 4, 1),
+        (Request(gpus=8, nodes=2), 8, 2),
+        (Request(nodes=3), 3, 3),
+        (Request(nodes=2, nproc=6), 6, 2),
+        (Request(gpus=4, nproc=4), 4, 1),
+    ],
+)
+def test_there_is_a_rank_for_each_gpu_or_node_or_as_many_as_are_asked_for(request_, num_ranks, num_nodes):
+    assert (request_.num_ranks, request_.num_nodes) == (num_ranks, num_nodes)
+
+
+@pytest.mark.parametrize(("gpus", "nproc"), [(4, 2), (1, 2), (2, 1)])
+def test_a_process_uses_one_gpu(gpus, nproc):
+    with pytest.raises(UsageError, match=f"--nproc {nproc}: got --gpus {gpus}; a process uses one GPU"):
+        Request(gpus=gpus, nproc=nproc)
+
+
+def test_ranks_that_no_node_would_have_its_share_of_are_refused():
+    with pytest.raises(UsageError, match=r"--nodes 2: got --gpus 1;.*a multiple of 2"):
+        Request(gpus=1, nodes=2)
+    with pytest.raises(UsageError, match=r"--nodes 2: got --nproc 3;.*a multiple of 2"):
+        Request(nproc=3, nodes=2)
 
 
 @pytest.mark.parametrize("line", ["--constraint=a100", '--constraint="a b"', "-C a100", " --mem=8G --exclusive"])

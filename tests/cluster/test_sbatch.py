@@ -61,6 +61,20 @@ def test_what_is_asked_for_stands_in_the_script():
     ]
 
 
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (Request(nproc=4), ["--ntasks=4", "--nodes=1"]),
+        (Request(gpus=4), ["--ntasks=4", "--gpus=4", "--nodes=1"]),
+        (Request(nodes=2), ["--ntasks=2", "--ntasks-per-node=1", "--nodes=2"]),
+        (Request(gpus=8, nodes=2), ["--ntasks=8", "--ntasks-per-node=4", "--gpus-per-node=4", "--nodes=2"]),
+    ],
+)
+def test_ranks_and_gpus_are_divided_evenly_among_nodes(request_, expected):
+    words = directives(rendered(Path("/runs/x"), request=request_))
+    assert [word for word in words if any(part in word for part in ("ntasks", "gpus", "nodes"))] == expected
+
+
 def test_an_array_has_a_task_and_a_file_for_each_element():
     script = rendered(Path("/runs/x"), "seed=0..1,mode=forward,reverse")
     assert "--array=0-3" in directives(script)
@@ -96,7 +110,7 @@ class Ended(NamedTuple):
 class Stage:
     """Programs by the names of Slurm's, which say what they were called with; the run is what `run` says in sh."""
 
-    def __init__(self, root, folder="job", array=None, requeues=20, allow_import=(), name="recipe"):
+    def __init__(self, root, folder="job", array=None, requeues=20, allow_import=(), name="recipe", **asked):
         self.bin, self.folder = root / "bin", root / folder
         self.bin.mkdir()
         self.calls = root / "calls"
@@ -104,7 +118,8 @@ class Stage:
         self.element = elements(array)[0].name
         (self.folder / self.element).mkdir(parents=True)
         self.script = root / "job.sbatch"
-        self.script.write_text(rendered(self.folder, array, Request(requeues=requeues), "py", root, allow_import, name))
+        request = Request(requeues=requeues, **asked)
+        self.script.write_text(rendered(self.folder, array, request, "py", root, allow_import, name))
         self.says(JobState="RUNNING", PreemptTime="None")
 
     def says(self, **fields):
@@ -237,6 +252,21 @@ def test_a_refused_requeue_is_said(stage):
 
 def test_the_run_has_all_processors_of_the_job(stage):
     assert "--cpus-per-task=8" in shlex.split(stage.run("exit 0", SLURM_CPUS_ON_NODE="8").calls[0])
+
+
+def test_ranks_share_the_processors_of_their_node(tmp_path):
+    stage = Stage(tmp_path, nproc=4, nodes=2)
+    threads = tmp_path / "threads"
+    words = shlex.split(stage.run(f"echo $OMP_NUM_THREADS >{threads}", SLURM_CPUS_ON_NODE="8").calls[0])
+    assert words[1:5] == ["--ntasks=4", "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=4"]
+    assert threads.read_text() == "4\n"
+    stage.run(f"echo $OMP_NUM_THREADS >{threads}", SLURM_CPUS_ON_NODE="8", OMP_NUM_THREADS="3")
+    assert threads.read_text() == "3\n"
+
+
+def test_a_rank_that_ends_leaves_the_others_time_to_end_with_their_own_exit_code(tmp_path):
+    words = shlex.split(Stage(tmp_path, nproc=2).run("exit 0").calls[0])
+    assert words[5:7] == ["--kill-on-bad-exit=0", f"--wait={sbatch.LOST_GRACE_S}"]
 
 
 @pytest.mark.parametrize("name", AWKWARD)
