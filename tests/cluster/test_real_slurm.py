@@ -1,6 +1,9 @@
 """Jobs on a real Slurm: submitted, stopped by its signals, requeued, resumed, preempted, cancelled."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -15,8 +18,10 @@ from tests.cluster.conftest import CPUS, wait_until
 
 pytestmark = pytest.mark.slow
 
-# A network that takes as long as the file `pace` says, so that there is something to stop.
+# A network that takes as long as the file `pace` says, so that there is something to stop. Each rank of several notes
+# its training batches, by its number and that of its attempt.
 MODULE = """
+import os
 import time
 from pathlib import Path
 
@@ -26,6 +31,9 @@ import torch
 class Slow(torch.nn.Linear):
     def forward(self, x):
         time.sleep(float(Path('pace').read_text()))
+        if len(x) == 20:
+            with open(f"steps-{os.environ['SLURM_PROCID']}-{os.environ.get('SLURM_RESTART_COUNT', 0)}", 'a') as file:
+                file.write(f'{os.getpid()}\\n')
         return super().forward(x)
 
 
@@ -209,6 +217,48 @@ def test_an_element_that_waits_is_cancelled_alone(submit, hyperopt):
     wait_until(lambda: rows(folder)[0].slurm in ("", "CANCELLED"), 20, "one to be cancelled")
     assert rows(folder)[0].run == "cancelled"
     assert (rows(folder)[1].slurm, rows(folder)[1].run) == ("PENDING", "")
+
+
+TWO_RANKS = ("--nproc", "2", "mode={name: forward, engine: forward_over_reverse, chunk_size: 1}", "outer.steps=4")
+
+
+def steps(rank: int, attempt: int = 0) -> list[str]:
+    """A line for each training batch that a rank has taken: its process."""
+    path = Path(f"steps-{rank}-{attempt}")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_two_ranks_that_are_signalled_stop_at_the_same_inner_step_and_go_on_with_the_bits_of_undisturbed_ones(submit):
+    folder = submit(*TWO_RANKS)
+    wait_for_steps(folder, 2)
+    subprocess.run(["scancel", "--signal=USR1", str(read_job(folder).job_id)], check=True)
+    wait_for(folder, "PENDING", 20)
+    assert len(steps(0)) == len(steps(1)) > 0
+    assert "stopped by SIGUSR1; a checkpoint is kept" in output(folder)
+    assert output(folder).count("outer 1/4") == 1  # the lead alone speaks
+    assert re.fullmatch(r"outer-\d{6}-\d{8}", checkpoint(folder))
+    set_pace(QUICK_S)
+    wait_for(folder, "COMPLETED", 60, requeues=1)
+    undisturbed = submit(*TWO_RANKS)
+    wait_for(undisturbed, "COMPLETED", 60)
+    assert measured(folder) == measured(undisturbed)
+    assert [line["outer_step"] for line in measured(folder)] == list(range(5))
+
+
+def test_where_a_rank_is_killed_the_others_end_and_the_run_can_be_continued(submit):
+    folder = submit(*TWO_RANKS, "checkpoint_every_s=0.1")
+    wait_for_steps(folder, 2)
+    os.kill(int(steps(1)[-1]), signal.SIGKILL)
+    wait_for(folder, "FAILED", 30)
+    assert "rank 0 of 2: another rank of this run is gone" in output(folder)
+    assert "with any number of ranks" in output(folder)
+    saved = checkpoint(folder)
+    assert rows(folder)[0].run == "interrupted"
+    set_pace(QUICK_S)
+    subprocess.run(["sbatch", str(folder.script)], check=True, capture_output=True)
+    wait_until(lambda: rows(folder)[0].run == "done", 60, "the run to be continued")
+    assert f"continued from {saved}" in output(folder)
+    assert [line["outer_step"] for line in measured(folder)] == list(range(5))
 
 
 def test_the_runs_own_exit_code_is_the_jobs(submit, tmp_path):
