@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hyperopt_cli.errors import HyperoptError, Stopped
+from hyperopt_cli.errors import HyperoptError
 from hyperopt_cli.outer import OuterKeeper
 from hyperopt_cli.ranks.group import Ranks
 from hyperopt_cli.runs.stopping import SIGNALS, StopFlag
@@ -52,14 +52,11 @@ class Agreement:
         try:
             if self._keeper is not None:
                 self._keeper.keep(outer_step, progress, left)
-        except HyperoptError as raised:
+        except Exception as raised:
             error = raised
-        error = self._ranks.agreed(error)
-        if error is None and self._flag.signal is not None:
-            error = Stopped(self._flag.signal)
-        if error is not None:
-            self._over = True
-            raise error
+        self._over = self._ranks.agreed(error is not None)
+        if self._over:  # a signal that has come to another rank alone waits for the next message
+            self._ranks.raise_first(error)
 
     def meet(self) -> None:
         """Waits until all are here; raises `FailedElsewhere` where one has failed on its way."""

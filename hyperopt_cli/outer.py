@@ -197,7 +197,7 @@ def descend(
                 walk.keep_the_rest()
                 raise
             except Exception as error:
-                if not is_lacking(error) or ranks.size > 1:  # ranks may see different memory
+                if not is_lacking(error) or ranks.divides("batch"):  # of which the others know nothing
                     raise
                 lacking = told(error)
             if lacking is not None:  # not above: as long as the error is there, it holds what took the memory

@@ -91,29 +91,37 @@ class Replicas:
             )
 
         def work() -> None:
-            for replica in range(len(seeds))[own]:
-                if replica not in self._done:
+            for replica in range(len(seeds)):
+                if self._is_own(replica) and replica not in self._done:
                     self._now = replica
                     left = self._left.pop(replica, None)
+                    failed: str | None = None
                     try:
                         run = taken(replica, left)
                     except ReversalError as error:
                         if left is None:
                             raise
                         begun_again(error)
+                        failed = str(error)
+                    if failed is not None:  # not above: as long as the error is there, it holds a state and its store
                         run = taken(replica, None)
                     self._done[replica] = {**run._asdict(), "params": run.params if replica == 0 else {}}
 
-        own = slice(self._ranks.rank, None, self._ranks.size) if self._ranks.divides("replicas") else slice(None)
         if self._keeper is None:
             work()
         else:
             self._keeper.together(work, self.keep_all)
         self._share(len(seeds))
-        device = next(iter(self._done.values()))["value"].device  # what another process did lies on the host
+        # what another process did lies on the host
+        devices = [run["value"].device for run in self._done.values()]
+        device = next((each for each in devices if each.type != "cpu"), devices[0])
         runs = [_on(device, self._done[replica]) for replica in range(len(seeds))]
         self.clear()
         return runs
+
+    def _is_own(self, replica: int) -> bool:
+        """Whether this process takes that run."""
+        return not self._ranks.divides("replicas") or replica % self._ranks.size == self._ranks.rank
 
     def _share(self, num: int) -> None:
         """Everybody gets all results; of one run that was taken together they must be the same."""
@@ -141,7 +149,8 @@ class Replicas:
 
     def _keep(self, left: dict[str, Any] | None) -> None:
         """Everything that is done or begun, by all."""
-        begun = {**self._left, **({} if left is None else {self._now: left})}
+        begun = {replica: old for replica, old in self._left.items() if self._is_own(replica)}
+        begun |= {} if left is None else {self._now: left}
         parts = [(self._done, begun)]
         if self._ranks.divides("replicas"):
             parts = self._ranks.at_lead(_on_host((self._done, begun)))

@@ -90,12 +90,13 @@ def _lead(
         with flag:
             from hyperopt_cli.cli.display import summary, watching
             from hyperopt_cli.execute import execute
-            from hyperopt_cli.experiment import build
+            from hyperopt_cli.experiment import build, check_dividing
             from hyperopt_cli.recipe.difference import difference
             from hyperopt_cli.recipe.load import find, read_text
             from hyperopt_cli.runs.resuming import locked, opened
 
             experiment = ranks.each(lambda: build(loaded, allow, ranks))
+            ranks.each(lambda: check_dividing(experiment, loaded))
             path, differs = find(recipe), partial(difference, now=loaded.to_yaml())
             made, continued = ranks.each(lambda: opened(resume, out, path.stem, differs))
             directory = made
@@ -128,12 +129,13 @@ def _lead(
 def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> int:
     """A rank that is not the lead: it ends with the exit code of the lead, which says why."""
     from hyperopt_cli.execute import follow
-    from hyperopt_cli.experiment import build
+    from hyperopt_cli.experiment import build, check_dividing
     from hyperopt_cli.ranks.group import TOLD_BY_LEAD
 
     try:
         with StopFlag() as flag:
             experiment = ranks.each(lambda: build(loaded, allow, ranks, local_rank))
+            ranks.each(lambda: check_dividing(experiment, loaded))
             for _ in ("opened", "locked"):
                 ranks.each(lambda: None)
             follow(experiment, flag, ranks)

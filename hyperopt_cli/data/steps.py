@@ -1,6 +1,5 @@
 """The batches of a training run as a pure function of the step: whole, or in chunks that add up to the same."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -123,8 +122,9 @@ class Steps:
         return batch
 
     def _sizes(self, num_processes: int) -> list[int]:
-        size = self.chunk_size or math.ceil(self.batch_size / num_processes)
-        return [len(piece) for piece in even(torch.arange(self.batch_size), size)]
+        every = torch.arange(self.batch_size)
+        pieces = torch.tensor_split(every, num_processes) if self.chunk_size is None else even(every, self.chunk_size)
+        return [len(piece) for piece in pieces if len(piece)]
 
     def _index_of(self, seed: int) -> Callable[[int], Tensor]:
         """The examples of each step."""

@@ -74,6 +74,8 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
     parts, _ = _parts(recipe, allow_import)
     assert parts is not None
     device = pick_device(recipe.device, local_rank if ranks.size > 1 else None)
+    if device.type == "cuda" and ranks.size > 1:
+        torch.cuda.set_device(device)  # or every rank opens the first one too
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
     lowered = _lowered(recipe, device)
     data = None if recipe.dataset is None else _data(recipe, recipe.dataset, device, dtype, allow_import)
@@ -97,9 +99,19 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         precision=lowered,
         ranks=ranks,
     )
-    if (issue := misfit(experiment) or mixes_examples(experiment)) is not None:
+    if (issue := misfit(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
     return experiment
+
+
+def check_dividing(experiment: Experiment, recipe: Recipe) -> None:
+    """Whether ranks may divide its batches; all of them ask at the same time.
+
+    Raises:
+        RecipeError: they may not, with the position.
+    """
+    if (issue := mixes_examples(experiment)) is not None:
+        raise recipe.located(RecipeError([issue]))
 
 
 def make_mode(recipe: Recipe) -> Mode:

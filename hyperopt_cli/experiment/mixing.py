@@ -7,13 +7,14 @@ chunk size the loss is defined on chunks, whoever takes them, and there is nothi
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import Issue
 from hyperopt_cli.experiment.experiment import Experiment
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines import gradient
+from hyperopt_cli.modes.engines import Loss, gradient
+from hyperopt_cli.modes.memory import is_lacking
 
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative
 TYING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -35,7 +36,10 @@ def mixes_examples(experiment: Experiment) -> Issue | None:
         )
     if size < ranks.size:
         return Issue(("dataset", "batch_size"), f"a batch of {size} for {ranks.size} ranks; each needs an example")
-    difference, dtype = _difference(experiment)
+    found = _difference(experiment)
+    if found is None:
+        return None
+    difference, dtype = found
     if difference <= AGREES[dtype]:
         return None
     return Issue(
@@ -46,17 +50,28 @@ def mixes_examples(experiment: Experiment) -> Issue | None:
     )
 
 
-def _difference(experiment: Experiment) -> tuple[float, torch.dtype]:
-    """Of the gradient at w_0 summed over parts from that of the whole batch, relative, and in which format."""
+def _difference(experiment: Experiment) -> tuple[float, torch.dtype] | None:
+    """Of the gradient at w_0 summed over parts from that of the whole batch, relative, and in which format.
+
+    None where the whole batch does not fit into the memory of a rank, which may be why it is divided.
+    """
     assert experiment.data is not None
     hyper = experiment.space.natural(experiment.space.initial())
     dynamics = Dynamics.of(replace(experiment.problem(experiment.seed), precision=None), hyper)
-    at, whole = dynamics.hyper_at(hyper, 0), dynamics.loss_on(experiment.data.batches(experiment.seed)(0))
-    params = dynamics.layout.unpack(dynamics.start.params)
-    in_parts, at_once = (
-        torch.cat([g.flatten() for g in gradient(loss, params, at)[1].values()])
-        for loss in (dynamics.loss_at(0), whole)
-    )
+    at, params = dynamics.hyper_at(hyper, 0), dynamics.layout.unpack(dynamics.start.params)
+
+    def flat(loss: Loss) -> Tensor:
+        return torch.cat([g.flatten() for g in gradient(loss, params, at)[1].values()])
+
+    at_once = None
+    try:
+        at_once = flat(dynamics.loss_on(experiment.data.batches(experiment.seed)(0)))
+    except Exception as error:
+        if not is_lacking(error):
+            raise
+    if experiment.ranks.highest([at_once is None])[0] or at_once is None:
+        return None
+    in_parts = flat(dynamics.loss_at(0))
     norms = (torch.linalg.vector_norm(x) for x in (in_parts - at_once, at_once))
     return float(next(norms) / next(norms).clamp_min(1e-30)), at_once.dtype
 

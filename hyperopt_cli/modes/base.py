@@ -165,6 +165,10 @@ class Account:
         if self._keeper is not None:
             self._keeper.meet()
 
+    def begun_with(self, key: str) -> Any:
+        """An entry of what a mode left when it was interrupted, before `left` takes all of it; None without one."""
+        return None if self._left is None else self._left["mode"].get(key)
+
     def left(self) -> dict[str, Any] | None:
         """What a mode left when it was interrupted, on the host, once; the counts go on from there.
 

@@ -1,6 +1,7 @@
 """Where memory was lacking for a hypergradient: the same mode with less, or else which modes would fit."""
 
 import re
+from dataclasses import replace
 from textwrap import shorten
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from hyperopt_cli.modes.planning.plan import bytes_text, plan, seconds_text
 from hyperopt_cli.modes.planning.predictions import Prediction, spelled
 from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.ranks.group import ALONE
 
 WAYS_OUT = (
     "take smaller batches (dataset.batch_size, or the same ones in chunks: dataset.chunk_size), a smaller model, "
@@ -43,7 +45,9 @@ def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str) -> Smaller
     what = f"{spelled(mode.running)} ran out of memory ({lacking})"
     if after is not None:
         return Smaller(after, f"{what}; {spelled(after.running)} takes its place")
-    raise NoMemoryError(f"mode: {what}, and can't do with less; {_others(mode.running, problem, hyper)}")
+    raise NoMemoryError(
+        f"mode: {what}, and can't do with less; {_others(mode.running, replace(problem, ranks=ALONE), hyper)}"
+    )
 
 
 def told(error: BaseException) -> str:

@@ -83,6 +83,8 @@ class Forward(Compiling):
         dynamics = Dynamics.of(problem, hyper)
         lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
+        if (begun := account.begun_with("engine")) is not None and begun in ENGINES:
+            verdict = replace(verdict, engine=begun)  # another process may have chosen another one
         if problem.ranks.size > 1:
             account.meet()
             verdict = replace(verdict, engine=problem.ranks.agreed(verdict.engine))
@@ -103,9 +105,9 @@ class Forward(Compiling):
         for t in range(first, problem.steps):
             state, carried = _advanced(dynamics, step, lambda_at, state, carried, t, account)
             account.step_done("forward", t + 1, problem.steps)
-            account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account.num_hvps))
+            account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account.num_hvps, verdict.engine))
         params = dynamics.layout.unpack(dynamics.result(state))
-        left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account.num_hvps)
+        left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account.num_hvps, verdict.engine)
         objective = outer_objective(problem, params, hyper, partial(account.offer, left))
         if problem.ranks.size > 1:
             account.check()
@@ -119,8 +121,7 @@ class Forward(Compiling):
 
     def smaller(self, problem: Problem, hyper: Hyper) -> "Forward | None":
         """With half as many columns at once; Z itself stays as large as it is."""
-        num = sum(value.numel() for value in hyper.values())
-        at_once = num if self.chunk_size is None else min(self.chunk_size, num)
+        at_once = max(len(block) for block in self._blocks(problem, hyper))
         if at_once <= 1:
             return None
         less = replace(self, chunk_size=-(-at_once // 2))
@@ -241,13 +242,14 @@ def _point_tangents(
     return push_columns(lambda s, at: dynamics.point(s, at, t), (state, step_hyper), (z, lambda_dot))
 
 
-def _left(t: int, state: State, blocks: list[Columns], ranks: Ranks, num_hvps: int) -> dict[str, Any]:
+def _left(t: int, state: State, blocks: list[Columns], ranks: Ranks, num_hvps: int, engine: str) -> dict[str, Any]:
     """What the run goes on from at step t, on the lead: with the columns of all ranks."""
     kept = [block.kept() for block in blocks]
     if ranks.divides("columns"):
         parts = ranks.at_lead(tree_map_only(Tensor, lambda x: x.cpu(), kept))
         kept = [block for part in parts for block in part]
-    return {"t": t, "state": state.kept(), "blocks": kept, "num_hvps": _of_all(ranks, num_hvps)}
+    num_hvps = _of_all(ranks, num_hvps)
+    return {"t": t, "state": state.kept(), "blocks": kept, "num_hvps": num_hvps, "engine": engine}
 
 
 def _begun(account: Account, dynamics: Dynamics, carried: Carried) -> tuple[int, State, Carried]:

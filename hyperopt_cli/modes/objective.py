@@ -52,7 +52,7 @@ def outer_objective(
                 totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
             value = part.detach() if value is None else value + part.detach()
     if problem.ranks.divides("batch"):  # whose chunks these are a part of, or none
-        begun = leaves[0].new_zeros(()).detach() if value is None else value
+        begun = leaves[0].new_zeros(()).detach() if value is None else value.to(leaves[0])
         value, totals = problem.ranks.summed((begun, totals))
     assert value is not None
     named = dict(zip([*w, *(f"lambda/{name}" for name in h)], totals, strict=True))

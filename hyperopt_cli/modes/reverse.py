@@ -211,7 +211,7 @@ def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:
         back_step(dynamics, problem.batch(0), 0, dynamics.start, dynamics.hyper_at(hyper, 0), adjoint)
 
     def objective() -> None:
-        chunk = None if problem.outer_batches is None else [problem.outer_batches[0]]
+        chunk = None if problem.outer_batches is None else problem.outer_batches[:1]
         params = dynamics.layout.unpack(dynamics.result(dynamics.start))
         outer_objective(replace(problem, outer_batches=chunk), params, hyper)
 

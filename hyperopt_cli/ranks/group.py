@@ -85,10 +85,11 @@ class Ranks:
 
     def raise_first(self, error: Exception | None) -> None:
         """Raises the error of the first rank that has one; each gives its own, or None."""
-        for each in self.gathered(_sent(error)):
+        for rank, each in enumerate(self.gathered(_sent(error))):
             if each is not None:
-                each.__dict__[TOLD_BY_LEAD] = True
-                raise each
+                first = error if rank == self.rank and error is not None else each  # with its traceback
+                first.__dict__[TOLD_BY_LEAD] = True
+                raise first
 
     def highest(self, numbers: Sequence[float]) -> list[float]:
         """The largest of each number, over all."""

@@ -28,8 +28,8 @@ def shard_of(recipe: Recipe, size: int) -> Shard:
         reason = f"columns: only mode: forward has columns, not {mode}; set mode: forward or shard: batch"
     elif shard == "batch" and recipe.dataset is None:
         reason = "batch: there is no data set to take batches of"
-    elif shard == "batch" and mode == "auto":
-        reason = "batch: mode: auto measures on one process; name a mode (`hyperopt plan` says which)"
+    elif mode == "auto":
+        reason = f"{shard}: mode: auto measures on one process; name a mode (`hyperopt plan` says which)"
     elif shard != "replicas" and recipe.mode.arguments.get("compile") is True:
         reason = f"{shard}: ranks that take a run together do not compile its steps; leave mode.compile out"
     if reason is not None and size > 1:

@@ -25,7 +25,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -201,7 +201,7 @@ def _write(folder: Path, tree: Mapping[str, Any], what: Mapping[str, Any], depen
 
     def put(name: str, content: Any) -> str:
         with (folder / name).open("xb") as file:
-            torch.save(content, file)
+            _save(content, file)
             file.flush()
             os.fsync(file.fileno())
             files[name] = {"bytes": file.tell(), "sha256": _sha256(folder / name)}
@@ -213,6 +213,39 @@ def _write(folder: Path, tree: Mapping[str, Any], what: Mapping[str, Any], depen
     put(STATE, on_host(tree_map_only(Iterator, in_parts, dict(tree))))
     write_json(folder / MANIFEST, {"version": VERSION, **what, "files": files, "bits_depend_on": depends})
     _sync(folder)
+
+
+def _save(content: Any, file: IO[bytes]) -> None:
+    """As `torch.save`, which may make a RuntimeError of its own of what the file could not take."""
+    told = _Told(file)
+    try:
+        torch.save(content, cast(IO[bytes], told))
+    except RuntimeError:
+        if told.error is not None:
+            raise told.error from None
+        raise
+
+
+class _Told:
+    """A file that knows which error it has raised."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def _parts(items: Iterator[Any]) -> Iterator[list[Any]]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def descended(
                 ranks,
             )
             steps.extend(walk)
+        except RankLostError:
+            raise
         except Exception as raised:
             error = raised
     figures = [(step.validation_loss, step.hypergradient, step.raw_hyperparameters) for step in steps]
@@ -179,6 +182,46 @@ def test_a_signal_to_one_of_them_stops_all_at_the_same_step(shard: Shard, mode: 
         assert results[0]["progress"] == results[0]["num"] + results[1]["num"]
 
 
+def test_interrupted_again_and_again_every_replica_gets_further(tmp_path: Path) -> None:
+    made = recipe(tmp_path, MODES["replicas"][0])
+    left, before = None, {0: 0, 1: 0}
+    for _ in range(3):
+        stop, tree = Stopped("SIGTERM"), left
+        results = raised(on_ranks(2, "replicas", lambda ranks: descended(made, ranks, Kept(4, stop), tree)))  # noqa: B023
+        left = results[0]["tree"]
+        now = {replica: each["progress"] for replica, each in left["inner"]}
+        assert all(now[replica] > before[replica] for replica in before)
+        before = now
+    expected = whole(made, "replicas", 2)
+    for result in raised(on_ranks(2, "replicas", lambda ranks: descended(made, ranks, left=left))):
+        assert all(map(equal, result["figures"], expected[left["n"] :]))
+
+
+def test_a_signal_to_one_rank_while_the_lead_writes_stops_all_at_a_later_step(tmp_path: Path) -> None:
+    made = recipe(tmp_path, MODES["columns"][0])
+
+    class Signalled(Kept):
+        """While it writes, TERM comes to the other rank."""
+
+        def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+            first = self.tree is None
+            super().keep(outer_step, progress, left)
+            if first:
+                os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+                time.sleep(0.2)
+            else:
+                raise Stopped("SIGTERM")
+
+    def work(ranks: Ranks) -> Ended:
+        if not ranks.is_lead:
+            (tmp_path / "pid").write_text(str(os.getpid()))
+        return descended(made, ranks, Signalled(4))
+
+    results = raised(on_ranks(2, "columns", work))
+    assert [str(result["error"]) for result in results] == ["stopped by SIGTERM"] * 2
+    assert results[0]["num"] == results[1]["num"]
+
+
 def test_each_signalled_at_another_step_they_stop_at_one(tmp_path: Path) -> None:
     made = recipe(tmp_path, MODES["columns"][0])
 
@@ -217,10 +260,11 @@ def broken(experiment: Any, ranks: Ranks) -> Any:
 
 def test_what_the_lead_cannot_write_ends_all(tmp_path: Path) -> None:
     made = recipe(tmp_path, MODES["columns"][0])
-    full = Kept(4, StorageError("no room"))
-    for result in raised(on_ranks(2, "columns", lambda ranks: descended(made, ranks, full))):
-        assert isinstance(result["error"], StorageError)
-        assert str(result["error"]) == "no room"
+    for error in (StorageError("no room"), TypeError("no room")):
+        full = Kept(4, error)
+        for rank, result in enumerate(raised(on_ranks(2, "columns", lambda ranks: descended(made, ranks, full)))):  # noqa: B023
+            assert isinstance(result["error"], type(error) if rank == 0 else (StorageError, RuntimeError))
+            assert "no room" in str(result["error"])
 
 
 def test_runs_that_part_are_found(tmp_path: Path) -> None:
@@ -245,9 +289,9 @@ def test_a_rank_that_is_killed_ends_the_others_which_say_so(shard: Shard, mode: 
 
     results = on_ranks(3, shard, work, may_die=True)
     assert results[2] is None
-    for result in results[:2]:
-        assert isinstance(result["error"], RankLostError)
-        assert "another rank of this run is gone" in str(result["error"])
+    for error in results[:2]:
+        assert isinstance(error, RankLostError)
+        assert "another rank of this run is gone" in str(error)
 
 
 def killed_at_step_3(experiment: Any, ranks: Ranks) -> Any:

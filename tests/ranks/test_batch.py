@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from hyperopt_cli.errors import RecipeError
-from hyperopt_cli.experiment import build
+from hyperopt_cli.errors import DatasetError, RecipeError
+from hyperopt_cli.experiment import build, check_dividing
 from hyperopt_cli.modes import Hypergradient, hypergradient
 from hyperopt_cli.ranks.group import Ranks
 from hyperopt_cli.recipe.schema import Recipe
@@ -36,6 +36,7 @@ def recipe(folder: Path, **changed: Any) -> Recipe:
 
 def result(made: Recipe, ranks: Ranks) -> Hypergradient:
     experiment = build(made, ("tests.ranks.models",), ranks)
+    check_dividing(experiment, made)
     hyper = experiment.space.natural(experiment.space.initial())
     out = hypergradient(experiment.problem(experiment.seed), hyper, experiment.mode)
     return out._replace(stats={"inner_loss": out.stats["inner_loss"]})
@@ -104,6 +105,38 @@ def test_ranks_with_no_chunk_of_the_validation_split_add_nothing(tmp_path: Path)
     (alone,) = on(1, tmp_path, dataset=dataset)
     for each in on(2, tmp_path, dataset=dataset):
         close(each, alone, 1e-11)
+
+
+def test_a_batch_that_ranks_do_not_divide_evenly_has_a_part_for_each(tmp_path: Path) -> None:
+    dataset = {"call": "digits", "batch_size": 5}
+    (alone,) = on(1, tmp_path, dataset=dataset)
+    for each in on(4, tmp_path, dataset=dataset):
+        close(each, alone, 1e-11)
+
+
+def test_as_many_slots_as_fit_are_tried_where_a_rank_has_no_chunk_of_the_validation_split(tmp_path: Path) -> None:
+    changed = {
+        "dataset": {"call": "digits", "batch_size": 16, "outer_batch_size": 1000},
+        "mode": {"name": "reverse", "slots": "auto"},
+    }
+    (alone,) = on(1, tmp_path, **changed)
+    for each in on(2, tmp_path, **changed):
+        close(each, alone, 1e-11)
+
+
+def test_a_rank_whose_data_are_missing_ends_all(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+
+    def work(ranks: Ranks) -> Any:
+        def built() -> Any:
+            if ranks.rank == 1:
+                raise DatasetError("nothing there")
+            return build(made, ranks=ranks)
+
+        return ranks.each(built)
+
+    for error in on_ranks(2, "batch", work):
+        assert isinstance(error, DatasetError)
 
 
 def test_batches_that_are_too_small_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.experiment import build
 from hyperopt_cli.modes import Hypergradient, hypergradient
 from hyperopt_cli.modes.columns import divided
+from hyperopt_cli.modes.engines import choice
 from hyperopt_cli.ranks.group import Ranks
 from hyperopt_cli.recipe.schema import Recipe
 from tests.experiment.recipes import recipe_of
@@ -104,3 +105,18 @@ def test_every_column_is_carried_by_one_rank(num: int, chunk_size: int | None, s
     if chunk_size is not None:
         alone = divided(num, chunk_size)
         assert sorted(block for own in blocks for block in own) == alone
+
+
+def test_the_engine_is_the_leads_whatever_another_rank_would_choose(tmp_path: Path) -> None:
+    made = recipe(tmp_path, mode={"name": "forward", "engine": "auto", "chunk_size": 2})
+
+    def work(ranks: Ranks) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            names = ("reverse_over_reverse", "folded", "forward_over_reverse")
+            patch.setattr(choice, "BY_DEFAULT", names[ranks.rank :] + names[: ranks.rank])
+            return result(made, ranks)
+
+    lead = recipe(tmp_path, mode={"name": "forward", "engine": "reverse_over_reverse", "chunk_size": 2})
+    (alone,) = raised(on_ranks(1, "columns", partial(result, lead)))
+    for each in raised(on_ranks(3, "columns", work)):
+        same(each, alone)

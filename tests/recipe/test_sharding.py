@@ -36,7 +36,6 @@ def recipe(tmp_path: Path):
         (["mode=reversible"], "batch"),
         (["mode=reverse", "outer.replicas=2"], "replicas"),
         (["mode=forward", "outer.replicas=3"], "replicas"),
-        (["mode=auto", "outer.replicas=2"], "replicas"),
         (["mode=forward", "shard=batch"], "batch"),
         (["mode=forward", "shard=columns", "outer.replicas=2"], "columns"),
     ],
@@ -48,6 +47,7 @@ def test_auto_takes_replicas_then_columns_then_batches_and_a_word_is_kept(recipe
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["mode=auto", "outer.replicas=2"], "mode: auto measures on one process"),
         (["shard=replicas"], r"replicas: 2 ranks for 1 \(outer.replicas\)"),
         (["mode=reverse", "shard=columns"], "only mode: forward has columns, not reverse"),
         (["mode=auto", "shard=batch"], "measures on one process; name a mode"),

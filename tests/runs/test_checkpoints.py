@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import resource
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,3 +302,25 @@ def test_a_part_elsewhere_is_not_read(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="is not a checkpoint's"):
         checkpoints.newest()
+
+
+@pytest.mark.parametrize("limit", [1_000, 20_000, 100_000, 399_000])
+def test_where_there_is_really_no_room_it_says_so_and_the_last_one_is_intact(tmp_path: Path, limit: int) -> None:
+    """The kernel refuses to make a file larger, as a full disk does; torch has an error of its own for that."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(0, 1, {"x": torch.zeros(10)}, {}, is_best=False)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            checkpoints.write(0, 2, {"x": torch.zeros(100_000)}, {}, is_best=False)
+        except StorageError:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    found = checkpoints.newest()
+    assert found is not None
+    assert found.name == "outer-000000-00000001"
