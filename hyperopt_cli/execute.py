@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.agreement import Agreement
 from hyperopt_cli.comparison import OnModeStep, compare
-from hyperopt_cli.errors import NonFiniteError, RankLostError, ReversalError, Stopped
+from hyperopt_cli.errors import NonFiniteError, RankLostError, ReversalError, Stopped, UsageError
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.keeping import RunKeeper, bits_depend_on, taken_up
 from hyperopt_cli.modes import MODES, Mode
@@ -90,10 +90,13 @@ def execute(
     """
     flag, checkpoints = flag or StopFlag(), Checkpoints(directory.checkpoints)
     bits = bits_depend_on(experiment.device, ranks)
-    tree = _left(checkpoints, bits, watcher) if continued else {}
+    digest = experiment.data_digest()
+    tree = ranks.each(lambda: _left(checkpoints, bits, digest, watcher) if continued else {})
     num_measured = tree["outer"]["n"] if tree else 0
     if continued:
         directory.rewind_metrics(num_measured)
+    if num_measured > experiment.descent.steps + 1:
+        watcher.said(f"outer.steps is {experiment.descent.steps}; {num_measured - 1} were made before")
     directory.write_recipe(written, recipe.to_yaml())
     directory.write_environment(environment(str(experiment.device)))
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
@@ -101,11 +104,11 @@ def execute(
     if ranks.size > 1:
         tree = whole(tree)
     ranks.agreed((tree.get("outer"), described(kept.mode)))
-    status = LiveStatus(directory.status, outer_step=num_measured, mode=recipe.mode.name)
+    status = LiveStatus(directory.status, outer_step=max(0, num_measured - 1), mode=recipe.mode.name)
 
     def rest() -> tuple[dict[str, Any], bool]:
         kept.keep()
-        return {"record": record.kept(), "mode": described(kept.mode)}, record.best_is_new()
+        return {"record": record.kept(), "mode": described(kept.mode), "data": digest}, record.best_is_new()
 
     keeper: OuterKeeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
     if ranks.size > 1:
@@ -139,14 +142,23 @@ def execute(
     return Execution(result, error)
 
 
-def _left(checkpoints: Checkpoints, bits: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
-    """What the newest checkpoint that can be used holds; nothing if there is none at all."""
+def _left(checkpoints: Checkpoints, bits: dict[str, Any], digest: str | None, watcher: Watcher) -> dict[str, Any]:
+    """What the newest checkpoint that can be used holds; nothing if there is none at all.
+
+    Raises:
+        UsageError: it is of a run on other data.
+    """
     checkpoints.clean()
     found = checkpoints.newest()
     if found is None:
         watcher.said("there is no checkpoint: started again")
         return {}
     tree, left_out = taken_up(found, bits)
+    if tree["data"] != digest:
+        raise UsageError(
+            "dataset: the examples are not those that the run began with; where its function draws them at random, "
+            "give its generator a seed; put the files back, or start another run with --out"
+        )
     for said in (*found.passed_over, *([left_out] if left_out else []), f"continued from {found.name}"):
         watcher.said(said)
     return tree
@@ -199,6 +211,7 @@ def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
     Raises:
         HyperoptError: as the lead does.
     """
+    ranks.each(lambda: None)  # the lead reads its checkpoint
     of_lead: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))
     left, description = of_lead
     mode, keeper = revived(description, MODES.values()), Agreement(ranks, flag, None)

@@ -198,5 +198,5 @@ def _check_equal(digests: Sequence[str]) -> None:
         raise VerificationError(
             f"the training run of rank 0 had other bits than that of {', '.join(f'rank {rank}' for rank in others)}; "
             "ranks that share a run need the same processor or GPU, torch and number of threads, and deterministic "
-            "operators"
+            "operators; a data set and a model of one's own must be the same each time they are made"
         )

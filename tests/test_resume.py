@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from hyperopt_cli import keeping
-from hyperopt_cli.errors import CheckpointError, Stopped
+from hyperopt_cli.data.resident import Resident
+from hyperopt_cli.errors import CheckpointError, Stopped, UsageError
 from hyperopt_cli.execute import execute
 from hyperopt_cli.experiment import build
 from hyperopt_cli.keeping import bits_depend_on
@@ -291,3 +292,22 @@ def test_auto_goes_on_with_the_mode_that_it_had_chosen(tmp_path: Path, monkeypat
     run(folder, made)
     modes = {json.loads(line)["mode"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
     assert len(modes) == 1
+
+
+def test_a_run_is_not_continued_on_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, folder = recipe(tmp_path, MODES["reverse"]), tmp_path / "run"
+    interrupted(folder, made, 20)
+    with monkeypatch.context() as patched:
+        read = Resident.read
+        patched.setattr(Resident, "read", lambda self, index: read(self, index - 1))
+        with pytest.raises(UsageError, match="not those that the run began with"):
+            run(folder, made)
+    run(folder, made)
+
+
+def test_fewer_outer_steps_than_were_made_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, recipe(tmp_path, MODES["reverse"], outer={**ADAM, "steps": 2}))
+    told = run(folder, recipe(tmp_path, MODES["reverse"], outer={**ADAM, "steps": 1}))
+    assert "outer.steps is 1; 2 were made before" in told.heard
+    assert json.loads((folder / "status.json").read_text())["outer_step"] == 2

@@ -1,7 +1,9 @@
 """What a run shows while it goes on: a live display on a terminal, a plain line an outer step elsewhere, or JSON."""
 
 import json as json_format
+import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +36,7 @@ def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Ite
         return
     console = Console()
     if not console.is_terminal:
-        typer.echo(_head(experiment, directory))
+        _echo(_head(experiment, directory))
         yield PlainLines(experiment)
         return
     console.print(_head(experiment, directory), highlight=False)
@@ -46,7 +48,7 @@ def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Ite
 def summary(result: Result, directory: RunDirectory, json: bool) -> None:
     """What came out, and how to see more."""
     if json:
-        typer.echo(to_text({"result": result.to_json(), "directory": str(directory.root)}))
+        _echo(to_text({"result": result.to_json(), "directory": str(directory.root)}))
         return
     console = Console()
     if result.best is not None:
@@ -56,6 +58,14 @@ def summary(result: Result, directory: RunDirectory, json: bool) -> None:
         console.print(bias_line(result.bias), highlight=False, soft_wrap=True)
     curves = f"curves: tensorboard --logdir {shlex.quote(str(directory.tensorboard))}"
     console.print(curves, highlight=False, soft_wrap=True)
+
+
+def _echo(text: str) -> None:
+    """A line; the run goes on if nobody reads it any more, as after `| head`."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _head(experiment: Experiment, directory: RunDirectory) -> str:
@@ -105,11 +115,11 @@ class JsonLines:
             },
             **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
         }
-        typer.echo(to_text(line))
+        _echo(to_text(line))
 
     def said(self, text: str) -> None:
         """An object of its own."""
-        typer.echo(to_text({"said": text}))
+        _echo(to_text({"said": text}))
 
 
 class PlainLines:
@@ -125,19 +135,19 @@ class PlainLines:
     def outer(self, step: OuterStep) -> None:
         """The losses and the hyperparameters."""
         for line in _choices(step):
-            typer.echo(line)
+            _echo(line)
         if step.outer_step == 0 and "factors" in step.stats:
-            typer.echo(_factors_line(step.stats["factors"]))
+            _echo(_factors_line(step.stats["factors"]))
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
         left = self._clock.left_s()
-        typer.echo(
+        _echo(
             f"outer {step.outer_step}/{self._clock.last}  validation {step.validation_loss:.5g}  "
             f"training {step.training_loss:.5g}  {values}  ({step.stats['wall_s']:.1f} s, {duration(left)} left)"
         )
 
     def said(self, text: str) -> None:
         """The line."""
-        typer.echo(text)
+        _echo(text)
 
 
 class Clock:

@@ -105,6 +105,14 @@ def _run() -> None:
         _defect(error, debug)
 
 
+def _said_by_lead() -> bool:
+    """Whether this is a rank that has not met the others yet: what it says they say too."""
+    with suppress(HyperoptError):
+        own = place()
+        return own is not None and own.rank > 0 and "hyperopt_cli.ranks.joining" not in sys.modules
+    return False
+
+
 def _is_lack_of_memory(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return False
@@ -120,6 +128,8 @@ def _defect(error: Exception, debug: bool) -> NoReturn:
 
 
 def _report(message: str, debug: bool) -> None:
+    if _said_by_lead() and not debug:
+        return
     if debug:
         traceback.print_exc()
     print(f"hyperopt: {message}", file=sys.stderr)

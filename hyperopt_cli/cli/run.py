@@ -18,6 +18,7 @@ from hyperopt_cli.errors import (
     RankLostError,
     Stopped,
     UsageError,
+    VerificationError,
 )
 from hyperopt_cli.runs.directory import LATEST, RunDirectory
 from hyperopt_cli.runs.stopping import StopFlag
@@ -143,7 +144,7 @@ def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: 
     except RankLostError:
         raise
     except HyperoptError as error:
-        if hasattr(error, TOLD_BY_LEAD) or isinstance(error, Stopped | NonFiniteError):
+        if hasattr(error, TOLD_BY_LEAD) or isinstance(error, Stopped | NonFiniteError | VerificationError):
             return _code(error)
         print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
         raise typer.Exit(_code(error)) from None  # at once: the others do not know of it
@@ -155,14 +156,15 @@ def _code(error: HyperoptError) -> int:
 
 def _check_resume(resume: str, out: Path | None) -> None:
     """Refuses what is neither a word that is known nor a directory; given --out too, only what was meant as a word."""
-    if resume in _WORDS or Path(resume).is_dir():
+    if resume in _WORDS or (resume and Path(resume).is_dir()):
         return
     from hyperopt_cli.recipe.wording import did_you_mean
 
     meant = did_you_mean(resume, _WORDS)
-    if meant or out is None:
+    if meant or out is None or not resume:
         raise UsageError(
-            f"--resume: {resume} is not a directory; allowed are never, auto and the directory of a run{meant}"
+            f"--resume: {resume or 'an empty text'} is not a directory; allowed are never, auto and the directory of a "
+            f"run{meant}"
         )
 
 

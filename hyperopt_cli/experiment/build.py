@@ -17,7 +17,7 @@ from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.experiment.misfit import misfit
 from hyperopt_cli.experiment.mixing import mixes_examples
 from hyperopt_cli.models.batch_norm import use_batch_statistics
-from hyperopt_cli.modes import MODES, Mode
+from hyperopt_cli.modes import MODES, Forward, Mode
 from hyperopt_cli.modes.precision import refusal
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.outer import Descent
@@ -105,11 +105,14 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
 
 
 def check_dividing(experiment: Experiment, recipe: Recipe) -> None:
-    """Whether ranks may divide its batches; all of them ask at the same time.
+    """Whether ranks may divide its columns or batches; all of them ask at the same time.
 
     Raises:
-        RecipeError: they may not, with the position.
+        UsageError: they may not.
     """
+    if isinstance(experiment.mode, Forward):
+        num = sum(knob.initial.numel() for knob in experiment.space.tuned().values())
+        experiment.mode.check_ranks(num, experiment.ranks)
     if (issue := mixes_examples(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
 

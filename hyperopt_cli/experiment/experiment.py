@@ -1,6 +1,7 @@
 """What a recipe describes, ready to run."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.space import Space
 from hyperopt_cli.stopping import stoppable
+
+NUM_DIGESTED = 64
 
 
 class TestFigures(NamedTuple):
@@ -131,6 +134,16 @@ class Experiment:
             }
 
         return init
+
+    def data_digest(self) -> str | None:
+        """Of the first examples of the training and validation splits, as they are stored; None without data."""
+        if self.data is None:
+            return None
+        digest, steps, validation = hashlib.sha256(), self.data.steps, self.data.validation
+        for source, index in ((steps.source, steps.index), (validation.source, validation.indices[0])):
+            for part in source.read(index[:NUM_DIGESTED]):
+                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def test(self, params: Params, outer_step: int) -> TestFigures | None:
         """Figures on the test split, None without one; running statistics are estimated on training data first.

@@ -78,5 +78,6 @@ def _difference(experiment: Experiment) -> tuple[float, torch.dtype] | None:
 
 def _culprits(experiment: Experiment) -> str:
     modules = experiment.make_model(derive(experiment.seed, "init")).modules()
-    names = sorted({type(module).__name__ for module in modules if isinstance(module, TYING)})
+    tying = (module for module in modules if isinstance(module, TYING) and getattr(module, "p", 1.0) > 0)
+    names = sorted({type(module).__name__ for module in tying})
     return f", for which the model's {', '.join(names)} may be the reason" if names else ""

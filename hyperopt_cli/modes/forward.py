@@ -77,7 +77,7 @@ class Forward(Compiling):
 
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 2."""
-        self._check_ranks(problem, hyper)
+        self.check_ranks(sum(value.numel() for value in hyper.values()), problem.ranks)
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
         dynamics = Dynamics.of(problem, hyper)
@@ -133,14 +133,14 @@ class Forward(Compiling):
         num, ranks = sum(value.numel() for value in hyper.values()), problem.ranks
         return divided(num, self.chunk_size, *((ranks.rank, ranks.size) if ranks.divides("columns") else (0, 1)))
 
-    def _check_ranks(self, problem: Problem, hyper: Hyper) -> None:
-        if not problem.ranks.divides("columns"):
-            return
-        num = len(divided(sum(value.numel() for value in hyper.values()), self.chunk_size or 1))
-        if num < problem.ranks.size:
+    def check_ranks(self, num: int, ranks: Ranks) -> None:
+        """Raises `UsageError` where there is not a block of the `num` columns for each rank."""
+        blocks = len(divided(num, self.chunk_size or 1))
+        if ranks.divides("columns") and blocks < ranks.size:
+            smaller = "" if blocks == num else f"a chunk_size of at most {max(1, num // ranks.size)}, "
             raise UsageError(
-                f"shard: columns: got {problem.ranks.size} ranks for {num} blocks of columns; use at most {num} ranks, "
-                "a smaller chunk_size, or shard: batch"
+                f"shard: columns: got {ranks.size} ranks for {num} columns in {blocks} blocks; use at most {blocks} "
+                f"ranks, {smaller}or shard: batch"
             )
 
     def _verdict(self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt) -> Verdict:

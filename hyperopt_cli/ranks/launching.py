@@ -4,6 +4,7 @@ Signals that this process gets go on to all. Where one of them ends without succ
 themselves, which they do once they miss it; then they are ended.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from types import FrameType
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.runs.stopping import SIGNALS
 
+PR_SET_PDEATHSIG = 1
 GRACE_S = 30.0
 LOOK_EVERY_S = 0.05
 RUN_AGAIN, INTERRUPTED = 75, 130
@@ -56,7 +58,7 @@ def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.envir
         for k in range(num):
             own = {**common, "RANK": str(k), "LOCAL_RANK": str(k)}
             # a session of its own: Ctrl-C reaches it once, from here
-            ranks.append(subprocess.Popen(command, env=own, start_new_session=True))
+            ranks.append(subprocess.Popen(command, env=own, start_new_session=True, preexec_fn=_end_with_parent))
         if come:  # before all of them were there
             forward(come[0], None)
         _wait(ranks)
@@ -69,6 +71,12 @@ def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.envir
     codes = [INTERRUPTED if rank.wait() == -signal.SIGINT else rank.wait() for rank in ranks]
     told = [f"rank {k} of {num} {_end(code, k in left)}" for k, code in enumerate(codes) if code < 0]
     return _code(codes), told
+
+
+def _end_with_parent() -> None:
+    """A rank is told to end where this process is killed; only Linux can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:

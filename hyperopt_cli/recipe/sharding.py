@@ -1,9 +1,10 @@
 """What of a recipe's work is divided among several processes."""
 
+import math
 from typing import Literal
 
 from hyperopt_cli.errors import Issue, RecipeError
-from hyperopt_cli.recipe.schema import Recipe
+from hyperopt_cli.recipe.schema import Dataset, Recipe
 
 Shard = Literal["columns", "batch", "replicas"]
 
@@ -21,13 +22,15 @@ def shard_of(recipe: Recipe, size: int) -> Shard:
     shard, replicas, mode = recipe.shard, recipe.outer.replicas, recipe.mode.name
     if shard == "auto":
         shard = "replicas" if replicas >= size else "columns" if mode == "forward" else "batch"
-    reason = None
+    reason, dataset = None, recipe.dataset
     if shard == "replicas" and replicas < size:
         reason = f"replicas: {size} ranks for {replicas} (outer.replicas); each needs one"
     elif shard == "columns" and mode != "forward":
         reason = f"columns: only mode: forward has columns, not {mode}; set mode: forward or shard: batch"
-    elif shard == "batch" and recipe.dataset is None:
+    elif shard == "batch" and dataset is None:
         reason = "batch: there is no data set to take batches of"
+    elif shard == "batch" and dataset is not None and _num_parts(dataset) < size:
+        reason = f"batch: {_num_parts(dataset)} examples or chunks of a batch for {size} ranks; each needs one"
     elif mode == "auto":
         reason = f"{shard}: mode: auto measures on one process; name a mode (`hyperopt plan` says which)"
     elif shard != "replicas" and recipe.mode.arguments.get("compile") is True:
@@ -35,3 +38,10 @@ def shard_of(recipe: Recipe, size: int) -> Shard:
     if reason is not None and size > 1:
         raise recipe.located(RecipeError([Issue(("shard",), reason)]))
     return shard
+
+
+def _num_parts(dataset: Dataset) -> float:
+    """Into how many a batch can be divided; unknown, and so any number, of one that is the whole data set."""
+    if not isinstance(dataset.batch_size, int):
+        return math.inf
+    return math.ceil(dataset.batch_size / (dataset.chunk_size or 1))

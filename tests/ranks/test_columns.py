@@ -88,7 +88,10 @@ def test_without_a_chunk_size_all_ranks_agree_with_one_to_rounding(tmp_path: Pat
 
 def test_more_ranks_than_blocks_and_compiled_steps_are_refused(tmp_path: Path) -> None:
     for mode, said in (
-        ({"name": "forward", "chunk_size": 8}, "2 ranks for 1 blocks"),
+        (
+            {"name": "forward", "chunk_size": 8},
+            "for 8 columns in 1 blocks; use at most 1 ranks, a chunk_size of at most 4",
+        ),
         ({"name": "forward", "compile": True}, "compile"),
     ):
         few = {"lr": {"initial": 0.1, "schedule": {"windows": 8}}}
