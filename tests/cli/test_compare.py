@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperopt_cli import Reverse, errors
@@ -274,7 +275,8 @@ def test_tensorboard_has_a_run_a_mode_and_the_tables(hyperopt, recipe, tmp_path)
         assert figures["compare/wall_s"] == pytest.approx(cost.wall_s, rel=1e-6)
         assert figures["compare/validation_loss"] == pytest.approx(written[mode].validation_loss, rel=1e-6)
         assert figures["hypergradients/lr/1"] == pytest.approx(written[mode].hypergradient["lr"][1], rel=1e-6)
-        assert figures["differences/momentum"] == written[mode].difference.hypergradient["momentum"]
+        difference = written[mode].difference.hypergradient["momentum"]
+        assert figures["differences/momentum"] == torch.tensor(difference, dtype=torch.float32).item()
     texts = EventAccumulator(str(folder)).Reload()
     table = texts.Tensors("comparison/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| mode | validation loss | difference |" in table

@@ -70,7 +70,9 @@ def verdict_of(steps: int = LONG, **changed: Any) -> Verdict:
 
 def test_the_quickest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, reference=after(0.015), slow=after(0.01), slower=after(0.02))
-    monkeypatch.setattr(Forward, "_advanced", lambda self, d, step, lam, state, columns, t, account: (state, columns))
+    monkeypatch.setattr(
+        "hyperopt_cli.modes.forward._advanced", lambda d, step, lam, state, carried, t, account: (state, carried)
+    )
     verdict = verdict_of()
     assert verdict.engine == "slow"
     assert verdict.step_s["slow"] < verdict.step_s[REFERENCE] < verdict.step_s["slower"]

@@ -461,6 +461,9 @@ class DueAt:
     def keep(self, left) -> None:
         pass
 
+    def meet(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("at", [(), (42, 43), (45, 46), (50, 51, 60, 61)])
 def test_the_counts_do_not_depend_on_when_a_radix_was_seen_to_be_outgrown(at, monkeypatch):
