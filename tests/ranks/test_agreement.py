@@ -41,10 +41,12 @@ def recipe(folder: Path, mode: dict[str, Any], **changed: Any) -> Recipe:
 
 
 class Kept:
-    """The lead's keeper: wants it at a number of calls, or as a signal comes to one of the ranks."""
+    """The lead's keeper: wants it at a number of calls, and ends the run after a signal, as `RunKeeper` does."""
 
     def __init__(self, at: int | None = None, raises: Exception | None = None) -> None:
         self.at, self.raises, self.asked, self.tree, self.progress = at, raises, 0, None, -1  # type: ignore[var-annotated]
+
+        self.flag = StopFlag()
 
     def due(self) -> bool:
         self.asked += 1
@@ -54,6 +56,8 @@ class Kept:
         self.tree, self.progress, self.at = on_host(left), progress, None
         if self.raises is not None:
             raise self.raises
+        if self.flag.signal is not None:
+            raise Stopped(self.flag.signal)
 
     def meet(self) -> None:
         raise AssertionError("the ranks agree on that")
@@ -87,6 +91,7 @@ def descended(
     experiment, flag, num = build(made, ranks=ranks), StopFlag(), 0
     experiment = experiment if prepare is None else prepare(experiment, ranks)
     keeper = keeper or Kept()
+    keeper.flag = flag
     agreement = Agreement(ranks, flag, keeper if ranks.is_lead else None)
     agreement._steps = lambda: 1  # type: ignore[method-assign]
 
@@ -209,8 +214,6 @@ def test_a_signal_to_one_rank_while_the_lead_writes_stops_all_at_a_later_step(tm
             if first:
                 os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
                 time.sleep(0.2)
-            else:
-                raise Stopped("SIGTERM")
 
     def work(ranks: Ranks) -> Ended:
         if not ranks.is_lead:
