@@ -160,7 +160,7 @@ def test_where_the_lead_is_killed_the_others_say_so() -> None:
         (["shard=replicas"], "replicas: 2 ranks for 1"),
         (["--out", "."], "holds a run or other files already"),
         (["dataset.batch_size=100000"], "100000"),
-        (["--nproc", "4"], "4 ranks for 3 blocks"),
+        (["--nproc", "4"], "4 ranks for 3 columns in 3 blocks"),
     ],
 )
 def test_what_cannot_run_is_said_once(arguments: list[str], message: str) -> None:
