@@ -18,7 +18,7 @@ from hyperopt_cli.ranks.joining import joined
 from hyperopt_cli.ranks.launching import free_port
 from hyperopt_cli.ranks.place import Place
 
-LIMIT_S = 60.0
+LIMIT_S = 180.0  # after which it is a deadlock, on a busy machine too
 
 
 def _import_now() -> None:
