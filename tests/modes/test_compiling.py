@@ -290,6 +290,12 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], Callable[[int], Any], str]] = {
     "a factor": (lambda w, h, b: squares(w, DATA) * b, lambda t: 1.0 + t, OTHER),
     "a branch": (lambda w, h, b: squares(w, DATA) * (2 if b == "even" else 3), lambda t: ("even", "odd")[t % 2], OTHER),
     "a number that changes later": (lambda w, h, b: squares(w, DATA) * (1 + b[1]), lambda t: (DATA, t // 3), OTHER),
+    "a number that matters later": (
+        lambda w, h, b: squares(w, DATA) * (2 if b > 4 else 1), lambda t: t, OTHER,
+    ),
+    "a number that is looked up": (lambda w, h, b: squares(w, DATA) * {7: 1.0}.get(b, 1.0), lambda t: t, OTHER),
+    "a number in a name": (lambda w, h, b: squares(w, DATA) * len(f"{b}"), lambda t: t, OTHER),
+    "a number for the truth": (lambda w, h, b: squares(w, DATA) * (2 if b else 3), lambda t: t + 1, OTHER),
     "an object": (lambda w, h, b: squares(w, b.x), lambda t: _Opaque(BATCHES[t % 5]), "holds a _Opaque"),
     "a number read": (lambda w, h, b: squares(w, b) * b.sum().item(), lambda t: BATCHES[t % 5], READS),
     "a branch on a tensor": (lambda w, h, b: squares(w, b) * (2 if b.sum() > 0 else 3), lambda t: BATCHES[t % 5], ITEM),
@@ -344,6 +350,24 @@ def test_a_number_without_effect_is_allowed_and_looked_at_once(
     assert len(calls) == 3  # step 0, the seed of another, and the epoch once it changes
     close(hypergradient(replace(problem, steps=7), HYPER, mode), eager(replace(problem, steps=7)))
     assert len(calls) == 6  # of another problem its step, and both numbers once they change
+
+
+KINDS: dict[str, tuple[Callable[..., Tensor], Callable[[int], Any]]] = {
+    "a flag": (lambda w, h, b: squares(w, DATA) * (2 if b is True else 1), lambda t: t % 3 == 0),
+    "a number or none": (lambda w, h, b: squares(w, DATA) * (2 if b is None else 1), lambda t: None if t % 3 else t),
+    "a kind of number": (
+        lambda w, h, b: squares(w, DATA) * (2 if type(b) is int else 1),
+        lambda t: 1 if t % 3 else 1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", ["folded", "reverse"])
+@pytest.mark.parametrize("name", KINDS)
+def test_what_can_be_told_apart_without_reading_is_another_step(name: str, mode: str, written: Written) -> None:
+    loss, batch = KINDS[name]
+    problem = linear(inner_loss=loss, batch=batch, steps=6)
+    close(hypergradient(problem, HYPER, MODES[mode](True)), eager(problem))
 
 
 @pytest.mark.parametrize("mode", ["folded", "reverse"])
@@ -626,7 +650,7 @@ def test_the_rules_of_folded_are_what_is_compiled(monkeypatch: pytest.MonkeyPatc
         return Dual(made.primal, 2 * made.tangents)
 
     monkeypatch.setitem(RULES, op, wrong)
-    monkeypatch.setattr("hyperopt_cli.modes.forward.check_symmetry", lambda *given: None)
+    monkeypatch.setattr("hyperopt_cli.modes.forward.check_given", lambda *given: None)
     got, uncompiled = (hypergradient(problem, HYPER, MODES["folded"](compile)) for compile in (True, False))
     close(got, uncompiled)
     assert abs(float(got.grad["lr"] / right.grad["lr"]) - 1) > 1e-3

@@ -1,9 +1,10 @@
 """A step of a run, compiled: by inductor on a CPU, by inductor into CUDA graphs on a GPU.
 
 A step is compiled only if two batches give one list of operators with the same constants (`operators.py`). A number in
-the batch that has been the same so far is looked at when it first changes: the step is written down once more. What is
-compiled meets the same step as torch runs it, once for each set of shapes. Another problem with the same operators,
-such as the next outer step's, is written down once and takes what is compiled.
+the batch may change if nothing reads it: when it first does, the step is written down once more with something in its
+place that cannot be read (`unreadable.py`). What is compiled meets the same step as torch runs it, once for each set of
+shapes. Another problem with the same operators, such as the next outer step's, is written down once and takes what is
+compiled.
 """
 
 import logging
@@ -18,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.compiling.operators import Operators, same, written_down
+from hyperopt_cli.modes.compiling.unreadable import UNREADABLE
 from hyperopt_cli.modes.memory import is_lacking
 
 # Relative to the norm of each result: compiled and eager round differently, and a network amplifies that.
@@ -53,14 +55,14 @@ class Prepared(NamedTuple):
     Attributes:
         operators: it comes to these, with this problem's constants,
         compiled: for which this was made,
-        numbers: where its arguments, flattened, were these beside tensors (None in place of those),
-        without_effect: and where they were others at these places.
+        numbers: where its arguments, flattened, were these beside tensors (None in place of those);
+        unread: at these places they may be others.
     """
 
     operators: Operators
     compiled: Compiled
     numbers: list[Any]
-    without_effect: set[int]
+    unread: set[int]
 
 
 def compiled_by_inductor(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any]:
@@ -132,7 +134,7 @@ class WholeStep:
         if key not in self._of_this:
             self._of_this[key] = self._prepared(key, leaves, spec, others, trees)
         prepared = self._of_this[key]
-        self._compare(prepared.operators, prepared.numbers, prepared.without_effect, leaves, spec)
+        self._compare(prepared, leaves, spec)
         return key, _tensors(leaves), prepared
 
     def _prepared(
@@ -142,31 +144,35 @@ class WholeStep:
         made = self._made.get(key)
         if made is not None and same(operators, made.operators, with_constants=False):
             return Prepared(operators, made, numbers, set())
-        without_effect: set[int] = set()
+        unread: set[int] = set()
         flattened = (tree_flatten((other, *trees)) for other in others)
         alike = next((other for other, other_spec in flattened if _key(other, other_spec) == key), None)
         if alike is not None:
-            if not same(operators, written_down(self._function, alike, spec)):
-                raise UsageError(FROZEN)
-            without_effect |= _changed(numbers, alike)
+            unread |= self._unread(operators, _changed(numbers, alike), alike, spec)
         if (reason := cannot_compile()) is not None:
             raise UsageError(f"compile: torch cannot compile here ({reason}); install a C++ compiler")
         made = self._compile(operators, leaves, spec)
         eager = self._function(*tree_unflatten(leaves, spec))
         _check(list(made.whole(*_tensors(leaves), *operators.constants)), tree_flatten(eager)[0])
         self._made[key] = made
-        return Prepared(operators, made, numbers, without_effect)
+        return Prepared(operators, made, numbers, unread)
 
-    def _compare(
-        self, operators: Operators, numbers: list[Any], without_effect: set[int], leaves: list[Any], spec: TreeSpec
-    ) -> None:
-        """Raises `UsageError` where what changed beside the tensors makes it another computation."""
-        changed = _changed(numbers, leaves)
-        if changed <= without_effect:
-            return
-        if not same(operators, written_down(self._function, leaves, spec)):
+    def _compare(self, prepared: Prepared, leaves: list[Any], spec: TreeSpec) -> None:
+        """Raises `UsageError` where what changed beside the tensors is read."""
+        changed = _changed(prepared.numbers, leaves) - prepared.unread
+        if changed:
+            prepared.unread.update(self._unread(prepared.operators, changed, leaves, spec))
+
+    def _unread(self, operators: Operators, changed: set[int], leaves: list[Any], spec: TreeSpec) -> set[int]:
+        """`changed`, if without what stands there the step comes to the same operators."""
+        without = [UNREADABLE if i in changed else x for i, x in enumerate(leaves)]
+        try:
+            alike = same(operators, written_down(self._function, without, spec))
+        except UsageError:
+            alike = False
+        if not alike:
             raise UsageError(FROZEN)
-        without_effect.update(changed)
+        return changed
 
     def _compile(self, operators: Operators, leaves: list[Any], spec: TreeSpec) -> Compiled:
         """As one function."""
@@ -176,10 +182,11 @@ class WholeStep:
 
 
 def _key(leaves: list[Any], spec: TreeSpec) -> Any:
-    """What a compiled step is for: shapes, and the precision of float32 products."""
+    """What a compiled step is for: shapes, what `is` can tell apart, and the precision of float32 products."""
     on_gpu: Any = torch.backends.cuda
     shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in _tensors(leaves))
-    return spec, shapes, on_gpu.matmul.fp32_precision
+    kinds = tuple(x if isinstance(x, bool) else type(x) for x in leaves)
+    return spec, shapes, kinds, on_gpu.matmul.fp32_precision
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:
