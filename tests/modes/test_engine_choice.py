@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hyperopt_cli import Auto, Forward, Problem, hypergradient
@@ -97,6 +98,57 @@ def test_a_wrong_one_is_disqualified_however_quick(
     assert verdict.engine == REFERENCE
     assert said.replace("\\", "") in verdict.disqualified["forward_over_reverse"]
     assert "forward_over_reverse disqualified: " in verdict.why
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_one_that_is_set_by_hand_is_refused(change: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, forward_over_reverse=after(0, change))
+    with pytest.raises(UsageError, match=rf"^engine forward_over_reverse: {said}.*[Uu]se another engine"):
+        hypergradient(problem(5), HYPER, Forward(engine="forward_over_reverse"))
+
+
+def test_one_that_is_set_by_hand_meets_the_reference_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def reference(*arguments: Any) -> Tangents:
+        calls.append(arguments)
+        return after(0)(*arguments)
+
+    only(monkeypatch, reference=reference, forward_over_reverse=ENGINES["forward_over_reverse"])
+    mode = Forward(engine="forward_over_reverse")
+    for _ in range(2):
+        hypergradient(problem(5), HYPER, mode)
+        assert len(calls) == 1
+    hypergradient(problem(6), HYPER, mode)
+    assert len(calls) == 2
+
+
+def test_one_that_is_set_by_hand_is_obeyed_where_the_reference_cannot_run() -> None:
+    first = problem(5)
+    once = replace(first, inner_loss=lambda *arguments: OnlyForward.apply(first.inner_loss(*arguments)))
+    got = hypergradient(once, HYPER, Forward(engine="forward_over_reverse_loop"))
+    torch.testing.assert_close(got.grad, hypergradient(first, HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
+
+
+class OnlyForward(torch.autograd.Function):
+    """Has a forward derivative, and a gradient that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def jvp(ctx: Any, x_dot: Tensor) -> Tensor:
+        return x_dot.clone()
 
 
 @pytest.mark.parametrize(

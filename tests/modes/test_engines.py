@@ -432,6 +432,9 @@ def test_a_gradient_that_is_put_to_zero_on_purpose_is_no_asymmetry(mode: Any) ->
     want = hypergradient(problem, HYPER, "reverse").grad
     got = hypergradient(problem, HYPER, mode).grad
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    auto = Forward()
+    hypergradient(problem, HYPER, auto)
+    assert not auto.verdicts[0].disqualified
 
 
 def adapted(by: Callable[[Tensor], Tensor]) -> Problem:

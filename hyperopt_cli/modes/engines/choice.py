@@ -15,11 +15,12 @@ from hyperopt_cli.errors import NoMemoryError, UsageError
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import Loss
-from hyperopt_cli.modes.engines.examination import examined, is_of_memory, reason_of
+from hyperopt_cli.modes.engines.examination import check_agreement, examined, is_of_memory, reason_of
 from hyperopt_cli.modes.engines.setting import Setting
-from hyperopt_cli.modes.engines.symmetry import misfit, probed
+from hyperopt_cli.modes.engines.symmetry import check_symmetry, misfit, probed
 from hyperopt_cli.modes.engines.timing import timed
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
+from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.stopping import may_stop
 
@@ -42,6 +43,18 @@ def chosen(known: dict[Circumstances, Verdict], dynamics: Dynamics, hyper: Hyper
     if verdict is None or not _holds(verdict, setting):
         verdict = known[made_for] = decided(made_for, setting, dynamics.loss_at)
     return verdict
+
+
+def check_given(name: str, dynamics: Dynamics, hyper: Hyper, setting: Setting, compared: set[str]) -> None:
+    """An engine that was set by hand is symmetric, and agrees with the reference, once for problems of one size.
+
+    Raises:
+        UsageError: it does not.
+    """
+    check_symmetry(f"engine {name}", ENGINES[name], setting)
+    if name != REFERENCE and (size := repr(size_of(dynamics, hyper))) not in compared:
+        check_agreement(f"engine {name}", ENGINES[name], ENGINES[REFERENCE], setting)
+        compared.add(size)
 
 
 def _holds(verdict: Verdict, setting: Setting) -> bool:

@@ -1,7 +1,8 @@
 """Every candidate engine is examined on a few columns before it may be timed: does it run, is it right?
 
 Two columns in w alone must be products with a symmetric matrix (`symmetry.py`). Two columns, one in w alone and one in
-w and lambda, must agree with those of the reference engine. Never are more taken at once than in the run.
+w and lambda, must agree with those of the reference engine. Never are more taken at once than in the run. An engine
+that was set by hand meets the same (`check_agreement` after `check_symmetry`), whatever it takes.
 """
 
 from contextlib import suppress
@@ -49,7 +50,7 @@ def examined(engine: Engine, setting: Setting, reference: Params | None, one_by_
         reference: the products of the reference engine; None: it is the reference itself, or none could be had.
         one_by_one: it takes a column at a time, whatever the chunk: its memory does not grow with K.
     """
-    w_dot, hyper_dot = _columns(setting)
+    setting, w_dot, hyper_dot = _columns(setting)
     held: list[Tangents] = []
     device = next(iter(w_dot.values())).device
     room = available_bytes(device)
@@ -68,6 +69,24 @@ def examined(engine: Engine, setting: Setting, reference: Params | None, one_by_
         return Examination(None, _reason(failure))  # the reference could: the loss is not to blame
     error = None if reference is None else difference(products, reference)
     return Examination(products, symmetry.misfit(probe, setting) or _deviation(error, setting), probe.asymmetry, error)
+
+
+def check_agreement(name: str, engine: Engine, reference: Engine, setting: Setting) -> None:
+    """Takes the columns that are compared by both; a reference that cannot take this model refuses nothing.
+
+    Raises:
+        UsageError: they differ by more than rounding.
+    """
+    setting, w_dot, hyper_dot = _columns(setting)
+    try:
+        wanted = setting.taken_by(reference, w_dot, hyper_dot).grad_tangents
+    except (UsageError, RuntimeError) as failure:
+        if is_lacking(failure):
+            raise
+        return
+    reason = _deviation(difference(setting.taken_by(engine, w_dot, hyper_dot).grad_tangents, wanted), setting)
+    if reason is not None:
+        raise UsageError(f"{name}: {reason}; use another engine, or auto, which chooses among those that are right")
 
 
 def _mebibytes(num_bytes: float) -> str:
@@ -115,11 +134,17 @@ def _deviation(error: float | None, setting: Setting) -> str | None:
     return f"differs from the reference engine by {error:.2g} (rounding is at most {setting.agreement:g})"
 
 
-def _columns(setting: Setting) -> tuple[Params, StepHyper]:
-    w_dot = symmetry.directions(setting.params, NUM_COLUMNS)
+def _columns(setting: Setting) -> tuple[Setting, Params, StepHyper]:
+    """Two columns that rest where the gradient is zero, and where no whole parameter is at rest (`symmetry.awake`).
+
+    A gradient that is put to zero (`padding_idx` of an embedding) is a constant to the one order of derivatives, and
+    the zero that it is to the other.
+    """
+    setting, plain = symmetry.awake(setting)
+    w_dot = {name: v * (plain[name] != 0) for name, v in symmetry.directions(setting.params, NUM_COLUMNS).items()}
     hyper_dot = tree_map(lambda x: x.new_zeros(NUM_COLUMNS, *x.shape), setting.hyper)
     tree_map(lambda x: x[-1].fill_(1.0), hyper_dot)
-    return w_dot, hyper_dot
+    return setting, w_dot, hyper_dot
 
 
 def _rows(x: Tensor) -> Tensor:
