@@ -9,14 +9,15 @@ the weight decay, so that all columns are carried from the first step on, which 
     share_of_rate           flops / (t_K rate)
 
 flops are those of the step's matrix products (`flops.py`, the least that are needed, whatever an engine does), rate the
-flops a second of a product of two large square matrices, which takes its turn in the same rounds.
+flops a second of a product of two large square matrices, taken right before and right after what is measured: a shared
+machine changes its pace within a round.
 """
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,10 +34,10 @@ from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.problem import Hyper
 
-GRADIENT, PRODUCT = "gradient", "matrix product"
+GRADIENT = "gradient"
 NETWORKS = ("mlp", "convnet", "wide_resnet")
 COLUMNS = (1, 2, 4, 8, 16, 32, 64)
-COLUMNS_TIMED, GRADIENTS_TIMED, PRODUCTS_TIMED = 32, 10, 3  # in a round, so that none is over at once
+COLUMNS_TIMED, GRADIENTS_TIMED, PRODUCTS_TIMED = 64, 20, 1  # in a round, so that none is over at once
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Setup(NamedTuple):
     flops: StepFlops
     product: Callable[[], Lap]
     product_flops: float
+
+
+class Beside(NamedTuple):
+    """What a call returned, and the machine's rate while it ran, in flops a second."""
+
+    result: Any
+    rate: float
 
 
 def measure(settings: Settings, sizes: Sizes | None = None, rate: Rate | None = None) -> Report:
@@ -115,38 +123,41 @@ def _cases(setup: Setup, columns: tuple[int, ...], settings: Settings) -> Iterat
         steps = settings.steps or 1 + max(1, COLUMNS_TIMED // num_columns)
         title = f"{setup.network.title}, K = {num_columns}, T = {steps}"
         run = workload(setup.network, num_columns, steps)
-        calls: dict[str, Callable[[], object]] = {
-            PRODUCT: setup.product,
-            GRADIENT: partial(gradients, run, GRADIENTS_TIMED, settings.device),
-        }
+        calls = {GRADIENT: partial(gradients, run, GRADIENTS_TIMED, settings.device)}
         for name, mode in by_engine(settings.engines).items():
             needs = taken.get(name, 0.0) * num_columns
             calls[name] = partial(steps_but_the_first, mode, run, settings.device, needs)
         with surroundings():
             samples = interleaved(
-                calls,
+                {name: partial(_beside, setup, call) for name, call in calls.items()},
                 settings.repeat,
                 settings.device,
                 lambda said, at=title: settings.on_progress(f"{at}: {said}"),  # type: ignore[misc]
             )
         able = {name: shown for name, shown in samples.items() if isinstance(shown, Samples)}
         taken |= {name: shown.taken_bytes / num_columns for name, shown in able.items()}
-        case = compared(title, samples, GRADIENT, partial(_figures, able=able, setup=setup, num_columns=num_columns))
-        yield replace(case, variants=tuple(each for each in case.variants if each.name != PRODUCT))
+        yield compared(title, samples, GRADIENT, partial(_figures, able=able, setup=setup, num_columns=num_columns))
+
+
+def _beside(setup: Setup, call: Callable[[], Lap]) -> Lap:
+    before = setup.product().seconds
+    seconds, result = call()
+    after = setup.product().seconds
+    return Lap(seconds, Beside(result, setup.product_flops / ((before + after) / 2)))
 
 
 def _figures(
     name: str, shown: Samples, able: Mapping[str, Samples], setup: Setup, num_columns: int
 ) -> dict[str, Figure]:
-    seconds, rates = shown.timing.rounds_s, [setup.product_flops / s for s in able[PRODUCT].timing.rounds_s]
-    if name == PRODUCT:
-        return {}  # it is in the share of all others
+    seconds, rates = shown.timing.rounds_s, [beside.rate for beside in shown.results]
     flops = setup.flops.of_step(0 if name == GRADIENT else num_columns)
-    share = Ratio.of([flops / s for s in seconds], rates)
+    shares = [flops / each / rate for each, rate in zip(seconds, rates, strict=True)]
+    share = Ratio.of(shares, [1.0] * len(shares))  # a call's own rate stands beside it: the median of the rounds
     if name == GRADIENT:
-        return {"share_of_rate": share, "machine_gigaflops": statistics.median(rates) / 1e9}
+        return {"machine_gigaflops": statistics.median(rates) / 1e9, "share_of_rate": share}
     base, loop = able[GRADIENT].timing.rounds_s, able.get(LOOP)
     figures: dict[str, Figure] = {
+        "machine_gigaflops": statistics.median(rates) / 1e9,
         "column_over_gradient": Ratio.of(_columns_s(seconds, base, num_columns), base),
         "column_over_loop": None,
         "share_of_rate": share,
@@ -156,7 +167,7 @@ def _figures(
     if loop is not None and name != LOOP:
         columns = (_columns_s(each.timing.rounds_s, base, num_columns) for each in (shown, loop))
         figures["column_over_loop"] = Ratio.of(*columns)
-        figures["largest_difference"] = largest_difference(shown.results[0], loop.results[0])
+        figures["largest_difference"] = largest_difference(shown.results[0].result, loop.results[0].result)
     return figures
 
 
