@@ -151,13 +151,9 @@ class Reverse(Compiling):
 
     def _segment_length(self, steps: Steps, num: int, places: Places) -> int | None:
         """Steps that are kept whole at a time; None where all that fits is states, or these lie elsewhere."""
-        if self.slots is None or self.slots == "all":
-            return num
         if places.host or places.disk:
             return None
-        start = steps.dynamics.start
-        _, kept = steps.both.there(0, start, start, steps.dynamics.hyper_at(steps.hyper, 0))
-        return segment_length(num, sum(places), 1 + state_bytes(kept.more) / max(1, state_bytes(start)))
+        return segment_length(num, sum(places), 1 + steps.kept_bytes() / max(1, state_bytes(steps.dynamics.start)))
 
     def steps(self, dynamics: Dynamics, hyper: Hyper) -> tuple[Steps, Verdict]:
         """The two steps, compiled or not, and the decision."""

@@ -96,6 +96,17 @@ class Steps(NamedTuple):
 
         return early, back
 
+    def kept_bytes(self) -> int:
+        """What `kept` holds of a compiled step beside its state, found at step 0: its batch too, if no other has it."""
+        state, batch = self.dynamics.start, self.dynamics.problem.batch
+        _, kept = self.both.there(0, state, state, self._hyper_at(0))
+        others = (
+            {_memory(x) for x in tree_leaves(batch(1)) if isinstance(x, Tensor)}
+            if self.dynamics.problem.steps > 1
+            else set()
+        )
+        return state_bytes(kept.more) + state_bytes([x for x in kept.batch if _memory(x) not in others])
+
     def met_again(self, t: int, state: State, account: Account) -> Back:
         """The way back through step t from s_t alone: its gradient is taken again, now."""
         _count(account, gradients=1, hvps=1)
@@ -108,6 +119,10 @@ class Steps(NamedTuple):
 
     def _hyper_at(self, t: int) -> StepHyper:
         return self.dynamics.hyper_at(self.hyper, t)
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 def _count(account: Account, steps: int = 0, gradients: int = 0, hvps: int = 0) -> None:

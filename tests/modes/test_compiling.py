@@ -19,9 +19,11 @@ from hyperopt_cli import Forward, Problem, Reverse, hypergradient
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.models import batch_norm
 from hyperopt_cli.modes.base import Hypergradient
+from hyperopt_cli.modes.checkpointing.segments import segment_length
 from hyperopt_cli.modes.compiling import Compilation, decided, repaying, whole_step
 from hyperopt_cli.modes.compiling.operators import Operators, same, written_down
 from hyperopt_cli.modes.compiling.whole_step import WholeStep
+from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.columns import Dual
 from hyperopt_cli.modes.engines.columns.dual import RULES
 from hyperopt_cli.modes.engines.verdict import Verdict
@@ -158,6 +160,31 @@ def test_slots_give_the_same_bits_as_all_slots(written: Written) -> None:
     every, few = (hypergradient(problem, hyper, Reverse(slots=n, compile=True)) for n in (None, 3))
     assert all(torch.equal(every.grad[name], few.grad[name]) for name in hyper)
     assert few.stats["num_steps"] > every.stats["num_steps"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_all_slots_hold_no_more_than_the_states_of_the_run(fresh: bool, written: Written) -> None:
+    """However much a step keeps: here 22 times its state, or 7 times where all steps share their batch."""
+    rows = torch.randn(30, 2, generator=torch.Generator().manual_seed(5), dtype=F64)
+    problem = linear(
+        init={"w": torch.tensor([0.3, -0.2], dtype=F64)},
+        inner_loss=lambda w, h, b: torch.mm(b, w["w"][:, None]).sin().square().mean(),
+        outer_loss=lambda w, h: w["w"].square().sum(),
+        batch=lambda t: rows.clone() if fresh else rows,
+        steps=200,
+    )
+    hyper = {name: HYPER[name] for name in ("lr", "momentum")}
+    mode = Reverse(compile=True)
+    steps, _ = mode.steps(Dynamics.of(problem, hyper), hyper)
+    state = 4 * 8
+    assert steps.kept_bytes() == 30 * 8 * (3 if fresh else 1)
+    length = segment_length(200, 200, 1 + steps.kept_bytes() / state)
+    assert length is not None
+    assert length < 200
+    assert -(-200 // length) - 1 + length * (1 + steps.kept_bytes() / state) <= 200
+    got = hypergradient(problem, hyper, mode)
+    assert got.stats["num_steps"] == 400 - length
+    close(got, eager(problem, hyper))
 
 
 # --- networks ---

@@ -65,11 +65,13 @@ class Kept(NamedTuple):
         key: which compiled step it was.
         tensors: all of it.
         more: those among them that are neither arguments nor early results.
+        batch: those among them that are of the batch.
     """
 
     key: Any
     tensors: list[Tensor]
     more: list[Tensor]
+    batch: list[Tensor]
 
 
 class TwoHalves(WholeStep):
@@ -90,7 +92,9 @@ class TwoHalves(WholeStep):
         made = list(run_there(*given))
         kept = [given[i] for i in halves.taken[0]] + [made[i] for i in halves.taken[1]]
         early = tree_unflatten(made[: halves.num_early], prepared.operators.results.child(0))
-        return early, Kept(key, kept, made[halves.num_early :])
+        num_batch = sum(isinstance(x, Tensor) for x in tree_leaves(batch))
+        of_batch = [given[i] for i in halves.taken[0] if i < num_batch]
+        return early, Kept(key, kept, made[halves.num_early :], of_batch)
 
     def back(self, kept: Kept, late: Any) -> Any:
         """The late results."""
