@@ -80,6 +80,8 @@ def _show(made: "Plan", experiment: "Experiment") -> None:
         highlight=False,
     )
     console.print(_table(made, experiment))
+    if long := dict.fromkeys(p.name.partition(":")[0] for p in made.predictions if p.may_compile):
+        console.print(f"\n{' and '.join(long)} measured uncompiled; so long a run may be compiled, and then takes less")
     for prediction in made.predictions:
         if prediction.note:
             console.print(f"\n{prediction.name} can't run: {prediction.note}", highlight=False, markup=False)
@@ -120,7 +122,11 @@ def _as_json(made: "Plan", experiment: "Experiment") -> dict[str, Any]:
 
 def _row(prediction: "Prediction", num_hypergradients: int) -> dict[str, Any]:
     wall_s = prediction.wall_s
-    row = {"run_s": None if wall_s is None else num_hypergradients * wall_s, **prediction._asdict()}
+    row = {
+        "run_s": None if wall_s is None else num_hypergradients * wall_s,
+        **prediction._asdict(),
+        "may_compile": prediction.may_compile,
+    }
     del row["mode"]  # an instance; `name` says it
     return row
 

@@ -45,6 +45,13 @@ def test_nesterov_is_listed_with_the_reason(hyperopt):
     assert "reversible can't run: SGD as it is set here" in out
 
 
+def test_a_run_that_is_long_enough_to_be_compiled_is_told_to_be_measured_uncompiled(hyperopt):
+    _, out, _ = hyperopt("plan", *SMALL, "--json")
+    assert not any(row["may_compile"] for row in json.loads(out)["predictions"])
+    _, out, _ = hyperopt("plan", *SMALL, "steps=200000")
+    assert "\nforward and reverse measured uncompiled; so long a run may be compiled" in out
+
+
 def test_it_plans_for_the_memory_it_is_given(hyperopt):
     code, out, _ = hyperopt("plan", *SMALL, "--memory", "64GiB", "--json")
     assert code == 0

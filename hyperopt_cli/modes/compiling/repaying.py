@@ -57,7 +57,7 @@ def decided(
         if compile is True:
             compiled()
             return Compilation(True, "compiled, as asked for")
-        if steps * _once(eager) * SAVED < SECONDS or steps * (before := _seconds(eager)) * SAVED < SECONDS:
+        if not may_repay(steps * _once(eager)) or not may_repay(steps * (before := _seconds(eager))):
             return Compilation(False, f"not compiled, for a horizon of {steps} steps does not repay it")
         takes = SECONDS + SECONDS_PER_OPERATOR * num_operators()
         if steps * before * SAVED < takes:
@@ -71,6 +71,11 @@ def decided(
     if after < before:
         return Compilation(True, f"compiled: {_shown(after)} a step instead of {_shown(before)}")
     return Compilation(False, f"not compiled, for a step took {_shown(after)} instead of {_shown(before)}")
+
+
+def may_repay(seconds: float) -> bool:
+    """Whether a run of so many seconds is long enough to try."""
+    return seconds * SAVED >= SECONDS
 
 
 def is_of_compiling(error: Exception) -> bool:

@@ -9,6 +9,10 @@
 
 Steps, gradients and Hessian-vector products are counted (`counts.py`), not measured. Measuring takes a handful of
 steps of each mode: about 5% of the run, or 2 seconds where that is more.
+
+Whole steps are measured as torch runs them: compiling one takes longer than a plan may. Where the run is long enough to
+compile its own (`Prediction.may_compile`), it takes less time than is predicted; reverse mode, which then keeps what
+steps have computed as far as the memory of its states suffices, takes other numbers of steps and gradients.
 """
 
 import math
@@ -20,6 +24,8 @@ from typing import NamedTuple
 
 from hyperopt_cli.errors import FixedPointRangeError, ReversalError, UsageError
 from hyperopt_cli.modes.base import Mode
+from hyperopt_cli.modes.compiling.repaying import may_repay
+from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.examination import reason_of
 from hyperopt_cli.modes.forward import Forward
@@ -67,6 +73,12 @@ class Prediction(NamedTuple):
     num_gradients: int
     num_hvps: int
     note: str = ""
+
+    @property
+    def may_compile(self) -> bool:
+        """Whether the run is long enough to compile its steps."""
+        auto = isinstance(self.mode, Compiling) and self.mode.compile == "auto"
+        return auto and self.wall_s is not None and may_repay(self.wall_s)
 
 
 def spelled(mode: Mode) -> str:
