@@ -1,6 +1,7 @@
 """What a run shows while it goes on: a live display on a terminal, a plain line an outer step elsewhere, or JSON."""
 
 import json as json_format
+import logging
 import os
 import shlex
 import sys
@@ -30,7 +31,13 @@ NUM_ROWS = 12
 
 @contextmanager
 def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Watcher]:
-    """The watcher that fits where the output goes."""
+    """The watcher that fits where the output goes; it hears too what the package logs, such as that it compiles."""
+    with _watching(experiment, directory, json) as watcher, _hearing(watcher):
+        yield watcher
+
+
+@contextmanager
+def _watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Watcher]:
     if json:
         yield JsonLines()
         return
@@ -43,6 +50,30 @@ def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Ite
     display = LiveDisplay(experiment)
     with Live(get_renderable=display.render, console=console, refresh_per_second=8):
         yield display
+
+
+@contextmanager
+def _hearing(watcher: Watcher) -> Iterator[None]:
+    logger, handler = logging.getLogger("hyperopt_cli"), _Told(watcher)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Told(logging.Handler):
+    """Tells a watcher what is logged."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()
+        self._watcher = watcher
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._watcher.said(record.getMessage())
 
 
 def summary(result: Result, directory: RunDirectory, json: bool) -> None:
@@ -212,7 +243,7 @@ class LiveDisplay:
     def render(self) -> Group:
         """The rows so far and the bars."""
         if not self._steps:
-            return Group(Text("measuring the start"), self._progress)
+            return Group(*map(Text, self._choices), Text("measuring the start"), self._progress)
         names = list(self._steps[0].hyperparameters)
         table = Table("outer", "validation", "training", *names, box=None)
         for step in self._steps:

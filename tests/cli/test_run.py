@@ -1,6 +1,7 @@
 """`hyperopt run` from end to end, on real digits."""
 
 import json
+import logging
 import os
 import pty
 import signal
@@ -33,6 +34,26 @@ def metrics(directory):
 
 def without_cost(lines):
     return [{k: v for k, v in line.items() if k not in ("wall_s", "peak_bytes")} for line in lines]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_run_says_what_the_package_logs_while_it_waits(form, hyperopt, recipe, monkeypatch):
+    from hyperopt_cli.modes import Forward
+
+    differentiate = Forward.differentiate
+
+    def logging_first(self, *arguments):
+        logging.getLogger("hyperopt_cli.modes").info("compiling a step of %d operators", 7)
+        return differentiate(self, *arguments)
+
+    monkeypatch.setattr(Forward, "differentiate", logging_first)
+    code, out, _ = hyperopt("run", recipe, *SHORT, *form)
+    assert code == 0
+    said = "compiling a step of 7 operators"
+    first = next(i for i, line in enumerate(out.splitlines()) if said in line)
+    assert any("outer" in line for line in out.splitlines()[first:])
+    logger = logging.getLogger("hyperopt_cli")
+    assert not logger.handlers
 
 
 def test_the_run_directory_holds_what_the_contract_names(hyperopt, tmp_path, recipe):

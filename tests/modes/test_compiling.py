@@ -5,6 +5,7 @@ Those that compile are marked slow.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -265,6 +266,15 @@ def test_what_is_compiled_is_found_again(name: str, written: Written) -> None:
         counts.append(len(written.operators))
     once = counts[0]
     assert counts == [once, once, once, once, 2 * once, 2 * once]
+
+
+def test_whoever_waits_for_the_compiler_hears_of_it_once(written: Written, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "hyperopt_cli")
+    mode = Reverse(compile=True)
+    for _ in range(2):
+        hypergradient(linear(), HYPER, mode)
+    (told,) = caplog.messages
+    assert re.fullmatch(r"compiling a step of \d+ operators: some \d+ s", told)
 
 
 @pytest.mark.parametrize("name", ["folded", "reverse"])

@@ -59,7 +59,7 @@ def decided(
             return Compilation(True, "compiled, as asked for")
         if not may_repay(steps * _once(eager)) or not may_repay(steps * (before := _seconds(eager))):
             return Compilation(False, f"not compiled, for a horizon of {steps} steps does not repay it")
-        takes = SECONDS + SECONDS_PER_OPERATOR * num_operators()
+        takes = expected_s(num_operators())
         if steps * before * SAVED < takes:
             why = f"not compiled, for {steps} steps of {_shown(before)} do not repay some {takes:.0f} s"
             return Compilation(False, why)
@@ -71,6 +71,11 @@ def decided(
     if after < before:
         return Compilation(True, f"compiled: {_shown(after)} a step instead of {_shown(before)}")
     return Compilation(False, f"not compiled, for a step took {_shown(after)} instead of {_shown(before)}")
+
+
+def expected_s(num_operators: int) -> float:
+    """Seconds that compiling a step takes, about."""
+    return SECONDS + SECONDS_PER_OPERATOR * num_operators
 
 
 def may_repay(seconds: float) -> bool:

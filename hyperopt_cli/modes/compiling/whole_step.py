@@ -19,9 +19,11 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.compiling.operators import Operators, same, written_down
+from hyperopt_cli.modes.compiling.repaying import expected_s
 from hyperopt_cli.modes.compiling.unreadable import UNREADABLE
 from hyperopt_cli.modes.memory import is_lacking
 
+_LOG = logging.getLogger(__name__)
 # Relative to the norm of each result: compiled and eager round differently, and a network amplifies that.
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.2}
 
@@ -151,6 +153,7 @@ class WholeStep:
             unread |= self._unread(operators, _changed(numbers, alike), alike, spec)
         if (reason := cannot_compile()) is not None:
             raise UsageError(f"compile: torch cannot compile here ({reason}); install a C++ compiler")
+        _LOG.info("compiling a step of %d operators: some %.0f s", len(operators), expected_s(len(operators)))
         made = self._compile(operators, leaves, spec)
         eager = self._function(*tree_unflatten(leaves, spec))
         _check(list(made.whole(*_tensors(leaves), *operators.constants)), tree_flatten(eager)[0])
