@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient
 from hyperopt_cli.errors import UsageError, VerificationError
+from hyperopt_cli.experiment import build
 from hyperopt_cli.models import batch_norm
 from hyperopt_cli.modes.base import Hypergradient
 from hyperopt_cli.modes.checkpointing.segments import segment_length
@@ -31,6 +33,7 @@ from hyperopt_cli.modes.engines.verdict import Verdict
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.problem import Chunked, Hyper
 from tests.cases import CASES
+from tests.experiment.recipes import recipe_of
 
 F64 = torch.float64
 Mode = Forward | Reverse
@@ -332,6 +335,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], Callable[[int], Any], str]] = {
     ),
     "a number that is looked up": (lambda w, h, b: squares(w, DATA) * {7: 1.0}.get(b, 1.0), lambda t: t, OTHER),
     "a number in a name": (lambda w, h, b: squares(w, DATA) * len(f"{b}"), lambda t: t, OTHER),
+    "a number that is counted to": (lambda w, h, b: squares(w, DATA) * len(list(range(b))), lambda t: t, OTHER),
+    "a number inside of a tensor": (lambda w, h, b: squares(w, DATA) + torch.full((), b), lambda t: 1.0 + t, OTHER),
     "a number for the truth": (lambda w, h, b: squares(w, DATA) * (2 if b else 3), lambda t: t + 1, OTHER),
     "an object": (lambda w, h, b: squares(w, b.x), lambda t: _Opaque(BATCHES[t % 5]), "holds a _Opaque"),
     "a number read": (lambda w, h, b: squares(w, b) * b.sum().item(), lambda t: BATCHES[t % 5], READS),
@@ -387,6 +392,25 @@ def test_a_number_without_effect_is_allowed_and_looked_at_once(
     assert len(calls) == 3  # step 0, the seed of another, and the epoch once it changes
     close(hypergradient(replace(problem, steps=7), HYPER, mode), eager(replace(problem, steps=7)))
     assert len(calls) == 6  # of another problem its step, and both numbers once they change
+
+
+@pytest.mark.parametrize("mode", ["folded", "reverse"])
+def test_a_seed_by_which_nobody_draws_is_not_read(mode: str, written: Written) -> None:
+    def loss(w: Any, hyper: Any, batch: Any) -> Tensor:
+        state = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(batch)
+        torch.default_generator.set_state(state)
+        return squares(w, DATA)
+
+    problem = linear(inner_loss=loss, batch=lambda t: 1000 * t, steps=6)
+    close(hypergradient(problem, HYPER, MODES[mode](True)), eager(problem))
+
+
+@pytest.mark.parametrize("mode", ["folded", "reverse"])
+def test_a_recipe_whose_batches_carry_seeds_is_compiled(mode: str, written: Written, tmp_path: Path) -> None:
+    experiment = build(recipe_of(tmp_path))
+    problem, hyper = experiment.problem(0), experiment.space.natural(experiment.space.initial())
+    close(hypergradient(problem, hyper, MODES[mode](True)), hypergradient(problem, hyper, MODES[mode](False)))
 
 
 KINDS: dict[str, tuple[Callable[..., Tensor], Callable[[int], Any]]] = {

@@ -2,19 +2,35 @@
 
 That a list of operators is the same at two numbers says nothing of a third: a loss may change with the tenth epoch. If
 it comes about with nothing there that could be read, it is the same at all of them.
+
+The stand-in is a number of the same kind and of another value, whose methods raise. What reads it in Python (a
+comparison, a sum, a look-up) fails; what reads it in C (an index, a factor of a tensor) comes to other operators. That
+leaves a generator's seed: who draws at random is refused for that.
 """
 
 from typing import Any, NoReturn
 
-
-class Unreadable:
-    """Raises at whatever is asked of it; only `is` and `isinstance` get an answer."""
-
-    def _read(self, *arguments: Any) -> NoReturn:
-        raise TypeError("a number of the batch is read")
-
-    # what every object answers; it has no other methods
-    __eq__ = __ne__ = __hash__ = __bool__ = __repr__ = __str__ = __format__ = _read
+# what every object needs to be made, looked up and thrown away
+_OF_OBJECTS = {
+    "__new__", "__init__", "__init_subclass__", "__subclasshook__", "__class__", "__getattribute__", "__setattr__",
+    "__delattr__", "__dir__", "__doc__", "__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__",
+    "__getstate__", "__dict__", "__module__", "__weakref__",
+}  # fmt: skip
 
 
-UNREADABLE = Unreadable()
+def unreadable(number: int | float | str) -> Any:
+    """In place of `number`."""
+    other: Any = f"{number}'" if isinstance(number, str) else number + 1
+    return next(kind for of, kind in _KINDS.items() if isinstance(number, of))(other)
+
+
+def _read(self: Any, *arguments: Any, **named: Any) -> NoReturn:
+    raise TypeError("a number of the batch is read")
+
+
+def _kind(of: type) -> type:
+    names = {name for name in dir(of) if callable(getattr(of, name))} - _OF_OBJECTS
+    return type(f"Unreadable_{of.__name__}", (of,), dict.fromkeys(names, _read))
+
+
+_KINDS = {of: _kind(of) for of in (int, float, str)}

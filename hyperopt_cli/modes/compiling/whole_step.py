@@ -1,10 +1,10 @@
 """A step of a run, compiled: by inductor on a CPU, by inductor into CUDA graphs on a GPU.
 
 A step is compiled only if two batches give one list of operators with the same constants (`operators.py`). A number in
-the batch may change if nothing reads it: when it first does, the step is written down once more with something in its
-place that cannot be read (`unreadable.py`). What is compiled meets the same step as torch runs it, once for each set of
-shapes. Another problem with the same operators, such as the next outer step's, is written down once and takes what is
-compiled.
+the batch may change if nothing reads it: when it first changes, the step is written down once more with something in
+its place that cannot be read (`unreadable.py`). What is compiled meets the same step as torch runs it, once for each
+set of shapes. Another problem with the same operators, such as the next outer step's, is written down once and takes
+what is compiled.
 """
 
 import logging
@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.compiling.operators import Operators, same, written_down
 from hyperopt_cli.modes.compiling.repaying import expected_s
-from hyperopt_cli.modes.compiling.unreadable import UNREADABLE
+from hyperopt_cli.modes.compiling.unreadable import unreadable
 from hyperopt_cli.modes.memory import is_lacking
 
 _LOG = logging.getLogger(__name__)
@@ -168,10 +168,10 @@ class WholeStep:
 
     def _unread(self, operators: Operators, changed: set[int], leaves: list[Any], spec: TreeSpec) -> set[int]:
         """`changed`, if without what stands there the step comes to the same operators."""
-        without = [UNREADABLE if i in changed else x for i, x in enumerate(leaves)]
+        without = [unreadable(x) if i in changed else x for i, x in enumerate(leaves)]
         try:
             alike = same(operators, written_down(self._function, without, spec))
-        except UsageError:
+        except (UsageError, TypeError):  # the latter where it has become a constant of the operators
             alike = False
         if not alike:
             raise UsageError(FROZEN)
