@@ -1,5 +1,6 @@
 """`hyperopt bench`: measure what the documentation claims, on this machine."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,14 +164,14 @@ def _device(name: str) -> "torch.device":
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on a terminal that says what is measured; nothing elsewhere."""
+    """A line on a terminal that says what is measured; elsewhere lines, one for each variant."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda said: None
+        yield lambda said: None if ": round " in said else print(said, file=sys.stderr, flush=True)
         return
     # Drawn when it changes and no oftener: a thread that redraws would take part in what is timed.
     with Live(Text(), console=console, auto_refresh=False, transient=True) as live:

@@ -6,7 +6,7 @@ step of a horizon of up to 1,000, at the steps 1, 2, 4, 8, ... and T - 1 of a lo
 lambda_t it reaches, and in every chunk of the outer objective.
 
 On the way w_0 and the gradient of step 0 are evaluated twice: what differs between the two can't be replayed by any
-mode.
+mode. Nor can a loss that writes into what outlives it (`purity.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, UsageError
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.parts import Loss, LossInParts
+from hyperopt_cli.modes.purity import Unwritten
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
 
@@ -31,7 +32,7 @@ def check_connected(dynamics: Dynamics, hyper: Hyper) -> None:
     Raises:
         DetachedHyperparameterError: nothing depends on some keys.
         NonDeterministicError: w_0, or the loss or gradient of step 0, has two values.
-        UsageError: the inner loss depends on no parameter.
+        UsageError: the inner loss depends on no parameter, or writes into a tensor that was there before.
     """
     with torch.enable_grad():
         h = {name: value.detach().requires_grad_() for name, value in hyper.items()}
@@ -91,7 +92,9 @@ def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> set[int]:
     """Step 0, whose gradient is taken twice; one chunk's graph at a time."""
     step_hyper, reached = dynamics.hyper_at(h, 0), set[int]()
     for once, again in zip(_losses(dynamics, 0), _losses(dynamics, 0), strict=True):
-        outputs = [loss(params, step_hyper) for loss in (once, again)]
+        with Unwritten("inner_loss"):
+            first = once(params, step_hyper)
+        outputs = [first, again(params, step_hyper)]
         leaves = _leaves(outputs[:1])
         if not leaves & {id(w) for w in params.values()}:
             raise UsageError("inner_loss: depends on no parameter; there is nothing to train")

@@ -49,8 +49,8 @@ class Forward(Compiling):
     """Forward mode.
 
     `stats["engine"]` is the engine that ran; where `auto` chose it, `stats["engine_why"]` is the reason. At step 0 of
-    each run two products are tried for symmetry (`engines/symmetry.py`), and at that of the first two columns are
-    compared with the reference engine's (`engines/examination.py`).
+    each run two products are tried for symmetry (`engines/symmetry.py`), and two columns are compared with the
+    reference engine's (`engines/examination.py`).
 
     Args:
         engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`: the quickest of those
@@ -68,7 +68,6 @@ class Forward(Compiling):
     compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
     _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _compared: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_name(self.engine)
@@ -152,7 +151,7 @@ class Forward(Compiling):
         if self.engine == "auto":
             verdict = chosen(self._known, dynamics, hyper, setting)
         else:
-            check_given(self.engine, dynamics, hyper, setting, self._compared)
+            check_given(self.engine, setting)
             made_for = Circumstances.of(dynamics, hyper, setting.num_columns)
             known = self._known.get(made_for)
             given = Verdict(self.engine, "set by hand", made_for)

@@ -320,7 +320,7 @@ def dropped(w: Any, hyper: Any, batch: int) -> Tensor:
         return squares(w, functional.dropout(DATA, 0.5))
 
 
-OTHER, ITEM = "is another computation at another batch", "cannot be written down as operators"
+OTHER = "is another computation at another batch"
 READS = r"reads a number of a tensor \(item"
 REFUSED: dict[str, tuple[Callable[..., Tensor], Callable[[int], Any], str]] = {
     "an index": (lambda w, h, b: squares(w, DATA[b]), lambda t: t, OTHER),
@@ -328,7 +328,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], Callable[[int], Any], str]] = {
     "a captured tensor": (lambda w, h, b: squares(w, BATCHES[b % 5]), lambda t: t, OTHER),
     "a size": (lambda w, h, b: squares(w, DATA[: b["n"]]), lambda t: {"n": 4 + t}, OTHER),
     "a factor": (lambda w, h, b: squares(w, DATA) * b, lambda t: 1.0 + t, OTHER),
-    "a branch": (lambda w, h, b: squares(w, DATA) * (2 if b == "even" else 3), lambda t: ("even", "odd")[t % 2], OTHER),
+    "a word": (lambda w, h, b: squares(w, DATA) * (2 if b == "even" else 3), lambda t: ("even", "odd")[t % 2], OTHER),
     "a number that changes later": (lambda w, h, b: squares(w, DATA) * (1 + b[1]), lambda t: (DATA, t // 3), OTHER),
     "a number that matters later": (
         lambda w, h, b: squares(w, DATA) * (2 if b > 4 else 1), lambda t: t, OTHER,
@@ -340,9 +340,9 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], Callable[[int], Any], str]] = {
     "a number for the truth": (lambda w, h, b: squares(w, DATA) * (2 if b else 3), lambda t: t + 1, OTHER),
     "an object": (lambda w, h, b: squares(w, b.x), lambda t: _Opaque(BATCHES[t % 5]), "holds a _Opaque"),
     "a number read": (lambda w, h, b: squares(w, b) * b.sum().item(), lambda t: BATCHES[t % 5], READS),
-    "a branch on a tensor": (lambda w, h, b: squares(w, b) * (2 if b.sum() > 0 else 3), lambda t: BATCHES[t % 5], ITEM),
-    "a seed": (dropped, lambda t: t, "draws random numbers|" + ITEM),
-    "a generator": (seeded_noise, lambda t: t, "draws random numbers|" + ITEM + "|" + OTHER),
+    "a branch": (lambda w, h, b: squares(w, b) * (2 if b.sum() > 0 else 3), lambda t: BATCHES[t % 5], READS),
+    "a seed": (dropped, lambda t: t, "draws random numbers|cannot be written down"),
+    "a generator": (seeded_noise, lambda t: t, "draws random numbers|cannot be written down|" + OTHER),
 }  # fmt: skip
 
 

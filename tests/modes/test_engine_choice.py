@@ -107,7 +107,34 @@ def test_a_wrong_one_that_is_set_by_hand_is_refused(change: Any, said: str, monk
         hypergradient(problem(5), HYPER, Forward(engine="forward_over_reverse"))
 
 
-def test_one_that_is_set_by_hand_meets_the_reference_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["auto", "forward_over_reverse"])
+def test_one_mode_notices_that_its_engine_is_wrong_on_another_problem_of_the_same_size(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where lambda moves, and symmetric: by no test of symmetry could it be seen."""
+    reference, wrong = ENGINES[REFERENCE], [False]
+
+    def mixed(loss: Any, params: Params, hyper: Any, w_dot: Params, hyper_dot: Any, chunk: Any) -> Tangents:
+        twice = {name: x * (2 if wrong[0] else 1) for name, x in hyper_dot.items()}
+        return reference(loss, params, hyper, w_dot, twice, chunk)
+
+    only(monkeypatch, forward_over_reverse=mixed)
+    monkeypatch.setattr(choice, "BY_DEFAULT", ("forward_over_reverse", REFERENCE))
+    scaled = lambda p, h, b: p["w"].pow(2).sum() * h["scale"]  # noqa: E731
+    run, hyper = replace(problem(5), inner_loss=scaled), {**HYPER, "scale": torch.tensor(0.3, dtype=F64)}
+    mode = Forward(engine=engine)
+    want = hypergradient(run, hyper, mode).grad
+    wrong[0] = True
+    if engine == "auto":
+        got = hypergradient(run, hyper, mode)
+        assert got.stats["engine"] == REFERENCE
+        torch.testing.assert_close(got.grad, want, rtol=1e-12, atol=0)
+    else:
+        with pytest.raises(UsageError, match="engine forward_over_reverse: differs from the reference"):
+            hypergradient(run, hyper, mode)
+
+
+def test_one_that_is_set_by_hand_meets_the_reference_at_every_hypergradient(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def reference(*arguments: Any) -> Tangents:
@@ -116,11 +143,9 @@ def test_one_that_is_set_by_hand_meets_the_reference_once(monkeypatch: pytest.Mo
 
     only(monkeypatch, reference=reference, forward_over_reverse=ENGINES["forward_over_reverse"])
     mode = Forward(engine="forward_over_reverse")
-    for _ in range(2):
+    for num in (1, 2):
         hypergradient(problem(5), HYPER, mode)
-        assert len(calls) == 1
-    hypergradient(problem(6), HYPER, mode)
-    assert len(calls) == 2
+        assert len(calls) == num
 
 
 def test_one_that_is_set_by_hand_is_obeyed_where_the_reference_cannot_run() -> None:

@@ -32,6 +32,12 @@ FILLED = {
 }
 
 
+READS_A_NUMBER = (
+    "compile: the step reads a number of a tensor (item(), float(), a branch on it), which no compiler can wait for; "
+    "set compile: false"
+)
+
+
 class Operators(NamedTuple):
     """A function written down.
 
@@ -77,7 +83,11 @@ def written_down(function: Callable[..., Any], leaves: Sequence[Any], spec: Tree
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"compile: the step cannot be written down as operators ({reason})") from error
+        if "data-dependent" in reason:
+            raise UsageError(READS_A_NUMBER) from error
+        raise UsageError(
+            f"compile: the step cannot be written down as operators ({reason}); set compile: false"
+        ) from error
     _refuse(graph)
     _take_once(graph)
     return Operators(graph, _constants_lifted(graph), shape[0])
@@ -114,11 +124,12 @@ def _like(x: Tensor) -> Tensor:
 def _refuse(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten._local_scalar_dense.default:
-            raise UsageError(
-                "compile: the step reads a number of a tensor (item(), float()), which no compiler can wait for"
-            )
+            raise UsageError(READS_A_NUMBER)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise UsageError(f"compile: the step draws random numbers ({node.target}), which compiled would be others")
+            raise UsageError(
+                f"compile: the step draws random numbers ({node.target}), which compiled would be others; set "
+                "compile: false"
+            )
 
 
 def _take_once(graph: fx.GraphModule) -> None:

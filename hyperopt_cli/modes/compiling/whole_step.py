@@ -29,8 +29,8 @@ AGREES = {torch.float64: 1e-9, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.f
 
 
 FROZEN = (
-    "compile: the step is another computation at another batch: the loss takes a number (an index, a seed, a size) "
-    "from the batch; put tensors into it"
+    "compile: the step is another computation at another batch: the loss reads a number of the batch that changes (an "
+    "index, a size, the epoch); put tensors into it, or set compile: false"
 )
 NUMBERS = (bool, int, float, str)
 
@@ -187,7 +187,7 @@ class WholeStep:
 def _key(leaves: list[Any], spec: TreeSpec) -> Any:
     """What a compiled step is for: shapes, what `is` can tell apart, and the precision of float32 products."""
     on_gpu: Any = torch.backends.cuda
-    shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in _tensors(leaves))
+    shapes = tuple((x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in _tensors(leaves))
     kinds = tuple(x if isinstance(x, bool) else type(x) for x in leaves)
     return spec, shapes, kinds, on_gpu.matmul.fp32_precision
 

@@ -17,10 +17,9 @@ from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import Loss
 from hyperopt_cli.modes.engines.examination import check_agreement, examined, is_of_memory, reason_of
 from hyperopt_cli.modes.engines.setting import Setting
-from hyperopt_cli.modes.engines.symmetry import check_symmetry, misfit, probed
+from hyperopt_cli.modes.engines.symmetry import check_symmetry
 from hyperopt_cli.modes.engines.timing import timed
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
-from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.stopping import may_stop
 
@@ -45,16 +44,14 @@ def chosen(known: dict[Circumstances, Verdict], dynamics: Dynamics, hyper: Hyper
     return verdict
 
 
-def check_given(name: str, dynamics: Dynamics, hyper: Hyper, setting: Setting, compared: set[str]) -> None:
-    """An engine that was set by hand is symmetric, and agrees with the reference, once for problems of one size.
+def check_given(name: str, setting: Setting) -> None:
+    """An engine that was set by hand is symmetric, and agrees with the reference.
 
     Raises:
         UsageError: it does not.
     """
     check_symmetry(f"engine {name}", ENGINES[name], setting)
-    if name != REFERENCE and (size := repr(size_of(dynamics, hyper))) not in compared:
-        check_agreement(f"engine {name}", ENGINES[name], ENGINES[REFERENCE], setting)
-        compared.add(size)
+    check_agreement(f"engine {name}", ENGINES[name], ENGINES[REFERENCE], setting)
 
 
 def _holds(verdict: Verdict, setting: Setting) -> bool:
@@ -62,10 +59,11 @@ def _holds(verdict: Verdict, setting: Setting) -> bool:
     if verdict.engine not in ENGINES:
         return False
     try:
-        return misfit(probed(ENGINES[verdict.engine], setting), setting) is None
+        check_given(verdict.engine, setting)
     except (UsageError, RuntimeError) as error:
         reason_of(error)  # which raises what is neither a refusal nor a lack of memory
         return False
+    return True
 
 
 def decided(made_for: Circumstances, setting: Setting, loss_at: Callable[[int], Loss]) -> Verdict:

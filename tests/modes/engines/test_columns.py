@@ -97,7 +97,13 @@ REDUCED = (
     call(s(3, 4, 2), [1]), call(s(3, 4, 2), [0, -1], True), call(s(3, 4), None), call(s(3, 4), []), call(s(), [0]),
     call(s(3, 4), [-2], False, dtype=F64), call(s(3, 1), [1], True),
 )  # fmt: skip
-SOFTMAX = (call(s(3, 4), 1, False), call(s(3, 4), -2, False), call(s(5), 0, False), call(s(2, 3, 4), 1, False))
+SOFTMAX = (
+    call(s(), 0, False),
+    call(s(3, 4), 1, False),
+    call(s(3, 4), -2, False),
+    call(s(5), 0, False),
+    call(s(2, 3, 4), 1, False),
+)
 SOFTMAX_BACKWARD = tuple(call(c.args[0], c.args[0], c.args[1], F64) for c in SOFTMAX)
 SHAPED = (call(s(3, 4), [4, 3]), call(s(3, 4), [-1]), call(s(2, 3, 4), [2, -1]), call(s(), [1, 1]), call(s(1), []))
 MATRICES = (call(s(3, 4), s(4, 5)), call(s(4, 3), s(3, 1)), call(s(1, 1), s(1, 1)), call(s(5, 2), s(2, 7)))
@@ -178,6 +184,9 @@ CASES: dict[OpOverload, tuple[Call, ...]] = {
     aten.split.Tensor: (call(s(5, 4), 2), call(s(5, 4), 3, -1)),
     aten.split_with_sizes.default: (call(s(5, 4), [2, 3]), call(s(2, 4), [1, 3], -1)),
     aten.cat.default: (call([s(2, 3), s(1, 3)]), call([s(2, 3), s(2, 1), s(2, 2)], -1)),
+    aten.index_fill.int_Tensor: tuple(
+        call(shape, dim, torch.tensor([0, 2]), s(), fixed=(2,)) for shape, dim in ((s(3, 4), 0), (s(2, 3), -1))
+    ),
 }  # fmt: skip
 
 # Torch's own forward derivative of these is missing, wrong (pytorch #196699, #196700) or another.
@@ -358,6 +367,17 @@ SHARED = {
     "expanded": lambda h: torch.arange(8, dtype=F64).view(2, 4) - h,
     "sum of one": lambda h: h.view(4, 1).sum(1),
 }
+ONE_BY_ONE: dict[str, Callable[[Tensor], Tensor]] = {
+    name: getattr(torch, name)
+    for name in (
+        "exp", "log", "sin", "tanh", "sqrt", "erf", "log1p", "abs", "sigmoid", "rsqrt", "reciprocal", "relu", "square"
+    )
+} | {
+    "silu": functional.silu, "gelu": functional.gelu, "softplus": functional.softplus, "cubed": lambda x: x**3,
+    "clamped": lambda x: x.clamp(0.1, 2.0), "maximum": lambda x: torch.maximum(x, x.sin()),
+    "where": lambda x: torch.where(x > 0, x * x, x), "masked": lambda x: x.masked_fill(x > 9, 0.0).exp(),
+    "halved": lambda x: x / x.exp(), "lerp": lambda x: torch.lerp(x, x**2, 0.3), "cumsum": lambda x: x.cumsum(0),
+}  # fmt: skip
 WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     # elementwise
     "sin, exp, sqrt, pow": lambda w: (w.sin() * w.exp() * w.square().sqrt() ** 1.5).sum(),
@@ -375,6 +395,17 @@ WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "flip, roll, pad": lambda w: (functional.pad(w, (1, 1)) * functional.pad(w.roll(1).flip(0), (1, 1))).sum() ** 2,
     "gather, index, mask": lambda w: (w[torch.tensor([0, 0, 3])] ** 3).sum() * (w[w > 0] ** 2).sum(),
     "stack, chunk, unbind": lambda w: torch.stack([*w.chunk(2)]).prod() * sum(w.unbind()) ** 2,
+    "softmax of a number": lambda w: (w.prod().softmax(0) * w).pow(3).sum() + w.sum().log_softmax(0),
+    "cat with nothing": lambda w: torch.cat([torch.empty(0, dtype=F64), torch.outer(w, w)], dim=1).pow(3).sum(),
+    "trace": lambda w: torch.outer(w, w.exp()).trace() ** 2,
+    "index_fill": lambda w: (w.index_fill(0, torch.tensor([0, 2]), w.prod()) * w).pow(3).sum(),
+    "a derivative of sums": lambda w: torch.where(w > 0, w**3, 0.0).sum() * w.pow(2).sum(),
+    "masked pooling": lambda w: torch.outer(w, w).masked_fill(w[:, None] < 0, 0.0).sum(0).pow(2).sum(),
+    "label smoothing": lambda w: functional.cross_entropy(torch.outer(w, w), torch.arange(4), label_smoothing=0.1) ** 2,
+    **{
+        f"{name} of one number in many places": lambda w, f=f: (f(w[3].expand(3, 4)) * w).sum() ** 2
+        for name, f in ONE_BY_ONE.items()
+    },
     "logsumexp, var": lambda w: w.logsumexp(0) * w.var() * w.std(),
     "max pooling": lambda w: functional.max_pool1d(torch.outer(w, w)[None], 2).pow(2).sum(),
     "adaptive pooling": lambda w: functional.adaptive_avg_pool2d(torch.outer(w, w)[None], (1, 2)).pow(3).sum(),

@@ -121,8 +121,10 @@ class Dual(Tensor):
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:
     """`func`, by the first way that applies."""
-    if func in INCOMPLETE:
-        raise _refused(func, "torch has no forward derivative of a factor that its way back reads")
+    if func in INCOMPLETE or (func is aten.scatter_reduce.two and "prod" in (x for x in args if isinstance(x, str))):
+        raise _refused(func, "torch's forward derivative of it is wrong, or lacks a factor that its way back reads")
+    if func.namespace == "prims":
+        raise _refused(func, "its forward derivative would be zero")
     rule = RULES.get(func)
     if rule is not None:
         return rule(func, *args, **kwargs)
@@ -154,6 +156,11 @@ def _apart(result: Any, args: Any) -> Any:
 
 def _overlaps(x: Tensor) -> bool:
     return any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
+
+
+def _unshared(x: Tensor) -> Tensor:
+    """Torch takes no derivative where several elements are one number in memory."""
+    return x.contiguous() if _overlaps(x) else x
 
 
 def _shares(tangents: Tensor, args: Any) -> bool:
@@ -256,7 +263,7 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
     """Partial derivatives from torch, each along a tangent of ones; then once over the K columns."""
     leaves, spec = tree_flatten((args, kwargs))
     where = [i for i, x in enumerate(leaves) if isinstance(x, Dual)]
-    plain = [primal(x) for x in leaves]
+    plain = [_unshared(x.primal) if isinstance(x, Dual) else x for x in leaves]
 
     def along(i: int) -> Callable[[Tensor], Tensor]:
         def of_one(x: Tensor) -> Tensor:
@@ -273,6 +280,8 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
                 value, partial = jvp(along(i), (plain[i],), (torch.ones_like(plain[i]),))  # type: ignore[misc]
         except (RuntimeError, NotImplementedError) as error:
             return _decomposed(func, args, kwargs, error)
+        if not isinstance(value, Tensor):
+            return by_torch(func, args, kwargs)
         if value.is_complex():
             raise _refused(func, COMPLEX)
         if not value.is_floating_point():
@@ -296,7 +305,7 @@ def by_torch(func: Any, args: Any, kwargs: Any) -> Any:
         shape[:] = [results_spec]
         return tuple(results)
 
-    at = tuple(leaves[i].primal for i in where)
+    at = tuple(_unshared(leaves[i].primal) for i in where)
     pushed: Any = vmap(lambda *dots: jvp(of_duals, at, dots), out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
     try:
         with enable_reentrant_dispatch(), warnings.catch_warnings():
@@ -314,11 +323,20 @@ def _decomposed(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
     if is_lacking(error):
         raise error
     if func not in decomposition_table:
-        raise _refused(func, str(error).splitlines()[0]) from error
-    with enable_reentrant_dispatch(), torch.no_grad():
-        result = decomposition_table[func](*args, **kwargs)
+        raise _refused(func, _first_line(error)) from error
+    try:
+        with enable_reentrant_dispatch(), torch.no_grad():
+            result = decomposition_table[func](*args, **kwargs)
+    except Exception as failure:
+        if is_lacking(failure):
+            raise
+        raise _refused(func, _first_line(error)) from failure
     assert not any(x.requires_grad for x in tree_leaves(result) if isinstance(x, Tensor))
     return result
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _refused(func: Any, reason: str) -> UsageError:

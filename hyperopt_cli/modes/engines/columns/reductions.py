@@ -35,15 +35,25 @@ def _over_dims(op: Any, x: Dual, dim: Any, keepdim: bool = False, *, dtype: Any 
     return Dual(value, op(x.tangents, _behind_columns(dim, x.primal.ndim), keepdim, dtype=dtype))
 
 
+def _of_a_line(op: Any, *arguments: Any) -> Tensor:
+    """Of numbers [], as of lines of one element."""
+    result: Tensor = op(*(x.unsqueeze(0) if isinstance(x, Tensor) else x for x in arguments)).squeeze(0)
+    return result
+
+
 @rule(aten._softmax.default)
-def _softmax(op: Any, x: Dual, dim: int, half_to_float: bool) -> Dual:
+def _softmax(op: Any, x: Dual, dim: int, half_to_float: bool) -> Tensor:
+    if x.primal.ndim == 0:
+        return _of_a_line(op, x, 0, half_to_float)
     y, d = op(x.primal, dim, half_to_float), dim % x.primal.ndim + 1
     weighted = x.tangents * y
     return Dual(y, torch.addcmul(weighted, weighted.sum(d, keepdim=True), y, value=-1))
 
 
 @rule(aten._log_softmax.default)
-def _log_softmax(op: Any, x: Dual, dim: int, half_to_float: bool) -> Dual:
+def _log_softmax(op: Any, x: Dual, dim: int, half_to_float: bool) -> Tensor:
+    if x.primal.ndim == 0:
+        return _of_a_line(op, x, 0, half_to_float)
     y, d = op(x.primal, dim, half_to_float), dim % x.primal.ndim + 1
     return Dual(y, x.tangents - (y.exp() * x.tangents).sum(d, keepdim=True))
 
@@ -51,6 +61,8 @@ def _log_softmax(op: Any, x: Dual, dim: int, half_to_float: bool) -> Dual:
 @rule(aten._softmax_backward_data.default)
 def _softmax_backward(op: Any, grad: Any, y: Any, dim: int, dtype: Any) -> Tensor:
     """x* = y (y* - s), s = sum(y y*)."""
+    if y.ndim == 0:
+        return _of_a_line(op, grad, y, 0, dtype)
     g, y_, d = primal(grad), primal(y), dim % primal(y).ndim + 1
     centred = g - (g * y_).sum(dim, keepdim=True)
     g_dot, y_dot, parts = dot(grad), dot(y), []
@@ -64,6 +76,8 @@ def _softmax_backward(op: Any, grad: Any, y: Any, dim: int, dtype: Any) -> Tenso
 @rule(aten._log_softmax_backward_data.default)
 def _log_softmax_backward(op: Any, grad: Any, y: Any, dim: int, dtype: Any) -> Tensor:
     """x* = y* - exp(y) s, s = sum(y*)."""
+    if y.ndim == 0:
+        return _of_a_line(op, grad, y, 0, dtype)
     g, y_, d = primal(grad), primal(y), dim % primal(y).ndim + 1
     probabilities, parts = y_.exp(), []
     g_dot, y_dot = dot(grad), dot(y)

@@ -94,10 +94,21 @@ def _split(op: Any, x: Dual, sizes: Any, dim: int = 0) -> list[Tensor]:
 
 @rule(aten.cat.default)
 def _cat(op: Any, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    values = [primal(x) for x in tensors]
+    value = op([primal(x) for x in tensors], dim)
     columns = next(d.shape[0] for d in map(dot, tensors) if d is not None)
-    dots = [_or_zeros(x, columns) for x in tensors]
-    return dual(op(values, dim), op(dots, _shifted(dim, values[0].ndim)))
+    # a tensor [0] may stand among those of any number of dimensions
+    dots = [_or_zeros(x, columns) for x in tensors if x.ndim == value.ndim]
+    return dual(value, op(dots, _shifted(dim, value.ndim)))
+
+
+@rule(aten.index_fill.int_Tensor)
+def _index_fill(op: Any, x: Any, dim: int, index: Tensor, number: Any) -> Tensor:
+    """Torch's rule under vmap fills every column with the number of the last."""
+    value = op(primal(x), dim, index, primal(number))
+    filled, x_dot, number_dot = torch.zeros_like(value).index_fill(dim, index, 1.0), dot(x), dot(number)
+    kept = None if x_dot is None else x_dot * (1 - filled)
+    new = None if number_dot is None else spread(number_dot, value.shape) * filled
+    return dual(value, kept, new)
 
 
 def _or_zeros(x: Tensor, columns: int) -> Tensor:
