@@ -233,7 +233,8 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     target = args[0] if args else None
     if func is aten.copy_.default:
         return _copied(func, *args)
-    plain = getattr(getattr(aten, func._schema.name.split("::")[1].removesuffix("_"), None), func._overloadname, None)
+    # by the name alone: overloads of the two may be named otherwise (pow_.Scalar, pow.Tensor_Scalar)
+    plain = getattr(aten, func._schema.name.split("::")[1].removesuffix("_"), None)
     if not func._schema.name.endswith("_") or plain is None:
         raise _refused(func, "it writes into its arguments")
     result = plain(*args, **kwargs)
