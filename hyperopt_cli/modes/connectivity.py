@@ -9,7 +9,7 @@ On the way w_0 and the gradient of step 0 are evaluated twice: what differs betw
 mode. Nor can a loss that writes into what outlives it (`purity.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ def check_connected(dynamics: Dynamics, hyper: Hyper) -> None:
     Raises:
         DetachedHyperparameterError: nothing depends on some keys.
         NonDeterministicError: w_0, or the loss or gradient of step 0, has two values.
-        UsageError: the inner loss depends on no parameter, or writes into a tensor that was there before.
+        UsageError: the inner loss depends on no parameter, writes into a tensor that was there before, or has a part
+            that cannot be differentiated twice.
     """
     with torch.enable_grad():
         h = {name: value.detach().requires_grad_() for name, value in hyper.items()}
@@ -99,6 +100,7 @@ def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> set[int]:
         if not leaves & {id(w) for w in params.values()}:
             raise UsageError("inner_loss: depends on no parameter; there is nothing to train")
         _check_replayed("inner_loss", *(_loss_and_gradient(loss, params) for loss in outputs))
+        _check_twice(outputs[0], params)
         reached |= leaves
     return reached | _update(dynamics, step_hyper, 0)
 
@@ -106,6 +108,19 @@ def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> set[int]:
 def _loss_and_gradient(loss: Tensor, params: Params) -> list[Tensor]:
     grads = torch.autograd.grad(loss, list(params.values()), retain_graph=True, materialize_grads=True)
     return [loss, *grads]
+
+
+def _check_twice(loss: Tensor, params: Params) -> None:
+    """Torch's own error is raised on no way that ends in w: a product with the Hessian would be taken for zero."""
+    try:
+        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
+    except RuntimeError:  # not every mode needs this; one that does says what is missing
+        return
+    if any(node.name() == "torch::autograd::Error" for node in _nodes(grads)):
+        raise UsageError(
+            "inner_loss: an autograd.Function in it is once_differentiable, and hypergradients take second "
+            "derivatives; write its backward with differentiable operators"
+        )
 
 
 def _step(dynamics: Dynamics, params: Params, h: Hyper, t: int) -> set[int]:
@@ -146,14 +161,16 @@ def _shown(x: Tensor) -> str:
 def _leaves(outputs: list[Tensor]) -> set[int]:
     """The ids of every leaf that the graphs of `outputs` reach."""
     found = {id(x) for x in outputs if x.is_leaf and x.requires_grad}
+    return found | {id(node.variable) for node in _nodes(outputs) if hasattr(node, "variable")}
+
+
+def _nodes(outputs: Iterable[Tensor]) -> set[Any]:
+    """Every node of the graphs of `outputs`."""
     stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
     seen: set[Any] = set()
     while stack:
         node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        stack += [following for following, _ in node.next_functions if following is not None]
-    return found
+        if node not in seen:
+            seen.add(node)
+            stack += [following for following, _ in node.next_functions if following is not None]
+    return seen

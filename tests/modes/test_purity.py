@@ -1,4 +1,4 @@
-"""A loss that leaves something behind is refused; one that writes into tensors of its own is not."""
+"""A loss that leaves something behind, or differentiates once only, is refused; one that writes into its own is not."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional
 
@@ -62,6 +63,27 @@ def test_a_loss_that_leaves_something_behind_is_refused(name: str, mode: str) ->
     make, said = WRITING[name]
     with pytest.raises(UsageError, match=rf"inner_loss: .*{said}.* writes into a tensor .* that was there before"):
         hypergradient(make(), HYPER, mode)
+
+
+class Once(torch.autograd.Function):
+    """sin, whose derivative torch lets nobody differentiate; on the way to w alone it says nothing of that."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * x.cos()
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse", "reversible"])
+def test_a_function_that_is_differentiable_once_is_refused(mode: str) -> None:
+    with pytest.raises(UsageError, match=r"inner_loss: .* is once_differentiable, .* write its backward with"):
+        hypergradient(of_loss(lambda z: (Once.apply(z) - 1).square().mean()), HYPER, mode)
 
 
 def _own(z: Tensor) -> Tensor:

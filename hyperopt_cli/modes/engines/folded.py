@@ -1,6 +1,6 @@
 """Folded: forward over reverse in which the K columns pass through each operator together, by rules of our own.
 
-The K matrix products or convolutions with the tangents of an operator's argument become one large one, a partial
+The K matrix products or convolutions with the tangents of an operator's argument are taken in one call, a partial
 derivative of an elementwise operator is taken once for all columns, and tangents stay in memory as the product left
 them. The rules are in `columns/`.
 

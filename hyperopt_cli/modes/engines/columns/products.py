@@ -8,7 +8,8 @@ is copied if it is smaller than the result; otherwise K products are taken in on
 where they are.
 
 On a CPU they are taken in one batched call wherever each thread has one: a product of one column stays in the cache of
-its core (seen on two cores, in 19 of 20 shapes of layers: up to 1.3 times as quick, and nothing is copied).
+its core. Seen on two cores with K from 2 to 16: 1.1 to 1.3 times as quick for layers of 300 x 300, up to a tenth slower
+for some of 1,024 x 1,024; and nothing is copied.
 """
 
 from typing import Any
