@@ -1,0 +1,111 @@
+"""A program as a function that can be differentiated: by `torch.autograd.grad`, `torch.func.jvp`, `vmap` of it.
+
+Each operator is differentiated as torch does, but for three kinds: those of `rules.py`, whose derivative torch has
+wrong or takes for another function's; those without one, which are decomposed into operators that have it; and those
+that draw at random, which give what they gave. The values may differ by rounding from those of the run: the gradient
+that moves the weights is never taken from here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.utils._pytree import tree_leaves
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.program.record import ITSELF, Call, Program
+from hyperopt_cli.modes.program.rules import FOLLOWED, RULES
+
+# A decomposition may take the operator of another that has none: convolutions, embeddings, normalisation.
+DEEPEST = 8
+NO_DERIVATIVE = "torch::autograd::NotImplemented"  # of the node that autograd gives such an operator
+
+
+def differentiable(program: Program) -> Callable[..., list[Tensor]]:
+    """`inputs -> outputs` of the program.
+
+    Raises, when it is called:
+        UsageError: an operator has no derivative, with its name.
+    """
+    return lambda *inputs: program.replay(inputs, _evaluated)
+
+
+def pulled_back(program: Program, inputs: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """The vector-Jacobian product at `inputs`: adjoints of the outputs -> adjoints of the inputs, once.
+
+    Raises:
+        UsageError: an operator has no derivative, with its name.
+    """
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        outputs = differentiable(program)(*leaves)
+
+    def pull(adjoints: Sequence[Tensor]) -> list[Tensor]:
+        pairs = [(y, a) for y, a in zip(outputs, adjoints, strict=True) if y.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(x) for x in leaves]
+        along = [y for y, _ in pairs], leaves, [a for _, a in pairs]
+        return list(torch.autograd.grad(*along, materialize_grads=True))
+
+    return pull
+
+
+def _evaluated(call: Call, args: Any, kwargs: Any) -> Any:
+    if (rule := RULES.get(call.func)) is not None:
+        return rule(call.drawn, *args, **kwargs)
+    if call.drawn is not None:
+        return call.drawn
+    return _by_torch(call.func, args, kwargs, 0)
+
+
+def _by_torch(func: Any, args: Any, kwargs: Any, depth: int) -> Any:
+    """The operator, decomposed where torch has no derivative of it."""
+    if func in ITSELF:
+        return args[0]
+    if func in RULES:
+        return RULES[func](None, *args, **kwargs)
+    try:
+        out = func(*args, **kwargs)
+    except NotImplementedError as error:  # of a forward derivative
+        return _decomposed(func, args, kwargs, depth, error)
+    leaves = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+    if any(x.grad_fn is not None and x.grad_fn.name() == NO_DERIVATIVE for x in leaves):
+        return _decomposed(func, args, kwargs, depth, None)
+    if func not in FOLLOWED and _is_cut(leaves, args, kwargs):
+        raise UsageError(
+            f"{func}: autograd follows only a part of its results, so that the derivative of the list of operators "
+            "would be wrong"
+        )
+    return out
+
+
+def _is_cut(results: list[Tensor], args: Any, kwargs: Any) -> bool:
+    """Whether some results follow the arguments and others, as floating, do not."""
+    floating = [x for x in results if x.is_floating_point()]
+    if len(floating) < 2 or not any(x.requires_grad for x in floating):
+        return False
+    return not all(x.requires_grad for x in floating if x.numel())
+
+
+def _decomposed(func: Any, args: Any, kwargs: Any, depth: int, error: Exception | None) -> Any:
+    if func not in decomposition_table or depth == DEEPEST:
+        raise UsageError(f"{func}: torch has no derivative of it") from error
+    with _Followed(depth + 1):
+        return decomposition_table[func](*args, **kwargs)
+
+
+class _Followed(torch.overrides.TorchFunctionMode):
+    """Inside of a decomposition operators are evaluated by the same rules."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self._depth = depth
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operator, by a rule or a decomposition of its own if it is one of the dispatcher."""
+        kwargs = kwargs or {}
+        if isinstance(func, torch._ops.OpOverload):
+            return _by_torch(func, args, kwargs, self._depth)
+        return func(*args, **kwargs)
