@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class Issue(NamedTuple):
     """One thing that is wrong in a recipe.
 

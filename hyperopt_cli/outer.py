@@ -39,6 +39,7 @@ MOST_HALVINGS = 5
 
 TOLD = (
     "bias",
+    "checks",
     "mode",
     "plan",
     "engine",

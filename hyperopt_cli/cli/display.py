@@ -123,6 +123,7 @@ def _choices(step: OuterStep) -> list[str]:
         return []
     told = (("mode", "plan"), ("engine", "engine_why"))
     lines = [f"{what} {step.stats[what]}: {step.stats[why]}" for what, why in told if why in step.stats]
+    lines += [f"checks: {step.stats['checks']}"] if "checks" in step.stats else []
     return lines + ([f"steps {step.stats['compiled_why']}"] if "compiled_why" in step.stats else [])
 
 
@@ -141,7 +142,7 @@ class JsonLines:
             "wall_s": step.stats["wall_s"],
             **{
                 key: step.stats[key]
-                for key in ("bias", "mode", "plan", "engine", "engine_why", "compiled_why")
+                for key in ("bias", "checks", "mode", "plan", "engine", "engine_why", "compiled_why")
                 if key in step.stats
             },
             **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),

@@ -12,6 +12,7 @@ from typing import Any
 
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
+from hyperopt_cli.modes.checks.replayed import check_still, first_loss
 from hyperopt_cli.modes.connectivity import check_connected
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.forward import Forward
@@ -97,8 +98,10 @@ def hypergradient(
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
         check_connected(dynamics, hyper)
+        first = first_loss(dynamics, hyper)
         account = Account(problem.steps, dynamics.like, on_step, keeper, left)
         del dynamics  # its s_0, before the mode makes its own
         result = mode.differentiate(problem, hyper, account)
+        check_still(problem, hyper, first, account.inner_loss[0])
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})

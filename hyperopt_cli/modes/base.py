@@ -3,19 +3,20 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.errors import NonDeterministicError, NonFiniteError
 from hyperopt_cli.modes.memory import peak_bytes, reset_peak
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.stopping import may_stop
 
+MET_AGAIN = "the training loss met again on the way back"  # not finite: not what it was
 # Called after each inner step with the phase ("forward" or "backward"), steps done and steps in the phase.
 OnStep = Callable[[str, int, int], None]
 
@@ -30,13 +31,19 @@ class Hypergradient(NamedTuple):
         stats: `wall_s`; `peak_bytes`, the peak of the process's resident memory during the call (of the allocated
             memory on a GPU); `num_steps`, inner steps taken; `num_gradients` and `num_hvps`; `inner_loss`, L at every
             step, [T]; `progress`, steps there and back, counted for checkpoints; `bias`, what biases the
-            hypergradient, only where it is not exact. Modes add their own.
+            hypergradient, only where it is not exact; `checks`, what the comparison with central differences has to say
+            of it, only where that is something ("not judged", "surrogate"). Modes add their own.
     """
 
     value: Tensor
     grad: Hyper
     params: Params
     stats: dict[str, Any]
+
+
+def told_of_checks(said: Sequence[str]) -> dict[str, str]:
+    """`stats["checks"]`, where there is something to say."""
+    return {"checks": "; ".join(said)} if said else {}
 
 
 class Mode(ABC):
@@ -101,6 +108,7 @@ class Account:
     """
 
     EVERY = 64
+    examines = True  # whether steps of the run are compared with central differences; not while a plan is measured
 
     def __init__(
         self,
@@ -188,6 +196,12 @@ class Account:
         """What was left is of no use: the counts begin anew."""
         self.num_steps = self.num_gradients = self.num_hvps = 0
 
+    def take_back(self, step: int, hvps: int) -> None:
+        """A step is taken once more by other means: what was counted and is watched of it counts for nothing."""
+        self.uncount(1)
+        self.num_hvps -= hvps
+        self._witnesses = [each for each in self._witnesses if each[0] != step]
+
     def uncount(self, steps: int) -> None:
         """Steps that were taken are of no use: they will be taken once more, or should not have been."""
         self.num_steps -= steps
@@ -209,6 +223,11 @@ class Account:
             return
         sums = torch.stack([witness.double().sum() for _, _, witness in witnesses]).tolist()
         for (step, what, _), total in zip(witnesses, sums, strict=True):
+            if not math.isfinite(total) and what == MET_AGAIN:
+                raise NonDeterministicError(
+                    f"inner_loss: met again at inner step {step} it had another value; every draw must be a function "
+                    "of the batch (batch(t) carries a seed), and batch(t) a function of t"
+                )
             if not math.isfinite(total):
                 raise NonFiniteError(step, what)
 

@@ -9,16 +9,16 @@ On the way w_0 and the gradient of step 0 are evaluated twice: what differs betw
 mode. Nor can a loss that writes into what outlives it (`purity.py`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, UsageError
+from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
+from hyperopt_cli.modes.checks.kinds import nodes_of
+from hyperopt_cli.modes.checks.replayed import check_equal, terms
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.parts import Loss, LossInParts
 from hyperopt_cli.modes.purity import Unwritten
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
@@ -60,7 +60,7 @@ def _parts(dynamics: Dynamics, h: Hyper) -> Iterator[set[int]]:
     """The leaves that are reached from what may depend on lambda, the cheap and telling outputs first."""
     problem = dynamics.problem
     named = problem.initial(h)
-    _check_replayed("init", list(named.values()), list(problem.initial(h).values()))
+    check_equal("init", list(named.values()), list(problem.initial(h).values()))
     yield _leaves(list(named.values()))
     params = {name: w.detach().requires_grad_() for name, w in named.items()}
     yield _first_step(dynamics, params, h)
@@ -92,15 +92,14 @@ def _first_read(dynamics: Dynamics, h: Hyper, missing: Hyper) -> Iterator[int]:
 def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> set[int]:
     """Step 0, whose gradient is taken twice; one chunk's graph at a time."""
     step_hyper, reached = dynamics.hyper_at(h, 0), set[int]()
-    for once, again in zip(_losses(dynamics, 0), _losses(dynamics, 0), strict=True):
+    for once, again in zip(terms(dynamics.loss_at(0)), terms(dynamics.loss_at(0)), strict=True):
         with Unwritten("inner_loss"):
             first = once(params, step_hyper)
         outputs = [first, again(params, step_hyper)]
         leaves = _leaves(outputs[:1])
         if not leaves & {id(w) for w in params.values()}:
             raise UsageError("inner_loss: depends on no parameter; there is nothing to train")
-        _check_replayed("inner_loss", *(_loss_and_gradient(loss, params) for loss in outputs))
-        _check_twice(outputs[0], params)
+        check_equal("inner_loss", *(_loss_and_gradient(loss, params) for loss in outputs))
         reached |= leaves
     return reached | _update(dynamics, step_hyper, 0)
 
@@ -110,30 +109,11 @@ def _loss_and_gradient(loss: Tensor, params: Params) -> list[Tensor]:
     return [loss, *grads]
 
 
-def _check_twice(loss: Tensor, params: Params) -> None:
-    """Torch's own error is raised on no way that ends in w: a product with the Hessian would be taken for zero."""
-    try:
-        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
-    except RuntimeError:  # not every mode needs this; one that does says what is missing
-        return
-    if any(node.name() == "torch::autograd::Error" for node in _nodes(grads)):
-        raise UsageError(
-            "inner_loss: an autograd.Function in it is once_differentiable, and hypergradients take second "
-            "derivatives; write its backward with differentiable operators"
-        )
-
-
 def _step(dynamics: Dynamics, params: Params, h: Hyper, t: int) -> set[int]:
     """What L and s_{t+1} reach at w_0: the graph of a step does not depend on where it is taken."""
     step_hyper = dynamics.hyper_at(h, t)
-    reached = [_leaves([loss(params, step_hyper)]) for loss in _losses(dynamics, t)]
+    reached = [_leaves([loss(params, step_hyper)]) for loss in terms(dynamics.loss_at(t))]
     return set().union(*reached) | _update(dynamics, step_hyper, t)
-
-
-def _losses(dynamics: Dynamics, t: int) -> Iterator[Loss]:
-    """The terms of L: itself, or those of its chunks."""
-    loss = dynamics.loss_at(t)
-    yield from (part for part, _ in loss.parts()) if isinstance(loss, LossInParts) else (loss,)
 
 
 def _update(dynamics: Dynamics, step_hyper: StepHyper, t: int) -> set[int]:
@@ -142,35 +122,7 @@ def _update(dynamics: Dynamics, step_hyper: StepHyper, t: int) -> set[int]:
     return _leaves(tree_leaves((point, dynamics.update(dynamics.start, zeros, step_hyper, t))))
 
 
-def _check_replayed(what: str, once: list[Tensor], again: list[Tensor]) -> None:
-    for x, y in zip(once, again, strict=True):
-        x, y = x.detach(), y.detach()
-        # on a GPU sums may be taken in another order from one time to the next
-        slack = (1e-7 if x.device.type == "cpu" else 1e-3) * x.abs().max() if x.numel() else 0.0
-        if not torch.equal(x.isnan(), y.isnan()) or bool(((x - y).abs() > slack).any()):
-            raise NonDeterministicError(
-                f"{what}: evaluated twice, it gave {_shown(x)} and {_shown(y)}; every draw must be a function of the "
-                "batch (batch(t) carries a seed), and batch(t) a function of t"
-            )
-
-
-def _shown(x: Tensor) -> str:
-    return repr(float(x)) if x.ndim == 0 else f"values of norm {float(torch.linalg.vector_norm(x))!r}"
-
-
 def _leaves(outputs: list[Tensor]) -> set[int]:
     """The ids of every leaf that the graphs of `outputs` reach."""
     found = {id(x) for x in outputs if x.is_leaf and x.requires_grad}
-    return found | {id(node.variable) for node in _nodes(outputs) if hasattr(node, "variable")}
-
-
-def _nodes(outputs: Iterable[Tensor]) -> set[Any]:
-    """Every node of the graphs of `outputs`."""
-    stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
-    seen: set[Any] = set()
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack += [following for following, _ in node.next_functions if following is not None]
-    return seen
+    return found | {id(node.variable) for x in outputs for node in nodes_of(x) if hasattr(node, "variable")}

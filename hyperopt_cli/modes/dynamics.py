@@ -6,8 +6,8 @@ For an elementwise rule the state is *packed*: all parameters lie end to end in 
 that the update and its derivatives are a few large operations. Packing is a permutation: its adjoint is unpacking.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -95,6 +95,7 @@ class Dynamics:
         start: s_0, without a graph.
         like: an empty tensor of the first parameter's dtype and device.
         driven: the optimizer's arguments that lambda_t drives, at every step.
+        watch: told of every value of the training loss, with its graph; None: nobody.
     """
 
     problem: Problem
@@ -102,6 +103,7 @@ class Dynamics:
     start: State
     like: Tensor
     driven: frozenset[str]
+    watch: Callable[[Tensor], None] | None = None
 
     @classmethod
     def of(cls, problem: Problem, hyper: Hyper) -> "Dynamics":
@@ -116,6 +118,10 @@ class Dynamics:
             layout = Layout.of(named, problem.optimizer, step_hyper)
             driven = frozenset(step_hyper) & frozenset(problem.optimizer.argument_names())
             return cls(problem, layout, _start(problem, layout, hyper, driven), like, driven)
+
+    def watched_by(self, watch: Callable[[Tensor], None] | None) -> "Dynamics":
+        """The same, whose training loss is told to `watch`."""
+        return replace(self, watch=watch)
 
     def initial(self, hyper: Hyper) -> State:
         """s_0, differentiable in `hyper`: a slot that starts as a copy of w_0 moves with it."""
@@ -206,8 +212,13 @@ class Dynamics:
             del part  # before the next one is read
 
     def _loss(self, batch: Batch) -> Loss:
-        loss: Loss = lambda params, step_hyper: self.problem.training_loss(params, step_hyper, batch)  # noqa: E731
-        return in_bf16(loss, self.like.device) if self.problem.precision == "bf16" else loss
+        def plain(params: Params, step_hyper: StepHyper) -> Tensor:
+            value = self.problem.training_loss(params, step_hyper, batch)
+            if self.watch is not None:
+                self.watch(value)
+            return value
+
+        return in_bf16(plain, self.like.device) if self.problem.precision == "bf16" else plain
 
     def result(self, state: State) -> Params:
         """R(s_T), held like the state."""

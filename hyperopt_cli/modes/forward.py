@@ -17,6 +17,7 @@ Cost: T (1 gradient + K tangents). Memory: K + 1 states, whatever T.
 Prefer reverse or reversible for many hyperparameters.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -25,15 +26,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from hyperopt_cli.errors import UsageError, VerificationError
-from hyperopt_cli.modes.base import Account, Hypergradient
+from hyperopt_cli.errors import NonFiniteError, UsageError, VerificationError
+from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
+from hyperopt_cli.modes.checks.judge import NOT_JUDGED, Watch
+from hyperopt_cli.modes.checks.kinds import Kind
+from hyperopt_cli.modes.checks.outer import OuterJudge
+from hyperopt_cli.modes.checks.replayed import check_step
+from hyperopt_cli.modes.checks.rule import check_rule
 from hyperopt_cli.modes.columns import Carried, Columns, divided
 from hyperopt_cli.modes.compiling import WholeStep
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import ENGINES, Engine, check_name, push_columns
-from hyperopt_cli.modes.engines.choice import check_given, chosen
+from hyperopt_cli.modes.engines.choice import chosen, replacement
+from hyperopt_cli.modes.engines.examination import Examination, check_given
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.objective import outer_objective
@@ -43,14 +50,16 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper, Problem
 from hyperopt_cli.ranks.group import Ranks
 
+TANGENT = "the tangent of the training loss"
+
 
 @dataclass(frozen=True)
 class Forward(Compiling):
     """Forward mode.
 
-    `stats["engine"]` is the engine that ran; where `auto` chose it, `stats["engine_why"]` is the reason. At step 0 of
-    each run two products are tried for symmetry (`engines/symmetry.py`), and two columns are compared with the
-    reference engine's (`engines/examination.py`).
+    `stats["engine"]` is the engine that ran last; where `auto` chose it, `stats["engine_why"]` is the reason. At step 0
+    of each run, at steps of a kind that was not met before and at a few drawn by seed, its tangents are compared with
+    central differences of the training gradient (`engines/examination.py`).
 
     Args:
         engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`: the quickest of those
@@ -68,6 +77,11 @@ class Forward(Compiling):
     compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
     _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _watch: Watch = field(default_factory=Watch, init=False, compare=False, repr=False)
+    _outer: OuterJudge = field(default_factory=OuterJudge, init=False, compare=False, repr=False)
+    _rules: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+    _not_judged: set[Kind] = field(default_factory=set, init=False, compare=False, repr=False)
+    _right: dict[str, set[Kind]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_name(self.engine)
@@ -80,7 +94,13 @@ class Forward(Compiling):
         self.check_ranks(sum(value.numel() for value in hyper.values()), problem.ranks)
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
-        dynamics = Dynamics.of(problem, hyper)
+        if self._watch.begin(problem, account.examines):
+            for known in (self._right, self._not_judged, self._rules):
+                known.clear()
+            self._outer.forget()
+        dynamics = Dynamics.of(problem, hyper).watched_by(self._watch)
+        if account.examines:
+            check_rule(dynamics, hyper, "jvp", self._rules)
         lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
         if (begun := account.begun_with("engine")) is not None and begun in ENGINES:
@@ -102,13 +122,24 @@ class Forward(Compiling):
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
         carried = Carried.begun(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
         first, state, carried = _begun(account, dynamics, carried)
+        self._watch.met.clear()
         for t in range(first, problem.steps):
-            state, carried = _advanced(dynamics, step, lambda_at, state, carried, t, account)
+            before, engine = (state, carried), verdict.engine
+            try:
+                state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
+                verdict = self._examined(dynamics, before[0], lambda_at, t, verdict)
+            except NonFiniteError as error:
+                verdict = self._without(dynamics, before[0], lambda_at, t, verdict, error)
+            if verdict.engine != engine:
+                step = self._step(dynamics, verdict.engine, compiled=False)
+                account.take_back(t, sum(len(block.active) for block in carried.blocks))
+                state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
+            del before
             account.step_done("forward", t + 1, problem.steps)
             account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account.num_hvps, verdict.engine))
         params = dynamics.layout.unpack(dynamics.result(state))
         left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account.num_hvps, verdict.engine)
-        objective = outer_objective(problem, params, hyper, partial(account.offer, left))
+        objective = outer_objective(problem, params, hyper, partial(account.offer, left), self._outer)
         if problem.ranks.size > 1:
             account.check()
             account.meet()
@@ -117,6 +148,7 @@ class Forward(Compiling):
         result = account.close(objective.value, grad, params)
         why = {"engine_why": verdict.why} if self.engine == "auto" else {}
         told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
+        told |= told_of_checks([*self._outer.said, *([NOT_JUDGED] if self._not_judged else [])])
         return result._replace(stats={**result.stats, **told})
 
     def smaller(self, problem: Problem, hyper: Hyper) -> "Forward | None":
@@ -147,15 +179,18 @@ class Forward(Compiling):
         """The engine of this run, found right at step 0, and whether the step is compiled."""
         plain, directions = lambda_at(0)
         block = self._blocks(dynamics.problem, hyper)[0]
-        setting = Setting.of(dynamics, plain, tree_map(lambda x: x[block], directions), None)
+        plain, directions = plain, tree_map(lambda x: x[block], directions)
+        setting = Setting.of(dynamics, 0, dynamics.start, plain, directions, None)
+        examination = Examination(setting)
         if self.engine == "auto":
-            verdict = chosen(self._known, dynamics, hyper, setting)
+            verdict = chosen(self._known, dynamics, hyper, setting, examination)
         else:
-            check_given(self.engine, setting)
+            check_given(self.engine, examination)
             made_for = Circumstances.of(dynamics, hyper, setting.num_columns)
             known = self._known.get(made_for)
             given = Verdict(self.engine, "set by hand", made_for)
             verdict = known if known is not None and known.engine == self.engine else given
+        self._confirm(verdict.engine, examination)
         drawn = torch.Generator().manual_seed(0)  # at Z = 0 no product with H would be compared
 
         def rows(x: Tensor) -> Tensor:
@@ -164,6 +199,65 @@ class Forward(Compiling):
         z = tree_map(rows, dynamics.start)
         step = self._step(dynamics, verdict.engine, compiled=False)
         return self._settled(verdict, step, 0, dynamics.start, z, setting.hyper, setting.hyper_dot)
+
+    def _examined(self, dynamics: Dynamics, state: State, lambda_at: LambdaAt, t: int, verdict: Verdict) -> Verdict:
+        """After a step: the verdict with an engine that is right there too, where it is to be examined.
+
+        Raises:
+            UsageError: none is right, or the one that was set by hand is not.
+            NonDeterministicError: taken twice, the step gives two results.
+        """
+        right = self._right.setdefault(verdict.engine, set())
+        new = self._watch.taken(t, right)
+        if new is None:
+            return verdict
+        known = next((name for name, kinds in self._right.items() if new and new <= kinds), None)
+        if known is not None and self.engine == "auto":
+            return replace(verdict, engine=known)
+        setting = Setting.of(dynamics, t, state, *lambda_at(t), None)
+        check_step(dynamics.watched_by(None), setting.params, setting.hyper, t)
+        examination = Examination(setting)
+        if self.engine != "auto":
+            check_given(self.engine, examination)
+        elif not examination.passes(verdict.engine):
+            verdict = self._replaced(verdict, examination)
+        self._confirm(verdict.engine, examination, new)
+        return verdict
+
+    def _confirm(self, engine: str, examination: Examination, kinds: Iterable[Kind] = ()) -> None:
+        """The engine is right at steps of these kinds."""
+        kinds = {examination.kind, *kinds}
+        self._right.setdefault(engine, set()).update(kinds)
+        if engine in examination.not_judged:
+            self._not_judged.update(kinds)
+
+    def _replaced(self, verdict: Verdict, examination: Examination) -> Verdict:
+        engine = replacement(examination)
+        why = f"{verdict.why}; from step {examination.t} on {engine}, for {verdict.engine} is not right there"
+        return replace(verdict, engine=engine, why=f"{why} ({examination.reasons[verdict.engine]})")
+
+    def _without(
+        self, dynamics: Dynamics, state: State, lambda_at: LambdaAt, t: int, verdict: Verdict, error: NonFiniteError
+    ) -> Verdict:
+        """Another engine where a finite loss has a tangent that is not finite: that is the engine's fault first.
+
+        Raises:
+            NonFiniteError: `error`, where no engine has a finite tangent, or that is not what it says.
+            UsageError: the engine was set by hand, and another has one.
+        """
+        if error.what != TANGENT or error.step != t:
+            raise error
+        examination = Examination(Setting.of(dynamics, t, state, *lambda_at(t), None))
+        examination.reasons[verdict.engine] = f"its tangent is not finite at step {t}, and the loss is"
+        try:
+            verdict = self._replaced(verdict, examination)
+        except UsageError:
+            raise error from None
+        if self.engine != "auto":
+            check_given(self.engine, examination)
+        self._watch.taken(t, set())
+        self._confirm(verdict.engine, examination)
+        return verdict
 
     def _step(self, dynamics: Dynamics, engine: str, compiled: bool) -> StepAt:
         return self._step_at(dynamics, engine, partial(tangent_step, engine=ENGINES[engine]), compiled)
@@ -196,7 +290,11 @@ def _advanced(
         carried = carried._replace(blocks=blocks)
     account.watch(t, "the training loss", value)
     for value_dot in value_dots:
-        account.watch(t, "the tangent of the training loss", value_dot)
+        account.watch(t, TANGENT, value_dot)
+    if not step.is_compiled and account.every == 1:  # a column that is lost is seen before anything rests on it
+        for block in carried.blocks:
+            if block.active:
+                account.watch(t, TANGENT, torch.stack([x.sum() for x in block.z.params.values()]))
     account.inner_loss[t] = value
     return after, carried
 

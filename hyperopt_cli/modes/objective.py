@@ -5,12 +5,13 @@ E = sum_i weight_i E_i(R(s_T), lambda)       over fixed chunks i, one chunk's gr
 Its products have the parameters' precision, whatever that of the inner gradient's (`precision.py` says why).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -26,7 +27,11 @@ class Objective(NamedTuple):
 
 
 def outer_objective(
-    problem: Problem, params: Params, hyper: Hyper, between: Callable[[], None] = may_stop
+    problem: Problem,
+    params: Params,
+    hyper: Hyper,
+    between: Callable[[], None] = may_stop,
+    judge: OuterJudge | None = None,
 ) -> Objective:
     """E and its two partial gradients.
 
@@ -35,6 +40,7 @@ def outer_objective(
         params: R(s_T), named.
         hyper: lambda.
         between: called between two chunks; may raise.
+        judge: says how each chunk is differentiated; None: by autograd, whatever that gives.
     """
     w = {name: p.detach().requires_grad_() for name, p in params.items()}
     h = {name: p.detach().requires_grad_() for name, p in hyper.items()}
@@ -45,15 +51,26 @@ def outer_objective(
         for i, (arguments, weight) in enumerate(problem.outer_chunks()):
             if i and problem.ranks.size == 1:  # of several, each may have another number of chunks
                 between()
-            with torch.enable_grad():
-                part = weight * problem.validation_loss(w, h, *arguments)
-            if part.requires_grad:
-                grads = torch.autograd.grad(part, leaves, materialize_grads=True)
-                totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
-            value = part.detach() if value is None else value + part.detach()
+
+            def term(*flat: Tensor, weight: float = weight, arguments: tuple[Any, ...] = arguments) -> Tensor:
+                named = dict(zip(w, flat, strict=False)), dict(zip(h, flat[len(w) :], strict=True))
+                return weight * problem.validation_loss(*named, *arguments)
+
+            part, grads = by_autograd(term, leaves) if judge is None else judge.gradient(term, leaves)
+            totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
+            value = part if value is None else value + part
     if problem.ranks.divides("batch"):  # whose chunks these are a part of, or none
         begun = leaves[0].new_zeros(()).detach() if value is None else value.to(leaves[0])
         value, totals = problem.ranks.summed((begun, totals))
     assert value is not None
     named = dict(zip([*w, *(f"lambda/{name}" for name in h)], totals, strict=True))
     return Objective(value, {name: named[name] for name in w}, {name: named[f"lambda/{name}"] for name in h})
+
+
+def by_autograd(objective: Callable[..., Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    """E, or a term of it, and its derivatives in `leaves`; zero where nothing is connected."""
+    with torch.enable_grad():
+        value = objective(*leaves)
+    if not value.requires_grad:
+        return value, [torch.zeros_like(x) for x in leaves]
+    return value.detach(), torch.autograd.grad(value, leaves, materialize_grads=True)

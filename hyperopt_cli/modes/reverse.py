@@ -35,15 +35,14 @@ import torch
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import UsageError, VerificationError
-from hyperopt_cli.modes.base import Account, Hypergradient
+from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
 from hyperopt_cli.modes.checkpointing.replay import Replayed
 from hyperopt_cli.modes.checkpointing.segments import Segments, segment_length
 from hyperopt_cli.modes.checkpointing.shelves import ALLOWED, Places, Shelves
+from hyperopt_cli.modes.checks.judge import Judge
 from hyperopt_cli.modes.compiling import TwoHalves
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines import ENGINES
-from hyperopt_cli.modes.engines.symmetry import check_pullback
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
@@ -80,7 +79,7 @@ class Reverse(Compiling):
     compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
     _whole: dict[str, TwoHalves] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _probed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+    _judge: Judge = field(default_factory=Judge, init=False, compare=False, repr=False)
     _fitting: dict[str, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -108,8 +107,7 @@ class Reverse(Compiling):
 
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 1."""
-        dynamics = Dynamics.of(problem, hyper)
-        check_pullback("reverse", ENGINES[PULLBACK], dynamics, hyper, self._probed)
+        dynamics = self._judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
         steps, verdict = self.steps(dynamics, hyper)
         try:
             return self._swept(dynamics, hyper, steps, self._told(verdict.compilation), account)
@@ -139,8 +137,10 @@ class Reverse(Compiling):
             if left and left["kind"] != type(past).__name__:  # steps are compiled now, or no longer
                 account.forget()
                 left.clear()
-            result = swept_back(dynamics, hyper, past, account, num, left or None)
-            return result._replace(stats={**result.stats, "slots": past.slots, **told})
+            result = swept_back(dynamics, hyper, past, account, num, left or None, self._judge.outer)
+            return result._replace(
+                stats={**result.stats, "slots": past.slots, **told, **told_of_checks(self._judge.said)}
+            )
 
         if self.path is not None:
             return gone_back(Line(steps, account, num))
@@ -165,7 +165,7 @@ class Reverse(Compiling):
         verdict = self._settled(verdict, both, 0, *example)
         assert verdict.compilation is not None
         both.is_compiled = verdict.compilation.compiled
-        return Steps(dynamics, hyper, both), verdict
+        return Steps(dynamics, hyper, both, self._judge), verdict
 
     def _num_swept(self, steps: int) -> int:
         return steps if self.window is None else min(self.window, steps)

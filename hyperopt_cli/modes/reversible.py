@@ -31,15 +31,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError, ReversalError, UsageError
-from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.base import Account, Hypergradient, Mode, told_of_checks
+from hyperopt_cli.modes.checks.judge import Judge
 from hyperopt_cli.modes.dynamics import Dynamics, State
-from hyperopt_cli.modes.engines import ENGINES, gradient_and_pullback
-from hyperopt_cli.modes.engines.symmetry import check_pullback
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
 from hyperopt_cli.modes.reversal.radix import chosen
-from hyperopt_cli.modes.sweep import Back, WayBack, adjoint_step, linearise, swept_back
+from hyperopt_cli.modes.sweep import Back, WayBack, adjoint_step, check_met_again, linearise, swept_back
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import LIMIT
 from hyperopt_cli.problem import Hyper, Problem
@@ -63,7 +62,7 @@ class Reversible(Mode):
 
     radix: Mapping[str, int] | None = None
     compile: bool | str = "auto"
-    _probed: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+    _judge: Judge = field(default_factory=Judge, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.radix is not None and not isinstance(self.radix, Mapping):
@@ -78,16 +77,14 @@ class Reversible(Mode):
         """Maclaurin et al. 2015, algorithm 2."""
         if (reason := refusal(problem, hyper)) is not None:
             raise UsageError(f"reversible: {reason}")
-        check_pullback(
-            "reversible", ENGINES["reverse_over_reverse_loop"], Dynamics.of(problem, hyper), hyper, self._probed
-        )
         factors = Factors(Dynamics.of(problem, hyper), hyper)
-        dynamics = Dynamics.of(factors.problem(), hyper)
+        dynamics = self._judge.watching(Dynamics.of(factors.problem(), hyper), hyper, account.examines)
         kernels = choose(self.compile, problem.steps * sum(w.numel() for w in dynamics.start.params.values()))
         with deterministic():
-            past, left = _Reversed(dynamics, hyper, factors, kernels, account, dict(self.radix or {})), account.left()
+            past = _Reversed(dynamics, hyper, factors, kernels, account, dict(self.radix or {}), self._judge)
+            left = account.left()
             try:
-                out = swept_back(dynamics, hyper, past, account, left=left)
+                out = swept_back(dynamics, hyper, past, account, left=left, judge=self._judge.outer)
             except NonFiniteError as error:
                 if error.what != REVERSED:
                     raise
@@ -97,6 +94,7 @@ class Reversible(Mode):
             "factors": _collected([factors.report(t) for t in range(problem.steps)]),
             "radix": past.held.radixes,
             "compiled": kernels is not EAGER,
+            **told_of_checks(self._judge.said),
         }
         return out._replace(stats={**out.stats, **stats})
 
@@ -149,6 +147,7 @@ class _Reversed(WayBack):
         kernels: the arithmetic.
         account: told of every step.
         given: radixes that are set by hand.
+        judge: says how the gradient is differentiated, step by step.
 
     Attributes:
         held: s_t.
@@ -165,9 +164,10 @@ class _Reversed(WayBack):
         kernels: Kernels,
         account: Account,
         given: dict[str, int],
+        judge: Judge,
     ) -> None:
         self._dynamics, self._hyper, self._factors, self._kernels = dynamics, hyper, factors, kernels
-        self._account, self._given = account, given
+        self._account, self._given, self._judge = account, given, judge
         names = [coupling.name for coupling in factors.couplings]
         if unknown := [name for name in given if name not in names]:
             raise UsageError(f"radix: given for {', '.join(unknown)}; what is held is {', '.join(names)}")
@@ -227,7 +227,7 @@ class _Reversed(WayBack):
         for t in range(held.t, steps):
             step_hyper = self._dynamics.hyper_at(self._hyper, t)
             self._marks.append(held.fingerprint())
-            value, g = _gradient(self._dynamics, held, step_hyper, t)
+            value, g = _gradient(self._dynamics, held, step_hyper, t, self._judge)
             account.num_steps += 1
             account.num_gradients += 1
             account.inner_loss[t] = value
@@ -252,7 +252,9 @@ class _Reversed(WayBack):
         for t in reversed(range(held.t)):
             params = held.undo_weights(dynamics.hyper_at(self._hyper, t), t)
             account.watch(t, REVERSED, torch.where(held.fingerprint() == self._marks[t], 0.0, float("nan")))
-            past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), dynamics.hyper_at(self._hyper, t))
+            step_hyper = dynamics.hyper_at(self._hyper, t)
+            past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper, self._judge)
+            check_met_again(account, t, past.value)
             account.num_gradients += 1
             account.num_hvps += 1
             past = past._replace(state=held.undo_rest(past.grads, past.hyper, t))
@@ -269,15 +271,24 @@ class _Reversed(WayBack):
             if held.whole:
                 held.undo_weights(dynamics.hyper_at(self._hyper, held.t - 1), held.t - 1)
             step_hyper = dynamics.hyper_at(self._hyper, held.t)
-            _, g = _gradient(dynamics, held, step_hyper, held.t)
+            _, g = _gradient(dynamics, held, step_hyper, held.t, self._judge)
             held.undo_rest(g, step_hyper, held.t)
         return max(1, held.num_wrong())
 
 
-def _gradient(dynamics: Dynamics, held: FixedPoint, step_hyper: StepHyper, t: int) -> tuple[Tensor, Params]:
-    """L and g_t, taken as the sweep takes it: where a graph is made, some operators (group norm) have other kernels."""
-    point = dynamics.layout.unpack(held.weights())
-    value, g, _ = gradient_and_pullback(dynamics.loss_at(t), point, step_hyper)
+def _gradient(
+    dynamics: Dynamics, held: FixedPoint, step_hyper: StepHyper, t: int, judge: Judge
+) -> tuple[Tensor, Params]:
+    """L and g_t, taken as the sweep takes it: where a graph is made, some operators (group norm) have other kernels.
+
+    A step that was examined is taken once more, as it will be on the way back.
+    """
+    params = held.weights()
+    point = dynamics.layout.unpack(params)
+    loss = dynamics.loss_at(t)
+    value, g, _ = judge.pullback(loss, point, step_hyper)
+    if judge.look(dynamics, t, State(params, {}), step_hyper):
+        value, g, _ = judge.pullback(loss, point, step_hyper)
     return value, dynamics.layout.pack(g)
 
 

@@ -63,7 +63,7 @@ class Line(WayBack):
         while self._back > self._first:
             self._back -= 1
             between = _between(self._steps.dynamics.start, self._state, self._back / self._total)
-            back = self._steps.met_again(self._back, between, self._account)
+            back = self._steps.met_again(self._back, between, self._account, of_the_run=False)
             del between
             yield self._back, back
             del back

@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
-from hyperopt_cli.modes.base import Account, Hypergradient
+from hyperopt_cli.modes.base import MET_AGAIN, Account, Hypergradient
+from hyperopt_cli.modes.checks.judge import Judge
+from hyperopt_cli.modes.checks.outer import OuterJudge
+from hyperopt_cli.modes.checks.replayed import slack
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import Loss, gradient, gradient_and_pullback
 from hyperopt_cli.modes.memory import state_bytes
@@ -42,6 +45,7 @@ class Past(NamedTuple):
         t: which step.
         state: s_t.
         hyper: lambda_t.
+        value: L.
         grads: g_t, held like the state.
         pullback: `u -> (H u, (d2L/dw dlambda)^T u)` at s_t, named; may be called once.
     """
@@ -49,6 +53,7 @@ class Past(NamedTuple):
     t: Any
     state: State
     hyper: StepHyper
+    value: Tensor
     grads: Params
     pullback: Callable[[Params], tuple[Params, StepHyper]]
 
@@ -71,18 +76,24 @@ class Steps(NamedTuple):
         dynamics: whose.
         hyper: lambda.
         both: `both_steps` at t.
+        judge: says how the gradient is differentiated, step by step.
     """
 
     dynamics: Dynamics
     hyper: Hyper
     both: StepInHalves
+    judge: Judge
 
     def train(self, t: int, state: State, account: Account) -> tuple[State, Tensor]:
         """s_t -> s_{t+1}, and L."""
+        step_hyper = self._hyper_at(t)
         if self.both.is_compiled:
-            return self.kept(t, state, account)[0]
-        _count(account, steps=1, gradients=1)
-        return train_step(self.dynamics, self.dynamics.problem.batch(t), t, state, self._hyper_at(t))
+            result = self.kept(t, state, account)[0]
+        else:
+            _count(account, steps=1, gradients=1)
+            result = train_step(self.dynamics, self.dynamics.problem.batch(t), t, state, step_hyper)
+        self.judge.look(self.dynamics, t, state, step_hyper)
+        return result
 
     def kept(self, t: int, state: State, account: Account) -> tuple[tuple[State, Tensor], Back]:
         """The same, and the way back through it, for which everything is kept; compiled."""
@@ -107,18 +118,35 @@ class Steps(NamedTuple):
         )
         return state_bytes(kept.more) + state_bytes([x for x in kept.batch if _memory(x) not in others])
 
-    def met_again(self, t: int, state: State, account: Account) -> Back:
-        """The way back through step t from s_t alone: its gradient is taken again, now."""
+    def met_again(self, t: int, state: State, account: Account, of_the_run: bool = True) -> Back:
+        """The way back through step t from s_t alone: its gradient is taken again, now.
+
+        Args:
+            t: the step.
+            state: s_t.
+            account: told of it, and whether L is what it was.
+            of_the_run: whether `state` is the one that the run had.
+        """
         _count(account, gradients=1, hvps=1)
         step_hyper = self._hyper_at(t)
         if self.both.is_compiled:
-            _, kept = self.both.there(t, state, state, step_hyper)
-            return lambda adjoint: self.both.back(kept, adjoint)
-        past = linearise(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper)
-        return partial(adjoint_step, self.dynamics, past)
+            (_, value), kept = self.both.there(t, state, state, step_hyper)
+            back: Back = lambda adjoint: self.both.back(kept, adjoint)  # noqa: E731
+        else:
+            past = linearise(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper, self.judge)
+            value, back = past.value, partial(adjoint_step, self.dynamics, past)
+        if of_the_run:
+            check_met_again(account, t, value)
+        return back
 
     def _hyper_at(self, t: int) -> StepHyper:
         return self.dynamics.hyper_at(self.hyper, t)
+
+
+def check_met_again(account: Account, t: int, value: Tensor) -> None:
+    """L on the way back is what it was; the account raises where it is not."""
+    away = (value - account.inner_loss[t]).abs() > slack(value)
+    account.watch(t, MET_AGAIN, torch.where(away, float("nan"), 0.0))
 
 
 def _memory(x: Tensor) -> int:
@@ -153,11 +181,14 @@ def both_steps(
     return there, back_step(dynamics, batch, t, state, step_hyper, adjoint)
 
 
-def linearise(dynamics: Dynamics, loss: Loss, t: Any, state: State, step_hyper: StepHyper) -> Past:
-    """The gradient at s_t, ready to be differentiated."""
+def linearise(
+    dynamics: Dynamics, loss: Loss, t: Any, state: State, step_hyper: StepHyper, judge: Judge | None = None
+) -> Past:
+    """The gradient at s_t, ready to be differentiated: as `judge` says, or by a double backward."""
     point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
-    _, g, pullback = gradient_and_pullback(loss, point, step_hyper)
-    return Past(t, state, step_hyper, dynamics.layout.pack(g), pullback)
+    take = gradient_and_pullback if judge is None else judge.pullback
+    value, g, pullback = take(loss, point, step_hyper)
+    return Past(t, state, step_hyper, value, dynamics.layout.pack(g), pullback)
 
 
 @dataclass
@@ -182,11 +213,17 @@ class Sweep:
 
     @classmethod
     def begun(
-        cls, dynamics: Dynamics, hyper: Hyper, end: State, account: Account, left: Callable[[], dict[str, Any]]
+        cls,
+        dynamics: Dynamics,
+        hyper: Hyper,
+        end: State,
+        account: Account,
+        left: Callable[[], dict[str, Any]],
+        judge: OuterJudge | None,
     ) -> "Sweep":
-        """At s_T; `left` is what the run goes on from there."""
+        """At s_T; `left` is what the run goes on from there, `judge` takes the gradient of the objective."""
         params = dynamics.layout.unpack(dynamics.result(end))
-        objective = outer_objective(dynamics.problem, params, hyper, partial(account.offer, left))
+        objective = outer_objective(dynamics.problem, params, hyper, partial(account.offer, left), judge)
         account.watch(dynamics.problem.steps, "the outer objective", objective.value)
         adjoint = _result_adjoint(dynamics, end, objective.by_params)
         zeros = {name: torch.zeros_like(value) for name, value in hyper.items()}
@@ -269,6 +306,7 @@ def swept_back(
     account: Account,
     num_swept: int | None = None,
     left: dict[str, Any] | None = None,
+    judge: OuterJudge | None = None,
 ) -> Hypergradient:
     """The hypergradient from a run and its way back, which may stop short of its beginning.
 
@@ -279,6 +317,7 @@ def swept_back(
         account: told of every step.
         num_swept: steps to go back; None: T.
         left: where another process was interrupted; it is emptied.
+        judge: takes the gradient of the objective; None: autograd, whatever that gives.
     """
     num = dynamics.problem.steps if num_swept is None else num_swept
     if left is not None:
@@ -287,7 +326,7 @@ def swept_back(
         past.found(left["past"])
         left.clear()
     if past.sweep is None:
-        past.sweep = Sweep.begun(dynamics, hyper, past.end(), account, past.left)
+        past.sweep = Sweep.begun(dynamics, hyper, past.end(), account, past.left, judge)
     sweep = past.sweep
     for t, back in past:
         sweep.back_through(t, back)

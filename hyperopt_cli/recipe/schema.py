@@ -45,6 +45,8 @@ ENGINES = (
     "reverse_over_reverse",
     "reverse_over_reverse_loop",
     "reverse_over_forward",
+    "program",
+    "program_loop",
     "dense",
 )
 

@@ -12,7 +12,6 @@ from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
 from hyperopt_cli.modes import MODES, Auto, Hypergradient, Mode, Reversible, auto, plan
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines import ENGINES
-from hyperopt_cli.modes.engines.choice import REFERENCE
 from hyperopt_cli.modes.planning.column_costs import Point, at
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.plan import bytes_text, chosen, seconds_text
@@ -24,6 +23,7 @@ from hyperopt_cli.problem import Hyper
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests.cases import CASES, F64, T, net_problem, per_step, scalar, scaled_init, windows
 
+REFERENCE = "reverse_over_reverse_loop"
 COUNTED = ("num_steps", "num_gradients", "num_hvps")
 MOMENTUM = {"lr": scalar(0.1), "momentum": scalar(0.9)}
 

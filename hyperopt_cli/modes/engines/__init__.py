@@ -21,6 +21,7 @@ from hyperopt_cli.modes.engines.base import (
 from hyperopt_cli.modes.engines.dense import dense
 from hyperopt_cli.modes.engines.folded import folded
 from hyperopt_cli.modes.engines.forward_over_reverse import forward_over_reverse, forward_over_reverse_loop
+from hyperopt_cli.modes.engines.program import program, program_loop
 from hyperopt_cli.modes.engines.refusals import strict
 from hyperopt_cli.modes.engines.reverse_over_forward import reverse_over_forward
 from hyperopt_cli.modes.engines.reverse_over_reverse import reverse_over_reverse, reverse_over_reverse_loop
@@ -34,6 +35,8 @@ _FUNCTIONS: dict[str, Engine] = {
     "reverse_over_reverse": reverse_over_reverse,
     "reverse_over_reverse_loop": reverse_over_reverse_loop,
     "reverse_over_forward": reverse_over_forward,
+    "program": program,
+    "program_loop": program_loop,
     "dense": dense,
 }
 ENGINES: dict[str, Engine] = {name: strict(name, in_parts(function)) for name, function in _FUNCTIONS.items()}

@@ -84,14 +84,45 @@ def push_columns(function: Callable[..., Any], primals: tuple[Any, ...], tangent
     return pushed[0], pushed[1]
 
 
-def gradient_and_pullback(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
+def gradient_and_pullback(
+    loss: Loss, params: Params, hyper: StepHyper, of_one: Callable[..., tuple[Tensor, Params, Pullback]] | None = None
+) -> tuple[Tensor, Params, Pullback]:
     """L, g, and the map `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once.
 
     Of a loss in parts no graph is kept: the pullback takes the gradient of each part again.
+
+    Args:
+        loss: L.
+        params: w.
+        hyper: lambda_t.
+        of_one: takes the three of a loss that is no sum; None: by a double backward.
     """
+    take = of_one or by_double_backward
     if isinstance(loss, LossInParts):
-        return *gradient(loss, params, hyper), _pullback_in_parts(loss, params, hyper)
-    value, g, primals, inputs = differentiable_gradient(loss, params, hyper, with_hyper_gradient=False)
+        return *gradient(loss, params, hyper), _pullback_in_parts(loss, params, hyper, take)
+    return take(loss, params, hyper)
+
+
+def by_double_backward(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
+    """The three of a loss that is no sum, by autograd's derivative of the gradient's graph."""
+    return pullback_of(*evaluated(loss, params, hyper), params, hyper)
+
+
+def evaluated(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, list[Tensor]]:
+    """L with its graph, and the leaves of w and lambda."""
+    entries, spec = tree_flatten(hyper)
+    with torch.enable_grad():
+        w = {name: p.detach().requires_grad_() for name, p in params.items()}
+        leaves = [entry.detach().requires_grad_() for entry in entries]
+        return loss(w, tree_unflatten(leaves, spec)), [*w.values(), *leaves]
+
+
+def pullback_of(
+    value: Tensor, inputs: list[Tensor], params: Params, hyper: StepHyper
+) -> tuple[Tensor, Params, Pullback]:
+    """L, g and the pullback from what `evaluated` gave."""
+    with torch.enable_grad():
+        g = torch.autograd.grad(value, inputs[: len(params)], create_graph=True, materialize_grads=True)
     names, (_, spec) = list(params), tree_flatten(hyper)
 
     def pullback(u: Params) -> tuple[Params, StepHyper]:
@@ -103,30 +134,26 @@ def gradient_and_pullback(loss: Loss, params: Params, hyper: StepHyper) -> tuple
             adjoints = tuple(torch.zeros_like(x) for x in inputs)
         return dict(zip(names, adjoints, strict=False)), tree_unflatten(list(adjoints[len(names) :]), spec)
 
-    return value.detach(), primals, pullback
+    return value.detach(), {name: d.detach() for name, d in zip(names, g, strict=True)}, pullback
 
 
-def _pullback_in_parts(loss: LossInParts, params: Params, hyper: StepHyper) -> Pullback:
+def _pullback_in_parts(loss: LossInParts, params: Params, hyper: StepHyper, take: Callable[..., Any]) -> Pullback:
     def pullback(u: Params) -> tuple[Params, StepHyper]:
-        total: tuple[Params, StepHyper] = loss.total(lambda part: gradient_and_pullback(part, params, hyper)[2](u))
+        total: tuple[Params, StepHyper] = loss.total(lambda part: take(part, params, hyper)[2](u))
         return total
 
     return pullback
 
 
 def differentiable_gradient(
-    loss: Loss, params: Params, hyper: StepHyper, with_hyper_gradient: bool = True
+    loss: Loss, params: Params, hyper: StepHyper
 ) -> tuple[Tensor, list[Tensor], Params, list[Tensor]]:
-    """L, its gradient in w (and lambda) with a graph, the gradient in w without, and the leaves of both."""
-    entries, spec = tree_flatten(hyper)
+    """L, its gradient in w and lambda with a graph, the gradient in w without, and the leaves of both."""
+    value, leaves = evaluated(loss, params, hyper)
     with torch.enable_grad():
-        w = {name: p.detach().requires_grad_() for name, p in params.items()}
-        leaves = [entry.detach().requires_grad_() for entry in entries]
-        value = loss(w, tree_unflatten(leaves, spec))
-        wanted = [*w.values(), *leaves] if with_hyper_gradient else [*w.values()]
-        g = torch.autograd.grad(value, wanted, create_graph=True, materialize_grads=True)
-    primals = {name: d.detach() for name, d in zip(w, g, strict=False)}
-    return value, list(g), primals, [*w.values(), *leaves]
+        g = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
+    primals = {name: d.detach() for name, d in zip(params, g, strict=False)}
+    return value, list(g), primals, leaves
 
 
 def pull(along: Tensor, inputs: list[Tensor], retain: bool) -> list[Tensor]:

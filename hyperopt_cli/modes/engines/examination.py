@@ -1,107 +1,173 @@
-"""Every candidate engine is examined on a few columns before it may be timed: does it run, is it right?
+"""Engines at one step of a run, against central differences of the training gradient (`checks/truth.py`).
 
-Two columns in w alone must be products with a symmetric matrix (`symmetry.py`). Two columns, one in w alone and one in
-w and lambda, must agree with those of the reference engine. Never are more taken at once than in the run. An engine
-that was set by hand meets the same (`check_agreement` after `check_symmetry`), whatever it takes.
+An engine is right where its tangents are those that differences show, in float64, and its gradient is that of training;
+in the run's own precision only what no rounding explains counts against it. What differences cannot judge is right
+where an engine of another construction gives the same.
 """
 
-from contextlib import suppress
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.engines import symmetry
-from hyperopt_cli.modes.engines.base import Engine, Tangents
+from hyperopt_cli.errors import UsageError, first_line
+from hyperopt_cli.modes.checks.judge import agree, kind_at
+from hyperopt_cli.modes.checks.kinds import Kind, own_functions
+from hyperopt_cli.modes.checks.replayed import terms
+from hyperopt_cli.modes.checks.truth import GROSS, RIGHT, Truth
+from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.memory import available_bytes, is_lacking, taken_by
-from hyperopt_cli.optimizers.base import Params, StepHyper
 
-NUM_COLUMNS = 2
 SHARE_OF_MEMORY = 0.9
+NUM_COLUMNS = 2
 # Reasons for which fewer columns at once are a way out.
 DOES_NOT_FIT, WOULD_NEED = "does not fit into the memory", "would need about"
+# One engine of each construction: what differences cannot judge has to be the same by two of them.
+CONSTRUCTIONS = {
+    "reverse_over_reverse_loop": ("reverse_over_reverse", "reverse_over_reverse_loop", "dense"),
+    "forward_over_reverse_loop": ("folded", "forward_over_reverse", "forward_over_reverse_loop"),
+    "program_loop": ("program", "program_loop"),
+}
 
 
-class Examination(NamedTuple):
-    """What came of it.
+class Examination:
+    """What the engines do at one step.
 
     Attributes:
-        products: the columns that are compared, None where they could not be taken.
-        reason: why the engine is disqualified, or None.
-        asymmetry: None as well.
-        error: largest relative difference of a column from the reference; None as well, and without a reference.
+        t: which.
+        reasons: why engines are not right, by name, of those that were tried.
+        errors: relative errors in float64, by name.
+        not_judged: engines that go on without differences.
     """
 
-    products: Params | None
-    reason: str | None
-    asymmetry: float | None = None
-    error: float | None = None
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting._replace(loss=next(terms(setting.loss)))
+        self.t = setting.t
+        self.reasons: dict[str, str] = {}
+        self.errors: dict[str, float] = {}
+        self.not_judged: set[str] = set()
+        self._products: dict[str, list[Tensor] | None] = {}
 
+    @cached_property
+    def truth(self) -> Truth:
+        """Of the step."""
+        setting = self._setting
+        return Truth.at(setting.loss, setting.params, setting.hyper, setting.t)
 
-def examined(engine: Engine, setting: Setting, reference: Params | None, one_by_one: bool = False) -> Examination:
-    """Tries an engine.
+    @cached_property
+    def kind(self) -> Kind:
+        """Of the step."""
+        return kind_at(self._setting.loss, self._setting.params, self._setting.hyper)
 
-    Args:
-        engine: the candidate.
-        setting: what it is tried on.
-        reference: the products of the reference engine; None: it is the reference itself, or none could be had.
-        one_by_one: it takes a column at a time, whatever the chunk: its memory does not grow with K.
-    """
-    setting, w_dot, hyper_dot = _columns(setting)
-    held: list[Tangents] = []
-    device = next(iter(w_dot.values())).device
-    room = available_bytes(device)
-    try:
-        taken = taken_by(lambda: held.append(setting.taken_by(engine, w_dot, hyper_dot)), device)
-        products = held[0].grad_tangents
-        growth = 1.0 if one_by_one else setting.at_once / min(setting.at_once, NUM_COLUMNS)
+    def passes(self, name: str) -> bool:
+        """Whether the engine runs, fits and is right."""
+        if name not in self.errors and name not in self.reasons and name not in self.not_judged:
+            reason = self._reason(name)
+            if reason is not None:
+                self.reasons[name] = reason
+        return name not in self.reasons
+
+    def _reason(self, name: str) -> str | None:
+        try:
+            return self._too_large(name) or self._wrong(name)
+        except Exception as error:
+            return reason_of(error)
+
+    def _too_large(self, name: str) -> str | None:
+        """Two columns, never more at once than in the run, tell what all of them would take."""
+        setting, engine = self._setting, ENGINES[name]
+        rows = tree_map(lambda x: torch.stack([x] * NUM_COLUMNS), (self.truth.v, self.truth.mu))
+        device = next(iter(setting.params.values())).device
+        room = available_bytes(device)
+        taken = taken_by(lambda: setting.taken_by(engine, *rows), device)
+        growth = 1.0 if name.endswith("_loop") else setting.at_once / min(setting.at_once, NUM_COLUMNS)
         if taken * growth > SHARE_OF_MEMORY * room:
-            return Examination(products, f"{WOULD_NEED} {_mebibytes(taken * growth)}, {_mebibytes(room)} are free")
-        probe = symmetry.probed(engine, setting)
-    except (UsageError, RuntimeError) as failure:
-        return Examination(None, reason_of(failure) if reference is None else _reason(failure))
-    except Exception as failure:
-        if reference is None:
-            raise
-        return Examination(None, _reason(failure))  # the reference could: the loss is not to blame
-    error = None if reference is None else difference(products, reference)
-    return Examination(products, symmetry.misfit(probe, setting) or _deviation(error, setting), probe.asymmetry, error)
+            return f"{WOULD_NEED} {_mebibytes(taken * growth)}, {_mebibytes(room)} are free"
+        return None
+
+    def _wrong(self, name: str) -> str | None:
+        product, grads = self.truth.pushed(ENGINES[name], self._setting.at_once)
+        if self._has_diverged():
+            self.not_judged.add(name)
+            return None
+        if (strayed := self.truth.strayed(grads)) > RIGHT:
+            return (
+                f"its gradient differs from that of plain training by {strayed:.2g} of its size: it draws other "
+                "random numbers (dropout inside of attention, for one)"
+            )
+        if self.truth.difference is None:
+            return self._alone(name, product)
+        error = self.truth.error_of_push(product)
+        self.errors[name] = error
+        if not error <= RIGHT:
+            return f"off by {error:.2g} of central differences of the training gradient"
+        if self._is_gross(name) and not all(map(self._is_gross, CONSTRUCTIONS)):
+            return "right in float64, and not in the precision of the run"
+        return None
+
+    def _alone(self, name: str, product: list[Tensor]) -> str | None:
+        """Compares with engines of other constructions, where differences cannot judge."""
+        for other, same in CONSTRUCTIONS.items():
+            if name in same or name == other:
+                continue
+            if other not in self._products:
+                self._products[other] = self._product(other)
+            known = self._products[other]
+            if known is not None and agree(product, known):
+                self.not_judged.add(name)
+                return None
+        return "no engine of another construction gives the same, and differences cannot judge (kinks, rounding)"
+
+    def _product(self, name: str) -> list[Tensor] | None:
+        try:
+            return self.truth.pushed(ENGINES[name], 1)[0]
+        except Exception as error:
+            reason_of(error)
+            return None
+
+    def _is_gross(self, name: str) -> bool:
+        """Whether an engine is far off in the run's own precision."""
+        if self.truth.is_exact:
+            return False
+        try:
+            return (
+                self.truth.error_of_push(self.truth.pushed(ENGINES[name], self._setting.at_once, own=True)[0]) > GROSS
+            )
+        except Exception as error:
+            reason_of(error)
+            return True
+
+    def _has_diverged(self) -> bool:
+        """An engine that has left the finite numbers is left to the run, which says where."""
+        return not all(bool(g.isfinite().all()) for g in self.truth.gradient.values())
 
 
-def check_agreement(name: str, engine: Engine, reference: Engine, setting: Setting) -> None:
-    """Takes the columns that are compared by both; a reference that cannot take this model refuses nothing.
+def check_given(name: str, examination: Examination) -> None:
+    """An engine that was set by hand is right.
 
     Raises:
-        UsageError: they differ by more than rounding.
+        UsageError: it is not.
     """
-    if engine is reference:
+    if examination.passes(name):
         return
-    setting, w_dot, hyper_dot = _columns(setting)
-    try:
-        wanted = setting.taken_by(reference, w_dot, hyper_dot).grad_tangents
-    except (UsageError, RuntimeError) as failure:
-        if is_lacking(failure):
-            raise
-        return
-    reason = _deviation(difference(setting.taken_by(engine, w_dot, hyper_dot).grad_tangents, wanted), setting)
-    if reason is not None:
-        raise UsageError(f"{name}: {reason}; use another engine, or auto, which chooses among those that are right")
-
-
-def _mebibytes(num_bytes: float) -> str:
-    return f"{num_bytes / 2**20:.0f} MiB"
+    reason = examination.reasons[name]
+    if reason.startswith("engine "):  # its own refusal, with a way out
+        raise UsageError(reason)
+    raise UsageError(
+        f"engine {name}: {reason}; the hypergradient would be wrong at step {examination.t}"
+        f"{own_functions(examination.kind)}. Use engine auto, which takes one that is right"
+    )
 
 
 def reason_of(error: Exception) -> str:
-    """Why an engine that raised this is disqualified; what it does not explain is raised again."""
+    """Why an engine that raised this is disqualified."""
     if isinstance(error, UsageError):
         return str(error)
     if is_lacking(error):
         return DOES_NOT_FIT
-    raise error
+    return f"failed ({type(error).__name__}: {first_line(error)})"
 
 
 def is_of_memory(reason: str) -> bool:
@@ -109,45 +175,5 @@ def is_of_memory(reason: str) -> bool:
     return reason.startswith((DOES_NOT_FIT, WOULD_NEED))
 
 
-def _reason(failure: Exception) -> str:
-    """The same of a candidate, which may fail in any way."""
-    with suppress(Exception):
-        return reason_of(failure)
-    lines = str(failure).strip().splitlines() or [""]
-    return f"failed ({type(failure).__name__}: {lines[0]})"
-
-
-def difference(products: Params, reference: Params) -> float:
-    """The largest difference of a column from the reference's, over its size; 0 where both are 0.
-
-    Not finite where the products alone are; where the reference is not finite there is nothing to compare with.
-    """
-    rows, wanted = (torch.cat([_rows(x) for x in tree.values()], dim=1) for tree in (products, reference))
-    if not wanted.isfinite().all():
-        return 0.0
-    apart, size = (torch.linalg.vector_norm(x, dim=1) for x in (rows - wanted, wanted))
-    relative = torch.where(apart == 0, 0.0, apart / size)
-    return float(relative.max())
-
-
-def _deviation(error: float | None, setting: Setting) -> str | None:
-    if error is None or error <= setting.agreement:
-        return None
-    return f"differs from the reference engine by {error:.2g} (rounding is at most {setting.agreement:g})"
-
-
-def _columns(setting: Setting) -> tuple[Setting, Params, StepHyper]:
-    """Two columns that rest where the gradient is zero, and where no whole parameter is at rest (`symmetry.awake`).
-
-    A gradient that is put to zero (`padding_idx` of an embedding) is a constant to the one order of derivatives, and
-    the zero that it is to the other.
-    """
-    setting, plain = symmetry.awake(setting)
-    w_dot = {name: v * (plain[name] != 0) for name, v in symmetry.directions(setting.params, NUM_COLUMNS).items()}
-    hyper_dot = tree_map(lambda x: x.new_zeros(NUM_COLUMNS, *x.shape), setting.hyper)
-    tree_map(lambda x: x[-1].fill_(1.0), hyper_dot)
-    return setting, w_dot, hyper_dot
-
-
-def _rows(x: Tensor) -> Tensor:
-    return symmetry.wide(x.reshape(x.shape[0], -1))
+def _mebibytes(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.0f} MiB"

@@ -71,8 +71,7 @@ class Verdict:
         why: one line.
         made_for: where it holds.
         step_s: seconds that K columns of a step took, of each candidate that was measured.
-        errors: largest relative difference of any column from the reference engine's, of each that was tried.
-        asymmetries: |u.(Hv) - v.(Hu)| over its size, of each that was tried.
+        errors: relative error beside central differences of the training gradient, of each that was tried.
         disqualified: the reasons, by engine.
         compilation: whether the whole step is compiled; None: not decided.
     """
@@ -82,7 +81,6 @@ class Verdict:
     made_for: Circumstances
     step_s: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
-    asymmetries: Mapping[str, float] = field(default_factory=dict)
     disqualified: Mapping[str, str] = field(default_factory=dict)
     compilation: Compilation | None = None
 

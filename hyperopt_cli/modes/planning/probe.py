@@ -115,7 +115,9 @@ def _measured(mode: Mode, problem: Problem, hyper: Hyper) -> Measured:
     dynamics = Dynamics.of(problem, hyper)
     give_back()
     clock = _Clock(dynamics.like.device)
-    stats = mode.differentiate(problem, hyper, Account(problem.steps, dynamics.like, clock.lap)).stats
+    account = Account(problem.steps, dynamics.like, clock.lap)
+    account.examines = False
+    stats = mode.differentiate(problem, hyper, account).stats
     return Measured(clock.step_s(), stats["peak_bytes"], stats)
 
 

@@ -1,0 +1,298 @@
+"""Which derivative of the training gradient a sweep takes back through a step: the one that differences confirm.
+
+| candidate | what it is |
+|---|---|
+| double backward | autograd's derivative of the gradient's graph: cheap, and wrong where autograd is cut |
+| program | that of the gradient as a list of operators (`program/`): a detach, a hook, a backward are what they do |
+
+The first that central differences of the training gradient confirm (`truth.py`) is taken, for all steps of that kind
+(`kinds.py`). What differences contradict is refused. What they cannot judge goes on where the two agree, and is marked.
+
+Steps that are examined: step 0, every step of a kind that was not met before, and a few drawn by seed. There the batch
+and the gradient are taken twice as well (`replayed.py`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from hyperopt_cli.errors import UsageError, first_line
+from hyperopt_cli.modes.checks.differences import norm
+from hyperopt_cli.modes.checks.kinds import Kind, code_of, kind_of, own_functions
+from hyperopt_cli.modes.checks.outer import OuterJudge
+from hyperopt_cli.modes.checks.replayed import check_step, terms
+from hyperopt_cli.modes.checks.rule import check_rule
+from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, RIGHT, Truth
+from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.engines.base import (
+    Loss,
+    Pullback,
+    by_double_backward,
+    evaluated,
+    gradient_and_pullback,
+    pullback_of,
+)
+from hyperopt_cli.modes.memory import is_lacking
+from hyperopt_cli.modes.program.derivative import pulled_back
+from hyperopt_cli.modes.program.record import recorded
+from hyperopt_cli.optimizers.base import Params, StepHyper
+from hyperopt_cli.problem import Hyper, Problem
+
+DOUBLE_BACKWARD = "double backward"
+MOST_KINDS = 16  # examined in full; of more, those with an operator on another that no kind had
+FIRST = 3  # later steps that are examined in the first run of a problem; one in every run after it
+
+BY_PROGRAM = (
+    "the training gradient is differentiated as a list of operators, for a double backward is not its derivative"
+)
+NOT_JUDGED = (
+    "not judged: differences cannot tell whether the training gradient is differentiated rightly (kinks, rounding); "
+    "two ways of different construction agree"
+)
+
+
+class Ruling(NamedTuple):
+    """What is taken at steps of one kind.
+
+    Attributes:
+        candidate: its name.
+        judged: whether differences confirm it.
+        reasons: why others are not taken, by name.
+    """
+
+    candidate: str
+    judged: bool
+    reasons: Mapping[str, str]
+
+
+def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
+    """The same by the list of operators that the gradient comes to; g has the bits of training."""
+    entries, spec = tree_flatten(hyper)
+    inputs = [x.detach().requires_grad_() for x in (*params.values(), *entries)]
+    names = list(params)
+
+    def field(*flat: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            w = dict(zip(names, flat, strict=False))
+            value = loss(w, tree_unflatten(list(flat[len(names) :]), spec))
+            return [value, *torch.autograd.grad(value, list(w.values()), materialize_grads=True)]
+
+    program, (value, *g) = recorded(field, inputs)
+    program.outputs.pop(0)
+    pull = pulled_back(program, inputs)
+
+    def pullback(u: Params) -> tuple[Params, StepHyper]:
+        adjoints = pull([u[name] for name in names])
+        return dict(zip(names, adjoints, strict=False)), tree_unflatten(adjoints[len(names) :], spec)
+
+    return value.detach(), {name: x.detach() for name, x in zip(names, g, strict=True)}, pullback
+
+
+CANDIDATES = {DOUBLE_BACKWARD: by_double_backward, PROGRAM: by_program}
+
+
+class Watch:
+    """The kinds of step that were met, and the steps to be examined.
+
+    Attributes:
+        met: kinds since the last look.
+    """
+
+    def __init__(self) -> None:
+        self.met: set[Kind] = set()
+        self._drawn: set[int] = set()
+        self._runs, self._examines = 0, True
+        self._code: object = None
+
+    def __call__(self, value: Tensor) -> None:
+        """A loss was evaluated."""
+        if self._examines and value.grad_fn is not None:
+            self.met.add(kind_of(value))
+
+    def begin(self, problem: Problem, examines: bool = True) -> bool:
+        """A run begins, or goes on: draws the steps that are examined whatever their kind.
+
+        Args:
+            problem: whose run it is.
+            examines: whether any step is examined.
+
+        Returns:
+            Whether its loss is another one than that of the last run, so that nothing is known of it.
+        """
+        code = code_of(problem.inner_loss)
+        is_new, self._code = bool(code != self._code), code
+        self._runs = 0 if is_new else self._runs + 1
+        self._examines = examines
+        self.met.clear()
+        drawn = torch.Generator().manual_seed(self._runs)
+        order = torch.randperm(max(0, problem.steps - 1), generator=drawn)
+        self._drawn = {1 + int(t) for t in order[: 1 if self._runs else FIRST]}
+        return is_new
+
+    def taken(self, t: int, known: set[Kind]) -> set[Kind] | None:
+        """The kinds met since the last look that are not known, where step t is to be examined; else None."""
+        met, self.met = self.met, set()
+        new = met - known
+        if len(known) >= MOST_KINDS:
+            edges = {edge for kind in known for edge, _ in kind}
+            new = {kind for kind in new if not {edge for edge, _ in kind} <= edges}
+        drawn = t in self._drawn
+        self._drawn.discard(t)
+        return new if self._examines and (new or drawn) else None
+
+
+class Judge:
+    """Takes the pullbacks of a run, each by the candidate that was found right for its kind."""
+
+    def __init__(self) -> None:
+        self.watch, self.outer = Watch(), OuterJudge()
+        self._rulings: dict[Kind, Ruling] = {}
+        self._rules: set[str] = set()
+
+    def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool) -> Dynamics:
+        """A run begins: the same dynamics, watched.
+
+        Args:
+            dynamics: of the run.
+            hyper: lambda.
+            examines: whether anything is examined.
+
+        Raises:
+            UsageError: `init`, the schedule or the update rule has a derivative that is not that of its value.
+        """
+        if self.watch.begin(dynamics.problem, examines):
+            self._rulings.clear()
+            self._rules.clear()
+            self.outer.forget()
+        if examines:
+            check_rule(dynamics, hyper, "vjp", self._rules)
+        return dynamics.watched_by(self.watch)
+
+    @property
+    def said(self) -> list[str]:
+        """What has to be said of the hypergradient."""
+        said = self.outer.said
+        if any(ruling.candidate == PROGRAM for ruling in self._rulings.values()):
+            said.append(BY_PROGRAM)
+        if not all(ruling.judged for ruling in self._rulings.values()):
+            said.append(NOT_JUDGED)
+        return said
+
+    def look(self, dynamics: Dynamics, t: int, state: State, hyper: StepHyper) -> bool:
+        """After a step of the run, taken from `state`: examines it where that is due, and says whether it was.
+
+        Raises:
+            UsageError: no candidate is right there.
+            NonDeterministicError: taken twice, it gives two results.
+        """
+        new = self.watch.taken(t, set(self._rulings))
+        if new is None:
+            return False
+        params = dynamics.layout.unpack(dynamics.point(state, hyper, t))
+        unwatched = dynamics.watched_by(None)
+        check_step(unwatched, params, hyper, t)
+        rest = set(new)
+        for i, term in enumerate(terms(unwatched.loss_at(t))):
+            if i and not rest:
+                break
+            kind = kind_at(term, params, hyper)
+            if i == 0 or kind in rest:
+                self._rulings[kind] = self._examined(term, params, hyper, t, kind)
+            rest.discard(kind)
+        return True
+
+    def pullback(self, loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
+        """L, g, and `u -> (H u, (d2L/dw dlambda)^T u)` of a step, or of a sum over chunks; once."""
+        return gradient_and_pullback(loss, params, hyper, self._of_one)
+
+    def _of_one(self, loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
+        if self._rulings and all(ruling.candidate == PROGRAM for ruling in self._rulings.values()):
+            return by_program(loss, params, hyper)
+        value, leaves = evaluated(loss, params, hyper)
+        ruling = self._rulings.get(kind_of(value)) if len({r.candidate for r in self._rulings.values()}) > 1 else None
+        if ruling is not None and ruling.candidate == PROGRAM:
+            del value, leaves
+            return by_program(loss, params, hyper)
+        return pullback_of(value, leaves, params, hyper)
+
+    def _examined(self, loss: Loss, params: Params, hyper: StepHyper, t: int, kind: Kind) -> Ruling:
+        try:
+            return ruled(Truth.at(loss, params, hyper, t), t, kind)
+        except Exception as error:
+            if not is_lacking(error):
+                raise
+            return Ruling(DOUBLE_BACKWARD, False, {"differences": "do not fit into the memory"})
+
+
+def ruled(truth: Truth, t: int, kind: Kind) -> Ruling:
+    """The first candidate that is right.
+
+    Raises:
+        UsageError: none is.
+    """
+    if not all(bool(g.isfinite().all()) for g in truth.gradient.values()):
+        return Ruling(DOUBLE_BACKWARD, False, {})  # the run itself says where it diverges
+    reasons: dict[str, str] = {}
+    products: dict[str, list[Tensor]] = {}
+    for name, pull in CANDIDATES.items():
+        try:
+            along, adjoints = truth.pulled(pull)
+        except Exception as error:
+            if is_lacking(error):
+                raise
+            reasons[name] = first_line(error)
+            continue
+        products[name] = adjoints
+        if truth.difference is None:
+            continue
+        error_of = truth.error_of_pull(along)
+        if error_of > RIGHT:
+            reasons[name] = f"off by {error_of:.2g} of central differences of the training gradient"
+        elif _is_gross(truth, pull) and not all(_is_gross(truth, other) for other in CANDIDATES.values()):
+            reasons[name] = "right in float64, and not in the precision of the run"
+        else:
+            return Ruling(name, True, reasons)
+    if truth.difference is None and len(products) == len(CANDIDATES):
+        one, other = products.values()
+        if agree(one, other):
+            return Ruling(DOUBLE_BACKWARD, False, reasons)
+        reasons |= dict.fromkeys(CANDIDATES, "differs from the other, and differences cannot judge (kinks, rounding)")
+    elif truth.difference is None:
+        reasons |= dict.fromkeys(products, "alone, and differences cannot judge it (kinks, rounding)")
+    raise UsageError(refusal(f"the derivative of the training gradient at step {t}", reasons, kind))
+
+
+def agree(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether two products of different construction are one."""
+    return norm([x - y for x, y in zip(one, other, strict=True)]) <= RIGHT * norm(other)
+
+
+def refusal(what: str, reasons: Mapping[str, str], kind: Kind) -> str:
+    """Why nothing can be taken, with the constructs of the user's own that are on the way."""
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return (
+        f"inner_loss: {what} would be silently wrong by every way to take it ({told}){own_functions(kind)}. What "
+        "leaves torch and comes back (item(), numpy()) has no derivative, nor has an operator that is named here: "
+        "write it with torch's differentiable operators"
+    )
+
+
+def _is_gross(truth: Truth, pull: Callable[..., Any]) -> bool:
+    """Whether a pullback is far off in the run's own precision."""
+    if truth.is_exact:
+        return False
+    try:
+        return truth.error_of_pull(truth.pulled(pull, own=True)[0]) > GROSS
+    except RuntimeError as error:
+        if is_lacking(error):
+            raise
+        return True
+
+
+def kind_at(loss: Loss, params: Params, hyper: StepHyper) -> Kind:
+    """The kind of a loss at a point."""
+    with torch.enable_grad():
+        return kind_of(loss({name: p.detach().requires_grad_() for name, p in params.items()}, hyper))

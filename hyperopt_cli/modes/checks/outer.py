@@ -1,0 +1,176 @@
+"""Is dE/dw and dE/dlambda that of the validation loss? Central differences of E say so.
+
+| candidate | taken where |
+|---|---|
+| autograd | differences of E confirm it, or E rounds on its way (see below) |
+| program | they confirm this one instead: statistics under `no_grad`, a detach, a hook, a Function of one's own |
+
+Through a rounding E is constant nearly everywhere, and its derivative of no use. Where autograd's differs from it and E
+rounds what depends on w, the one that autograd gives (a straight-through estimator) is a surrogate that was wished for:
+it is taken, and said to be one.
+
+One chunk of each kind is examined, once.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.errors import UsageError, first_line
+from hyperopt_cli.modes.checks.differences import differenced, norm
+from hyperopt_cli.modes.checks.kinds import Kind, kind_of, own_functions
+from hyperopt_cli.modes.checks.raised import Raised, raised
+from hyperopt_cli.modes.checks.truth import PROGRAM, RIGHT, SLACK
+from hyperopt_cli.modes.memory import is_lacking
+from hyperopt_cli.modes.program.derivative import pulled_back
+from hyperopt_cli.modes.program.record import Program, recorded
+
+AUTOGRAD = "autograd"
+SEED = 30
+
+Objective = Callable[..., Tensor]  # of tensors, to E [] or the term of one chunk
+
+
+class OuterRuling(NamedTuple):
+    """What is taken for one kind of chunk, and what has to be said of it."""
+
+    candidate: str
+    said: str | None
+
+
+class OuterJudge:
+    """Takes the gradient of the outer objective, each chunk by the candidate that was found right for its kind."""
+
+    def __init__(self) -> None:
+        self._rulings: dict[Kind, OuterRuling] = {}
+
+    def forget(self) -> None:
+        """Another problem: nothing is known of it."""
+        self._rulings.clear()
+
+    @property
+    def said(self) -> list[str]:
+        """What has to be said of the hypergradient."""
+        return sorted({ruling.said for ruling in self._rulings.values() if ruling.said is not None})
+
+    def gradient(self, objective: Objective, leaves: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        """E and its derivatives in `leaves`.
+
+        Args:
+            objective: E as a function of tensors like the leaves.
+            leaves: w and lambda, that require gradients.
+
+        Raises:
+            UsageError: no candidate is right.
+        """
+        with torch.enable_grad():
+            value = objective(*leaves)
+        if not value.requires_grad:
+            return value, [torch.zeros_like(x) for x in leaves]
+        kind = kind_of(value)
+        if kind not in self._rulings:
+            self._rulings[kind] = _ruled(objective, [x.detach() for x in leaves], kind)
+        if self._rulings[kind].candidate == PROGRAM:
+            return value.detach(), by_program(objective, leaves)[1]
+        return value.detach(), torch.autograd.grad(value, leaves, materialize_grads=True)
+
+
+def by_autograd(objective: Objective, at: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of E."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in at]
+        return list(torch.autograd.grad(objective(*leaves), leaves, materialize_grads=True))
+
+
+def by_program(objective: Objective, at: Sequence[Tensor]) -> tuple[Program, list[Tensor]]:
+    """E as a list of operators, and its gradient."""
+    inputs = [x.detach() for x in at]
+    with torch.no_grad():
+        program, (value,) = recorded(lambda *flat: [objective(*flat)], inputs)
+    return program, pulled_back(program, inputs)([torch.ones_like(value)])
+
+
+def _ruled(objective: Objective, at: list[Tensor], kind: Kind) -> OuterRuling:
+    """Compares both candidates with differences, in float64.
+
+    Raises:
+        UsageError: neither is right.
+    """
+    exact = all(x.dtype == torch.float64 for x in at)
+    drawn = torch.Generator().manual_seed(SEED)
+    scale = sum(x.numel() for x in at) ** -0.5
+    at = raised(at)
+    direction = [scale * torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in at]
+    try:
+        with nullcontext() if exact else Raised():
+            return _of_candidates(objective, at, direction, kind)
+    except RuntimeError as error:
+        if is_lacking(error):
+            return OuterRuling(AUTOGRAD, "the gradient of the validation loss is not judged: no memory for it")
+        if not exact:  # an operator that has no kernel in float64
+            return OuterRuling(AUTOGRAD, f"the gradient of the validation loss is not judged: {first_line(error)}")
+        raise
+
+
+def _of_candidates(objective: Objective, at: list[Tensor], direction: list[Tensor], kind: Kind) -> OuterRuling:
+    difference = differenced(lambda *flat: [objective(*flat)], at, direction)
+    plain = by_autograd(objective, at)
+
+    def off(gradient: list[Tensor]) -> float:
+        assert difference is not None
+        along = float(sum((g * d).sum() for g, d in zip(gradient, direction, strict=True)))
+        # of the size that a derivative along a random direction has
+        size = max(difference.size, norm(gradient) * float(sum(x.numel() for x in at)) ** -0.5)
+        away = abs(along - float(difference.value[0]))
+        return 0.0 if away <= SLACK * difference.error or size == 0 else away / size
+
+    if difference is not None and off(plain) <= RIGHT:
+        return OuterRuling(AUTOGRAD, None)
+    try:
+        program, other = by_program(objective, at)
+    except UsageError as error:
+        return _without_program(difference is None, first_line(error), kind)
+    away = norm([x - y for x, y in zip(plain, other, strict=True)])
+    if difference is None and away <= RIGHT * norm(other):
+        return OuterRuling(AUTOGRAD, None)
+    if _rounds(program):
+        return OuterRuling(AUTOGRAD, "surrogate: the validation loss rounds, and autograd's estimator is taken")
+    if difference is not None and off(other) <= RIGHT:
+        return OuterRuling(PROGRAM, None)
+    return _without_program(False, "its derivative as a list of operators is off too", kind)
+
+
+def _without_program(not_judged: bool, reason: str, kind: Kind) -> OuterRuling:
+    if not_judged:
+        return OuterRuling(AUTOGRAD, f"the gradient of the validation loss is not judged ({reason})")
+    raise UsageError(
+        f"outer_loss: its gradient is not that of its value, by central differences ({reason}){own_functions(kind)}. "
+        "What leaves torch and comes back (item(), numpy()) has no derivative: write it with torch's differentiable "
+        "operators"
+    )
+
+
+ROUNDS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "bernoulli"})
+COMPARES = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin"})
+CASTS = frozenset({"_to_copy", "convert_element_type"})
+
+
+def _rounds(program: Program) -> bool:
+    """Whether what depends on the inputs is rounded, or compared and made a number again."""
+    moving, decided = set(range(program.num_inputs)), set[int]()
+    for call in program.calls:
+        name = call.func._schema.name.split("::")[1].removesuffix("_")
+        read = {ref.index for ref in call.read}
+        made = {n for n in call.results if n is not None}
+        if read & moving:
+            if name in ROUNDS:
+                return True
+            moving |= made
+            if name in COMPARES:
+                decided |= made
+        if name in CASTS and read & decided:
+            return True
+    return False

@@ -1,0 +1,107 @@
+"""A step that is taken twice must give the same twice: batch, loss and gradient; and must leave nothing behind.
+
+Modes evaluate a step more often than training does. A draw without a seed, a counter, a data set that augments at
+random, running statistics would make each evaluation another one's.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from hyperopt_cli.errors import NonDeterministicError
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.engines.base import Loss
+from hyperopt_cli.modes.parts import LossInParts
+from hyperopt_cli.modes.purity import Unwritten
+from hyperopt_cli.optimizers.base import Params, StepHyper
+from hyperopt_cli.problem import Chunked, Hyper, Problem
+
+
+def terms(loss: Loss) -> Iterator[Loss]:
+    """The terms of L: itself, or those of its chunks."""
+    yield from (part for part, _ in loss.parts()) if isinstance(loss, LossInParts) else (loss,)
+
+
+def slack(x: Tensor) -> Tensor | float:
+    """What two evaluations may be apart: on a GPU sums may be taken in another order from one time to the next."""
+    return (1e-7 if x.device.type == "cpu" else 1e-3) * x.abs().max() if x.numel() else 0.0
+
+
+def check_equal(what: str, once: Sequence[Tensor], again: Sequence[Tensor]) -> None:
+    """Compares two evaluations.
+
+    Raises:
+        NonDeterministicError: they differ.
+    """
+    for x, y in zip(once, again, strict=True):
+        x, y = x.detach(), y.detach()
+        if not torch.equal(x.isnan(), y.isnan()) or bool(((x - y).abs() > slack(x)).any()):
+            raise NonDeterministicError(
+                f"{what}: evaluated twice, it gave {_shown(x)} and {_shown(y)}; every draw must be a function of the "
+                "batch (batch(t) carries a seed), and batch(t) a function of t"
+            )
+
+
+def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> None:
+    """Takes the batch of a step twice, and the gradient of its first term.
+
+    Raises:
+        NonDeterministicError: they differ.
+        UsageError: the loss writes into what outlives it.
+    """
+    one, other = dynamics.problem.batch(t), dynamics.problem.batch(t)
+    if not isinstance(one, Chunked):
+        check_equal(f"batch({t})", _floating(one), _floating(other))
+    once, again = (next(terms(dynamics.loss_on(batch))) for batch in (one, other))
+    with Unwritten(f"inner_loss at step {t}"):
+        first = loss_and_gradient(once, params, hyper)
+    check_equal(f"inner_loss at step {t}", first, loss_and_gradient(again, params, hyper))
+
+
+def first_loss(dynamics: Dynamics, hyper: Hyper) -> Tensor:
+    """L of the first term of step 0, at s_0."""
+    step_hyper = dynamics.hyper_at(hyper, 0)
+    params = dynamics.layout.unpack(dynamics.point(dynamics.start, step_hyper, 0))
+    return next(terms(dynamics.loss_at(0)))(params, step_hyper).detach()
+
+
+def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> None:
+    """Step 0 after a whole hypergradient is what it was before and in it: nothing on the way has counted or drawn.
+
+    Args:
+        problem: the run.
+        hyper: lambda.
+        first: `first_loss` before it.
+        met: L of step 0 in it; of a batch in chunks another number, which is not compared.
+
+    Raises:
+        NonDeterministicError: it is not.
+    """
+    again = first_loss(Dynamics.of(problem, hyper), hyper)
+    values = [again] if isinstance(problem.batch(0), Chunked) else [again, met.to(again)]
+    for value in values:
+        # a compiled step rounds otherwise; on a GPU sums may be taken in another order
+        if bool((value - first).abs() > 1e-3 * first.abs()):
+            raise NonDeterministicError(
+                f"inner_loss: at step 0 it gave {float(first)!r} at first and {float(value)!r} later; every draw must "
+                "be a function of the batch (batch(t) carries a seed), and nothing may count how often it is called"
+            )
+
+
+def loss_and_gradient(loss: Loss, params: Params, hyper: StepHyper) -> list[Tensor]:
+    """L and g, flat."""
+    with torch.enable_grad():
+        w = {name: p.detach().requires_grad_() for name, p in params.items()}
+        value = loss(w, hyper)
+        return [value, *torch.autograd.grad(value, list(w.values()), materialize_grads=True)]
+
+
+def _floating(batch: Any) -> list[Tensor]:
+    return [x.double() for x in tree_leaves(batch) if isinstance(x, Tensor) and not x.is_complex()]
+
+
+def _shown(x: Tensor) -> str:
+    return repr(float(x)) if x.ndim == 0 else f"values of norm {float(torch.linalg.vector_norm(x))!r}"
