@@ -7,10 +7,18 @@ Pearlmutter 1994, "Fast exact multiplication by the Hessian", https://doi.org/10
 `forward_over_reverse` is `vmap(jvp(grad))`, K columns at once or chunk by chunk: the gradient once a chunk, memory for
 the chunk. `forward_over_reverse_loop` is one `jvp(grad)` a column: K gradients, memory for one column. The loop needs
 no batching rule, and grouped convolutions that `vmap` makes of the columns can be slower than it.
+
+The mean squared error is taken by its definition: of torch's own operator the gradient has no tangent where the target
+has none ("ZeroTensors are immutable").
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.func import grad_and_value
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.modes.engines.base import Loss, Tangents, push_columns
@@ -26,7 +34,8 @@ def forward_over_reverse(
     gradient_and_loss, dots = grad_and_value(loss), []
     for k in range(0, num_columns, size):
         chunk = tree_map(lambda x: x[k : k + size], (w_dot, hyper_dot))  # noqa: B023
-        (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
+        with _SquaresByDefinition():
+            (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
         dots.append(dot)
     g_dot, value_dot = dots[0] if len(dots) == 1 else tree_map(lambda *parts: torch.cat(parts), *dots)
     return Tangents(value, g, value_dot, g_dot)
@@ -37,3 +46,19 @@ def forward_over_reverse_loop(
 ) -> Tangents:
     """K columns by K times `jvp(grad)`; `chunk_size` has no effect."""
     return forward_over_reverse(loss, params, hyper, w_dot, hyper_dot, 1)
+
+
+class _SquaresByDefinition(TorchFunctionMode):
+    """`functional.mse_loss` as (input - target)^2, reduced."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The function, or its definition."""
+        given = {name: value for name, value in (kwargs or {}).items() if value is not None}
+        if func is functional.mse_loss and len(args) <= 2 and given.keys() <= {"input", "target", "reduction"}:
+            return _squares(*args, **given)
+        return func(*args, **(kwargs or {}))
+
+
+def _squares(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    squares = (input - target).square()
+    return squares if reduction == "none" else squares.mean() if reduction == "mean" else squares.sum()

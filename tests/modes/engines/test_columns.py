@@ -12,6 +12,8 @@ from torch.func import functional_call, jvp
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
+from torchvision.models.convnext import CNBlock
+from torchvision.models.swin_transformer import SwinTransformerBlock, SwinTransformerBlockV2
 
 from hyperopt_cli import Forward, Problem, hypergradient
 from hyperopt_cli.errors import UsageError
@@ -184,6 +186,9 @@ CASES: dict[OpOverload, tuple[Call, ...]] = {
     aten.split.Tensor: (call(s(5, 4), 2), call(s(5, 4), 3, -1)),
     aten.split_with_sizes.default: (call(s(5, 4), [2, 3]), call(s(2, 4), [1, 3], -1)),
     aten.cat.default: (call([s(2, 3), s(1, 3)]), call([s(2, 3), s(2, 1), s(2, 2)], -1)),
+    aten.zeros_like.default: (call(s(3, 4)), call(s(), dtype=F32)),
+    aten.new_zeros.default: (call(s(3, 4), [2, 5]), call(s(), [2])),
+    aten.new_empty_strided.default: (call(s(3, 4), [0, 2], [2, 1]),),
     aten.index_fill.int_Tensor: tuple(
         call(shape, dim, torch.tensor([0, 2]), s(), fixed=(2,)) for shape, dim in ((s(3, 4), 0), (s(2, 3), -1))
     ),
@@ -355,10 +360,38 @@ def written(w: Tensor, write: Callable[[Tensor], Any]) -> Tensor:
     return (h**3 * w).sum()
 
 
+def viewed(w: Tensor, view: Callable[[Tensor], Any]) -> Tensor:
+    """Of [2, 2], seen otherwise from one line on, then written into."""
+    h = w.view(2, 2).sin()
+    view(h)
+    h.mul_(1.5)
+    return (h.pow(3).cumsum(0) * torch.arange(1.0, 1 + h.numel(), dtype=F64).view(h.shape)).sum() * w.sum()
+
+
+def filled(w: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    h = torch.outer(w, w)
+    made = make(h)
+    made[:, ::2], made[:, 1] = h[:, 1::2].sin(), w
+    return made
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(4)
+
+
 def indexed(h: Tensor) -> None:
     h.index_put_((torch.tensor([0, 2]),), h[1] * 2)
 
 
+VIEWS_IN_PLACE: dict[str, Callable[[Tensor], Any]] = {
+    "t_": lambda h: h.t_(),
+    "transpose_": lambda h: h.transpose_(0, 1),
+    "swapaxes_": lambda h: h.swapaxes_(0, -1),
+    "unsqueeze_": lambda h: h.unsqueeze_(1),
+    "squeeze_": lambda h: h.unsqueeze_(0).squeeze_(),
+    "squeeze_ of a dimension": lambda h: h.unsqueeze_(-1).squeeze_(2),
+    "squeeze_ of dimensions": lambda h: h.unsqueeze_(0).squeeze_((0, 1)),
+}
 SHARED = {
     # what is written into y may not reach h, which y was made from
     "x + c": lambda h: h + 1,
@@ -424,6 +457,17 @@ WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "add_ of a dual": lambda w: written(w, lambda h: h.add_(w)),
     "copy_, zero_": lambda w: written(w, lambda h: h.copy_(w)) + written(w, lambda h: h.zero_()),
     "index_put_": lambda w: written(w, indexed),
+    **{
+        f"a view in place: {name}": lambda w, view=view: viewed(w, view) for name, view in VIEWS_IN_PLACE.items()
+    },
+    "quantile": lambda w: w.pow(2).quantile(0.3) * w.sum() + torch.outer(w, w).quantile(w.detach().abs() / 2, 1).sum(),
+    "nanmedian": lambda w: w.pow(2).nanmedian() * w.nanquantile(0.4),
+    "parts of a tensor of zeros": lambda w: filled(w, torch.zeros_like).pow(3).sum(),
+    "parts of new zeros": lambda w: filled(w, lambda h: h.new_zeros(h.shape)).pow(3).sum(),
+    "a part that is written into": lambda w: written(w, lambda h: h[1:3].zero_()),
+    "a column that is scaled": lambda w: written(w, lambda h: h[:, 1].mul_(w)),
+    "zeros that are drawn into": lambda w: (torch.zeros_like(w).bernoulli_(0.5, generator=seeded()) * w).pow(3).sum(),
+    "mse": lambda w: functional.mse_loss(w * w, torch.ones(4, dtype=F64)) * w.sum(),
     **{
         f"written into: {name}": lambda w, make=make: (lambda h, y: (h**2 * y.mul_(2) * h).sum())(*_two(w, make))
         for name, make in SHARED.items()
@@ -574,7 +618,29 @@ class Residual(nn.Module):
         return functional.relu(out, inplace=True)
 
 
+class First(nn.Module):
+    """The first result of a module that has several."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)[0]
+        return out
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "gru": (lambda: First(nn.GRU(4, 3, batch_first=True)), (2, 3, 4)),
+    "gru, two ways, two layers": (lambda: First(nn.GRU(4, 2, 2, bidirectional=True)), (3, 2, 4)),
+    "gru, no batch": (lambda: First(nn.GRU(4, 3)), (3, 4)),
+    "rnn": (lambda: First(nn.RNN(4, 3, nonlinearity="relu")), (3, 2, 4)),
+    "lstm": (lambda: First(nn.LSTM(4, 3, batch_first=True)), (2, 3, 4)),
+    "lstm, projected": (lambda: First(nn.LSTM(4, 3, proj_size=2)), (3, 2, 4)),
+    "lstm cell": (lambda: First(nn.LSTMCell(4, 3)), (2, 4)),
+    "convnext": (lambda: CNBlock(4, 0.1, 0.0), (1, 4, 5, 5)),
+    "swin": (lambda: SwinTransformerBlock(4, 2, [2, 2], [1, 1]), (1, 4, 4, 4)),
+    "swin, second version": (lambda: SwinTransformerBlockV2(4, 2, [2, 2], [1, 1]), (1, 4, 4, 4)),
     "conv1d, strided, circular": (lambda: nn.Conv1d(4, 3, 3, stride=2, padding=1, padding_mode="circular"), (2, 4, 6)),
     "conv2d, grouped, dilated": (lambda: nn.Conv2d(4, 6, 3, groups=2, dilation=2, padding="same"), (2, 4, 5, 5)),
     "conv3d": (lambda: nn.Sequential(nn.Conv3d(2, 3, 2), nn.Tanh(), nn.Conv3d(3, 2, 2)), (1, 2, 3, 4, 3)),

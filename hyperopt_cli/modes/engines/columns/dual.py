@@ -26,6 +26,7 @@ from torch._ops import OpOverload
 from torch.func import jvp, vmap
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils import checkpoint
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
@@ -40,21 +41,32 @@ AnyRule = TypeVar("AnyRule", bound=Rule)
 # What has no tangent, whatever its arguments'.
 CONSTANT = {
     aten.ones_like.default,
-    aten.zeros_like.default,
     aten.empty_like.default,
     aten.full_like.default,
     aten.rand_like.default,
     aten.randn_like.default,
-    aten.new_zeros.default,
     aten.new_ones.default,
     aten.new_full.default,
     aten.new_empty.default,
-    aten.new_empty_strided.default,
     aten.empty_strided.default,
     aten._local_scalar_dense.default,
     aten.sign.default,
 }
 
+
+# What draws into a tensor, whatever was there.
+DRAWS = {
+    aten.bernoulli_.float,
+    aten.normal_.default,
+    aten.uniform_.default,
+    aten.random_.default,
+    aten.random_.to,
+    aten.random_.__getattr__("from"),
+    aten.exponential_.default,
+    aten.log_normal_.default,
+    aten.cauchy_.default,
+    aten.geometric_.default,
+}
 
 # Of their second results torch has no forward derivative: a way back through them would take these for constants.
 INCOMPLETE = {aten._linalg_det.default, aten._linalg_slogdet.default, aten._linalg_solve_ex.default}
@@ -233,14 +245,32 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     target = args[0] if args else None
     if func is aten.copy_.default:
         return _copied(func, *args)
+    if torch.Tag.inplace_view in func.tags:
+        return _viewed_in_place(func, args, kwargs)
+    if func in DRAWS and isinstance(target, Dual):
+        return _written(func, target, func(target.primal.clone(), *args[1:], **kwargs))
     # by the name alone: overloads of the two may be named otherwise (pow_.Scalar, pow.Tensor_Scalar)
     plain = getattr(aten, func._schema.name.split("::")[1].removesuffix("_"), None)
     if not func._schema.name.endswith("_") or plain is None:
         raise _refused(func, "it writes into its arguments")
-    result = plain(*args, **kwargs)
     if not isinstance(target, Dual):
         raise _refused(func, _NO_TANGENTS)
-    return _written(func, target, result)
+    return _written(func, target, plain(*args, **kwargs))
+
+
+def _viewed_in_place(func: Any, args: Any, kwargs: Any) -> Dual:
+    """`t_`, `unsqueeze_` and the like: the tensor becomes a view of itself, and no number is written."""
+    target: Dual = args[0]
+    view: Dual = getattr(aten, func._schema.name.split("::")[1].removesuffix("_"))(*args, **kwargs)
+    included = torch._C._meta_in_tls_dispatch_include()
+    with no_dispatch():  # shape and strides that autograd sees: a wrapper has no kernel but that of `meta`
+        torch._C._set_meta_in_tls_dispatch_include(True)
+        try:
+            func(*args, **kwargs)
+        finally:
+            torch._C._set_meta_in_tls_dispatch_include(included)
+    target.primal, target.tangents, target.torn = view.primal, view.tangents, view.torn
+    return target
 
 
 def _copied(func: Any, target: Any, source: Tensor, non_blocking: bool = False) -> Tensor:
