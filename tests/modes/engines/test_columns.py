@@ -186,9 +186,6 @@ CASES: dict[OpOverload, tuple[Call, ...]] = {
     aten.split.Tensor: (call(s(5, 4), 2), call(s(5, 4), 3, -1)),
     aten.split_with_sizes.default: (call(s(5, 4), [2, 3]), call(s(2, 4), [1, 3], -1)),
     aten.cat.default: (call([s(2, 3), s(1, 3)]), call([s(2, 3), s(2, 1), s(2, 2)], -1)),
-    aten.zeros_like.default: (call(s(3, 4)), call(s(), dtype=F32)),
-    aten.new_zeros.default: (call(s(3, 4), [2, 5]), call(s(), [2])),
-    aten.new_empty_strided.default: (call(s(3, 4), [0, 2], [2, 1]),),
     aten.index_fill.int_Tensor: tuple(
         call(shape, dim, torch.tensor([0, 2]), s(), fixed=(2,)) for shape, dim in ((s(3, 4), 0), (s(2, 3), -1))
     ),

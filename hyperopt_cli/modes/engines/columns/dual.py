@@ -16,7 +16,7 @@ An operator with none of these is an error that names it.
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -40,19 +40,25 @@ AnyRule = TypeVar("AnyRule", bound=Rule)
 
 # What has no tangent, whatever its arguments'.
 CONSTANT = {
-    aten.ones_like.default,
-    aten.empty_like.default,
-    aten.full_like.default,
     aten.rand_like.default,
     aten.randn_like.default,
-    aten.new_ones.default,
-    aten.new_full.default,
-    aten.new_empty.default,
-    aten.empty_strided.default,
     aten._local_scalar_dense.default,
     aten.sign.default,
 }
 
+
+# Constants that are made like a tensor, often to be written into: by models, by autograd, by torch (1 - x of C++).
+BLANK = {
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.empty_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+}
 
 # What draws into a tensor, whatever was there.
 DRAWS = {
@@ -83,11 +89,14 @@ class Dual(Tensor):
             product had it.
         torn: shared by a tensor and its views; names the operators that made a view whose tangents are a copy, so that
             nothing may be written into any of them.
+        rests: its tangents are zeros that take no memory: nothing that moves has been written into it, and it has no
+            view.
     """
 
     primal: Tensor
     tangents: Tensor
     torn: set[str]
+    rests: bool
 
     @staticmethod
     def __new__(cls, primal: Tensor, dot: Tensor) -> "Dual":
@@ -101,7 +110,7 @@ class Dual(Tensor):
 
     def __init__(self, primal: Tensor, dot: Tensor) -> None:
         assert dot.shape[1:] == primal.shape, f"tangents {list(dot.shape)} of a tensor {list(primal.shape)}"
-        self.primal, self.tangents, self.torn = primal, dot, set()
+        self.primal, self.tangents, self.torn, self.rests = primal, dot, set(), False
 
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         """Its shape."""
@@ -127,6 +136,15 @@ class Dual(Tensor):
         kwargs = kwargs or {}
         if func._schema.is_mutable and func not in RULES:
             return _in_place(func, args, kwargs)
+        if func in BLANK:
+            return _blank(func, args, kwargs)
+        if func.is_view and isinstance(args[0], Dual) and args[0].rests:
+            args[0].tangents, args[0].rests = args[0].tangents.contiguous(), False
+        duals = list(_duals(args, kwargs))
+        if any(x.rests for x in duals):
+            args, kwargs = tree_map(lambda x: x.primal if isinstance(x, Dual) and x.rests else x, (args, kwargs))
+        if all(x.rests for x in duals):
+            return func(*args, **kwargs)
         result = _moved(func, args, kwargs)
         return _kept_together(func, result, args[0]) if func.is_view else _apart(result, args)
 
@@ -146,6 +164,26 @@ def _moved(func: Any, args: Any, kwargs: Any) -> Any:
     if torch.Tag.pointwise in func.tags:
         return _elementwise(func, args, kwargs)
     return by_torch(func, args, kwargs)
+
+
+def _blank(func: Any, args: Any, kwargs: Any) -> Any:
+    """A constant like a tensor: a dual that rests, for whatever is written into it."""
+    value = func(primal(args[0]), *args[1:], **kwargs)
+    if not value.is_floating_point() or not isinstance(args[0], Dual):
+        return value
+    columns = args[0].tangents.shape[0]
+    made = Dual(value, value.new_zeros(1).expand(columns, *value.shape))
+    made.rests = True
+    return made
+
+
+def _duals(args: Any, kwargs: Any) -> Iterator[Dual]:
+    """Those among the arguments of an operator, which are tensors or lists of them; `tree_leaves` takes longer."""
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, list | tuple):
+            yield from (each for each in x if isinstance(each, Dual))
+        elif isinstance(x, Dual):
+            yield x
 
 
 def _kept_together(func: Any, result: Any, source: Any) -> Any:
@@ -197,7 +235,7 @@ def primal(x: Any) -> Any:
 
 def dot(x: Any) -> Tensor | None:
     """The tangents; None of anything that has none."""
-    return x.tangents if isinstance(x, Dual) else None
+    return x.tangents if isinstance(x, Dual) and not x.rests else None
 
 
 def dual(value: Tensor, *parts: Tensor | None) -> Tensor:
@@ -283,9 +321,12 @@ def _written(func: Any, target: Dual, result: Tensor) -> Dual:
     if target.torn:
         raise _refused(func, f"it writes where a view by {', '.join(sorted(target.torn))} would not see it")
     target.primal.copy_(primal(result))
-    if isinstance(result, Dual):
-        target.tangents.copy_(result.tangents)
-    else:
+    moved = dot(result)
+    if target.rests and moved is not None:
+        target.tangents, target.rests = moved.clone(), False
+    elif moved is not None:
+        target.tangents.copy_(moved)
+    elif not target.rests:
         target.tangents.zero_()
     return target
 

@@ -101,13 +101,6 @@ def _cat(op: Any, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return dual(value, op(dots, _shifted(dim, value.ndim)))
 
 
-@rule(aten.zeros_like.default, aten.new_zeros.default, aten.new_empty_strided.default)
-def _zeros(op: Any, x: Dual, *args: Any, **kwargs: Any) -> Tensor:
-    """A constant, with tangents of its own: autograd and models write duals into such a tensor part by part."""
-    value = op(primal(x), *args, **kwargs)
-    return Dual(value, value.new_zeros(x.tangents.shape[0], *value.shape)) if value.is_floating_point() else value
-
-
 @rule(aten.index_fill.int_Tensor)
 def _index_fill(op: Any, x: Any, dim: int, index: Tensor, number: Any) -> Tensor:
     """Torch's rule under vmap fills every column with the number of the last."""
