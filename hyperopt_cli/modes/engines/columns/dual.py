@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload
-from torch.func import jvp, vmap
+from torch.func import jvp, vjp, vmap
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils import checkpoint
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.engines.forward_faults import lacks_forward_derivative
 from hyperopt_cli.modes.memory import is_lacking
 
 aten = torch.ops.aten
@@ -74,8 +75,15 @@ DRAWS = {
     aten.geometric_.default,
 }
 
-# Of their second results torch has no forward derivative: a way back through them would take these for constants.
-INCOMPLETE = {aten._linalg_det.default, aten._linalg_slogdet.default, aten._linalg_solve_ex.default}
+# Torch's forward derivative of these is wrong (of products alone of scatter_reduce), or lacks that of a second result,
+# which the way back would take for a constant; and where that is said.
+REFUSED = {
+    aten._linalg_det.default: "pytorch#192521",
+    aten._linalg_slogdet.default: "pytorch#196697",
+    aten._linalg_solve_ex.default: "pytorch#196695",
+    aten.triangular_solve.default: "pytorch#198017",
+    aten.scatter_reduce.two: "pytorch#196702",
+}
 COMPLEX = "its numbers are complex"
 OTHERWISE = "use the engine reverse_over_reverse, or the mode reverse"
 
@@ -151,13 +159,13 @@ class Dual(Tensor):
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:
     """`func`, by the first way that applies."""
-    if func in INCOMPLETE or (func is aten.scatter_reduce.two and "prod" in (x for x in args if isinstance(x, str))):
-        raise _refused(func, "torch's forward derivative of it is wrong, or lacks a factor that its way back reads")
-    if func.namespace == "prims":
-        raise _refused(func, "its forward derivative would be zero")
     rule = RULES.get(func)
     if rule is not None:
         return rule(func, *args, **kwargs)
+    if func in REFUSED and (func is not aten.scatter_reduce.two or "prod" in (x for x in args if isinstance(x, str))):
+        raise _refused(func, f"torch's forward derivative of it is wrong, see {REFUSED[func]}")
+    if lacks_forward_derivative(func):
+        raise _refused(func, "it has no forward derivative, and would be taken for a constant")
     if func in CONSTANT or not _has_float_output(func):
         args, kwargs = tree_map(primal, (args, kwargs))
         return func(*args, **kwargs)
@@ -348,7 +356,7 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
     parts: list[Tensor | None] = []
     for i in where:
         try:
-            with enable_reentrant_dispatch():
+            with enable_reentrant_dispatch(), torch.enable_grad():
                 value, partial = jvp(along(i), (plain[i],), (torch.ones_like(plain[i]),))  # type: ignore[misc]
         except (RuntimeError, NotImplementedError) as error:
             return _decomposed(func, args, kwargs, error)
@@ -378,15 +386,19 @@ def by_torch(func: Any, args: Any, kwargs: Any) -> Any:
         return tuple(results)
 
     at = tuple(_unshared(leaves[i].primal) for i in where)
-    pushed: Any = vmap(lambda *dots: jvp(of_duals, at, dots), out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
+    # an autograd.Function says that it has no forward derivative only where a gradient is taken as well
+    taken = of_duals if func.namespace == "aten" else lambda *moved: vjp(of_duals, *moved)[0]
+    pushed: Any = vmap(lambda *dots: jvp(taken, at, dots), out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
     try:
-        with enable_reentrant_dispatch(), warnings.catch_warnings():
+        # without a gradient some operators that have no forward derivative pass for constants
+        with enable_reentrant_dispatch(), warnings.catch_warnings(), torch.enable_grad():
             warnings.filterwarnings("error", message="There is a performance drop")
             values, dots = pushed(*(leaves[i].tangents for i in where))
     except (RuntimeError, NotImplementedError, UserWarning) as error:
         return _decomposed(func, args, kwargs, error)
     if any(x.is_complex() for x in values):
         raise _refused(func, COMPLEX)
+    values, dots = ([x.detach() for x in each] for each in (values, dots))
     made = [dual(x, d) if x.is_floating_point() else x for x, d in zip(values, dots, strict=True)]
     return tree_unflatten(made, shape[0])
 
@@ -404,6 +416,11 @@ def _decomposed(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
             raise
         raise _refused(func, _first_line(error)) from failure
     assert not any(x.requires_grad for x in tree_leaves(result) if isinstance(x, Tensor))
+    if torch.Tag.nondeterministic_seeded not in func.tags:  # the bits of the run are those of the operator itself
+        values = tree_leaves(func(*tree_map(primal, args), **tree_map(primal, kwargs)))
+        for made, value in zip(tree_leaves(result), values, strict=True):
+            if isinstance(made, Dual):
+                made.primal = value
     return result
 
 
