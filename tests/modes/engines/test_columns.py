@@ -110,6 +110,8 @@ SOFTMAX_BACKWARD = tuple(call(c.args[0], c.args[0], c.args[1], F64) for c in SOF
 SHAPED = (call(s(3, 4), [4, 3]), call(s(3, 4), [-1]), call(s(2, 3, 4), [2, -1]), call(s(), [1, 1]), call(s(1), []))
 MATRICES = (call(s(3, 4), s(4, 5)), call(s(4, 3), s(3, 1)), call(s(1, 1), s(1, 1)), call(s(5, 2), s(2, 7)))
 
+CHOSEN = torch.tensor([[True, False, True], [False, False, True]])
+
 CASES: dict[OpOverload, tuple[Call, ...]] = {
     aten.convolution.default: tuple(call(*each) for each in convolutions()),
     aten.convolution_backward.default: tuple(backward_of_convolutions()),
@@ -186,6 +188,18 @@ CASES: dict[OpOverload, tuple[Call, ...]] = {
     aten.split.Tensor: (call(s(5, 4), 2), call(s(5, 4), 3, -1)),
     aten.split_with_sizes.default: (call(s(5, 4), [2, 3]), call(s(2, 4), [1, 3], -1)),
     aten.cat.default: (call([s(2, 3), s(1, 3)]), call([s(2, 3), s(2, 1), s(2, 2)], -1)),
+    aten.cumprod.default: (call(s(5), 0), call(s(2, 3), 1), call(s(3, 2), -2), call(s(), 0), call(s(4), 0, dtype=F64)),
+    aten.logcumsumexp.default: (call(s(5), 0), call(s(2, 3), 1), call(s(3, 2), -2), call(s(), 0)),
+    aten.cholesky_inverse.default: (call(s(2, 2)), call(s(2, 2), True), call(s(1, 1)), call(s(3, 1, 1))),
+    aten.cholesky_solve.default: (
+        call(s(2, 3), s(2, 2)), call(s(2, 1), s(2, 2), True), call(s(1, 3), s(4, 1, 1)), call(s(3, 2, 1), s(2, 2)),
+    ),
+    aten.where.self: (
+        call(CHOSEN, s(2, 3), s(2, 3), fixed=(0,)), call(CHOSEN, s(3), s(2, 1), fixed=(0,)),
+        call(CHOSEN, s(), s(2, 3), fixed=(0,)), call(CHOSEN, s(4, 1, 1), s(1), fixed=(0,)),
+    ),
+    aten.masked_fill.Scalar: tuple(call(shape, CHOSEN, 2.0, fixed=(1,)) for shape in (s(2, 3), s(4, 2, 3), s(2, 1))),
+    aten.masked_fill.Tensor: tuple(call(shape, CHOSEN, s(), fixed=(1,)) for shape in (s(2, 3), s(3))),
     aten.index_fill.int_Tensor: tuple(
         call(shape, dim, torch.tensor([0, 2]), s(), fixed=(2,)) for shape, dim in ((s(3, 4), 0), (s(2, 3), -1))
     ),
@@ -199,6 +213,8 @@ DIFFERENCES_ALONE = {
     aten.native_group_norm.default,
     aten.native_layer_norm.default,
     aten.native_batch_norm.default,
+    aten.cholesky_inverse.default,  # pytorch #196682
+    aten.cholesky_solve.default,  # pytorch #196694
     aten.detach.default,  # where torch drops tangents; below autograd they stay
 }
 EACH = [(op, i) for op, calls in CASES.items() for i in range(len(calls))]
@@ -220,7 +236,7 @@ def drawn(given: Call, reverse: bool) -> tuple[list[Any], Any, list[int]]:
     leaves = [tensor(x) for x in leaves]
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and i not in given.fixed]
     for i in given.fixed:
-        leaves[i] = leaves[i].abs()
+        leaves[i] = leaves[i].abs() if leaves[i].dtype != torch.bool else leaves[i]
     return leaves, spec, places
 
 
@@ -428,6 +444,10 @@ WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "a norm of a whole order": lambda w: torch.linalg.vector_norm(torch.outer(w, w), 3, dim=1).pow(2).sum(),
     "two results": lambda w: torch.frexp(w * w).mantissa.pow(2).sum() * w.sum(),
     "pow_": lambda w: written(w, lambda h: h.pow_(3)),
+    "cumprod_": lambda w: written(w, lambda h: h.cumprod_(1)),
+    "cumprod of a number": lambda w: (w * w.prod().cumprod(0)).sum() ** 2,
+    "cumprod of integers": lambda w: (w * torch.cumprod(torch.arange(1, 5), dim=0)).pow(3).sum(),
+    "cumprod in another format": lambda w: torch.cumprod(w.float(), 0, dtype=F64).pow(2).sum().double() * 0 + w.prod(),
     "softmax of a number": lambda w: (w.prod().softmax(0) * w).pow(3).sum() + w.sum().log_softmax(0),
     "cat with nothing": lambda w: torch.cat([torch.empty(0, dtype=F64), torch.outer(w, w)], dim=1).pow(3).sum(),
     "trace": lambda w: torch.outer(w, w.exp()).trace() ** 2,
@@ -499,7 +519,8 @@ def _matrix(w: Tensor) -> Tensor:
         (lambda w: functional.ctc_loss(torch.outer(w, w)[:, None].log_softmax(2), torch.tensor([[1]]), (4,), (1,)),
          "aten._ctc_loss"),
         (lambda w: w.put(torch.tensor([0]), w[1:2] ** 2).pow(2).sum(), "aten.put.default"),
-        (lambda w: torch.linalg.det(_matrix(w)), "aten._linalg_det.default"),
+        (lambda w: torch.linalg.det(_matrix(w)), "aten._linalg_det.default .*pytorch#192521"),
+        (lambda w: torch.triangular_solve(w[:, None], _matrix(w))[0].sum(), "aten.triangular_solve.default"),
         (
             lambda w: torch.zeros(2, dtype=F64).scatter_reduce(0, torch.tensor([0, 1, 0, 1]), w, "prod").sum(),
             "aten.scatter_reduce.two",

@@ -8,6 +8,8 @@
 which is associative: taken in log2(n) steps, each over twice as many elements (Hillis and Steele 1986,
 https://doi.org/10.1145/7902.7903). Nothing is divided by an element, nor weighed against a far one: torch's own tangents
 are wrong there (pytorch #196701, #196705).
+
+The way back of torch's cumprod selects by where the zeros are, which move: it is replaced by such products.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_cli.modes.engines.columns.dual import Dual, dual, rule
+from hyperopt_cli.modes.engines.columns.dual import FUNCTIONS, Dual, dual, rule
 
 aten = torch.ops.aten
 
@@ -32,6 +34,29 @@ def _cumprod(op: Any, x: Dual, dim: int, *, dtype: Any = None) -> Tensor:
 @rule(aten.logcumsumexp.default)
 def _logcumsumexp(op: Any, x: Dual, dim: int) -> Tensor:
     return dual(op(x.primal, dim), _scanned(_log_of_sum, x.primal, x.tangents, dim))
+
+
+def _products(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.cumprod`."""
+    if input.ndim == 0 or not (dtype or input.dtype).is_floating_point:
+        return torch.cumprod(input, dim, dtype=dtype)
+    y, reach = input.to(dtype or input.dtype).movedim(dim, -1), 1
+    while reach < y.shape[-1]:
+        y = torch.cat([y[..., :reach], y[..., :-reach] * y[..., reach:]], -1)
+        reach *= 2
+    return y.movedim(-1, dim)
+
+
+def _products_in_place(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """`Tensor.cumprod_`."""
+    return input.copy_(_products(input.clone(), dim, dtype=dtype))
+
+
+FUNCTIONS |= {
+    torch.cumprod: _products,
+    Tensor.cumprod: _products,
+    Tensor.cumprod_: _products_in_place,
+}
 
 
 def _product(before: Pair, after: Pair) -> Pair:

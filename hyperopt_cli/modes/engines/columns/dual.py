@@ -23,20 +23,21 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload
-from torch.func import jvp, vjp, vmap
+from torch.func import jvp, vmap
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils import checkpoint
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.engines.forward_faults import lacks_forward_derivative
 from hyperopt_cli.modes.memory import is_lacking
 
 aten = torch.ops.aten
 
 Rule = Callable[..., Any]
 RULES: dict[OpOverload, Rule] = {}
+# What stands in for a function of torch.
+FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 # What has no tangent, whatever its arguments'.
@@ -137,6 +138,14 @@ class Dual(Tensor):
         return self.detach()
 
     @classmethod
+    def __torch_function__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """`func`, or a function with the same value above autograd, whose way back has no masks for zeros."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
+
+    @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -164,8 +173,8 @@ def _moved(func: Any, args: Any, kwargs: Any) -> Any:
         return rule(func, *args, **kwargs)
     if func in REFUSED and (func is not aten.scatter_reduce.two or "prod" in (x for x in args if isinstance(x, str))):
         raise _refused(func, f"torch's forward derivative of it is wrong, see {REFUSED[func]}")
-    if lacks_forward_derivative(func):
-        raise _refused(func, "it has no forward derivative, and would be taken for a constant")
+    if func.namespace != "aten":  # below autograd, where no autograd.Function's jvp is met
+        raise _refused(func, "no forward derivative of an operator outside of ATen is found here")
     if func in CONSTANT or not _has_float_output(func):
         args, kwargs = tree_map(primal, (args, kwargs))
         return func(*args, **kwargs)
@@ -386,9 +395,7 @@ def by_torch(func: Any, args: Any, kwargs: Any) -> Any:
         return tuple(results)
 
     at = tuple(_unshared(leaves[i].primal) for i in where)
-    # an autograd.Function says that it has no forward derivative only where a gradient is taken as well
-    taken = of_duals if func.namespace == "aten" else lambda *moved: vjp(of_duals, *moved)[0]
-    pushed: Any = vmap(lambda *dots: jvp(taken, at, dots), out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
+    pushed: Any = vmap(lambda *dots: jvp(of_duals, at, dots), out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
     try:
         # without a gradient some operators that have no forward derivative pass for constants
         with enable_reentrant_dispatch(), warnings.catch_warnings(), torch.enable_grad():
