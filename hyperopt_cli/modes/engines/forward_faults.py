@@ -69,10 +69,11 @@ def lacks_forward_derivative(given: Any) -> bool:
         Whether its tangents are known to be lacking.
     """
     if isinstance(given, OpOverload):
+        name: str = given._schema.name
         if given.namespace in ("aten", "prims"):  # whose kernel for autograd is there to stop it
             return given.namespace == "prims"
         has = torch._C._dispatch_has_kernel_for_dispatch_key
-        return not any(has(given.name(), key) for key in ("CompositeImplicitAutograd", *_BY_AUTOGRAD))
+        return not any(has(name, key) for key in ("CompositeImplicitAutograd", *_BY_AUTOGRAD))
     function = getattr(type(given), "_forward_cls", None)
     if function is not None and not given.name().startswith("GeneratedBackwardFor_"):
         return bool(function.jvp is torch.autograd.Function.jvp)

@@ -1,4 +1,4 @@
-"""Torch's own tangents of every operator that is said to be wrong, and of others, against differences of the gradient."""
+"""Torch's own tangents of what is said to be wrong, and of what is not, against differences of the gradient."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

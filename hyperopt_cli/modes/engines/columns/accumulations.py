@@ -6,8 +6,8 @@
     logcumsumexp    (m, exp(y - m) y' + exp(z - m) z'),     m = log(exp y + exp z)
 
 which is associative: taken in log2(n) steps, each over twice as many elements (Hillis and Steele 1986,
-https://doi.org/10.1145/7902.7903). Nothing is divided by an element, nor weighed against a far one: torch's own tangents
-are wrong there (pytorch #196701, #196705).
+https://doi.org/10.1145/7902.7903). Nothing is divided by an element, nor weighed against a far one: torch's own
+tangents are wrong there (pytorch #196701, #196705).
 
 The way back of torch's cumprod selects by where the zeros are, which move: it is replaced by such products.
 """

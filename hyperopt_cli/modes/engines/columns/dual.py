@@ -138,7 +138,7 @@ class Dual(Tensor):
         return self.detach()
 
     @classmethod
-    def __torch_function__(  # type: ignore[override]
+    def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """`func`, or a function with the same value above autograd, whose way back has no masks for zeros."""
