@@ -8,6 +8,8 @@ once more (reverse over forward), which has the others too.
 
 An autograd.Function with a `jvp` of its own is wrong under nested forward derivatives alone (pytorch#197867), which no
 engine takes.
+
+`double_backward_fault` is the like of what differentiates a gradient in reverse.
 """
 
 from typing import Any
@@ -51,6 +53,20 @@ def forward_fault(node: Any, of_tangents: bool = False) -> str | None:
     if name == "ScatterReduceBackward0" and node._saved_reduce != "prod":
         return None
     return FORWARD_FAULTS.get(name) or (FAULTS_OF_TANGENTS.get(name) if of_tangents else None)
+
+
+def double_backward_fault(node: Any) -> str | None:
+    """What is wrong with torch's second derivative in reverse of an operator, in words; None where nothing is known.
+
+    Args:
+        node: of autograd's graph of the loss, left there by the operator.
+    """
+    name = node.name()
+    if name == "NativeLayerNormBackward0" and node._saved_weight is None and node.next_functions[2][0] is not None:
+        return "layer normalisation with a bias alone: zero or an error, pytorch#79705"
+    if name == "WeightNormInterfaceBackward0":
+        return "torch._weight_norm: it takes the norm for a constant, pytorch#198017"
+    return None
 
 
 def lacks_forward_derivative(given: Any) -> bool:

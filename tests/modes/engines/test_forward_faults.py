@@ -15,6 +15,7 @@ from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.forward_faults import (
     FAULTS_OF_TANGENTS,
     FORWARD_FAULTS,
+    double_backward_fault,
     forward_fault,
     lacks_forward_derivative,
 )
@@ -166,17 +167,73 @@ def test_what_torch_takes_rightly_is_in_no_table(name: str) -> None:
 @pytest.mark.parametrize("name", [*WRONG_FORWARD, *WRONG_TANGENTS, *RIGHT])
 def test_folded_is_right_or_refuses(name: str) -> None:
     function = {**WRONG_FORWARD, **WRONG_TANGENTS, **RIGHT}[name]
-    refused = {
-        "TriangularSolveBackward0", "LinalgDetBackward0", "ScatterReduceBackward0", "LinalgSlogdetBackward0",
-        "LinalgSolveExBackward0",
-    }  # fmt: skip
-    if name in refused:
+    if name in ("TriangularSolveBackward0", "ScatterReduceBackward0"):
         with pytest.raises(UsageError, match=r"engine folded: cannot carry tangents through .*see pytorch#\d+"):
             product("folded", function)
     elif name == "SincBackward0":
         pytest.skip("its way back is no operator: taken as torch does")
     else:
         assert not differs(product("folded", function), by_differences(function))
+
+
+OF_FOLDED: dict[str, Function] = {
+    "solve": lambda w: weighted(torch.linalg.solve(square(w), square(w.sin()))),
+    "solve from the right": lambda w: weighted(torch.linalg.solve(square(w), square(w.sin()), left=False)),
+    "solve for a vector": lambda w: weighted(torch.linalg.solve(square(w), w[:3])),
+    "solve for vectors": lambda w: weighted(torch.linalg.solve(torch.stack([square(w), square(w * w)]), C[:6].view(2, 3))),
+    "solve, broadcast": lambda w: weighted(torch.linalg.solve(torch.stack([square(w), square(w * w)]), C.view(3, 3))),
+    "det": lambda w: torch.det(square(w) / 2),
+    "det of a method": lambda w: square(w / 3).det(),
+    "dets": lambda w: weighted(torch.linalg.det(torch.stack([square(w) / 2, square(w * w).flip(0) / 2]))),
+    "det, permuted": lambda w: torch.linalg.det(square(w)[[2, 0, 1]] / 2),
+    "slogdet": lambda w: torch.slogdet(square(w)).logabsdet * torch.slogdet(square(w).flip(0)).sign,
+    "logdet": lambda w: torch.logdet(definite(w)) ** 2,
+    "logdet of a method": lambda w: definite(w).logdet() * w.sum(),
+    "weight_norm": lambda w: weighted(torch._weight_norm(w[:6].view(2, 3), w[6:8].view(2, 1), 0)),
+    "weight_norm of the last": lambda w: weighted(torch._weight_norm(w[:6].view(2, 3), w[6:].view(1, 3), 1)),
+    "weight_norm of all": lambda w: weighted(torch._weight_norm(w[:6].view(2, 3), w[8], -1)),
+    "cumprod along rows": lambda w: weighted(torch.cumprod((w - W * (1 - ZERO)).view(3, 3), 1)),
+    "cumprod of a method": lambda w: weighted((w - W * (1 - ZERO)).view(3, 3).cumprod(dim=0)),
+    "cumprod in place": lambda w: weighted((w - W * (1 - ZERO)).sin().cumprod_(0)),
+    "logcumsumexp of nothing": lambda w: weighted(torch.where(torch.arange(9) < 1, -torch.inf, w).logcumsumexp(0)[1:]),
+    "cholesky_inverse, upper": lambda w: weighted(torch.cholesky_inverse(lower(w).T, upper=True)),
+    "cholesky_solve, upper": lambda w: weighted(torch.cholesky_solve(square(w), lower(w).T, upper=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_FOLDED)
+def test_folded_takes_what_torch_does_not(name: str) -> None:
+    assert not differs(product("folded", OF_FOLDED[name]), by_differences(OF_FOLDED[name]))
+
+
+def test_a_singular_matrix_is_named() -> None:
+    with pytest.raises(UsageError, match=r"engine folded: torch\.linalg\.lu_factor met a singular matrix"):
+        product("folded", lambda w: torch.det(torch.outer(w[:3], w[3:6])))
+
+
+# --- the second derivative in reverse ---
+
+WRONG_IN_REVERSE: dict[str, Function] = {
+    "a bias alone": lambda w: functional.layer_norm(C.view(3, 3), (3,), None, w[:3]).sin().sum(),
+    "a bias alone over two": lambda w: functional.layer_norm(C[:8].view(2, 4), (4,), None, w[2:6]).sin().sum(),
+    "weight_norm": OF_FOLDED["weight_norm"],
+    "weight_norm of the last": OF_FOLDED["weight_norm of the last"],
+}
+RIGHT_IN_REVERSE: dict[str, Function] = {
+    "a weight alone": lambda w: weighted(functional.layer_norm(w.view(3, 3), (3,), w[:3])),
+    "both": lambda w: weighted(functional.layer_norm(w.view(3, 3), (3,), w[:3], w[3:6])),
+    "a bias that is fixed": lambda w: weighted(functional.layer_norm(w.view(3, 3), (3,), None, C[:3])),
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG_IN_REVERSE, *RIGHT_IN_REVERSE])
+def test_what_a_double_backward_takes_wrongly_is_said(name: str) -> None:
+    function = {**WRONG_IN_REVERSE, **RIGHT_IN_REVERSE}[name]
+    want = by_differences(function)
+    assert differs(product("reverse_over_reverse_loop", function), want) == (name in WRONG_IN_REVERSE)
+    assert not differs(product("folded", function), want)
+    said = [each for each in map(double_backward_fault, nodes(function(W.clone().requires_grad_()))) if each]
+    assert len(said) == (name in WRONG_IN_REVERSE)
 
 
 def product(engine: str, function: Function) -> Tensor:

@@ -138,10 +138,8 @@ class Dual(Tensor):
         return self.detach()
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """`func`, or a function with the same value above autograd, whose way back has no masks for zeros."""
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`func`, or a function with the same value, whose way back autograd makes of operators that have tangents."""
         with torch._C.DisableTorchFunctionSubclass():
             return FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
 
