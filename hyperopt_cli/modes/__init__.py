@@ -14,6 +14,7 @@ from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
 from hyperopt_cli.modes.checks.replayed import check_still, first_loss
 from hyperopt_cli.modes.connectivity import check_connected
+from hyperopt_cli.modes.constructs import check_constructs
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.planning.plan import Plan, plan
@@ -66,7 +67,8 @@ def hypergradient(
         DetachedHyperparameterError: nothing depends on some key of `hyper`.
         NonFiniteError: a loss, tangent or hypergradient is not finite; `step` says at which inner step.
         NonDeterministicError: w_0 or the same step has two values.
-        UsageError: the inner loss depends on no parameter, or an operator lacks the derivative that an engine takes.
+        UsageError: the inner loss depends on no parameter, an operator lacks the derivative that an engine takes, or a
+            parameter is not real or not floating-point.
         TypeError: an entry of `hyper` or of lambda_t is not a floating-point tensor.
         ValueError: unknown mode, no parameter, or an argument of the optimizer that is no scalar and no mapping.
 
@@ -97,6 +99,7 @@ def hypergradient(
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
+        check_constructs(dynamics, hyper)
         check_connected(dynamics, hyper)
         first = first_loss(dynamics, hyper)
         account = Account(problem.steps, dynamics.like, on_step, keeper, left)

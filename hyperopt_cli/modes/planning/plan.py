@@ -9,6 +9,7 @@ import torch
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes import memory
 from hyperopt_cli.modes.connectivity import check_connected
+from hyperopt_cli.modes.constructs import check_constructs
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.planning.predictions import Prediction, predictions
 from hyperopt_cli.modes.planning.probe import held_bytes
@@ -59,6 +60,7 @@ def plan(problem: Problem, hyper: Hyper, *, available_bytes: int | None = None) 
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
+        check_constructs(dynamics, hyper)
         check_connected(dynamics, hyper)
         return planned(dynamics, hyper, available_bytes)
 

@@ -12,6 +12,8 @@ from torch.func import functional_call, jvp
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
+from torchvision.models.convnext import CNBlock
+from torchvision.models.swin_transformer import SwinTransformerBlock, SwinTransformerBlockV2
 
 from hyperopt_cli import Forward, Problem, hypergradient
 from hyperopt_cli.errors import UsageError
@@ -108,6 +110,8 @@ SOFTMAX_BACKWARD = tuple(call(c.args[0], c.args[0], c.args[1], F64) for c in SOF
 SHAPED = (call(s(3, 4), [4, 3]), call(s(3, 4), [-1]), call(s(2, 3, 4), [2, -1]), call(s(), [1, 1]), call(s(1), []))
 MATRICES = (call(s(3, 4), s(4, 5)), call(s(4, 3), s(3, 1)), call(s(1, 1), s(1, 1)), call(s(5, 2), s(2, 7)))
 
+CHOSEN = torch.tensor([[True, False, True], [False, False, True]])
+
 CASES: dict[OpOverload, tuple[Call, ...]] = {
     aten.convolution.default: tuple(call(*each) for each in convolutions()),
     aten.convolution_backward.default: tuple(backward_of_convolutions()),
@@ -184,6 +188,18 @@ CASES: dict[OpOverload, tuple[Call, ...]] = {
     aten.split.Tensor: (call(s(5, 4), 2), call(s(5, 4), 3, -1)),
     aten.split_with_sizes.default: (call(s(5, 4), [2, 3]), call(s(2, 4), [1, 3], -1)),
     aten.cat.default: (call([s(2, 3), s(1, 3)]), call([s(2, 3), s(2, 1), s(2, 2)], -1)),
+    aten.cumprod.default: (call(s(5), 0), call(s(2, 3), 1), call(s(3, 2), -2), call(s(), 0), call(s(4), 0, dtype=F64)),
+    aten.logcumsumexp.default: (call(s(5), 0), call(s(2, 3), 1), call(s(3, 2), -2), call(s(), 0)),
+    aten.cholesky_inverse.default: (call(s(2, 2)), call(s(2, 2), True), call(s(1, 1)), call(s(3, 1, 1))),
+    aten.cholesky_solve.default: (
+        call(s(2, 3), s(2, 2)), call(s(2, 1), s(2, 2), True), call(s(1, 3), s(4, 1, 1)), call(s(3, 2, 1), s(2, 2)),
+    ),
+    aten.where.self: (
+        call(CHOSEN, s(2, 3), s(2, 3), fixed=(0,)), call(CHOSEN, s(3), s(2, 1), fixed=(0,)),
+        call(CHOSEN, s(), s(2, 3), fixed=(0,)), call(CHOSEN, s(4, 1, 1), s(1), fixed=(0,)),
+    ),
+    aten.masked_fill.Scalar: tuple(call(shape, CHOSEN, 2.0, fixed=(1,)) for shape in (s(2, 3), s(4, 2, 3), s(2, 1))),
+    aten.masked_fill.Tensor: tuple(call(shape, CHOSEN, s(), fixed=(1,)) for shape in (s(2, 3), s(3))),
     aten.index_fill.int_Tensor: tuple(
         call(shape, dim, torch.tensor([0, 2]), s(), fixed=(2,)) for shape, dim in ((s(3, 4), 0), (s(2, 3), -1))
     ),
@@ -197,6 +213,8 @@ DIFFERENCES_ALONE = {
     aten.native_group_norm.default,
     aten.native_layer_norm.default,
     aten.native_batch_norm.default,
+    aten.cholesky_inverse.default,  # pytorch #196682
+    aten.cholesky_solve.default,  # pytorch #196694
     aten.detach.default,  # where torch drops tangents; below autograd they stay
 }
 EACH = [(op, i) for op, calls in CASES.items() for i in range(len(calls))]
@@ -218,7 +236,7 @@ def drawn(given: Call, reverse: bool) -> tuple[list[Any], Any, list[int]]:
     leaves = [tensor(x) for x in leaves]
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and i not in given.fixed]
     for i in given.fixed:
-        leaves[i] = leaves[i].abs()
+        leaves[i] = leaves[i].abs() if leaves[i].dtype != torch.bool else leaves[i]
     return leaves, spec, places
 
 
@@ -355,10 +373,38 @@ def written(w: Tensor, write: Callable[[Tensor], Any]) -> Tensor:
     return (h**3 * w).sum()
 
 
+def viewed(w: Tensor, view: Callable[[Tensor], Any]) -> Tensor:
+    """Of [2, 2], seen otherwise from one line on, then written into."""
+    h = w.view(2, 2).sin()
+    view(h)
+    h.mul_(1.5)
+    return (h.pow(3).cumsum(0) * torch.arange(1.0, 1 + h.numel(), dtype=F64).view(h.shape)).sum() * w.sum()
+
+
+def filled(w: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    h = torch.outer(w, w)
+    made = make(h)
+    made[:, ::2], made[:, 1] = h[:, 1::2].sin(), w
+    return made
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(4)
+
+
 def indexed(h: Tensor) -> None:
     h.index_put_((torch.tensor([0, 2]),), h[1] * 2)
 
 
+VIEWS_IN_PLACE: dict[str, Callable[[Tensor], Any]] = {
+    "t_": lambda h: h.t_(),
+    "transpose_": lambda h: h.transpose_(0, 1),
+    "swapaxes_": lambda h: h.swapaxes_(0, -1),
+    "unsqueeze_": lambda h: h.unsqueeze_(1),
+    "squeeze_": lambda h: h.unsqueeze_(0).squeeze_(),
+    "squeeze_ of a dimension": lambda h: h.unsqueeze_(-1).squeeze_(2),
+    "squeeze_ of dimensions": lambda h: h.unsqueeze_(0).squeeze_((0, 1)),
+}
 SHARED = {
     # what is written into y may not reach h, which y was made from
     "x + c": lambda h: h + 1,
@@ -398,6 +444,10 @@ WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "a norm of a whole order": lambda w: torch.linalg.vector_norm(torch.outer(w, w), 3, dim=1).pow(2).sum(),
     "two results": lambda w: torch.frexp(w * w).mantissa.pow(2).sum() * w.sum(),
     "pow_": lambda w: written(w, lambda h: h.pow_(3)),
+    "cumprod_": lambda w: written(w, lambda h: h.cumprod_(1)),
+    "cumprod of a number": lambda w: (w * w.prod().cumprod(0)).sum() ** 2,
+    "cumprod of integers": lambda w: (w * torch.cumprod(torch.arange(1, 5), dim=0)).pow(3).sum(),
+    "cumprod in another format": lambda w: torch.cumprod(w.float(), 0, dtype=F64).pow(2).sum().double() * 0 + w.prod(),
     "softmax of a number": lambda w: (w.prod().softmax(0) * w).pow(3).sum() + w.sum().log_softmax(0),
     "cat with nothing": lambda w: torch.cat([torch.empty(0, dtype=F64), torch.outer(w, w)], dim=1).pow(3).sum(),
     "trace": lambda w: torch.outer(w, w.exp()).trace() ** 2,
@@ -424,6 +474,17 @@ WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "add_ of a dual": lambda w: written(w, lambda h: h.add_(w)),
     "copy_, zero_": lambda w: written(w, lambda h: h.copy_(w)) + written(w, lambda h: h.zero_()),
     "index_put_": lambda w: written(w, indexed),
+    **{
+        f"a view in place: {name}": lambda w, view=view: viewed(w, view) for name, view in VIEWS_IN_PLACE.items()
+    },
+    "quantile": lambda w: w.pow(2).quantile(0.3) * w.sum() + torch.outer(w, w).quantile(w.detach().abs() / 2, 1).sum(),
+    "nanmedian": lambda w: w.pow(2).nanmedian() * w.nanquantile(0.4),
+    "parts of a tensor of zeros": lambda w: filled(w, torch.zeros_like).pow(3).sum(),
+    "parts of new zeros": lambda w: filled(w, lambda h: h.new_zeros(h.shape)).pow(3).sum(),
+    "a part that is written into": lambda w: written(w, lambda h: h[1:3].zero_()),
+    "a column that is scaled": lambda w: written(w, lambda h: h[:, 1].mul_(w)),
+    "zeros that are drawn into": lambda w: (torch.zeros_like(w).bernoulli_(0.5, generator=seeded()) * w).pow(3).sum(),
+    "mse": lambda w: functional.mse_loss(w * w, torch.ones(4, dtype=F64)) * w.sum(),
     **{
         f"written into: {name}": lambda w, make=make: (lambda h, y: (h**2 * y.mul_(2) * h).sum())(*_two(w, make))
         for name, make in SHARED.items()
@@ -458,14 +519,15 @@ def _matrix(w: Tensor) -> Tensor:
         (lambda w: functional.ctc_loss(torch.outer(w, w)[:, None].log_softmax(2), torch.tensor([[1]]), (4,), (1,)),
          "aten._ctc_loss"),
         (lambda w: w.put(torch.tensor([0]), w[1:2] ** 2).pow(2).sum(), "aten.put.default"),
-        (lambda w: torch.linalg.det(_matrix(w)), "aten._linalg_det.default"),
+        (lambda w: aten._linalg_det(_matrix(w))[0], "aten._linalg_det.default .*pytorch#192521"),
+        (lambda w: torch.triangular_solve(w[:, None], _matrix(w))[0].sum(), "aten.triangular_solve.default"),
         (
             lambda w: torch.zeros(2, dtype=F64).scatter_reduce(0, torch.tensor([0, 1, 0, 1]), w, "prod").sum(),
             "aten.scatter_reduce.two",
         ),
         (lambda w: torch.ops.prims.exp(w).pow(2).sum(), "prims.exp.default"),
-        (lambda w: torch.linalg.slogdet(_matrix(w))[1], "aten._linalg_slogdet.default"),
-        (lambda w: torch.linalg.solve(_matrix(w), w).pow(2).sum(), "aten._linalg_solve_ex.default"),
+        (lambda w: aten._linalg_slogdet(_matrix(w))[1], "aten._linalg_slogdet.default"),
+        (lambda w: torch.linalg.solve_ex(_matrix(w), w)[0].pow(2).sum(), "aten._linalg_solve_ex.default"),
         (lambda w: torch.fft.rfft(w).abs().pow(2).sum(), "aten._fft_r2c.default .*complex"),
     ],
 )  # fmt: skip
@@ -574,7 +636,29 @@ class Residual(nn.Module):
         return functional.relu(out, inplace=True)
 
 
+class First(nn.Module):
+    """The first result of a module that has several."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)[0]
+        return out
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "gru": (lambda: First(nn.GRU(4, 3, batch_first=True)), (2, 3, 4)),
+    "gru, two ways, two layers": (lambda: First(nn.GRU(4, 2, 2, bidirectional=True)), (3, 2, 4)),
+    "gru, no batch": (lambda: First(nn.GRU(4, 3)), (3, 4)),
+    "rnn": (lambda: First(nn.RNN(4, 3, nonlinearity="relu")), (3, 2, 4)),
+    "lstm": (lambda: First(nn.LSTM(4, 3, batch_first=True)), (2, 3, 4)),
+    "lstm, projected": (lambda: First(nn.LSTM(4, 3, proj_size=2)), (3, 2, 4)),
+    "lstm cell": (lambda: First(nn.LSTMCell(4, 3)), (2, 4)),
+    "convnext": (lambda: CNBlock(4, 0.1, 0.0), (1, 4, 5, 5)),
+    "swin": (lambda: SwinTransformerBlock(4, 2, [2, 2], [1, 1]), (1, 4, 4, 4)),
+    "swin, second version": (lambda: SwinTransformerBlockV2(4, 2, [2, 2], [1, 1]), (1, 4, 4, 4)),
     "conv1d, strided, circular": (lambda: nn.Conv1d(4, 3, 3, stride=2, padding=1, padding_mode="circular"), (2, 4, 6)),
     "conv2d, grouped, dilated": (lambda: nn.Conv2d(4, 6, 3, groups=2, dilation=2, padding="same"), (2, 4, 5, 5)),
     "conv3d": (lambda: nn.Sequential(nn.Conv3d(2, 3, 2), nn.Tanh(), nn.Conv3d(3, 2, 2)), (1, 2, 3, 4, 3)),

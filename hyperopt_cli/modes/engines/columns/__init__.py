@@ -7,7 +7,9 @@ Every rule is written with plain ATen operators, so that what it does can be tra
 """
 
 from hyperopt_cli.modes.engines.columns import (
+    accumulations,
     convolution,
+    factors,
     normalisation,
     pointwise,
     pooling,
@@ -19,8 +21,10 @@ from hyperopt_cli.modes.engines.columns.dual import Dual, dot, primal
 
 __all__ = [
     "Dual",
+    "accumulations",
     "convolution",
     "dot",
+    "factors",
     "normalisation",
     "pointwise",
     "pooling",

@@ -16,7 +16,7 @@ An operator with none of these is an error that names it.
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +26,7 @@ from torch._ops import OpOverload
 from torch.func import jvp, vmap
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils import checkpoint
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
@@ -35,29 +36,55 @@ aten = torch.ops.aten
 
 Rule = Callable[..., Any]
 RULES: dict[OpOverload, Rule] = {}
+# What stands in for a function of torch.
+FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 # What has no tangent, whatever its arguments'.
 CONSTANT = {
-    aten.ones_like.default,
-    aten.zeros_like.default,
-    aten.empty_like.default,
-    aten.full_like.default,
     aten.rand_like.default,
     aten.randn_like.default,
-    aten.new_zeros.default,
-    aten.new_ones.default,
-    aten.new_full.default,
-    aten.new_empty.default,
-    aten.new_empty_strided.default,
-    aten.empty_strided.default,
     aten._local_scalar_dense.default,
     aten.sign.default,
 }
 
 
-# Of their second results torch has no forward derivative: a way back through them would take these for constants.
-INCOMPLETE = {aten._linalg_det.default, aten._linalg_slogdet.default, aten._linalg_solve_ex.default}
+# Constants that are made like a tensor, often to be written into: by models, by autograd, by torch (1 - x of C++).
+BLANK = {
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.empty_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+}
+
+# What draws into a tensor, whatever was there.
+DRAWS = {
+    aten.bernoulli_.float,
+    aten.normal_.default,
+    aten.uniform_.default,
+    aten.random_.default,
+    aten.random_.to,
+    aten.random_.__getattr__("from"),
+    aten.exponential_.default,
+    aten.log_normal_.default,
+    aten.cauchy_.default,
+    aten.geometric_.default,
+}
+
+# Torch's forward derivative of these is wrong (of products alone of scatter_reduce), or lacks that of a second result,
+# which the way back would take for a constant; and where that is said.
+REFUSED = {
+    aten._linalg_det.default: "pytorch#192521",
+    aten._linalg_slogdet.default: "pytorch#196697",
+    aten._linalg_solve_ex.default: "pytorch#196695",
+    aten.triangular_solve.default: "pytorch#198017",
+    aten.scatter_reduce.two: "pytorch#196702",
+}
 COMPLEX = "its numbers are complex"
 OTHERWISE = "use the engine reverse_over_reverse, or the mode reverse"
 
@@ -71,11 +98,14 @@ class Dual(Tensor):
             product had it.
         torn: shared by a tensor and its views; names the operators that made a view whose tangents are a copy, so that
             nothing may be written into any of them.
+        rests: its tangents are zeros that take no memory: nothing that moves has been written into it, and it has no
+            view.
     """
 
     primal: Tensor
     tangents: Tensor
     torn: set[str]
+    rests: bool
 
     @staticmethod
     def __new__(cls, primal: Tensor, dot: Tensor) -> "Dual":
@@ -89,7 +119,7 @@ class Dual(Tensor):
 
     def __init__(self, primal: Tensor, dot: Tensor) -> None:
         assert dot.shape[1:] == primal.shape, f"tangents {list(dot.shape)} of a tensor {list(primal.shape)}"
-        self.primal, self.tangents, self.torn = primal, dot, set()
+        self.primal, self.tangents, self.torn, self.rests = primal, dot, set(), False
 
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         """Its shape."""
@@ -108,6 +138,12 @@ class Dual(Tensor):
         return self.detach()
 
     @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`func`, or a function with the same value, whose way back autograd makes of operators that have tangents."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
+
+    @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -115,25 +151,54 @@ class Dual(Tensor):
         kwargs = kwargs or {}
         if func._schema.is_mutable and func not in RULES:
             return _in_place(func, args, kwargs)
+        if func in BLANK:
+            return _blank(func, args, kwargs)
+        if func.is_view and isinstance(args[0], Dual) and args[0].rests:
+            args[0].tangents, args[0].rests = args[0].tangents.contiguous(), False
+        duals = list(_duals(args, kwargs))
+        if any(x.rests for x in duals):
+            args, kwargs = tree_map(lambda x: x.primal if isinstance(x, Dual) and x.rests else x, (args, kwargs))
+        if all(x.rests for x in duals):
+            return func(*args, **kwargs)
         result = _moved(func, args, kwargs)
         return _kept_together(func, result, args[0]) if func.is_view else _apart(result, args)
 
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:
     """`func`, by the first way that applies."""
-    if func in INCOMPLETE or (func is aten.scatter_reduce.two and "prod" in (x for x in args if isinstance(x, str))):
-        raise _refused(func, "torch's forward derivative of it is wrong, or lacks a factor that its way back reads")
-    if func.namespace == "prims":
-        raise _refused(func, "its forward derivative would be zero")
     rule = RULES.get(func)
     if rule is not None:
         return rule(func, *args, **kwargs)
+    if func in REFUSED and (func is not aten.scatter_reduce.two or "prod" in (x for x in args if isinstance(x, str))):
+        raise _refused(func, f"torch's forward derivative of it is wrong, see {REFUSED[func]}")
+    if func.namespace != "aten":  # below autograd, where no autograd.Function's jvp is met
+        raise _refused(func, "no forward derivative of an operator outside of ATen is found here")
     if func in CONSTANT or not _has_float_output(func):
         args, kwargs = tree_map(primal, (args, kwargs))
         return func(*args, **kwargs)
     if torch.Tag.pointwise in func.tags:
         return _elementwise(func, args, kwargs)
     return by_torch(func, args, kwargs)
+
+
+def _blank(func: Any, args: Any, kwargs: Any) -> Any:
+    """A constant like a tensor: a dual that rests, for whatever is written into it."""
+    value = func(primal(args[0]), *args[1:], **kwargs)
+    if not value.is_floating_point() or not isinstance(args[0], Dual):
+        return value
+    columns = args[0].tangents.shape[0]
+    made = Dual(value, value.new_zeros(1).expand(columns, *value.shape))
+    made.rests = True
+    return made
+
+
+def _duals(args: Any, kwargs: Any) -> Iterator[Dual]:
+    """Those among the arguments of an operator, which are tensors or lists of them; `tree_leaves` takes longer."""
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, list | tuple):
+            yield from (each for each in x if isinstance(each, Dual))
+        elif isinstance(x, Dual):
+            yield x
 
 
 def _kept_together(func: Any, result: Any, source: Any) -> Any:
@@ -185,7 +250,7 @@ def primal(x: Any) -> Any:
 
 def dot(x: Any) -> Tensor | None:
     """The tangents; None of anything that has none."""
-    return x.tangents if isinstance(x, Dual) else None
+    return x.tangents if isinstance(x, Dual) and not x.rests else None
 
 
 def dual(value: Tensor, *parts: Tensor | None) -> Tensor:
@@ -233,14 +298,32 @@ def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
     target = args[0] if args else None
     if func is aten.copy_.default:
         return _copied(func, *args)
+    if torch.Tag.inplace_view in func.tags:
+        return _viewed_in_place(func, args, kwargs)
+    if func in DRAWS and isinstance(target, Dual):
+        return _written(func, target, func(target.primal.clone(), *args[1:], **kwargs))
     # by the name alone: overloads of the two may be named otherwise (pow_.Scalar, pow.Tensor_Scalar)
     plain = getattr(aten, func._schema.name.split("::")[1].removesuffix("_"), None)
     if not func._schema.name.endswith("_") or plain is None:
         raise _refused(func, "it writes into its arguments")
-    result = plain(*args, **kwargs)
     if not isinstance(target, Dual):
         raise _refused(func, _NO_TANGENTS)
-    return _written(func, target, result)
+    return _written(func, target, plain(*args, **kwargs))
+
+
+def _viewed_in_place(func: Any, args: Any, kwargs: Any) -> Dual:
+    """`t_`, `unsqueeze_` and the like: the tensor becomes a view of itself, and no number is written."""
+    target: Dual = args[0]
+    view: Dual = getattr(aten, func._schema.name.split("::")[1].removesuffix("_"))(*args, **kwargs)
+    included = torch._C._meta_in_tls_dispatch_include()
+    with no_dispatch():  # shape and strides that autograd sees: a wrapper has no kernel but that of `meta`
+        torch._C._set_meta_in_tls_dispatch_include(True)
+        try:
+            func(*args, **kwargs)
+        finally:
+            torch._C._set_meta_in_tls_dispatch_include(included)
+    target.primal, target.tangents, target.torn = view.primal, view.tangents, view.torn
+    return target
 
 
 def _copied(func: Any, target: Any, source: Tensor, non_blocking: bool = False) -> Tensor:
@@ -253,9 +336,12 @@ def _written(func: Any, target: Dual, result: Tensor) -> Dual:
     if target.torn:
         raise _refused(func, f"it writes where a view by {', '.join(sorted(target.torn))} would not see it")
     target.primal.copy_(primal(result))
-    if isinstance(result, Dual):
-        target.tangents.copy_(result.tangents)
-    else:
+    moved = dot(result)
+    if target.rests and moved is not None:
+        target.tangents, target.rests = moved.clone(), False
+    elif moved is not None:
+        target.tangents.copy_(moved)
+    elif not target.rests:
         target.tangents.zero_()
     return target
 
@@ -277,7 +363,7 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
     parts: list[Tensor | None] = []
     for i in where:
         try:
-            with enable_reentrant_dispatch():
+            with enable_reentrant_dispatch(), torch.enable_grad():
                 value, partial = jvp(along(i), (plain[i],), (torch.ones_like(plain[i]),))  # type: ignore[misc]
         except (RuntimeError, NotImplementedError) as error:
             return _decomposed(func, args, kwargs, error)
@@ -309,13 +395,15 @@ def by_torch(func: Any, args: Any, kwargs: Any) -> Any:
     at = tuple(_unshared(leaves[i].primal) for i in where)
     pushed: Any = vmap(lambda *dots: jvp(of_duals, at, dots), out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
     try:
-        with enable_reentrant_dispatch(), warnings.catch_warnings():
+        # without a gradient some operators that have no forward derivative pass for constants
+        with enable_reentrant_dispatch(), warnings.catch_warnings(), torch.enable_grad():
             warnings.filterwarnings("error", message="There is a performance drop")
             values, dots = pushed(*(leaves[i].tangents for i in where))
     except (RuntimeError, NotImplementedError, UserWarning) as error:
         return _decomposed(func, args, kwargs, error)
     if any(x.is_complex() for x in values):
         raise _refused(func, COMPLEX)
+    values, dots = ([x.detach() for x in each] for each in (values, dots))
     made = [dual(x, d) if x.is_floating_point() else x for x, d in zip(values, dots, strict=True)]
     return tree_unflatten(made, shape[0])
 
@@ -333,6 +421,11 @@ def _decomposed(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
             raise
         raise _refused(func, _first_line(error)) from failure
     assert not any(x.requires_grad for x in tree_leaves(result) if isinstance(x, Tensor))
+    if torch.Tag.nondeterministic_seeded not in func.tags:  # the bits of the run are those of the operator itself
+        values = tree_leaves(func(*tree_map(primal, args), **tree_map(primal, kwargs)))
+        for made, value in zip(tree_leaves(result), values, strict=True):
+            if isinstance(made, Dual):
+                made.primal = value
     return result
 
 

@@ -12,6 +12,9 @@ and on the way back, with h = scale y*,
 
 Ba et al. 2016, https://arxiv.org/abs/1607.06450; Wu and He 2018, https://arxiv.org/abs/1803.08494; Ioffe and Szegedy
 2015, https://arxiv.org/abs/1502.03167.
+
+Weight normalisation, g v / |v| (Salimans and Kingma 2016, https://arxiv.org/abs/1602.07868), has a way back in torch
+without a forward derivative: a dual takes the formula.
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyperopt_cli.modes.engines.columns.dual import Dual, by_torch, dot, dual, primal, rule
+from hyperopt_cli.modes.engines.columns.dual import FUNCTIONS, Dual, by_torch, dot, dual, primal, rule
 
 aten = torch.ops.aten
 
@@ -212,3 +215,11 @@ def _batch_norm_backward(
         return by_torch(op, (grad, x, scale, mean, variance, m, r, training, *rest), {})
     values = op(primal(grad), primal(x), primal(scale), mean, variance, primal(m), primal(r), training, *rest)
     return _backward(View.of_batch(primal(x).shape), _wanted(values, rest[-1]), grad, x, m, r, scale)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """`torch._weight_norm`."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+FUNCTIONS[torch._weight_norm] = _weight_norm

@@ -67,3 +67,22 @@ def _threshold_backward(op: Any, grad: Any, x: Any, threshold: float) -> Tensor:
     """Linear in the gradient, piecewise constant in x."""
     value, tangents = op(primal(grad), primal(x), threshold), dot(grad)
     return dual(value, None if tangents is None else op(tangents, primal(x).expand_as(tangents), threshold))
+
+
+@rule(aten.where.self)
+def _where(op: Any, condition: Tensor, a: Any, b: Any) -> Tensor:
+    """Selects: what is not chosen may have no finite tangent."""
+    value = op(condition, primal(a), primal(b))
+    a_dot, b_dot = (_term(dot(x), value.ndim) for x in (a, b))
+    zero = value.new_zeros(())
+    chosen = op(condition, zero if a_dot is None else a_dot, zero if b_dot is None else b_dot)
+    return dual(value, spread(chosen, value.shape).to(value.dtype))
+
+
+@rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def _masked_fill(op: Any, x: Any, mask: Tensor, number: Any) -> Tensor:
+    """Selects too."""
+    value, x_dot, number_dot = op(primal(x), mask, primal(number)), dot(x), dot(number)
+    kept = None if x_dot is None else spread(x_dot, value.shape).masked_fill(mask, 0)
+    filled = None if number_dot is None else spread(number_dot, value.shape) * mask
+    return dual(value, kept, filled)
