@@ -187,6 +187,7 @@ class Account:
     def forget(self) -> None:
         """What was left is of no use: the counts begin anew."""
         self.num_steps = self.num_gradients = self.num_hvps = 0
+        self._witnesses.clear()
 
     def uncount(self, steps: int) -> None:
         """Steps that were taken are of no use: they will be taken once more, or should not have been."""
