@@ -106,6 +106,6 @@ class Compiling(Deciding):
     def _told(self, compilation: Compilation | None) -> dict[str, Any]:
         """What a run says of it."""
         if compilation is None or not compilation.compiled:
-            failed = compilation is not None and compilation.failed
-            return {"compiled": False, **({"compiled_why": compilation.why} if failed else {})}
+            why = {"compiled_why": compilation.why} if compilation is not None and compilation.failed else {}
+            return {"compiled": False, **why}
         return {"compiled": True, "compiled_why": compilation.why}

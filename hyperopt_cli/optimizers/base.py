@@ -164,7 +164,7 @@ class InnerOptimizer:
         return ()
 
     def coefficients(self, arguments: Arguments, step: int) -> Arguments:
-        """`with_more(arguments, ...)`: with what follows from them and t for all elements alike, as bias corrections do."""
+        """`with_more(arguments, ...)`: with what follows from them and t, for all elements alike: bias corrections."""
         return arguments
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:

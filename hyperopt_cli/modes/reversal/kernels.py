@@ -106,16 +106,18 @@ def _compiled_increment(
 ) -> tuple[Tensor, Tensor]:
     with named_as_of_compiling(f"the compiled increment of {coupling.name}"):
         # numbers become tensors: a number would be compiled in, and compiled again at the next step
-        numbers = arguments._asdict().items()
-        a = as_arguments(
-            {name: x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for name, x in numbers}
-        )
+        given = arguments._asdict()
+        a = as_arguments({name: torch.as_tensor(x, dtype=_dtype(x)) for name, x in given.items()})
         fixed = tuple((part, radix) for part, radix in radixes.items() if isinstance(radix, int))
         own = {part: radix for part, radix in radixes.items() if isinstance(radix, Tensor)}
         key = tuple((x.shape, x.dtype, x.device) for x in (d, *others.values(), *a._asdict().values()))
         kernel = _compiled_for(coupling.increment, coupling.name, fixed, d.dtype, (*key, *a._asdict(), *own))
         out: tuple[Tensor, Tensor] = kernel(others, d, a, own)
         return out
+
+
+def _dtype(x: Tensor | float) -> torch.dtype:
+    return x.dtype if isinstance(x, Tensor) else torch.float64
 
 
 class _Compiled:
