@@ -195,6 +195,7 @@ class Account:
     def forget(self) -> None:
         """What was left is of no use: the counts begin anew."""
         self.num_steps = self.num_gradients = self.num_hvps = 0
+        self._witnesses.clear()
 
     def take_back(self, step: int, hvps: int) -> None:
         """A step is taken once more by other means: what was counted and is watched of it counts for nothing."""

@@ -12,7 +12,7 @@ from typing import Any
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compiling import Compilation, WholeStep, cannot_compile, decided
-from hyperopt_cli.modes.compiling.repaying import is_of_compiling, reason_without
+from hyperopt_cli.modes.compiling.failures import is_of_compiling, reason_without
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.stepping import StepAt
@@ -65,8 +65,8 @@ class Compiling(Deciding):
             raise ValueError(f"compile: got {self.compile!r}; allowed are True, False and 'auto'")
 
     def _step_at(self, dynamics: Dynamics, name: str, function: Callable[..., Any], compiled: bool) -> StepAt:
-        """The step of that name; what was compiled for it before is found again."""
-        return StepAt(dynamics, function, self._whole.setdefault(name, WholeStep()), compiled)
+        """The step `(t, state, tangents, ...)` of that name; what was compiled for it before is found again."""
+        return StepAt(dynamics, function, self._whole.setdefault(name, WholeStep(linear=2)), compiled)
 
     def _settled(self, verdict: Verdict, step: StepAt, *example: Any) -> Verdict:
         """`verdict` with a decision on compiling, from `step` at `example`."""
@@ -106,5 +106,6 @@ class Compiling(Deciding):
     def _told(self, compilation: Compilation | None) -> dict[str, Any]:
         """What a run says of it."""
         if compilation is None or not compilation.compiled:
-            return {"compiled": False}
+            why = {"compiled_why": compilation.why} if compilation is not None and compilation.failed else {}
+            return {"compiled": False, **why}
         return {"compiled": True, "compiled_why": compilation.why}

@@ -112,6 +112,7 @@ class Forward(Compiling):
             return self._differentiated(dynamics, hyper, lambda_at, verdict, account)
         except (UsageError, VerificationError) as error:
             self._give_up(verdict, error)
+            account.forget()
         return self.differentiate(problem, hyper, account)
 
     def _differentiated(

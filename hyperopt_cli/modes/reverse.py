@@ -113,6 +113,7 @@ class Reverse(Compiling):
             return self._swept(dynamics, hyper, steps, self._told(verdict.compilation), account)
         except (UsageError, VerificationError) as error:
             self._give_up(verdict, error)
+            account.forget()
         return self.differentiate(problem, hyper, account)
 
     def smaller(self, problem: Problem, hyper: Hyper) -> "Reverse | None":

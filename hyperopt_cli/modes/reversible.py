@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError, ReversalError, UsageError
+from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, NonFiniteError, ReversalError, UsageError
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode, told_of_checks
 from hyperopt_cli.modes.checks.judge import Judge
+from hyperopt_cli.modes.compiling.failures import is_of_compiling, reason_without
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
@@ -63,6 +64,7 @@ class Reversible(Mode):
     radix: Mapping[str, int] | None = None
     compile: bool | str = "auto"
     _judge: Judge = field(default_factory=Judge, init=False, compare=False, repr=False)
+    _in_vain: list[str] = field(default_factory=list, init=False, compare=False, repr=False)  # why not compiled
 
     def __post_init__(self) -> None:
         if self.radix is not None and not isinstance(self.radix, Mapping):
@@ -79,7 +81,21 @@ class Reversible(Mode):
             raise UsageError(f"reversible: {reason}")
         factors = Factors(Dynamics.of(problem, hyper), hyper)
         dynamics = self._judge.watching(Dynamics.of(factors.problem(), hyper), hyper, account.examines)
-        kernels = choose(self.compile, problem.steps * sum(w.numel() for w in dynamics.start.params.values()))
+        size = problem.steps * sum(w.numel() for w in dynamics.start.params.values())
+        kernels = EAGER if self._in_vain else choose(self.compile, size)
+        try:
+            return self._reversed(dynamics, hyper, factors, kernels, account)
+        except HyperoptError as error:
+            if self.compile != "auto" or not is_of_compiling(error):
+                raise
+            self._in_vain.append(reason_without(error))
+        account.forget()
+        return self._reversed(dynamics, hyper, factors, EAGER, account)
+
+    def _reversed(
+        self, dynamics: Dynamics, hyper: Hyper, factors: Factors, kernels: Kernels, account: Account
+    ) -> Hypergradient:
+        """There and back, at the factors in use."""
         with deterministic():
             past = _Reversed(dynamics, hyper, factors, kernels, account, dict(self.radix or {}), self._judge)
             left = account.left()
@@ -90,10 +106,11 @@ class Reversible(Mode):
                     raise
                 raise ReversalError(error.step, past.num_wrong_at_start()) from None
         stats = {
-            "bits_per_parameter_step": past.bits / problem.steps,
-            "factors": _collected([factors.report(t) for t in range(problem.steps)]),
+            "bits_per_parameter_step": past.bits / dynamics.problem.steps,
+            "factors": _collected([factors.report(t) for t in range(dynamics.problem.steps)]),
             "radix": past.held.radixes,
             "compiled": kernels is not EAGER,
+            **({"compiled_why": self._in_vain[0]} if self._in_vain else {}),
             **told_of_checks(self._judge.said),
         }
         return out._replace(stats={**out.stats, **stats})

@@ -26,6 +26,7 @@ from hyperopt_cli.optimizers.base import (
     decayed,
     itself,
     sqrt,
+    with_more,
     zeros,
 )
 
@@ -58,9 +59,8 @@ class Adam(InnerOptimizer):
 
     def coefficients(self, arguments: Arguments, step: int) -> Arguments:
         """`rate` and `spread`: the bias corrections of the two moments."""
-        arguments.rate = arguments.lr / (1 - arguments.beta1 ** (step + 1))
-        arguments.spread = (1 - arguments.beta2 ** (step + 1)) ** 0.5
-        return arguments
+        rate = arguments.lr / (1 - arguments.beta1 ** (step + 1))
+        return with_more(arguments, rate=rate, spread=(1 - arguments.beta2 ** (step + 1)) ** 0.5)
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
         """d."""

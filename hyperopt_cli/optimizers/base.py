@@ -11,11 +11,12 @@ A rule is stated once, as ordered couplings of what the state holds,
 `update` is their fold. Reversible mode undoes them in reverse order, in exact arithmetic.
 """
 
+from collections import namedtuple
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from operator import attrgetter
-from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +25,42 @@ Params = dict[str, Tensor]
 Slots = dict[str, Params]
 StepHyper = dict[str, Tensor | dict[str, Tensor]]
 
-Arguments = SimpleNamespace  # a tensor or a number under the name of every argument, for one parameter
 WEIGHTS = "w"  # the name of the parameters among what a coupling sees; slots have theirs
+
+
+class Arguments(Protocol):
+    """A rule's arguments for one parameter: a named tuple of a tensor or a number under the name of each.
+
+    `with_more(arguments, rate=...)` has further names. It is a tuple because `torch.compile` takes one as it is.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """The argument of that name."""
+
+    def _asdict(self) -> dict[str, Any]:
+        """All of them by their names."""
+
+
+def as_arguments(values: Mapping[str, Any]) -> Arguments:
+    """The arguments that have these names and values."""
+    made: Arguments = _kind(tuple(values))(*values.values())
+    return made
+
+
+def with_more(arguments: Arguments, **more: Any) -> Arguments:
+    """The same arguments, with those of `more` added or in their place.
+
+    Example:
+        >>> with_more(as_arguments({"lr": 0.1, "beta1": 0.9}), rate=0.5)
+        Arguments(lr=0.1, beta1=0.9, rate=0.5)
+    """
+    return as_arguments({**arguments._asdict(), **more})
+
+
+@lru_cache
+def _kind(names: tuple[str, ...]) -> Any:
+    """One type for one set of names: a compiled function is compiled anew for another type."""
+    return namedtuple("Arguments", names)
 
 
 class Factor(NamedTuple):
@@ -129,7 +164,7 @@ class InnerOptimizer:
         return ()
 
     def coefficients(self, arguments: Arguments, step: int) -> Arguments:
-        """The arguments, with what follows from them and t for all elements alike: bias corrections."""
+        """`with_more(arguments, ...)`: with what follows from them and t, for all elements alike: bias corrections."""
         return arguments
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
@@ -170,7 +205,7 @@ class InnerOptimizer:
         """R(s_T), what the run yields: w_T itself for nearly every rule."""
         return params
 
-    def arguments(self, hyper: StepHyper, name: str, like: Tensor) -> SimpleNamespace:
+    def arguments(self, hyper: StepHyper, name: str, like: Tensor) -> Arguments:
         """Every argument for the parameter `name`: a tensor where `hyper` drives it, else the constructor's number."""
         chosen = {}
         for argument in self.argument_names():
@@ -178,7 +213,7 @@ class InnerOptimizer:
             if isinstance(value, Mapping):
                 value = value.get(name, getattr(self, argument))
             chosen[argument] = _fitting(value, like) if isinstance(value, Tensor) else float(value)
-        return SimpleNamespace(**chosen)
+        return as_arguments(chosen)
 
 
 def _fitting(value: Tensor, like: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from hyperopt_cli.optimizers.base import (
     Slots,
     decayed,
     itself,
+    with_more,
     zeros,
 )
 
@@ -72,8 +73,7 @@ class SGD(InnerOptimizer):
     def coefficients(self, arguments: Arguments, step: int) -> Arguments:
         """`taken`: the share of the gradient that the buffer takes."""
         later = (step > 0).double() if isinstance(step, Tensor) else step > 0
-        arguments.taken = 1 - arguments.dampening * later
-        return arguments
+        return with_more(arguments, taken=1 - arguments.dampening * later)
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
         """d."""

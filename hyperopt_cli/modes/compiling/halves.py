@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.compiling.failures import named_as_of_compiling
 from hyperopt_cli.modes.compiling.operators import Operators, writes
 from hyperopt_cli.modes.compiling.whole_step import Compiled, WholeStep
 
@@ -75,7 +76,10 @@ class Kept(NamedTuple):
 
 
 class TwoHalves(WholeStep):
-    """`function(batch, *trees, late) -> (early, late results)`, compiled in two halves."""
+    """`function(batch, *trees, late) -> (early, late results)`, compiled in two halves; linear in `late`."""
+
+    def __init__(self) -> None:
+        super().__init__(linear=-1)
 
     def there(self, batch: Any, others: Iterable[Any], late: Any, *trees: Any) -> tuple[Any, Kept]:
         """The early results, and what the way back takes.
@@ -86,10 +90,11 @@ class TwoHalves(WholeStep):
             late: like the late argument.
             trees: whatever else the function takes.
         """
-        key, tensors, prepared = self._at(batch, others, *trees, late)
-        halves, (run_there, _) = prepared.compiled.halves, prepared.compiled.calls
-        given = tensors[: len(tensors) - len(tree_leaves(late))] + prepared.operators.constants
-        made = list(run_there(*given))
+        with named_as_of_compiling("the compiled step"):
+            key, tensors, prepared = self._at(batch, others, *trees, late)
+            halves, (run_there, _) = prepared.compiled.halves, prepared.compiled.calls
+            given = tensors[: len(tensors) - len(tree_leaves(late))] + prepared.operators.constants
+            made = list(run_there(*given))
         kept = [given[i] for i in halves.taken[0]] + [made[i] for i in halves.taken[1]]
         early = tree_unflatten(made[: halves.num_early], prepared.operators.results.child(0))
         num_batch = sum(isinstance(x, Tensor) for x in tree_leaves(batch))
@@ -99,7 +104,8 @@ class TwoHalves(WholeStep):
     def back(self, kept: Kept, late: Any) -> Any:
         """The late results."""
         prepared = self._of_this[kept.key]
-        made = list(prepared.compiled.calls[1](*kept.tensors, *tree_leaves(late)))
+        with named_as_of_compiling("the compiled step"):
+            made = list(prepared.compiled.calls[1](*kept.tensors, *tree_leaves(late)))
         return tree_unflatten(made, prepared.operators.results.child(1))
 
     def _compile(self, operators: Operators, leaves: list[Any], spec: TreeSpec) -> Compiled:

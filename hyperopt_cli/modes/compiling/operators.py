@@ -10,6 +10,8 @@ as it was. `same` tells whether two of them are one computation.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.compiling.failures import first_line
 
 ITSELF = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}  # where nothing is written, no more than a name
 
@@ -82,7 +85,7 @@ def written_down(function: Callable[..., Any], leaves: Sequence[Any], spec: Tree
     except UsageError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if "data-dependent" in reason:
             raise UsageError(READS_A_NUMBER) from error
         raise UsageError(
@@ -101,6 +104,15 @@ def same(one: Operators, two: Operators, with_constants: bool = True) -> bool:
     if any(x.shape != y.shape or x.dtype != y.dtype or x.stride() != y.stride() for x, y in pairs):
         return False
     return not with_constants or all(x is y or torch.equal(x, y) for x, y in pairs)
+
+
+def difference(one: Operators, two: Operators) -> str:
+    """Where two lists of operators part, a phrase."""
+    pairs = zip_longest(one.graph.code.splitlines(), two.graph.code.splitlines(), fillvalue="nothing more")
+    for x, y in pairs:
+        if x != y:
+            return f"once `{shorten(x, 80)}`, then `{shorten(y, 80)}`"
+    return "its operators are the same, the tensors that they take are others"
 
 
 def _apart(tensors: list[Tensor]) -> list[Tensor]:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from hyperopt_cli.errors import UsageError, VerificationError
+from hyperopt_cli.errors import HyperoptError
+from hyperopt_cli.modes.compiling.failures import is_of_compiling, reason_without
 from hyperopt_cli.stopping import may_stop
 
 SAVED = 0.25  # of a step, before it is known; seen: 0.1 to 0.7
 SECONDS, SECONDS_PER_OPERATOR = 5.0, 0.04  # seen on two cores: 5 s at 250 operators, 40 s at 770, 150 s at 3,400
 REPEATS = 3
-PREFIX = "compile: "  # of every error that says that a step could not be compiled
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Compilation:
 
     compiled: bool
     why: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was tried in vain."""
+        return not self.compiled and self.why.startswith("not compiled (")
 
 
 def decided(
@@ -64,8 +69,8 @@ def decided(
             why = f"not compiled, for {steps} steps of {_shown(before)} do not repay some {takes:.0f} s"
             return Compilation(False, why)
         after = _seconds(compiled)
-    except (UsageError, VerificationError) as error:
-        if compile is True:
+    except HyperoptError as error:
+        if compile is True or not is_of_compiling(error):
             raise
         return Compilation(False, reason_without(error))
     if after < before:
@@ -81,16 +86,6 @@ def expected_s(num_operators: int) -> float:
 def may_repay(seconds: float) -> bool:
     """Whether a run of so many seconds is long enough to try."""
     return seconds * SAVED >= SECONDS
-
-
-def is_of_compiling(error: Exception) -> bool:
-    """Whether it says that a step could not be compiled."""
-    return str(error).startswith(PREFIX)
-
-
-def reason_without(error: Exception) -> str:
-    """Why a run goes on without compiling, a phrase."""
-    return f"not compiled ({str(error).removeprefix(PREFIX)})"
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -24,8 +24,17 @@ def unreadable(number: int | float | str) -> Any:
     return next(kind for of, kind in _KINDS.items() if isinstance(number, of))(other)
 
 
+class ReadError(TypeError):
+    """What stands in for a number is read."""
+
+
+def is_by_reading(error: BaseException | None) -> bool:
+    """Whether `error`, or what it was raised from or while handling, is that something unreadable was read."""
+    return error is not None and (isinstance(error, ReadError) or is_by_reading(error.__cause__ or error.__context__))
+
+
 def _read(self: Any, *arguments: Any, **named: Any) -> NoReturn:
-    raise TypeError("a number of the batch is read")
+    raise ReadError("a number of the batch is read")
 
 
 def _kind(of: type) -> type:

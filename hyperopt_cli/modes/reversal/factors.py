@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from hyperopt_cli.errors import NonFiniteError, UsageError
 from hyperopt_cli.modes.dynamics import Dynamics, Layout
-from hyperopt_cli.optimizers.base import Coupling, StepHyper
+from hyperopt_cli.optimizers.base import Arguments, Coupling, StepHyper
 from hyperopt_cli.optimizers.exact import Rational, rational, rational_number
 from hyperopt_cli.problem import Hyper, Problem
 
@@ -95,7 +94,7 @@ class Factors:
                 reports[coupling.factor.label] = _reported(named)
             return factors, values, reports
 
-    def _rational(self, t: int, coupling: Coupling, name: str, arguments: SimpleNamespace) -> Rational:
+    def _rational(self, t: int, coupling: Coupling, name: str, arguments: Arguments) -> Rational:
         """The factor of one parameter; those of elements are found anew only where they are others."""
         assert coupling.factor is not None
         f = torch.as_tensor(coupling.factor.of(arguments), dtype=torch.float64).cpu()
@@ -111,7 +110,7 @@ class Factors:
             last = self._last[coupling.name, name] = f, Rational.of(*rational(f))
         return last[1]
 
-    def _arguments(self, t: int) -> dict[str, SimpleNamespace]:
+    def _arguments(self, t: int) -> dict[str, Arguments]:
         """By parameter; under "" alone where all have the same."""
         optimizer, layout = self._dynamics.problem.optimizer, self._dynamics.layout
         step_hyper = self._dynamics.plain_hyper_at(self._hyper, t)
@@ -129,7 +128,7 @@ def at_factors(problem: Problem, hyper: Hyper) -> Problem:
     return Factors(Dynamics.of(problem, hyper), hyper).problem()
 
 
-def _used(coupling: Coupling, arguments: SimpleNamespace, by: Rational) -> Tensor:
+def _used(coupling: Coupling, arguments: Arguments, by: Rational) -> Tensor:
     """The value of the factor's argument at which the factor is the rational."""
     assert coupling.factor is not None
     given = torch.as_tensor(getattr(arguments, coupling.factor.argument), dtype=torch.float64)

@@ -9,7 +9,6 @@ it the gradient that the rest need.
 """
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.kernels import Kernels
 from hyperopt_cli.modes.reversal.radix import Radixes, parts
-from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
+from hyperopt_cli.optimizers.base import WEIGHTS, Arguments, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import Rational, Store, encode
 
 Numbers = dict[str, Tensor]
@@ -140,16 +139,16 @@ class FixedPoint:
         pairs = zip(self._factors.couplings, by, strict=True)
         return [(coupling, None if factor is None else factor[name]) for coupling, factor in pairs]
 
-    def _arguments(self, name: str, step_hyper: StepHyper, t: int) -> SimpleNamespace:
+    def _arguments(self, name: str, step_hyper: StepHyper, t: int) -> Arguments:
         optimizer, like = self._dynamics.problem.optimizer, self._dynamics.start.params[name]
         arguments = optimizer.arguments(self._dynamics.arguments(step_hyper), name, like)
         return optimizer.coefficients(arguments, t)
 
-    def _driven(self, name: str, grads: Params, arguments: SimpleNamespace) -> Tensor:
+    def _driven(self, name: str, grads: Params, arguments: Arguments) -> Tensor:
         return self._dynamics.problem.optimizer.drive(self.weights()[name], grads[name], arguments)
 
     def _increment(
-        self, name: str, coupling: Coupling, x: Numbers, d: Tensor | None, arguments: SimpleNamespace
+        self, name: str, coupling: Coupling, x: Numbers, d: Tensor | None, arguments: Arguments
     ) -> tuple[Tensor, Tensor]:
         others = {part: held for part, held in x.items() if part != coupling.name}
         radixes = {part: radix[name] for part, radix in self.radixes.items()}
@@ -165,7 +164,7 @@ class FixedPoint:
         x: Numbers,
         couplings: Sequence[tuple[Coupling, Rational | None]],
         d: Tensor | None,
-        a: SimpleNamespace,
+        a: Arguments,
     ) -> None:
         for coupling, by in reversed(couplings):
             h, _ = self._increment(name, coupling, x, d, a)

@@ -1,21 +1,24 @@
 """The elementwise passes of exact arithmetic, as torch runs them or compiled.
 
 Compiled, each pass reads and writes its tensors once. The increment is a pass of its own, so that one and the same
-machine code computes it there and back: fused with what follows, the two directions could round it differently.
+machine code computes it there and back: fused with what follows, the two directions could round it differently. Each is
+compared with the same pass as torch runs it, once for each set of shapes: a wrong increment would be undone as well.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
-from types import FunctionType, SimpleNamespace
+from functools import lru_cache, partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.compiling import cannot_compile
+from hyperopt_cli.modes.compiling.comparing import AGREES
+from hyperopt_cli.modes.compiling.failures import named_as_of_compiling
 from hyperopt_cli.optimizers import exact
-from hyperopt_cli.optimizers.base import Coupling
+from hyperopt_cli.optimizers.base import Arguments, Coupling, as_arguments
 
 REPAYS = 5e8  # parameters times steps: at some 40 ns saved by each, more than compiling takes (4 to 12 s seen)
 
@@ -50,7 +53,7 @@ def increment(
     radixes: dict[str, exact.Radix],
     others: dict[str, Tensor],
     d: Tensor,
-    arguments: SimpleNamespace,
+    arguments: Arguments,
 ) -> tuple[Tensor, Tensor]:
     """h as an integer, and its largest size, NaN if h is anywhere."""
     x = {part: exact.decode(held, radixes[part], d.dtype) for part, held in others.items()}
@@ -67,7 +70,8 @@ def compiled() -> Kernels:
     def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(x: Tensor, *others: Any) -> Any:
             shapes = tuple(other.shape if isinstance(other, Tensor) else other for other in others)
-            return _compiled(function, (x.shape, x.device, shapes))(x, *others)
+            with named_as_of_compiling(f"the compiled pass {function.__name__}"):
+                return _compiled(function, (x.shape, x.device, shapes))(x, *others)
 
         return call
 
@@ -98,35 +102,86 @@ def _compiled_increment(
     radixes: dict[str, exact.Radix],
     others: dict[str, Tensor],
     d: Tensor,
-    arguments: SimpleNamespace,
+    arguments: Arguments,
 ) -> tuple[Tensor, Tensor]:
-    # numbers become tensors: a number would be compiled in, and compiled again at the next step
-    numbers = vars(arguments).items()
-    a = {name: x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for name, x in numbers}
-    fixed = tuple((part, radix) for part, radix in radixes.items() if isinstance(radix, int))
-    own = {part: radix for part, radix in radixes.items() if isinstance(radix, Tensor)}
-    key = tuple((x.shape, x.dtype, x.device) for x in (d, *others.values(), *a.values()))
-    kernel = _compiled_for(coupling.increment, coupling.name, fixed, (*key, *own))
-    out: tuple[Tensor, Tensor] = kernel(others, d, a, own)
-    return out
+    with named_as_of_compiling(f"the compiled increment of {coupling.name}"):
+        # numbers become tensors: a number would be compiled in, and compiled again at the next step
+        given = arguments._asdict()
+        a = as_arguments({name: torch.as_tensor(x, dtype=_dtype(x)) for name, x in given.items()})
+        fixed = tuple((part, radix) for part, radix in radixes.items() if isinstance(radix, int))
+        own = {part: radix for part, radix in radixes.items() if isinstance(radix, Tensor)}
+        key = tuple((x.shape, x.dtype, x.device) for x in (d, *others.values(), *a._asdict().values()))
+        kernel = _compiled_for(coupling.increment, coupling.name, fixed, d.dtype, (*key, *a._asdict(), *own))
+        out: tuple[Tensor, Tensor] = kernel(others, d, a, own)
+        return out
+
+
+def _dtype(x: Tensor | float) -> torch.dtype:
+    return x.dtype if isinstance(x, Tensor) else torch.float64
+
+
+class _Compiled:
+    """A function compiled for one set of shapes, and compared with itself as torch runs it at the first call.
+
+    Args:
+        function: returns a tensor or a tuple of them. It gets a code object of its own: torch counts recompilations by
+            it.
+        differing: by what the compiled results differ from those of torch, in words; None: they agree.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], differing: Callable[[list[Tensor], list[Tensor]], str | None]
+    ) -> None:
+        assert isinstance(function, FunctionType)
+        code, closure = function.__code__.replace(), function.__closure__
+        own = FunctionType(code, function.__globals__, function.__name__, None, closure)
+        self._function, self._differing, self._compared = function, differing, False
+        self._run: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=False)
+
+    def __call__(self, *given: Any) -> Any:
+        out = self._run(*given)
+        if not self._compared:
+            if (told := self._differing(_flat(out), _flat(self._function(*given)))) is not None:
+                raise VerificationError(
+                    f"compile: a compiled pass of the exact arithmetic ({self._function.__name__}) differs from the "
+                    f"same pass as torch runs it{told}; set compile: false"
+                )
+            self._compared = True
+        return out
+
+
+def _flat(out: Any) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def _in_bits(made: list[Tensor], wanted: list[Tensor]) -> str | None:
+    return None if all(map(torch.equal, made, wanted)) else " in its bits"
+
+
+def _by_more_than_rounding(dtype: torch.dtype, made: list[Tensor], wanted: list[Tensor]) -> str | None:
+    """Of increments, which are integers: what they were computed from is of `dtype`."""
+    (x, _), (y, size) = made, wanted
+    difference, norm = (float(torch.linalg.vector_norm(h)) for h in (x.double() - y.double(), y.double()))
+    if not bool(size.isfinite()) or difference <= AGREES[dtype] * norm + 2 * x.numel() ** 0.5:
+        return None
+    return f" by {difference:.1e}, of {norm:.1e} units"
 
 
 @lru_cache(maxsize=256)
-def _compiled_for(function: Any, name: str, fixed: tuple[tuple[str, int], ...], key: object) -> Callable[..., Any]:
+def _compiled_for(
+    function: Any, name: str, fixed: tuple[tuple[str, int], ...], dtype: torch.dtype, key: object
+) -> Callable[..., Any]:
     coupling = Coupling(name, function)
 
-    def kernel(
-        others: dict[str, Tensor], d: Tensor, a: dict[str, Tensor], own: dict[str, Tensor]
+    def of_increment(
+        others: dict[str, Tensor], d: Tensor, a: Arguments, own: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        return increment(coupling, {**dict(fixed), **own}, others, d, SimpleNamespace(**a))
+        return increment(coupling, {**dict(fixed), **own}, others, d, a)
 
-    return _compiled(kernel, key)
+    return _Compiled(of_increment, partial(_by_more_than_rounding, dtype))
 
 
 @lru_cache(maxsize=256)
 def _compiled(function: Callable[..., Any], key: object) -> Callable[..., Any]:
-    """`function` compiled for one set of shapes. A code object of its own: torch counts recompilations by it."""
-    assert isinstance(function, FunctionType)
-    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__)
-    made: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=False)
-    return made
+    """`function` compiled for one set of shapes."""
+    return _Compiled(function, _in_bits)

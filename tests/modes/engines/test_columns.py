@@ -261,9 +261,19 @@ def of_some(op: Any, leaves: list[Any], spec: Any, where: tuple[int, ...]) -> Ca
         for i, x in zip(where, moved, strict=True):
             filled[i] = x
         args, kwargs = tree_unflatten(filled, spec)
-        return tuple(wanted(op(*args, **kwargs), args))
+        return tuple(wanted(op(*plainly(op, args), **kwargs), args))
 
     return function
+
+
+def plainly(op: Any, args: Any) -> Any:
+    """The arguments as every torch takes them: in 2.11, those of group norm lie in order, and there is a scale."""
+    if op not in (aten.native_group_norm.default, aten.native_group_norm_backward.default):
+        return args
+    held = [x.contiguous() if isinstance(x, Tensor) else x for x in args]
+    if op is aten.native_group_norm_backward.default and held[4] is None:
+        held[4] = torch.ones(held[6], dtype=F64)
+    return held
 
 
 def wanted(results: Any, args: Any) -> list[Tensor]:

@@ -164,9 +164,17 @@ def _scale_tangents(view: View, by_scale: Tensor, grad: Pair, z: Pair) -> Tensor
     return None if total is None else view.sum(total).reshape(-1, *by_scale.shape)
 
 
+def _in_order(x: Tensor, *others: Tensor) -> list[Tensor]:
+    """All of them laid out as x is, channels last or in order, in which torch 2.11 takes them for granted."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim, torch.contiguous_format)
+    layout = last if x.is_contiguous(memory_format=last) else torch.contiguous_format
+    return [each.contiguous(memory_format=layout) for each in (x, *others)]
+
+
 @rule(aten.native_group_norm.default)
 def _group_norm(op: Any, x: Any, scale: Any, shift: Any, n: int, c: int, area: int, groups: int, eps: float) -> Any:
-    values = op(primal(x), primal(scale), primal(shift), n, c, area, groups, eps)
+    (held,) = _in_order(primal(x))
+    values = op(held, primal(scale), primal(shift), n, c, area, groups, eps)
     return _forward(View.of_group(n, c, area, groups), values, x, scale, shift)
 
 
@@ -174,7 +182,12 @@ def _group_norm(op: Any, x: Any, scale: Any, shift: Any, n: int, c: int, area: i
 def _group_norm_backward(
     op: Any, grad: Any, x: Any, mean: Any, r: Any, scale: Any, n: int, c: int, area: int, groups: int, wanted: Any
 ) -> Any:
-    values = op(primal(grad), primal(x), primal(mean), primal(r), primal(scale), n, c, area, groups, wanted)
+    held, held_grad = _in_order(primal(x), primal(grad))
+    held_scale = primal(scale)
+    if scale is None and (wanted[1] or wanted[2]):  # torch 2.11 makes both derivatives like the scale
+        held_scale = held.new_ones(c)
+    statistics = primal(mean).contiguous(), primal(r).contiguous()
+    values = op(held_grad, held, *statistics, held_scale, n, c, area, groups, wanted)
     return _backward(View.of_group(n, c, area, groups), _wanted(values, wanted), grad, x, mean, r, scale)
 
 
