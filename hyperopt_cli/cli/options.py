@@ -1,5 +1,6 @@
 """Arguments that several commands share."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +17,22 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides, e.g. hyperparameters.lr.initial=0.1", metavar="[KEY=VALUE]..."),
 ]
+ALLOW_IMPORT = "HYPEROPT_ALLOW_IMPORT"
+
+
+def _with_environment(patterns: list[str] | None) -> list[str]:
+    """Leave comes from the command line and from the environment, and from nowhere else."""
+    of_environment = os.environ.get(ALLOW_IMPORT, "").replace(",", " ").split()
+    return list(dict.fromkeys([*(patterns or ()), *of_environment]))
+
+
 AllowImport = Annotated[
     list[str] | None,
-    typer.Option(help="Modules that the recipe may call besides the built-in ones, e.g. 'mypackage.*'."),
+    typer.Option(
+        callback=_with_environment,
+        help="Modules that the recipe may call besides the built-in ones, e.g. 'mypackage.*'; "
+        f"{ALLOW_IMPORT} in the environment holds further ones.",
+    ),
 ]
 
 
