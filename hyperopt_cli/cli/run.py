@@ -155,7 +155,7 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
     except (DatasetError, NoMemoryError, StorageError) as error:
         if directory is None:
             raise
-        raise type(error)(f"{error}. {_kept(directory, asked)}") from error
+        raise type(error)(f"{error}. {_kept(directory, asked)}").remedied(*error.remedies) from error
     assert directory is not None
     summary(result, directory, asked.json)
     if error is None:

@@ -296,7 +296,7 @@ def test_what_is_no_job_exits_with_2(hyperopt, command):
 def test_without_any_job_submit_is_named(hyperopt, command):
     code, _, err = hyperopt(command)
     assert code == 2
-    assert "submit one: hyperopt submit RECIPE" in err
+    assert "submit one, such as hyperopt submit digits_lr" in err
 
 
 def test_cancel_without_slurm_marks_nothing(hyperopt, recipe, slurm, monkeypatch):
