@@ -56,7 +56,16 @@ def load_recipe(name: str, overrides: list[str] | None, allow_import: list[str] 
     They come last: a file there called `torch.py` is not what `import torch` finds.
     """
     from hyperopt_cli.recipe import load
+    from hyperopt_cli.recipe.load import UnsoundError
 
     if allow_import and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    return load(name, overrides or (), allow_import or ())
+    try:
+        return load(name, overrides or (), allow_import or ())
+    except UnsoundError as error:
+        if error.rest is None:
+            raise
+        from hyperopt_cli.experiment import check_rest
+
+        check_rest(error.rest, error, allow_import or ())
+        raise

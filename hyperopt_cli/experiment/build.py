@@ -25,6 +25,7 @@ from hyperopt_cli.outer import Descent
 from hyperopt_cli.problem import Precision
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.names import resolve
+from hyperopt_cli.recipe.rest import Rest
 from hyperopt_cli.recipe.schema import Dataset, Recipe
 
 OPTIMIZERS: dict[str, type[InnerOptimizer]] = {
@@ -59,13 +60,34 @@ def check(recipe: Recipe, allow_import: Sequence[str] = (), may_open: bool = Fal
         raise recipe.located(RecipeError(issues))
 
 
-def _found(recipe: Recipe, allow: Sequence[str], may_open: bool) -> list[Issue]:
+def check_rest(rest: Rest, found: RecipeError, allow_import: Sequence[str] = ()) -> None:
+    """Finds the mistakes in what is left of a recipe without those that were found.
+
+    Raises:
+        RecipeError: the old ones and the new ones, unless there are no new ones.
+    """
+    more = [issue for issue in _found(rest.recipe, allow_import, False, rest) if not rest.touches(issue.path)]
+    located = rest.recipe.located(RecipeError(more)).issues
+    if new := [issue for issue in located if issue.path not in {old.path for old in found.issues}]:
+        raise RecipeError([*found.issues, *new])
+
+
+def _found(recipe: Recipe, allow: Sequence[str], may_open: bool, rest: Rest | None = None) -> list[Issue]:
     parts, issues = _parts(recipe, allow)
     model, lacks = foreseen(recipe, allow, may_open)
     issues += lacks
     if parts is not None:
-        issues += make_space(recipe, parts.names, parts.optimizer, model)[1]
+        names = parts.names if rest is None else _guessed(parts.names, rest)
+        issues += make_space(recipe, names, parts.optimizer, model)[1]
     return issues
+
+
+def _guessed(names: Names, rest: Rest) -> Names:
+    """What a hyperparameter may be called where optimizer or loss are not known: whatever ships may call it."""
+    optimizer = names.optimizer
+    if "optimizer" in rest.bare | rest.own:
+        optimizer = tuple(dict.fromkeys(name for kind in OPTIMIZERS.values() for name in kind().argument_names()))
+    return names._replace(optimizer=optimizer, complete=not rest.own)
 
 
 def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE, local_rank: int = 0) -> Experiment:
