@@ -214,7 +214,7 @@ def _told_apart(recipe: str | None, overrides: list[str] | None, resume: str) ->
         return None, [recipe, *(overrides or ())]
     if recipe is None and not is_directory:
         raise UsageError(
-            "a recipe is missing: give a path or the name of one that ships (hyperopt ls shows them), such as hyperopt "
+            "RECIPE is missing: give a path or the name of one that ships (hyperopt ls shows them), such as hyperopt "
             "run digits_lr, or the run that is to be continued with --resume DIR"
         )
     return recipe, overrides

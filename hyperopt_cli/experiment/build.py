@@ -66,10 +66,10 @@ def check_rest(rest: Rest, found: RecipeError, allow_import: Sequence[str] = ())
     Raises:
         RecipeError: the old ones and the new ones, unless there are no new ones.
     """
-    more = [issue for issue in _found(rest.recipe, allow_import, False, rest) if not rest.touches(issue.path)]
-    located = rest.recipe.located(RecipeError(more)).issues
-    if new := [issue for issue in located if issue.path not in {old.path for old in found.issues}]:
-        raise RecipeError([*found.issues, *new])
+    told = {issue.path for issue in found.issues}
+    issues = _found(rest.recipe, allow_import, False, rest)
+    if new := [issue for issue in issues if issue.path not in told and not rest.touches(issue.path)]:
+        raise rest.recipe.located(RecipeError([*found.issues, *new]))
 
 
 def _found(recipe: Recipe, allow: Sequence[str], may_open: bool, rest: Rest | None = None) -> list[Issue]:

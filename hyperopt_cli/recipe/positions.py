@@ -78,12 +78,11 @@ class Positions:
         return RecipeError(list(dict.fromkeys(issues)))
 
     def located(self, error: RecipeError) -> RecipeError:
-        """Returns `error` with the positions filled in that its issues lack."""
+        """Returns `error` with the positions filled in that its issues lack, and these in the order of the file."""
+        placed = [(self.find(issue.path, issue.at_key), issue) for issue in error.issues]
+        placed.sort(key=lambda pair: _order(pair[0]))
         return RecipeError(
-            [
-                issue if issue.where else issue._replace(where=str(self.find(issue.path, issue.at_key) or ""))
-                for issue in error.issues
-            ]
+            [issue if issue.where else issue._replace(where=str(position or "")) for position, issue in placed]
         )
 
 

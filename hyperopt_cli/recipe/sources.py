@@ -13,6 +13,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from hyperopt_cli.recipe.names import has_leave
@@ -75,8 +76,14 @@ def _is_own(module: str, file: Path, allow: Sequence[str]) -> bool:
 
 
 def _is_installed(file: Path) -> bool:
+    return not _installed().isdisjoint(file.parents)
+
+
+@cache
+def _installed() -> frozenset[Path]:
+    """The folders of the standard library and of installed packages."""
     paths = (sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
-    return any(file.is_relative_to(folder) for folder in (*paths, *site.getsitepackages(), site.getusersitepackages()))
+    return frozenset(map(Path, (*paths, *site.getsitepackages(), site.getusersitepackages())))
 
 
 def _imported(module: str, content: bytes) -> Iterator[str]:

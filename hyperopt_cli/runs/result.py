@@ -81,9 +81,9 @@ class Result:
     sources_changed: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of result.json; `bias` and `sources_changed` are in it only where there are any."""
+        """The content of result.json; `bias`, `fixed` and `sources_changed` are there only where there are any."""
         content = asdict(self)
-        for key in ("bias", "sources_changed"):
+        for key in ("bias", "fixed", "sources_changed"):
             if not content[key]:
                 del content[key]
         return dict(plain(content))
