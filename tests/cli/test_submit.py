@@ -327,11 +327,11 @@ def nan(outputs, targets):
 def constant(outputs, targets):
     return torch.tensor(1.0)
 def numbers():
-    return torch.zeros(100, 4), torch.linspace(0, 1, 100)
+    return torch.zeros(500, 4), torch.linspace(0, 1, 500)
 def absent():
     raise FileNotFoundError("/elsewhere/train.bin")
 class Narrow(torch.nn.Linear):
-    def forward(self, x): return super().forward(x[:, :, :3])
+    def forward(self, x): return super().forward(x[..., :3])
 def narrow(num_classes): return Narrow(8, num_classes)
 """
 FAILING = {

@@ -9,7 +9,7 @@ import pytest
 from hyperopt_cli.recipe.sources import changed, relative_file, sources
 
 FILES = {
-    "mine/__init__.py": "from .net import model\n",
+    "mine/__init__.py": "from .net import f\n",
     "mine/net.py": "from mine.config import WIDTH\nimport mine_helper, math, torch\ndef f():\n    from . import late\n",
     "mine/config.py": "WIDTH = 8\n",
     "mine/late.py": "from ..mine.parts.deep import X\n",
