@@ -205,6 +205,9 @@ class FixedPointRangeError(NonFiniteError):
             f"room: Reversible(radix={{{name!r}: {radix - 8}}}), in a recipe mode: {{name: reversible, radix: "
             f"{{{name}: {radix - 8}}}}}",
         )
+        self.remedied(
+            Remedy("to do so", (f"mode={{name: reversible, radix: {{{name}: {radix - 8}}}}}",), ANOTHER_RUN.drop)
+        )
 
 
 class ReversalError(VerificationError):
@@ -222,3 +225,4 @@ class ReversalError(VerificationError):
             "its store are wrong. The gradient of a step had other bits on the way back: use "
             "Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
         )
+        self.remedied(Remedy("to do so", ("mode={name: reverse, slots: auto}",), ANOTHER_RUN.drop))

@@ -1,6 +1,7 @@
 """Whole commands that can be pasted, for messages that say how to go on."""
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from hyperopt_cli.errors import Remedy
 
 def command(*arguments: str) -> str:
     """Returns a command of hyperopt, quoted for a shell: `hyperopt run --resume there`."""
-    module = sys.argv[0].endswith("__main__.py")
+    module = sys.argv[0].endswith("__main__.py") and shutil.which("hyperopt") is None
     return shlex.join([*(("python", "-m", "hyperopt_cli") if module else ("hyperopt",)), *arguments])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from hyperopt_cli.cli.again import again, allowing, command
+from hyperopt_cli.cli.again import again, allowing, command, told
 from hyperopt_cli.cli.options import AllowImport, Overrides, load_recipe, with_options
 from hyperopt_cli.errors import (
     DatasetError,
@@ -101,8 +101,8 @@ def run(
         own = place()
         if own is None and nproc != 1:
             shard_of(loaded, nproc)
-            code, told = launched(this_command(), nproc)
-            for text in told:
+            code, lost = launched(this_command(), nproc)
+            for text in lost:
                 go_on = again() if resume != "never" else again("--resume", "auto", drop=("--resume",))
                 print(f"hyperopt: {text}; to continue what was kept: {go_on}", file=sys.stderr)
             raise typer.Exit(code)
@@ -161,7 +161,7 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
     if error is None:
         return 0
     kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
-    print(f"hyperopt: diverged: {error}; {kept}. {_gentler(asked, result)}", file=sys.stderr)
+    print(f"hyperopt: diverged: {error}; {kept}. {_gentler(asked, result)}{told(error.remedies)}", file=sys.stderr)
     return error.exit_code
 
 

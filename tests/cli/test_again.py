@@ -27,8 +27,9 @@ def test_the_command_is_that_which_was_typed_changed(
     assert again(*add, drop=drop, recipe=recipe) == f"hyperopt {expected}"
 
 
-def test_a_module_is_called_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_is_called_as_one_where_there_is_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/x/hyperopt_cli/__main__.py", "ls"])
+    monkeypatch.setenv("PATH", "/nowhere")
     assert command("run", "--resume", "a b", *allowing(["own.*"])) == (
         "python -m hyperopt_cli run --resume 'a b' --allow-import 'own.*'"
     )
