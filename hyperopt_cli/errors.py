@@ -4,13 +4,42 @@ A message says what was given, what is allowed and what to do. Programmers' mist
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
+
+
+class Remedy(NamedTuple):
+    """A way to go on: the command that has failed, changed. The command line prints it whole.
+
+    Attributes:
+        why: what it would do, such as `to start another run`.
+        add: arguments to be added.
+        drop: options, each with a value, to be left out.
+        recipe: the recipe, where the command had none and needs one then.
+    """
+
+    why: str
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    recipe: str = ""
+
+
+ANOTHER_RUN = Remedy("to start another run", drop=("--out", "--resume"))
 
 
 class HyperoptError(Exception):
-    """Root of this package's errors."""
+    """Root of this package's errors.
+
+    Attributes:
+        remedies: commands that go on from here.
+    """
 
     exit_code: ClassVar[int] = 1
+    remedies: tuple[Remedy, ...] = ()
+
+    def remedied(self, *remedies: Remedy) -> Self:
+        """This error, with further remedies."""
+        self.remedies = (*self.remedies, *remedies)
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As it stands: what a constructor takes is not always what it leaves in `args`."""
@@ -50,12 +79,14 @@ class Issue(NamedTuple):
         message: what was given, what is allowed, what to do.
         where: `file:line:column` or `command line`; empty until the loader has looked it up.
         at_key: whether the key itself is at fault rather than its value.
+        pattern: what `--allow-import` would have to be given, where that is what is missing.
     """
 
     path: tuple[str | int, ...]
     message: str
     where: str = ""
     at_key: bool = False
+    pattern: str = ""
 
     def __str__(self) -> str:
         key = ".".join(map(str, self.path)).replace("\n", "\\n")
@@ -76,6 +107,9 @@ class RecipeError(UsageError):
         if more := len(self.issues) - len(lines):
             lines.append(f"and {more} more; mend these first")
         super().__init__("\n".join(lines))
+        if patterns := dict.fromkeys(issue.pattern for issue in self.issues if issue.pattern):
+            options = (word for pattern in patterns for word in ("--allow-import", pattern))
+            self.remedied(Remedy("to give that leave", tuple(options)))
 
 
 class DatasetError(UsageError):
@@ -176,6 +210,9 @@ class FixedPointRangeError(NonFiniteError):
             f"room: Reversible(radix={{{name!r}: {radix - 8}}}), in a recipe mode: {{name: reversible, radix: "
             f"{{{name}: {radix - 8}}}}}",
         )
+        self.remedied(
+            Remedy("to do so", (f"mode={{name: reversible, radix: {{{name}: {radix - 8}}}}}",), ANOTHER_RUN.drop)
+        )
 
 
 class ReversalError(VerificationError):
@@ -193,3 +230,4 @@ class ReversalError(VerificationError):
             "its store are wrong. The gradient of a step had other bits on the way back: use "
             "Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
         )
+        self.remedied(Remedy("to do so", ("mode={name: reverse, slots: auto}",), ANOTHER_RUN.drop))

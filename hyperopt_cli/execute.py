@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.agreement import Agreement
 from hyperopt_cli.comparison import OnModeStep, compare
-from hyperopt_cli.errors import NonFiniteError, RankLostError, ReversalError, Stopped, UsageError
+from hyperopt_cli.errors import ANOTHER_RUN, NonFiniteError, RankLostError, Remedy, ReversalError, Stopped, UsageError
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.keeping import RunKeeper, bits_depend_on, taken_up
 from hyperopt_cli.modes import MODES, Mode
@@ -24,10 +24,11 @@ from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer import MOST_HALVINGS, OuterKeeper, OuterStep, descend
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.schema import Recipe
+from hyperopt_cli.recipe.sources import changed
 from hyperopt_cli.runs.checkpoints import Checkpoints
 from hyperopt_cli.runs.compared import Comparison
 from hyperopt_cli.runs.comparison_log import log_comparison
-from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.directory import SOURCES_CHANGED, RunDirectory
 from hyperopt_cli.runs.environment import environment
 from hyperopt_cli.runs.result import HeldOut, Point, Result, Score
 from hyperopt_cli.runs.status import LiveStatus, State
@@ -47,6 +48,21 @@ class Watcher(Protocol):
 
     def said(self, text: str) -> None:
         """Something that is no step, and that whoever looks on should know."""
+
+
+class Code(NamedTuple):
+    """The user's own code that a run calls.
+
+    Attributes:
+        sources: digests of its files, as `recipe.sources` returns them.
+        anyway: a run that was begun with another version of them is continued, and its record says so.
+    """
+
+    sources: Mapping[str, str]
+    anyway: bool = False
+
+
+NO_CODE = Code({})
 
 
 class Execution(NamedTuple):
@@ -70,6 +86,7 @@ def execute(
     flag: StopFlag | None = None,
     continued: bool = False,
     ranks: Ranks = ALONE,
+    code: Code = NO_CODE,
 ) -> Execution:
     """Runs `experiment` and writes everything into `directory`.
 
@@ -82,33 +99,39 @@ def execute(
         flag: set by signals; the run ends after the step in which it is set, or at the next place where it may stop.
         continued: from the newest checkpoint that can be used, or from the start if there is none at all.
         ranks: the processes that share the run; this is the lead, and the others `follow`.
+        code: the user's own; other code than the checkpoint was made with is refused unless it says to go on.
 
     Raises:
         Stopped: the flag was set; what there was to keep is in a checkpoint.
+        UsageError: the examples or the user's own code are others than those of the checkpoint.
         CheckpointError: none can be used.
         StorageError: something cannot be written; what was written before is intact.
     """
     flag, checkpoints = flag or StopFlag(), Checkpoints(directory.checkpoints)
     bits = bits_depend_on(experiment.device, ranks)
     digest = experiment.data_digest()
-    tree = ranks.each(lambda: _left(checkpoints, bits, digest, watcher) if continued else {})
+    tree = ranks.each(lambda: _left(checkpoints, bits, digest, code, watcher) if continued else {})
     num_measured = tree["outer"]["n"] if tree else 0
     if continued:
         directory.rewind_metrics(num_measured)
     if num_measured > experiment.descent.steps + 1:
         watcher.said(f"outer.steps is {experiment.descent.steps}; {num_measured - 1} were made before")
     directory.write_recipe(written, recipe.to_yaml())
-    directory.write_environment(environment(str(experiment.device)))
+    directory.write_environment(environment(str(experiment.device)) | {"sources": dict(code.sources)})
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
+    if files := changed(tree.get("sources", {}), code.sources):
+        record.sources_changed.append({"outer_step": num_measured, "files": files})
     kept = _Kept(revived(tree["mode"], MODES.values()) if tree else experiment.mode, directory)
     if ranks.size > 1:
         tree = whole(tree)
     ranks.agreed((tree.get("outer"), described(kept.mode)))
-    status = LiveStatus(directory.status, outer_step=max(0, num_measured - 1), mode=recipe.mode.name)
+    said: dict[str, Any] = {SOURCES_CHANGED: record.sources_changed} if record.sources_changed else {}
+    status = LiveStatus(directory.status, outer_step=max(0, num_measured - 1), mode=recipe.mode.name, **said)
 
     def rest() -> tuple[dict[str, Any], bool]:
         kept.keep()
-        return {"record": record.kept(), "mode": described(kept.mode), "data": digest}, record.best_is_new()
+        held = {"record": record.kept(), "mode": described(kept.mode), "data": digest, "sources": dict(code.sources)}
+        return held, record.best_is_new()
 
     keeper: OuterKeeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
     if ranks.size > 1:
@@ -123,6 +146,8 @@ def execute(
         try:
             record.score_start()
             for step in _descended(experiment, kept.mode, keeper, tree.get("outer"), ranks, told):
+                if files := record.files_changed():
+                    step.stats[SOURCES_CHANGED] = files
                 record.add(step)
                 kept.keep()
                 directory.append_metrics(step)
@@ -142,11 +167,13 @@ def execute(
     return Execution(result, error)
 
 
-def _left(checkpoints: Checkpoints, bits: dict[str, Any], digest: str | None, watcher: Watcher) -> dict[str, Any]:
+def _left(
+    checkpoints: Checkpoints, bits: dict[str, Any], digest: str | None, code: Code, watcher: Watcher
+) -> dict[str, Any]:
     """What the newest checkpoint that can be used holds; nothing if there is none at all.
 
     Raises:
-        UsageError: it is of a run on other data.
+        UsageError: it is of a run on other data, or of other code.
     """
     checkpoints.clean()
     found = checkpoints.newest()
@@ -157,8 +184,16 @@ def _left(checkpoints: Checkpoints, bits: dict[str, Any], digest: str | None, wa
     if tree["data"] != digest:
         raise UsageError(
             "dataset: the examples are not those that the run began with; where its function draws them at random, "
-            "give its generator a seed; put the files back, or start another run with --out"
-        )
+            "give its generator a seed; put the files back, or start another run"
+        ).remedied(ANOTHER_RUN)
+    files = changed(tree.get("sources", {}), code.sources)
+    if files and not code.anyway:
+        raise UsageError(
+            f"{', '.join(files)} changed since {found.name} was made: the run would mix what two versions of the code "
+            "measure under one best; put the code back, start another run, or go on anyway, which the record then says"
+        ).remedied(ANOTHER_RUN, Remedy("to go on anyway", ("--resume-anyway",)))
+    if files:
+        watcher.said(f"{', '.join(files)} changed since {found.name} was made; goes on anyway, and the record says so")
     for said in (*found.passed_over, *([left_out] if left_out else []), f"continued from {found.name}"):
         watcher.said(said)
     return tree
@@ -306,7 +341,11 @@ def _readable(written: Iterable[Mapping[str, Any]]) -> Iterator[Verdict]:
 
 
 class _Record:
-    """The start and the best so far, with what the test split says of them."""
+    """The start and the best so far, with what the test split says of them.
+
+    Attributes:
+        sources_changed: from which outer step on other code was run than before, and which of its files had changed.
+    """
 
     def __init__(self, experiment: Experiment, began: float, kept: Mapping[str, Any] | None = None) -> None:
         self._experiment, self._began = experiment, began
@@ -316,12 +355,14 @@ class _Record:
         self._best_params: Params = {}
         self._mode: str | None = None  # what `auto` has chosen
         self._kept_best: int | None = None  # the best that is in a checkpoint
+        self.sources_changed: list[dict[str, Any]] = []
         if kept is not None:
             self._began -= kept["wall_s"]
             self._initial, self._best = (point and Point(**point) for point in (kept["initial"], kept["best"]))
             self._initial_score = kept["initial_score"] and Score(**kept["initial_score"])
             self._best_params = {name: w.to(experiment.device) for name, w in kept["best_params"].items()}
             self._mode, self._kept_best = kept["mode"], kept["kept_best"]
+            self.sources_changed += kept.get(SOURCES_CHANGED, [])
 
     def kept(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -333,7 +374,12 @@ class _Record:
             "best_params": self._best_params,
             "mode": self._mode,
             "kept_best": self._kept_best,
+            SOURCES_CHANGED: self.sources_changed,
         }
+
+    def files_changed(self) -> list[str]:
+        """All files that are not, or were not for a while, as they were when the run began."""
+        return sorted({file for each in self.sources_changed for file in each["files"]})
 
     def best_is_new(self) -> bool:
         """Whether the best is in no checkpoint yet; asked when one is written."""
@@ -366,7 +412,17 @@ class _Record:
             held_out = HeldOut(self._initial_score, best) if best is not None else None
         wall_s = time.perf_counter() - self._began
         bias = self._experiment.mode.bias(self._experiment.steps)
-        return Result(status, self._mode or mode, self._initial, self._best, held_out, wall_s, bias)
+        return Result(
+            status,
+            self._mode or mode,
+            self._initial,
+            self._best,
+            held_out,
+            wall_s,
+            bias,
+            fixed={name: knob.initial.tolist() for name, knob in self._experiment.space.fixed().items()},
+            sources_changed=self.sources_changed,
+        )
 
     def _score(self, params: Params, outer_step: int) -> Score | None:
         figures = self._experiment.test(params, outer_step)

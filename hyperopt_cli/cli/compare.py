@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperopt_cli.cli.again import again, command
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
-from hyperopt_cli.errors import Issue, RecipeError, UsageError
+from hyperopt_cli.errors import Issue, RecipeError, Remedy, UsageError
 
 if TYPE_CHECKING:
     from hyperopt_cli.modes import Mode
@@ -59,17 +60,25 @@ def compare(
     made = _make_modes(recipe, changes, chosen, allow_import)
     experiment = build(loaded, allow_import or ())
     path = find(recipe)
-    directory = RunDirectory.create(out, f"compare-{path.stem}")
+    try:
+        directory = RunDirectory.create(out, f"compare-{path.stem}")
+    except UsageError as error:
+        error.remedied(Remedy("to write into a new one below runs/", drop=("--out",)))
+        raise
     try:
         with _watching(json) as on_step:
             written = path.read_text(encoding="utf-8")
             comparison = execute_comparison(experiment, loaded, written, directory, made, tolerance, on_step)
     except KeyboardInterrupt:
-        print(f"hyperopt: interrupted before every mode had run; {directory.root} has no result", file=sys.stderr)
+        anew = again(drop=("--out",))
+        print(
+            f"hyperopt: interrupted before every mode had run; {directory.root} has no result; start it anew: {anew}",
+            file=sys.stderr,
+        )
         raise typer.Exit(130) from None
     _show(comparison, directory, json)
     check(comparison)
-    _end(comparison)
+    _end(comparison, directory)
 
 
 def _make_modes(
@@ -124,10 +133,11 @@ def _show(comparison: "Comparison", directory: "RunDirectory", json: bool) -> No
     typer.echo(f"curves: tensorboard --logdir {shlex.quote(str(directory.tensorboard))}")
 
 
-def _end(comparison: "Comparison") -> None:
+def _end(comparison: "Comparison", directory: "RunDirectory") -> None:
     """Ends with the gravest exit code of the modes that have no result."""
     without = [each for each in comparison.modes if each.exit_code]
     if without:
         named = ", ".join(f"{each.mode} ({each.status})" for each in without)
-        print(f"hyperopt: no result from {named}; comparison.json says why", file=sys.stderr)
+        see = command("show", str(directory.root))
+        print(f"hyperopt: no result from {named}; comparison.json says why, and so does: {see}", file=sys.stderr)
         raise typer.Exit(max(each.exit_code for each in without))

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from hyperopt_cli.cli.tables import bias_line, brief, duration, outcome_table
+from hyperopt_cli.cli.tables import bias_line, brief, duration, outcome_table, sources_lines
 from hyperopt_cli.execute import Watcher
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.outer import OuterStep
@@ -87,6 +87,8 @@ def summary(result: Result, directory: RunDirectory, json: bool) -> None:
     console.print(f"\n{result.status} in {result.wall_s:.1f} s; everything is in {directory.root}", highlight=False)
     if result.bias is not None:
         console.print(bias_line(result.bias), highlight=False, soft_wrap=True)
+    for line in sources_lines(result):
+        console.print(line, highlight=False, soft_wrap=True)
     curves = f"curves: tensorboard --logdir {shlex.quote(str(directory.tensorboard))}"
     console.print(curves, highlight=False, soft_wrap=True)
 

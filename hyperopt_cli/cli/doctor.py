@@ -58,5 +58,6 @@ def _data() -> Iterator[tuple[str, bool, str]]:
     yield "digits", True, "inside the package"
     for folder, name in DATA.items():
         found = (root / folder).is_dir()
-        said = "in ~/.cache/hyperopt" if found else "fetch it with dataset.download=true, or point dataset.root at it"
+        fetch = f"python -c 'from hyperopt_cli import data; data.{name}(download=True)'"
+        said = "in ~/.cache/hyperopt" if found else f"point dataset.root at it, or fetch it: {fetch}"
         yield name, found, said

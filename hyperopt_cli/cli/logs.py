@@ -28,7 +28,7 @@ def logs(
 
     newest = find_jobs()[-1:]
     if job is None and not newest:
-        raise UsageError("no job below runs/; submit one: hyperopt submit RECIPE, or name its folder")
+        raise UsageError("no job below runs/; submit one, such as hyperopt submit digits_lr, or name its folder")
     selection = select(job if job is not None else str(newest[0].root))
     files = [selection.folder.output(element) for element in selection.elements]
     last = None

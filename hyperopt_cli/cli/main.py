@@ -11,6 +11,7 @@ import typer
 
 from hyperopt_cli import __version__
 from hyperopt_cli.allocator import keep_freed_memory
+from hyperopt_cli.cli.again import again, told
 from hyperopt_cli.cli.bench import bench
 from hyperopt_cli.cli.cancel import cancel
 from hyperopt_cli.cli.compare import compare
@@ -85,10 +86,10 @@ def _run() -> None:
     try:
         app(arguments, prog_name="hyperopt")
     except HyperoptError as error:
-        _report(str(error), debug)
+        _report(f"{error}{told(error.remedies)}", debug)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _report("interrupted; what was measured so far is kept", debug)
+        _report(f"interrupted; what was written so far is kept\nto run it again: {again()}", debug)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)  # the reader of a pipe, such as head, has seen enough
@@ -122,7 +123,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 
 def _defect(error: Exception, debug: bool) -> NoReturn:
-    where = "" if debug else "\nThis may be a defect of hyperopt; --debug shows where."
+    where = "" if debug else f"\nThis may be a defect of hyperopt; to see where: {again('--debug')}"
     _report(f"{type(error).__name__}: {error}{where}", debug)
     sys.exit(1)
 

@@ -1,5 +1,6 @@
 """Arguments that several commands share."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +17,22 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides, e.g. hyperparameters.lr.initial=0.1", metavar="[KEY=VALUE]..."),
 ]
+ALLOW_IMPORT = "HYPEROPT_ALLOW_IMPORT"
+
+
+def _with_environment(patterns: list[str] | None) -> list[str]:
+    """Leave comes from the command line and from the environment, and from nowhere else."""
+    of_environment = os.environ.get(ALLOW_IMPORT, "").replace(",", " ").split()
+    return list(dict.fromkeys([*(patterns or ()), *of_environment]))
+
+
 AllowImport = Annotated[
     list[str] | None,
-    typer.Option(help="Modules that the recipe may call besides the built-in ones, e.g. 'mypackage.*'."),
+    typer.Option(
+        callback=_with_environment,
+        help="Modules that the recipe may call besides the built-in ones, e.g. 'mypackage.*'; "
+        f"{ALLOW_IMPORT} in the environment holds further ones.",
+    ),
 ]
 
 
@@ -42,7 +56,16 @@ def load_recipe(name: str, overrides: list[str] | None, allow_import: list[str] 
     They come last: a file there called `torch.py` is not what `import torch` finds.
     """
     from hyperopt_cli.recipe import load
+    from hyperopt_cli.recipe.load import UnsoundError
 
     if allow_import and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    return load(name, overrides or (), allow_import or ())
+    try:
+        return load(name, overrides or (), allow_import or ())
+    except UnsoundError as error:
+        if error.rest is None:
+            raise
+        from hyperopt_cli.experiment import check_rest
+
+        check_rest(error.rest, error, allow_import or ())
+        raise

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hyperopt_cli.cli.again import allowing, command
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
 from hyperopt_cli.errors import UsageError
 
@@ -53,6 +54,10 @@ def plan(
         typer.echo(to_text(_as_json(made, experiment)))
         return
     _show(made, experiment)
+    mode = recipe_line(made.choice).replace("mode: ", "mode=", 1)
+    chosen = with_options(overrides, device=device)
+    kept = [each for each in chosen if not each.startswith(("mode=", "mode."))]
+    typer.echo(f"\nrun it: {command('run', recipe, *kept, mode, *allowing(allow_import))}")
 
 
 def parsed_bytes(text: str) -> int:

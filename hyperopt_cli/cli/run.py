@@ -1,22 +1,25 @@
 """`hyperopt run`: tune."""
 
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
+from hyperopt_cli.cli.again import again, allowing, command, told
+from hyperopt_cli.cli.options import AllowImport, Overrides, load_recipe, with_options
 from hyperopt_cli.errors import (
     DatasetError,
     HyperoptError,
     NoMemoryError,
     NonFiniteError,
     RankLostError,
+    Remedy,
     Stopped,
+    StorageError,
     UsageError,
     VerificationError,
 )
@@ -26,13 +29,40 @@ from hyperopt_cli.runs.stopping import StopFlag
 if TYPE_CHECKING:
     from hyperopt_cli.ranks.group import Ranks
     from hyperopt_cli.recipe import Recipe
+    from hyperopt_cli.runs.result import Result
 
 _WORDS = ("never", "auto")
-_REMEDY = "Try a lower start (hyperparameters.lr.initial), bounds, a lower outer.lr, or outer.clip_norm"
+_RECIPE_HELP = "A path, or the name of a recipe that ships; with --resume DIR, that of the run there by default."
+
+
+class _Asked(NamedTuple):
+    """What is to be run, and how this command says so.
+
+    Attributes:
+        loaded: the recipe, with overrides.
+        path: the file whose text is kept as it was written.
+        missing: the file of the recipe where the command names none.
+        resume: as given.
+        out: as given.
+        json: as given.
+        allow: the patterns of `--allow-import`.
+        anyway: go on with other code.
+        options: what continues a run beside `--resume DIR`, as it is given here.
+    """
+
+    loaded: "Recipe"
+    path: Path
+    missing: str
+    resume: str
+    out: Path | None
+    json: bool
+    allow: Sequence[str]
+    anyway: bool
+    options: tuple[str, ...]
 
 
 def run(
-    recipe: RecipeName,
+    recipe: Annotated[str | None, typer.Argument(help=_RECIPE_HELP, metavar="[RECIPE]")] = None,
     overrides: Overrides = None,
     mode: Annotated[
         str | None, typer.Option(help="auto, forward, reverse or reversible; the recipe's by default.")
@@ -41,6 +71,9 @@ def run(
     resume: Annotated[
         str, typer.Option(help="never; auto: continue the run in --out, or start it; or the directory of a run.")
     ] = "never",
+    resume_anyway: Annotated[
+        bool, typer.Option("--resume-anyway", help="Continue though your own code has changed; the record says so.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an outer step, and one for the result.")] = False,
     allow_import: AllowImport = None,
@@ -52,79 +85,95 @@ def run(
 
     Example: hyperopt run digits_lr outer.steps=5 --mode reverse
     """
-    _check_resume(resume, out)
-    loaded = load_recipe(recipe, with_options(overrides, mode=mode, device=device), allow_import)
+    _check_resume(resume, out, resume_anyway)
+    given, overrides = _told_apart(recipe, overrides, resume)
+    with nullcontext() if given is not None else _naming_the_recipe(resume):
+        path, name = _recipe_of(given, resume)
+        loaded = load_recipe(name, with_options(overrides, mode=mode, device=device), allow_import)
+        options = (*(("--nproc", str(nproc)) if nproc != 1 else ()), *allowing(allow_import))
+        allow = tuple(allow_import or ())
+        asked = _Asked(loaded, path, name if given is None else "", resume, out, json, allow, resume_anyway, options)
 
-    from hyperopt_cli.ranks.launching import launched, this_command
-    from hyperopt_cli.ranks.place import place
-    from hyperopt_cli.recipe.sharding import shard_of
+        from hyperopt_cli.ranks.launching import launched, this_command
+        from hyperopt_cli.ranks.place import place
+        from hyperopt_cli.recipe.sharding import shard_of
 
-    own = place()
-    if own is None and nproc != 1:
-        shard_of(loaded, nproc)
-        code, told = launched(this_command(), nproc)
-        for text in told:
-            print(f"hyperopt: {text}; what was kept can be continued with --resume", file=sys.stderr)
-        raise typer.Exit(code)
-    from hyperopt_cli.ranks.joining import joined
+        own = place()
+        if own is None and nproc != 1:
+            shard_of(loaded, nproc)
+            code, lost = launched(this_command(), nproc)
+            for text in lost:
+                go_on = again() if resume != "never" else again("--resume", "auto", drop=("--resume",))
+                print(f"hyperopt: {text}; to continue what was kept: {go_on}", file=sys.stderr)
+            raise typer.Exit(code)
+        from hyperopt_cli.ranks.joining import joined
 
-    with joined(own, shard_of(loaded, own.size if own else 1)) as ranks:
-        try:
-            if ranks.is_lead:
-                code = _lead(loaded, recipe, out, resume, json, allow_import or (), ranks)
-            else:
-                code = _follow(loaded, allow_import or (), ranks, own.local_rank if own else 0)
-        except RankLostError as error:
-            print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-    if code:
-        raise typer.Exit(code)
+        with joined(own, shard_of(loaded, own.size if own else 1)) as ranks:
+            try:
+                if ranks.is_lead:
+                    code = _lead(asked, ranks)
+                else:
+                    code = _follow(loaded, allow, ranks, own.local_rank if own else 0)
+            except RankLostError as error:
+                print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
+                raise typer.Exit(error.exit_code) from None
+        if code:
+            raise typer.Exit(code)
 
 
-def _lead(
-    loaded: "Recipe", recipe: str, out: Path | None, resume: str, json: bool, allow: Sequence[str], ranks: "Ranks"
-) -> int:
+def _lead(asked: _Asked, ranks: "Ranks") -> int:
     """The rank that writes and prints, or a process that is alone; returns its exit code."""
     directory: RunDirectory | None = None
-    flag = StopFlag()
+    loaded, flag = asked.loaded, StopFlag()
     try:
         with flag:
             from hyperopt_cli.cli.display import summary, watching
-            from hyperopt_cli.execute import execute
+            from hyperopt_cli.execute import Code, execute
             from hyperopt_cli.experiment import build, check_dividing
             from hyperopt_cli.recipe.difference import difference
-            from hyperopt_cli.recipe.load import find, read_text
+            from hyperopt_cli.recipe.load import read_text
+            from hyperopt_cli.recipe.sources import sources
             from hyperopt_cli.runs.resuming import locked, opened
 
-            experiment = ranks.each(lambda: build(loaded, allow, ranks))
+            experiment = ranks.each(lambda: build(loaded, asked.allow, ranks))
             ranks.each(lambda: check_dividing(experiment, loaded))
-            path, differs = find(recipe), partial(difference, now=loaded.to_yaml())
-            made, continued = ranks.each(lambda: opened(resume, out, path.stem, differs))
+            code, differs = Code(sources(asked.allow), asked.anyway), partial(difference, now=loaded.to_yaml())
+            made, continued = ranks.each(lambda: opened(asked.resume, asked.out, asked.path.stem, differs))
             directory = made
-            with ranks.each(lambda: locked(made)), watching(experiment, made, json) as watcher:
-                written = read_text(path, recipe)
-                result, error = execute(experiment, loaded, written, made, watcher, flag, continued, ranks)
+            with ranks.each(lambda: locked(made)), watching(experiment, made, asked.json) as watcher:
+                written = read_text(asked.path, str(asked.path))
+                result, error = execute(experiment, loaded, written, made, watcher, flag, continued, ranks, code)
     except KeyboardInterrupt:
-        kept = "nothing was measured" if directory is None else f"what was kept so far is in {directory.root}"
-        print(f"hyperopt: interrupted; {kept}", file=sys.stderr)
+        print(f"hyperopt: interrupted; {_how_to_go_on(directory, asked)}", file=sys.stderr)
         raise typer.Exit(130) from None
     except (Stopped, RankLostError) as stopped:
         if isinstance(stopped, RankLostError):
-            print(f"hyperopt: {_how_to_go_on(directory)}, with any number of ranks", file=sys.stderr)
+            print(f"hyperopt: with any number of ranks, {_how_to_go_on(directory, asked)}", file=sys.stderr)
             raise
-        print(f"hyperopt: {stopped}; {_how_to_go_on(directory)}", file=sys.stderr)
+        print(f"hyperopt: {stopped}; {_how_to_go_on(directory, asked)}", file=sys.stderr)
         return _code(stopped)
-    except (DatasetError, NoMemoryError) as error:
+    except (DatasetError, NoMemoryError, StorageError) as error:
         if directory is None:
             raise
-        raise type(error)(f"{error}. {_kept(directory)}") from error
+        raise type(error)(f"{error}. {_kept(directory, asked)}").remedied(*error.remedies) from error
     assert directory is not None
-    summary(result, directory, json)
+    summary(result, directory, asked.json)
     if error is None:
         return 0
     kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
-    print(f"hyperopt: diverged: {error}; {kept}. {_REMEDY}", file=sys.stderr)
+    print(f"hyperopt: diverged: {error}; {kept}. {_gentler(asked, result)}{told(error.remedies)}", file=sys.stderr)
     return error.exit_code
+
+
+def _gentler(asked: _Asked, result: "Result") -> str:
+    """After a run that diverged: the command with smaller steps, of training or of the outer loop."""
+    said = "Bounds and outer.clip_norm keep it from going there; or with"
+    lr = asked.loaded.hyperparameters.get("lr")
+    if result.best is None and lr is not None and len(lr.starts) == 1:
+        lower = f"hyperparameters.lr.{'initial' if lr.tuned else 'value'}={lr.starts[0] / 10:g}"
+    else:
+        lower = f"outer.lr={asked.loaded.outer.lr / 10:g}"
+    return f"{said} a tenth of the step: {again(lower, drop=('--out', '--resume'), recipe=asked.missing)}"
 
 
 def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> int:
@@ -154,8 +203,58 @@ def _code(error: HyperoptError) -> int:
     return 130 if isinstance(error, Stopped) and error.signal == "SIGINT" else error.exit_code
 
 
-def _check_resume(resume: str, out: Path | None) -> None:
+def _told_apart(recipe: str | None, overrides: list[str] | None, resume: str) -> tuple[str | None, list[str] | None]:
+    """The recipe, None where that of the run in `resume` is meant, and the overrides.
+
+    Raises:
+        UsageError: no recipe was given, and no directory that has one.
+    """
+    is_directory = resume not in _WORDS
+    if recipe is not None and is_directory and "=" in recipe and not Path(recipe).exists():
+        return None, [recipe, *(overrides or ())]
+    if recipe is None and not is_directory:
+        raise UsageError(
+            "RECIPE is missing: give a path or the name of one that ships (hyperopt ls shows them), such as hyperopt "
+            "run digits_lr, or the run that is to be continued with --resume DIR"
+        )
+    return recipe, overrides
+
+
+def _recipe_of(given: str | None, resume: str) -> tuple[Path, str]:
+    """The file with the recipe as it was written, and the name of what is loaded: of a run, with its overrides.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from hyperopt_cli.recipe.load import find
+
+    if given is not None:
+        return find(given), given
+    run = RunDirectory.open(Path(resume))
+    if not (run.resolved.is_file() and run.recipe.is_file()):
+        raise UsageError(f"{run.root} holds no recipe; give that of the run, in front of --resume")
+    return run.recipe, str(run.resolved)
+
+
+@contextmanager
+def _naming_the_recipe(resume: str) -> Iterator[None]:
+    """Names the recipe of the run in `resume` in commands that go on without it."""
+    try:
+        yield
+    except HyperoptError as error:
+        resolved = str(RunDirectory(Path(resume)).resolved)
+        error.remedies = tuple(
+            remedy._replace(recipe=resolved) if "--resume" in remedy.drop else remedy for remedy in error.remedies
+        )
+        raise
+
+
+def _check_resume(resume: str, out: Path | None, anyway: bool) -> None:
     """Refuses what is neither a word that is known nor a directory; given --out too, only what was meant as a word."""
+    if anyway and resume == "never":
+        raise UsageError("--resume-anyway: nothing is continued here; add --resume").remedied(
+            Remedy("to continue the run in --out, or the newest", ("--resume", "auto"), ("--resume",))
+        )
     if resume in _WORDS or (resume and Path(resume).is_dir()):
         return
     from hyperopt_cli.recipe.wording import did_you_mean
@@ -168,21 +267,26 @@ def _check_resume(resume: str, out: Path | None) -> None:
         )
 
 
-def _kept(directory: "RunDirectory") -> str:
+def _continuing(directory: RunDirectory, asked: _Asked) -> str:
+    """The command that continues a run; its recipe and overrides lie there."""
+    return command("run", "--resume", str(directory.root), *asked.options)
+
+
+def _kept(directory: RunDirectory, asked: _Asked) -> str:
     """What a run that has failed can be continued from, and how."""
     from hyperopt_cli.runs.checkpoints import Checkpoints
 
-    names, resume = Checkpoints(directory.checkpoints).names(), f"--resume {shlex.quote(str(directory.root))}"
+    names, resume = Checkpoints(directory.checkpoints).names(), _continuing(directory, asked)
     if not names:
-        return f"There was no checkpoint yet: {resume} then starts again"
-    return f"The last checkpoint, {names[0]}, is intact: continue from it then, with {resume}"
+        return f"There was no checkpoint yet; to start again then: {resume}"
+    return f"The last checkpoint, {names[0]}, is intact; to continue from it then: {resume}"
 
 
-def _how_to_go_on(directory: RunDirectory | None) -> str:
+def _how_to_go_on(directory: RunDirectory | None, asked: _Asked) -> str:
     """After a run that has not come to its end."""
-    if directory is None:
-        return "nothing was measured: run it again"
-    again = f"--resume {shlex.quote(str(directory.root))}"
+    if directory is None or not directory.resolved.is_file():
+        return f"nothing was measured: run it again: {again()}"
+    resume = _continuing(directory, asked)
     if (directory.checkpoints / LATEST).exists():
-        return f"a checkpoint is kept in {directory.root}: continue with {again}"
-    return f"there was nothing to keep yet: start again with {again}"
+        return f"a checkpoint is kept in {directory.root}: continue with: {resume}"
+    return f"there was nothing to keep yet: start again with: {resume}"

@@ -1,12 +1,12 @@
 """`hyperopt runs`: which runs there are, and how they stand."""
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperopt_cli.cli.again import command
 from hyperopt_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def runs(
             typer.echo(to_text(as_json(row)))
         return
     if not rows:
-        typer.echo(f"no run in {directory}; start one: hyperopt run RECIPE")
+        typer.echo(f"no run in {directory}; start one: {command('run', 'digits_lr')}")
         return
 
     from rich.console import Console
@@ -45,8 +45,8 @@ def runs(
     console = console if console.is_terminal else Console(width=max(console.width, 200))
     console.print(_table(rows))
     if (ended := to_continue(rows)) is not None:
-        again = f"continue the newest that was ended: hyperopt run RECIPE --resume {shlex.quote(ended.directory)}"
-        console.print(f"\n{again}", highlight=False, markup=False, soft_wrap=True)
+        again = command("run", "--resume", ended.directory)
+        console.print(f"\ncontinue the newest that was ended: {again}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(rows: Iterable["RunRow"]) -> "Table":

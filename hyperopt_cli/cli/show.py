@@ -11,7 +11,7 @@ def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.
     from rich.console import Console
 
     from hyperopt_cli.cli.comparison_tables import print_comparison
-    from hyperopt_cli.cli.tables import bias_line, outcome_table, steps_table
+    from hyperopt_cli.cli.tables import bias_line, outcome_table, sources_lines, steps_table
     from hyperopt_cli.runs.reading import read
     from hyperopt_cli.runs.status import read_status
 
@@ -30,3 +30,5 @@ def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.
     console.print(steps_table(run.metrics))
     if run.result is not None and run.result.best is not None:
         console.print(outcome_table(run.result))
+        for line in sources_lines(run.result):
+            console.print(line, highlight=False, soft_wrap=True)

@@ -34,7 +34,7 @@ def status(
 
     names = [str(folder.root) for folder in find_jobs()]
     if job is None and not names and not json:
-        raise UsageError("no job below runs/; submit one: hyperopt submit RECIPE, or name its folder")
+        raise UsageError("no job below runs/; submit one, such as hyperopt submit digits_lr, or name its folder")
     overviews = _readable(names) if job is None else iter([overview(select(job))])
     if json:
         typer.echo(to_text([_as_json(each) for each in overviews]))

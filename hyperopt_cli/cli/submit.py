@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperopt_cli.cli.again import again
 from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
 from hyperopt_cli.cluster.request import DEFAULT_GRACE_S, DEFAULT_REQUEUES, Request
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import HyperoptError, Remedy, UsageError
 
 if TYPE_CHECKING:
     from hyperopt_cli.cluster.array import Element
     from hyperopt_cli.cluster.job import Job, JobFolder
+    from hyperopt_cli.recipe import Recipe
 
+MAX_TOLD = 10
 _ARRAY_HELP = "One run for each combination, e.g. seed=0..9,mode=forward,reverse (ranges have both ends)."
 _LINE_HELP = "More options of sbatch, e.g. '--constraint=a100'; may be given several times."
 _GRACE_HELP = "How many seconds before its time limit a run is told to save and stop."
@@ -43,13 +46,15 @@ def submit(
     to: Annotated[str, typer.Option(help="slurm, or kubernetes (with --dry-run, for kubectl apply).")] = "slurm",
     image: Annotated[str | None, typer.Option(help="kubernetes: the image that has hyperopt.")] = None,
     claim: Annotated[str | None, typer.Option(help=_CLAIM_HELP)] = None,
+    no_try: Annotated[bool, typer.Option("--no-try", help="Take no inner step of each run here first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     allow_import: AllowImport = None,
 ) -> None:
     """Run a recipe on a cluster, once or for every combination of an array; it resumes by itself when it is stopped.
 
-    The recipe is frozen: what is submitted is what runs, whatever happens to the file.
+    One inner step of every run is taken here first, on the CPU (of those that differ in the seed alone, of one). The
+    recipe is frozen: what is submitted is what runs, whatever happens to the file.
 
     Example: hyperopt submit mnist_lr steps=1000 --gpus 1 --time 2:00:00 --array seed=0..9,mode=forward,reverse
     """
@@ -68,9 +73,11 @@ def submit(
     name = find(recipe).stem
     folder = new_folder(name, out)
     job = Job.new(name, requeues, elements(array))
-    recipes = _frozen(
-        recipe, with_options(overrides, mode=mode, device=device), job.elements, allow_import, request.num_ranks
-    )
+    changes = with_options(overrides, mode=mode, device=device)
+    loaded = _loaded(recipe, changes, job.elements, allow_import, request.num_ranks)
+    if not no_try:
+        _try(loaded, job.elements, allow_import)
+    recipes = [(element, each.to_yaml()) for element, each in zip(job.elements, loaded, strict=True)]
     if to == "kubernetes":
         from hyperopt_cli.cluster import kubernetes
 
@@ -107,18 +114,18 @@ def _submit(job: "Job", folder: "JobFolder", script: str, recipes: list[tuple["E
     )
 
 
-def _frozen(
+def _loaded(
     recipe: str,
     overrides: list[str],
     elements: tuple["Element", ...],
     allow_import: list[str] | None,
     num_ranks: int,
-) -> list[tuple["Element", str]]:
-    """The text of every element's recipe, valid, with all that overrides and defaults say filled in."""
+) -> list["Recipe"]:
+    """Every element's recipe, valid."""
     from hyperopt_cli.experiment import check
     from hyperopt_cli.recipe.sharding import shard_of
 
-    frozen = []
+    recipes = []
     varied = {override.partition("=")[0] for element in elements for override in element.overrides}
     for override in overrides:
         key = override.partition("=")[0]
@@ -128,8 +135,27 @@ def _frozen(
         loaded = load_recipe(recipe, [*overrides, *element.overrides], allow_import)
         check(loaded, allow_import or ())
         shard_of(loaded, num_ranks)
-        frozen.append((element, loaded.to_yaml()))
-    return frozen
+        recipes.append(loaded)
+    return recipes
+
+
+def _try(recipes: list["Recipe"], elements: tuple["Element", ...], allow_import: list[str] | None) -> None:
+    """Takes one inner step of each distinct recipe, and says of all of them what went wrong."""
+    from hyperopt_cli.experiment.trial import distinct, try_step
+
+    failed = []
+    for n in distinct(recipes):
+        try:
+            try_step(recipes[n], allow_import or ())
+        except HyperoptError as error:
+            failed.append(f"{elements[n].name}: {error}" if len(elements) > 1 else str(error))
+    if failed:
+        told = "\n".join(
+            [*failed[:MAX_TOLD], *([f"and {len(failed) - MAX_TOLD} more"] if len(failed) > MAX_TOLD else [])]
+        )
+        raise UsageError(f"tried here on the CPU before it waits in a queue:\n{told}").remedied(
+            Remedy("to submit it without trying it here", ("--no-try",))
+        )
 
 
 def _check_kubernetes(
@@ -150,5 +176,6 @@ def _check_kubernetes(
         )
     if not dry_run:
         raise UsageError(
-            "--to kubernetes prints a manifest and submits nothing; add --dry-run, and pipe it into kubectl apply -f -"
+            "--to kubernetes prints a manifest and submits nothing; add --dry-run, and pipe it into kubectl: "
+            f"{again('--dry-run')} | kubectl apply -f -"
         )

@@ -37,6 +37,14 @@ def bias_line(bias: str) -> str:
     return f"the hypergradient is biased: {bias}"
 
 
+def sources_lines(result: "Result") -> list[str]:
+    """What has to be said of a run that was continued with other code than it had begun with."""
+    return [
+        f"measured with other code from outer step {each['outer_step']} on: {', '.join(each['files'])} changed"
+        for each in result.sources_changed
+    ]
+
+
 def _flat(value: Any) -> Iterator[float]:
     if isinstance(value, list):
         for entry in value:

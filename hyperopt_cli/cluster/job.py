@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from hyperopt_cli.cluster.array import Element
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import Remedy, UsageError
 from hyperopt_cli.runs.directory import RunDirectory
 from hyperopt_cli.runs.json_files import read_json, write_json, write_text
 from hyperopt_cli.runs.naming import folder_name
 
 VERSION = 1
+IN_ANOTHER = Remedy("to make one below runs/", drop=("--out",))
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class JobFolder:
             for element, text in recipes:
                 write_text(self.recipe(element), text)
         except FileExistsError:
-            raise UsageError(f"{self.root} exists; a job needs a new folder: give another --out") from None
+            raise UsageError(f"{self.root} exists; a job needs a new folder: give another --out").remedied(
+                IN_ANOTHER
+            ) from None
         except OSError as error:
             raise UsageError(
                 f"{self.root} can't be made ({error.strerror}); give a writable place with --out"
@@ -231,6 +234,6 @@ def new_folder(name: str, out: Path | None) -> JobFolder:
         UsageError: `out` is there already.
     """
     if out is not None and (out.exists() or out.is_symlink()):
-        raise UsageError(f"{out} exists; a job needs a new folder: give another --out")
+        raise UsageError(f"{out} exists; a job needs a new folder: give another --out").remedied(IN_ANOTHER)
     unique = f"{folder_name(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     return JobFolder(Path("runs") / unique if out is None else out)

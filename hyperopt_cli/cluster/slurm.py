@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import Remedy, UsageError
 
 TIMEOUT_S = 60
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -146,9 +146,9 @@ def _run(program: str, *arguments: str, stdin: str = "") -> "subprocess.Complete
         )
     except FileNotFoundError:
         raise UsageError(
-            f"no {program} here; call this where jobs are submitted from, or see the script alone: "
-            "hyperopt submit RECIPE --dry-run"
-        ) from None
+            f"no {program} here; call this where jobs are submitted from"
+            + (", or see the script alone" if program == "sbatch" else "")
+        ).remedied(*([Remedy("to see the script", ("--dry-run",))] if program == "sbatch" else ())) from None
     except subprocess.TimeoutExpired:
         raise UsageError(f"{program} has not answered for {TIMEOUT_S} s; try again when Slurm does") from None
 

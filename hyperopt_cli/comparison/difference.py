@@ -26,7 +26,7 @@ is another question; `compare` answers it by one more hypergradient.
 import torch
 from torch import Tensor
 
-from hyperopt_cli.errors import VerificationError
+from hyperopt_cli.errors import Remedy, VerificationError
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Precision
 from hyperopt_cli.runs.compared import Comparison
@@ -44,17 +44,21 @@ def check(comparison: Comparison) -> None:
     Raises:
         VerificationError: they differ beyond the tolerance; it says in what, and by how much.
     """
-    found = []
+    found, largest = [], 0.0
     for each in comparison.modes:
         if each.status != "exact" or each.difference is None:
             continue
         assert each.tolerance is not None
-        beyond = [f"{what} by {size:.2g}" for what, size in each.difference.beyond(each.tolerance).items()]
+        sizes = each.difference.beyond(each.tolerance)
+        beyond = [f"{what} by {size:.2g}" for what, size in sizes.items()]
         if beyond:
+            largest = max(largest, *sizes.values())
             where = f"{each.mode} differs from {comparison.reference} in {', '.join(beyond)}"
             found.append(f"{where}, where {each.tolerance:g} passes")
     if not found:
         return
+    lets_pass = Remedy("to let so much pass", ("--tolerance", f"{2 * largest:.1g}"), ("--out", "--tolerance"))
+    in_float64 = Remedy("in float64", ("precision=float64",), ("--out",))
     remedy = (
         "Fewer --steps show whether it grows with the horizon"
         if comparison.precision == "float64"
@@ -63,7 +67,7 @@ def check(comparison: Comparison) -> None:
     raise VerificationError(
         f"exact modes disagree: {'; '.join(found)} (relative, in {comparison.precision}). {remedy}; "
         "--tolerance lets more pass"
-    )
+    ).remedied(*([] if comparison.precision == "float64" else [in_float64]), lets_pass)
 
 
 def relative_difference(x: Tensor, reference: Tensor) -> float:

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from hyperopt_cli.errors import DatasetError
+from hyperopt_cli.errors import DatasetError, Remedy
 
-FETCH = "hyperopt run RECIPE dataset.download=true"
+FETCH = Remedy("to fetch what is missing", ("dataset.download=true",))
 
 
 def require_files(folder: Path, names: Iterable[str]) -> None:
@@ -20,8 +20,8 @@ def require_files(folder: Path, names: Iterable[str]) -> None:
     if missing:
         raise DatasetError(
             f"{folder} lacks {', '.join(missing)} (expected there: {', '.join(expected)}): "
-            f"give another dataset.root, or fetch them: {FETCH}"
-        )
+            "give another dataset.root, or fetch them with dataset.download=true"
+        ).remedied(FETCH)
 
 
 def require_md5(path: Path, expected: str) -> None:
@@ -34,5 +34,6 @@ def require_md5(path: Path, expected: str) -> None:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != expected:
         raise DatasetError(
-            f"{path} is damaged: its MD5 sum is {found}, it should be {expected}. Delete it and fetch it again: {FETCH}"
-        )
+            f"{path} is damaged: its MD5 sum is {found}, it should be {expected}. Delete it and fetch it again with "
+            "dataset.download=true"
+        ).remedied(FETCH)

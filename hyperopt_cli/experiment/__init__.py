@@ -3,7 +3,7 @@
 `check` finds what is wrong with a recipe without opening its data set; `build` makes everything.
 """
 
-from hyperopt_cli.experiment.build import build, check, check_dividing
+from hyperopt_cli.experiment.build import build, check, check_dividing, check_rest
 from hyperopt_cli.experiment.experiment import Experiment
 
-__all__ = ["Experiment", "build", "check", "check_dividing"]
+__all__ = ["Experiment", "build", "check", "check_dividing", "check_rest"]

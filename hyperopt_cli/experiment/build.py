@@ -13,6 +13,7 @@ from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits
 from hyperopt_cli.errors import HyperoptError, Issue, RecipeError, UsageError
 from hyperopt_cli.experiment.experiment import Experiment, seeded, trained
+from hyperopt_cli.experiment.foreseen import Facts, filled, foreseen, lacking
 from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.experiment.misfit import misfit
 from hyperopt_cli.experiment.mixing import mixes_examples
@@ -24,6 +25,7 @@ from hyperopt_cli.outer import Descent
 from hyperopt_cli.problem import Precision
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.names import resolve
+from hyperopt_cli.recipe.rest import Rest
 from hyperopt_cli.recipe.schema import Dataset, Recipe
 
 OPTIMIZERS: dict[str, type[InnerOptimizer]] = {
@@ -43,17 +45,49 @@ class Parts(NamedTuple):
     mode: Mode
 
 
-def check(recipe: Recipe, allow_import: Sequence[str] = ()) -> None:
+def check(recipe: Recipe, allow_import: Sequence[str] = (), may_open: bool = False) -> None:
     """Everything that can be wrong with a recipe's hyperparameters, optimizer and mode, without opening its data set.
+
+    Args:
+        recipe: validated by `recipe.load`.
+        allow_import: as given to it.
+        may_open: whether a data set of the user's own may be called after all, where the model needs to know of it.
 
     Raises:
         RecipeError: all of it, with positions.
     """
-    parts, issues = _parts(recipe, allow_import)
-    if parts is not None:
-        issues += make_space(recipe, parts.names, parts.optimizer, None)[1]
-    if issues:
+    if issues := _found(recipe, allow_import, may_open):
         raise recipe.located(RecipeError(issues))
+
+
+def check_rest(rest: Rest, found: RecipeError, allow_import: Sequence[str] = ()) -> None:
+    """Finds the mistakes in what is left of a recipe without those that were found.
+
+    Raises:
+        RecipeError: the old ones and the new ones, unless there are no new ones.
+    """
+    told = {issue.path for issue in found.issues}
+    issues = _found(rest.recipe, allow_import, False, rest)
+    if new := [issue for issue in issues if issue.path not in told and not rest.touches(issue.path)]:
+        raise rest.recipe.located(RecipeError([*found.issues, *new]))
+
+
+def _found(recipe: Recipe, allow: Sequence[str], may_open: bool, rest: Rest | None = None) -> list[Issue]:
+    parts, issues = _parts(recipe, allow)
+    model, lacks = foreseen(recipe, allow, may_open)
+    issues += lacks
+    if parts is not None:
+        names = parts.names if rest is None else _guessed(parts.names, rest)
+        issues += make_space(recipe, names, parts.optimizer, model)[1]
+    return issues
+
+
+def _guessed(names: Names, rest: Rest) -> Names:
+    """What a hyperparameter may be called where optimizer or loss are not known: whatever ships may call it."""
+    optimizer = names.optimizer
+    if "optimizer" in rest.bare | rest.own:
+        optimizer = tuple(dict.fromkeys(name for kind in OPTIMIZERS.values() for name in kind().argument_names()))
+    return names._replace(optimizer=optimizer, complete=not rest.own)
 
 
 def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE, local_rank: int = 0) -> Experiment:
@@ -235,11 +269,10 @@ def _model_maker(
 ) -> Callable[[int], nn.Module]:
     """seed -> the model, initialised from it, with batch statistics in place of running ones."""
     function = resolve(recipe.model.call, "model", allow)
-    known = {} if data is None else {"input_shape": data.input_shape, "num_classes": data.num_classes}
-    accepted = inspect.signature(function).parameters
-    wanted = {*accepted, "num_classes"} if function.__module__.startswith("torchvision.models") else {*accepted}
-    arguments = {name: value for name, value in known.items() if name in wanted and value is not None}
-    arguments |= recipe.model.arguments
+    facts = Facts() if data is None else Facts(data.input_shape, data.num_classes)
+    arguments = filled(function, facts, recipe.model.arguments)
+    if issues := lacking(function, facts, arguments):
+        raise recipe.located(RecipeError(issues))
 
     def make(seed: int) -> nn.Module:
         with seeded(seed, device):

@@ -21,10 +21,17 @@ Path = tuple[str | int, ...]
 
 
 class Names(NamedTuple):
-    """What a hyperparameter may be called: arguments of the optimizer and of the loss, `l2`, `init_scale`."""
+    """What a hyperparameter may be called: arguments of the optimizer and of the loss, `l2`, `init_scale`.
+
+    Attributes:
+        optimizer: its arguments.
+        loss: its arguments.
+        complete: whether these are all; if not, only what looks like a slip of the pen is refused.
+    """
 
     optimizer: tuple[str, ...]
     loss: frozenset[str]
+    complete: bool = True
 
     def known(self) -> list[str]:
         """All of them."""
@@ -32,7 +39,11 @@ class Names(NamedTuple):
 
     def grouped(self, name: str) -> bool:
         """Whether parameters may have values of their own."""
-        return name in self.optimizer or name in ("l2", "init_scale")
+        return name in self.optimizer or name in ("l2", "init_scale") or self.may_be(name)
+
+    def may_be(self, name: str) -> bool:
+        """Whether a name that is not known may be right all the same."""
+        return not self.complete and not did_you_mean(name, self.known())
 
 
 def make_space(
@@ -80,6 +91,8 @@ def _fixed(recipe: Recipe, names: Names, model: nn.Module | None, issues: list[I
 
 
 def _misnamed(name: str, written: Written, recipe: Recipe, names: Names, path: Path) -> list[Issue]:
+    if name not in names.known() and names.may_be(name):
+        return []
     if name not in names.known():
         return [Issue(path, _unknown(name, names.known()), at_key=True)]
     found = []

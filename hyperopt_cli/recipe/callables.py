@@ -6,7 +6,7 @@ from typing import Any
 
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.recipe.binding import bind
-from hyperopt_cli.recipe.names import device_problem, resolve
+from hyperopt_cli.recipe.names import NoLeaveError, device_problem, resolve
 from hyperopt_cli.recipe.permitted import Kind
 from hyperopt_cli.recipe.positions import Finding, KeyPath
 from hyperopt_cli.recipe.schema import LOSSES, Dataset
@@ -77,7 +77,8 @@ def _check(
     try:
         function = resolve(name, kind, allow)
     except UsageError as error:
-        return [Finding((*path, "call"), str(error))]
+        pattern = error.pattern if isinstance(error, NoLeaveError) else ""
+        return [Finding((*path, "call"), str(error), pattern=pattern)]
     return [Finding(path + finding.path, finding.message, finding.at_key) for finding in bound(function)]
 
 

@@ -5,6 +5,7 @@ import difflib
 import yaml
 
 from hyperopt_cli.recipe.document import dump
+from hyperopt_cli.recipe.validate import validate
 
 FREE = (("outer", "steps"), ("checkpoint_every_s",), ("shard",))
 
@@ -22,6 +23,9 @@ def difference(before: str, now: str) -> str:
 
 def _fixed(resolved: str) -> str:
     content = yaml.safe_load(resolved)
+    recipe, _ = validate(content)
+    if recipe is not None:  # what an earlier version left out is filled in
+        content = yaml.safe_load(recipe.to_yaml())
     for *parents, last in FREE:
         section = content
         for key in parents:

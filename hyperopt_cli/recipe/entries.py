@@ -1,7 +1,7 @@
 """The sections under `hyperparameters`: an entry, and the schedule that stretches it over the inner steps."""
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -78,6 +78,17 @@ class Parameter(Entry):
 
 
 class _Shape(Section):
+    """What a schedule has beside its kind; what is left out is fixed at the number that `defaults` has for it."""
+
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return given | {name: number for name, number in cls.defaults.items() if given.get(name) is None}
+
     @property
     def parameters(self) -> dict[str, Parameter]:
         return {name: value for name, value in self if isinstance(value, Parameter)}
@@ -94,12 +105,16 @@ class PerStep(_Shape):
 class WarmupCosine(_Shape):
     """Linear warmup, then half a cosine down to `final`."""
 
+    defaults: ClassVar[dict[str, Any]] = {"warmup": {"value": 0.1}, "final": {"value": 0.01}}
+
     warmup: Parameter | None = None
     final: Parameter | None = None
 
 
 class WarmupLinear(_Shape):
     """Linear warmup, then a line down to `final`."""
+
+    defaults: ClassVar[dict[str, Any]] = WarmupCosine.defaults
 
     warmup: Parameter | None = None
     final: Parameter | None = None
@@ -108,6 +123,12 @@ class WarmupLinear(_Shape):
 class OneCycle(_Shape):
     """Up from `initial` and down to `final`."""
 
+    defaults: ClassVar[dict[str, Any]] = {
+        "warmup": {"value": 0.3},
+        "initial": {"value": 0.04},
+        "final": {"value": 0.01},
+    }
+
     warmup: Parameter | None = None
     initial: Parameter | None = None
     final: Parameter | None = None
@@ -115,6 +136,8 @@ class OneCycle(_Shape):
 
 class Exponential(_Shape):
     """Geometric decay to `final`."""
+
+    defaults: ClassVar[dict[str, Any]] = {"final": {"value": 0.1}}
 
     final: Parameter | None = None
 
@@ -134,6 +157,8 @@ Milestones = Annotated[tuple[Milestone, ...], AfterValidator(_ascending)]
 
 class StepDecay(_Shape):
     """Multiplied by `factor` at each milestone, a share of the horizon."""
+
+    defaults: ClassVar[dict[str, Any]] = {"milestones": [0.5, 0.75], "factor": {"value": 0.1}}
 
     milestones: Milestones | None = None
     factor: Parameter | None = None
@@ -195,13 +220,13 @@ class Schedule(Section):
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The parameters of the shape that were given, by name; others have defaults elsewhere."""
+        """The parameters of the shape, by name."""
         shape = getattr(self, self.kind)
         return shape.parameters if isinstance(shape, _Shape) else {}
 
     @property
     def milestones(self) -> tuple[float, ...]:
-        """The milestones of `step_decay` as shares of the horizon; empty where not given."""
+        """The milestones of `step_decay` as shares of the horizon; empty for other kinds."""
         return (self.step_decay.milestones or ()) if self.step_decay else ()
 
     @classmethod

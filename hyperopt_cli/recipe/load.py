@@ -9,10 +9,21 @@ from hyperopt_cli.recipe.document import Document, DocumentError, parse, positio
 from hyperopt_cli.recipe.limits import MAX_BYTES, excess
 from hyperopt_cli.recipe.overrides import override
 from hyperopt_cli.recipe.positions import Finding, Position, Positions
+from hyperopt_cli.recipe.rest import Rest, rest_of
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.recipe.shipped import shipped
 from hyperopt_cli.recipe.validate import validate
 from hyperopt_cli.recipe.wording import did_you_mean
+
+
+class UnsoundError(RecipeError):
+    """A recipe does not hold together.
+
+    Attributes:
+        rest: what is left of it without its mistakes; None where that can't be told.
+    """
+
+    rest: Rest | None = None
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = (), allow_import: Sequence[str] = ()) -> Recipe:
@@ -24,7 +35,8 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), allow_import: Sequen
         allow_import: patterns of modules that may be called beside those that always may, such as `mypackage.*`.
 
     Raises:
-        RecipeError: everything that is wrong, in the order of the file, each with its position.
+        RecipeError: everything that is wrong, in the order of the file, each with its position. An `UnsoundError` has
+            the rest of the recipe, in which more may be wrong.
     """
     document = _read(find(recipe), str(recipe))
     findings = list(document.findings)
@@ -38,9 +50,12 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), allow_import: Sequen
     if isinstance(document.data, dict):
         findings += check_callables(document.data, allow_import)
     positions = Positions(document.marks)
-    if loaded is None or findings:
-        raise positions.error(findings)
-    return loaded.attached(positions)
+    if loaded is not None and not findings:
+        return loaded.attached(positions)
+    rest, more = rest_of(document.data, findings) if isinstance(document.data, dict) else (None, [])
+    error = UnsoundError(positions.error([*findings, *more]).issues)
+    error.rest = None if rest is None else rest._replace(recipe=rest.recipe.attached(positions))
+    raise error
 
 
 def find(recipe: str | Path) -> Path:

@@ -22,6 +22,25 @@ from hyperopt_cli.recipe.wording import did_you_mean, shown
 _LOSSES = {"cross_entropy": "hyperopt_cli.losses.cross_entropy", "mse": "hyperopt_cli.losses.mse"}
 
 
+class NoLeaveError(UsageError):
+    """A recipe names what may be called only with leave.
+
+    Attributes:
+        pattern: what `--allow-import` would have to be given.
+    """
+
+    def __init__(self, message: str, pattern: str) -> None:
+        self.pattern = pattern
+        super().__init__(message)
+
+
+def has_leave(module: object, allow: Sequence[str]) -> bool:
+    """Returns whether the person at the command line vouches for the module, by one of the patterns."""
+    return isinstance(module, str) and any(
+        fnmatchcase(module, pattern) or module == pattern.removesuffix(".*") for pattern in allow
+    )
+
+
 def resolve(name: str, kind: Kind, allow: Sequence[str] = ()) -> Callable[..., Any]:
     """Returns the callable that a recipe calls `name`.
 
@@ -83,7 +102,7 @@ class _Search:
         prefixes = [".".join(parts[:length]) for length in range(1, len(parts))]
         root = next((prefix for prefix in prefixes if self._may_import(prefix)), None)
         if root is None:
-            raise UsageError(self._refusal(f"{name} is", parts[0]))
+            raise self._refusal(f"{name} is", parts[0])
         found: object = _import(root)
         for part in parts[root.count(".") + 1 :]:
             self._check_step(found)
@@ -94,7 +113,7 @@ class _Search:
         """Refuses what is defined elsewhere, or is not of the form that may be called without leave."""
         module = getattr(found, "__module__", None)
         self._check_origin(module)
-        if not self._has_leave(module) and (problem := misfit(found, self.kind)):
+        if not has_leave(module, self.allow) and (problem := misfit(found, self.kind)):
             raise UsageError(f"{self.name} can't be called as {self.kind}: {problem}")
 
     def _check_step(self, found: object) -> None:
@@ -111,7 +130,7 @@ class _Search:
         if not isinstance(module, str) or not self._may_import(module):
             known = module if isinstance(module, str) else ""
             leads = f"{self.name} leads to {known or 'an unknown module'}, which is"
-            raise UsageError(self._refusal(leads, known or "PACKAGE"))
+            raise self._refusal(leads, known)
 
     def _attribute(self, holder: object, part: str) -> object:
         missing = object()
@@ -129,17 +148,14 @@ class _Search:
 
     def _may_import(self, module: str) -> bool:
         shipped = any(module == package or module.startswith(package + ".") for package in PACKAGES[self.kind])
-        return shipped or self._has_leave(module)
+        return shipped or has_leave(module, self.allow)
 
-    def _has_leave(self, module: object) -> bool:
-        """Whether the person at the command line vouches for the module."""
-        return isinstance(module, str) and any(
-            fnmatchcase(module, pattern) or module == pattern.removesuffix(".*") for pattern in self.allow
-        )
-
-    def _refusal(self, subject: str, module: str) -> str:
-        called = f"not among what a recipe may call as {self.kind} ({', '.join(PACKAGES[self.kind])})"
-        return f"{subject} {called}; if you trust it, add --allow-import '{module}.*'"
+    def _refusal(self, subject: str, module: str) -> UsageError:
+        called = f"{subject} not among what a recipe may call as {self.kind} ({', '.join(PACKAGES[self.kind])})"
+        if not module:
+            return UsageError(f"{called}; name what is defined in a module")
+        pattern = f"{module}.*"
+        return NoLeaveError(f"{called}; if you trust it, add --allow-import '{pattern}'", pattern)
 
     def _no_short_name(self, names: list[str]) -> str:
         close, known = did_you_mean(self.name, names) or ";", ", ".join(names)

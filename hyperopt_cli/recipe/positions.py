@@ -38,12 +38,14 @@ class Finding(NamedTuple):
         message: what was given, what is allowed, what to do.
         at_key: whether the key itself is at fault rather than its value.
         position: the place, where it isn't the one that `path` has.
+        pattern: what `--allow-import` would have to be given, where that is what is missing.
     """
 
     path: KeyPath
     message: str
     at_key: bool = False
     position: Position | None = None
+    pattern: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,18 @@ class Positions:
         """Returns the error that lists `findings` by position, those of the command line last."""
         placed = [(finding.position or self.find(finding.path, finding.at_key), finding) for finding in findings]
         placed.sort(key=lambda pair: _order(pair[0]))
-        issues = [Issue(finding.path, finding.message, str(position or "")) for position, finding in placed]
+        issues = [
+            Issue(finding.path, finding.message, str(position or ""), pattern=finding.pattern)
+            for position, finding in placed
+        ]
         return RecipeError(list(dict.fromkeys(issues)))
 
     def located(self, error: RecipeError) -> RecipeError:
-        """Returns `error` with the positions filled in that its issues lack."""
+        """Returns `error` with the positions filled in that its issues lack, and these in the order of the file."""
+        placed = [(self.find(issue.path, issue.at_key), issue) for issue in error.issues]
+        placed.sort(key=lambda pair: _order(pair[0]))
         return RecipeError(
-            [
-                issue if issue.where else issue._replace(where=str(self.find(issue.path, issue.at_key) or ""))
-                for issue in error.issues
-            ]
+            [issue if issue.where else issue._replace(where=str(position or "")) for position, issue in placed]
         )
 
 

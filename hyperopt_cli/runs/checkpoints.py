@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from hyperopt_cli.errors import CheckpointError, StorageError, UsageError
+from hyperopt_cli.errors import ANOTHER_RUN, CheckpointError, StorageError, UsageError
 from hyperopt_cli.runs.directory import LATEST
 from hyperopt_cli.runs.json_files import read_json, write_json, write_text
 
@@ -97,8 +97,8 @@ class Checkpoints:
         if passed_over:
             raise CheckpointError(
                 f"{self._folder}: no checkpoint can be used ({'; '.join(passed_over)}). Nothing was deleted; restore "
-                "one from a copy, or start anew with another --out"
-            )
+                "one from a copy, or start another run"
+            ).remedied(ANOTHER_RUN)
         return None
 
     def clean(self) -> None:
@@ -140,7 +140,7 @@ class Checkpoints:
         except OSError as error:
             raise StorageError(
                 f"{self._folder}: a checkpoint can't be written ({error.strerror or error}); the last one is intact. "
-                "Make room or make it writable, then continue with --resume"
+                "Make room or make it writable"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,8 @@ class Metrics(NamedTuple):
     """One line of metrics.jsonl; the four dictionaries share their keys and hold nested lists.
 
     `bias` is what biases the hypergradient; None where it is exact. `mode` is what `auto` chose, `factors` are the
-    fractions that a reversal multiplies by, by label; None where there are none.
+    fractions that a reversal multiplies by, by label; None where there are none. `sources_changed` are files of the
+    user's own code that had changed since the run began; None where none had.
     """
 
     outer_step: int
@@ -33,6 +34,7 @@ class Metrics(NamedTuple):
     bias: str | None = None
     mode: str | None = None
     factors: dict[str, str] | None = None
+    sources_changed: list[str] | None = None
 
 
 class Run(NamedTuple):

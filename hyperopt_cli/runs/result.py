@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hyperopt_cli.errors import UsageError
@@ -64,6 +64,10 @@ class Result:
         test: the test split, where the data set has one and the run came to its end.
         wall_s: seconds in all, over every resumption.
         bias: what biased the hypergradient; None where it was exact.
+        fixed: natural values of what was not tuned, parameters of schedules too (`lr.final`); with those of a point
+            they are all that the training took.
+        sources_changed: where the user's own code changed while the run was stopped, and it was continued anyway:
+            `{"outer_step", "files"}` each, the first outer step that was measured with the other code and its files.
     """
 
     status: str
@@ -73,12 +77,15 @@ class Result:
     test: HeldOut | None
     wall_s: float
     bias: str | None = None
+    fixed: dict[str, Values] = field(default_factory=dict)
+    sources_changed: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of result.json; `bias` is in it only where there is one."""
+        """The content of result.json; `bias`, `fixed` and `sources_changed` are there only where there are any."""
         content = asdict(self)
-        if self.bias is None:
-            del content["bias"]
+        for key in ("bias", "fixed", "sources_changed"):
+            if not content[key]:
+                del content[key]
         return dict(plain(content))
 
     @classmethod

@@ -3,13 +3,14 @@
 import fcntl
 import glob
 import os
+import shlex
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import ANOTHER_RUN, Remedy, UsageError
 from hyperopt_cli.runs.directory import RunDirectory
 from hyperopt_cli.runs.naming import folder_name
 from hyperopt_cli.runs.status import state_of
@@ -34,10 +35,20 @@ def opened(resume: str, out: Path | None, name: str, difference: Difference) -> 
         UsageError: there is something else, or the run there has another recipe.
     """
     if resume == "never":
-        return RunDirectory.create(out, name), False
+        try:
+            return RunDirectory.create(out, name), False
+        except UsageError as error:
+            is_run = (
+                out is not None and RunDirectory(out).status.is_file() and not RunDirectory(out).comparison.exists()
+            )
+            go_on = Remedy("to continue the run there", ("--resume", "auto"), ("--resume",))
+            error.remedied(ANOTHER_RUN, *([go_on] if is_run else ()))
+            raise
     if resume != "auto":
         if out is not None:
-            raise UsageError(f"--resume {resume}: got --out {out} too; give one of them")
+            raise UsageError(f"--resume {resume}: got --out {out} too; give one of them").remedied(
+                Remedy("to continue that run", drop=("--out",))
+            )
         found = RunDirectory.open(Path(resume))
     elif out is None:
         newest = _newest_unfinished(name, difference)
@@ -49,7 +60,10 @@ def opened(resume: str, out: Path | None, name: str, difference: Difference) -> 
     else:
         return RunDirectory.create(out, name), False
     if found.comparison.exists():
-        raise UsageError(f"{found.root} is a comparison of modes, which is not continued; start it anew")
+        raise UsageError(
+            f"{found.root} is a comparison of modes, which is not continued; start it anew: "
+            f"hyperopt compare {shlex.quote(str(found.resolved))}"
+        )
     _check_same(found, difference)
     return found, True
 
@@ -69,8 +83,8 @@ def locked(directory: RunDirectory) -> IO[str]:
         who = file.read().strip() or "another process"
         file.close()
         raise UsageError(
-            f"{directory.root}: {who} is at work there; wait for it, end it, or give another --out"
-        ) from None
+            f"{directory.root}: {who} is at work there; wait for it, end it, or start another run"
+        ).remedied(ANOTHER_RUN) from None
     except OSError:  # some shared file systems have no locks
         return file
     file.truncate(0)
@@ -97,8 +111,9 @@ def _check_same(directory: RunDirectory, difference: Difference) -> None:
     if differs := _differs(directory, difference):
         raise UsageError(
             f"{directory.root}: the run there has another recipe; only outer.steps, checkpoint_every_s and shard may "
-            f"change:\n{differs}\nGive it the same recipe and overrides, or start another run with --out"
-        )
+            f"change:\n{differs}\nContinue it with its own recipe, which lies there (hyperopt run --resume "
+            f"{shlex.quote(str(directory.root))}), or start another run"
+        ).remedied(ANOTHER_RUN)
 
 
 def _differs(directory: RunDirectory, difference: Difference) -> str:

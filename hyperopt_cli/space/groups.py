@@ -5,6 +5,7 @@ per: layer     one for each module that holds parameters (names up to the last d
 per: tensor    one for each parameter tensor
 """
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -68,7 +69,9 @@ def select(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         found = [name for name in names if _matches(model, name, pattern)]
         if not found and pattern not in ("norms", "biases"):
-            raise ValueError(f"got {pattern!r}, which names no parameter; the model has {', '.join(names)}")
+            close = difflib.get_close_matches(pattern, ["norms", "biases", *names], n=1)
+            meant = f"did you mean {close[0]}? The" if close else "the"
+            raise ValueError(f"got {pattern!r}, which names no parameter; {meant} model has {', '.join(names)}")
         chosen.update(found)
     return [name for name in names if name in chosen]
 

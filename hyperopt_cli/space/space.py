@@ -78,6 +78,10 @@ class Space:
         """The tuned knobs by their key in `hyper`."""
         return {key: knob for hp in self.hyperparameters for key, knob in hp.knobs() if knob.tuned}
 
+    def fixed(self) -> dict[str, Knob]:
+        """The knobs that stay where they are, by the key that they would have in `hyper`."""
+        return {key: knob for hp in self.hyperparameters for key, knob in hp.knobs() if not knob.tuned}
+
     def initial(self) -> Hyper:
         """Raw start values."""
         return {key: knob.transform.raw(knob.initial) for key, knob in self.tuned().items()}

@@ -166,7 +166,7 @@ def test_all_errors_come_at_once_in_the_order_of_the_file(hyperopt, tmp_path):
     text = GOOD.replace("call: mlp", "call: mpl").replace("steps: 3", "steps: -3").replace("initial: 0.9", "initial: 2")
     (tmp_path / "bad.yaml").write_text(text)
     _, _, err = hyperopt("run", "bad.yaml")
-    assert re.findall(r"bad\.yaml:(\d+):", err) == ["1", "4"]
+    assert re.findall(r"bad\.yaml:(\d+):", err) == ["1", "4", "7"]
 
 
 def test_debug_shows_the_traceback(hyperopt):

@@ -118,7 +118,8 @@ def test_two_processes_give_the_bits_of_one_and_say_everything_once() -> None:
 def test_a_signal_to_the_launcher_keeps_the_middle_of_a_run_which_any_number_of_processes_continues(num: str) -> None:
     end = stopped(lambda process: process.send_signal(signal.SIGTERM), "--out", "there")
     assert end.returncode == 75
-    assert end.stderr.count("stopped by SIGTERM; a checkpoint is kept in there: continue with --resume there") == 1
+    assert end.stderr.count("stopped by SIGTERM; a checkpoint is kept in there: continue with: ") == 1
+    assert end.stderr.rstrip().endswith(" run --resume there --nproc 2 --allow-import nets")
     assert len(end.stderr.splitlines()) == 1
     assert 0 < middle() < 40
     assert read(Path("there")).state == "interrupted"
@@ -134,7 +135,8 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_run_can_be_continued() ->
     assert end.returncode == 75
     assert "rank 0 of 2: another rank of this run is gone" in end.stderr
     assert "rank 1 of 2 was ended by SIGKILL" in end.stderr
-    assert "continue with --resume there, with any number of ranks" in end.stderr
+    assert "with any number of ranks, a checkpoint is kept in there: continue with: " in end.stderr
+    assert " run --resume there --nproc 2 --allow-import nets\n" in end.stderr
     assert "Traceback" not in end.stderr
     assert "terminate called" not in end.stderr
     assert read(Path("there")).state == "interrupted"

@@ -1,6 +1,7 @@
 """`hyperopt plan`: the table, the JSON, the memory of another machine, and its errors."""
 
 import json
+import shlex
 
 import pytest
 
@@ -17,13 +18,17 @@ def test_the_plan_is_a_table_a_reason_and_a_line_for_the_recipe(hyperopt, tmp_pa
     assert "4 hypergradients of 12 steps, on cpu with" in out
     for word in ("forward", "reverse", "reverse:slots=2", "reversible", "whole run", "HVPs"):
         assert word in out
-    line = out.rstrip().splitlines()[-1]
+    line = out.rstrip().splitlines()[-3]
     (chosen,) = [row.split()[0] for row in out.splitlines() if " chosen " in row]
-    assert chosen in out.splitlines()[-3]
+    assert chosen in out.splitlines()[-5]
     recipe = tmp_path / "mine.yaml"
     hyperopt("cp", "digits_lr", recipe)
     recipe.write_text(recipe.read_text().replace("mode: forward", line))
     assert load(recipe).mode.name == chosen.partition(":")[0]
+    words = shlex.split(out.rstrip().splitlines()[-1].removeprefix("run it: "))
+    assert words[:3] == ["hyperopt", "run", "digits_lr"]
+    assert load(words[2], words[3:]).mode == load(recipe).mode
+    assert load(words[2], words[3:]).steps == 12
 
 
 def test_json_is_one_object_with_every_prediction(hyperopt):

@@ -108,7 +108,7 @@ def test_a_signal_while_the_data_are_read_ends_it_soon(number: str, code: int, t
     process.send_signal(getattr(signal, number))
     _, err = process.communicate(timeout=30)
     assert process.returncode == code
-    assert f"stopped by {number}; nothing was measured: run it again" in err
+    assert f"stopped by {number}; nothing was measured: run it again: hyperopt run " in err
     assert "Traceback" not in err
     assert not (tmp_path / "there").exists()
 

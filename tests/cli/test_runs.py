@@ -43,7 +43,7 @@ def test_runs_are_listed_and_a_killed_one_is_seen_as_dead(hyperopt: Any, tmp_pat
         ["second", "forward", "killed"],
         ["first", "forward", "done"],
     ]
-    assert out.rstrip().endswith("hyperopt run RECIPE --resume runs/second")
+    assert out.rstrip().endswith("hyperopt run --resume runs/second")
 
 
 def listed(hyperopt: Any) -> list[dict[str, Any]]:

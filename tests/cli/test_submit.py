@@ -296,7 +296,7 @@ def test_what_is_no_job_exits_with_2(hyperopt, command):
 def test_without_any_job_submit_is_named(hyperopt, command):
     code, _, err = hyperopt(command)
     assert code == 2
-    assert "submit one: hyperopt submit RECIPE" in err
+    assert "submit one, such as hyperopt submit digits_lr" in err
 
 
 def test_cancel_without_slurm_marks_nothing(hyperopt, recipe, slurm, monkeypatch):
@@ -311,3 +311,71 @@ def test_cancel_without_slurm_marks_nothing(hyperopt, recipe, slurm, monkeypatch
 def _made(folder):
     folder.mkdir()
     return folder
+
+
+TRIED = """
+import torch
+class Refuses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+    @staticmethod
+    def backward(ctx, g): raise ArithmeticError("no way back")
+def backward(outputs, targets):
+    return Refuses.apply(torch.nn.functional.cross_entropy(outputs, targets))
+def nan(outputs, targets):
+    return torch.nn.functional.cross_entropy(outputs, targets) * float("nan")
+def constant(outputs, targets):
+    return torch.tensor(1.0)
+def numbers():
+    return torch.zeros(500, 4), torch.linspace(0, 1, 500)
+def absent():
+    raise FileNotFoundError("/elsewhere/train.bin")
+class Narrow(torch.nn.Linear):
+    def forward(self, x): return super().forward(x[..., :3])
+def narrow(num_classes): return Narrow(8, num_classes)
+"""
+FAILING = {
+    "backward": ("loss={call: tried_own.backward}", "the first inner step raised ArithmeticError: no way back"),
+    "nan": ("loss={call: tried_own.nan}", "the training loss is not finite at inner step 0"),
+    "explodes at once": ("hyperparameters.lr={value: 1.0e39}", "w is not finite at inner step 1"),
+    "constant": ("loss={call: tried_own.constant}", "it depends on no parameter of the model"),
+    "numbers": ("dataset={call: tried_own.numbers}", "the argument num_classes is missing"),
+    "absent": ("dataset={call: tried_own.absent}", "FileNotFoundError: /elsewhere/train.bin"),
+    "shapes": ("model={call: tried_own.narrow}", "model: with inputs of shape"),
+    "batch": ("dataset.batch_size=100000", "100000"),
+}
+
+
+@pytest.mark.parametrize(("override", "said"), FAILING.values(), ids=FAILING)
+def test_what_fails_in_its_first_step_is_not_submitted_unless_told_to(override, said, hyperopt, recipe, slurm):
+    Path("tried_own.py").write_text(TRIED)
+    given = ("submit", recipe, override, "--allow-import", "tried_own.*")
+    for options in ((), ("--dry-run",)):
+        code, out, err = hyperopt(*given, *options)
+        assert (code, out) == (2, "")
+        assert said in err
+        assert "Traceback" not in err
+    assert not Path("runs").exists()
+    (line,) = [line for line in err.splitlines() if line.startswith("to submit it without trying it here: ")]
+    words = shlex.split(line.partition(": ")[2])
+    assert words[-2:] == ["--dry-run", "--no-try"]
+    code, out, _ = hyperopt(*words[1:])
+    assert code == 0
+    assert out.startswith("#!/bin/sh")
+
+
+def test_every_distinct_element_is_tried_and_all_that_fail_are_said(hyperopt, recipe, slurm):
+    Path("tried_own.py").write_text(TRIED)
+    losses = "loss=cross_entropy,{call: tried_own.nan},{call: tried_own.backward}"
+    code, _, err = hyperopt("submit", recipe, "--array", f"seed=0..2,{losses}", "--allow-import", "tried_own.*")
+    assert code == 2
+    failed = [line for line in err.splitlines() if "tried_own" in line and not line.startswith("to ")]
+    assert [line.partition(",")[0] for line in failed] == ["seed=0", "seed=0"]
+    assert "not finite" in failed[0]
+    assert "no way back" in failed[1]
+
+
+def test_lower_precisions_and_gpus_are_tried_on_the_cpu(hyperopt, recipe, slurm):
+    code, out, err = hyperopt("submit", recipe, "precision=tf32", "--device", "cuda", "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.startswith("#!/bin/sh")

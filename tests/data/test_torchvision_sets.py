@@ -102,7 +102,7 @@ def test_a_missing_set_says_where_it_looked_for_what_and_how_to_fetch_it(tmp_pat
     message = str(caught.value)
     assert str(tmp_path / "MNIST" / "raw") in message
     assert "t10k-labels-idx1-ubyte" in message
-    assert "hyperopt run RECIPE dataset.download=true" in message
+    assert [remedy.add for remedy in caught.value.remedies] == [("dataset.download=true",)]
 
 
 def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,10 +46,16 @@ def test_a_value_is_not_tuned(tmp_path: Path) -> None:
         ("{windows: 7}", "windows", 7, {}, ()),
         ("{knots: 2}", "knots", 2, {}, ()),
         ("per_step", "per_step", None, {}, ()),
-        ("warmup_cosine", "warmup_cosine", None, {}, ()),
-        ("{exponential: }", "exponential", None, {}, ()),
-        ("{one_cycle: {warmup: 0.3, final: {value: 0}}}", "one_cycle", None, {"warmup": True, "final": False}, ()),
-        ("{step_decay: {milestones: [0.5, 0.75]}}", "step_decay", None, {}, (0.5, 0.75)),
+        ("warmup_cosine", "warmup_cosine", None, {"warmup": False, "final": False}, ()),
+        ("{exponential: }", "exponential", None, {"final": False}, ()),
+        (
+            "{one_cycle: {warmup: 0.3, final: {value: 0}}}",
+            "one_cycle",
+            None,
+            {"warmup": True, "initial": False, "final": False},
+            (),
+        ),
+        ("{step_decay: {milestones: [0.2, 0.75]}}", "step_decay", None, {"factor": False}, (0.2, 0.75)),
     ],
 )
 def test_schedules_have_one_form(

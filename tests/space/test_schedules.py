@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hyperopt_cli.recipe.entries import Hyperparameter as Written
 from hyperopt_cli.space import Schedule
 from hyperopt_cli.space.schedules import PARAMETERS
 
@@ -192,3 +193,14 @@ def test_an_unknown_kind_is_refused_with_those_that_exist() -> None:
 def test_more_values_than_steps_are_refused(kind: str) -> None:
     with pytest.raises(ValueError, match=f"{kind}: got 11 over 10 steps; at most one a step"):
         Schedule(kind, 10, 11)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PARAMETERS if kind not in ("windows", "knots")])
+def test_a_resolved_recipe_has_the_parameters_that_are_left_out(kind: str) -> None:
+    """Those of the recipe, in a part that may not import this one, are those of the schedule."""
+    written = Written.model_validate({"initial": 0.1, "schedule": kind})
+    fixed = {name: parameter.value for name, parameter in written.schedule.parameters.items()}
+    assert fixed == {name: parameter.initial for name, parameter in PARAMETERS[kind].items()}
+    assert written.schedule.milestones == (Schedule.milestones if kind == "step_decay" else ())
+    again = Written.model_validate(written.model_dump())
+    assert again == written
