@@ -100,5 +100,6 @@ def hypergradient(
         account = Account(problem.steps, dynamics.like, on_step, keeper, left)
         del dynamics  # its s_0, before the mode makes its own
         result = mode.differentiate(problem, hyper, account)
+        result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps")
 # Only there where the hypergradient is not exact.
 BIAS, MODE = "bias", "mode"
+# How far the hypergradient can be trusted (`hyperopt_cli/noise.py`); the last four only there where they say something.
+TRUSTED = ("digits", "growth", "noise", "num_asked_steps", "halvings", "halved_for")
 LATEST = "LATEST"  # in `checkpoints`: the name of the newest
 
 
@@ -183,7 +185,7 @@ def _line(step: Measured) -> dict[str, Any]:
         "raw_hyperparameters": step.raw_hyperparameters,
         "raw_hypergradient": step.raw_hypergradient,
         **{key: step.stats[key] for key in WRITTEN_STATS},
-        **{key: step.stats[key] for key in (BIAS, MODE) if key in step.stats},
+        **{key: step.stats[key] for key in (*TRUSTED, BIAS, MODE) if key in step.stats},
         **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
     }
 
