@@ -159,8 +159,8 @@ class NoiseError(NonFiniteError):
     def __init__(self, step: int, why: str) -> None:
         super().__init__(step, "the hypergradient")
         self.args = (
-            f"the hypergradient is noise: {why}; make the training run stable or shorter: a smaller learning rate or "
-            "momentum, fewer steps",
+            f"the hypergradient is noise: {why}; make the training run stable or shorter: a smaller learning rate "
+            "or momentum, fewer steps",
         )
 
 

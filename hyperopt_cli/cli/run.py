@@ -13,6 +13,7 @@ from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_re
 from hyperopt_cli.errors import (
     DatasetError,
     HyperoptError,
+    NoiseError,
     NoMemoryError,
     NonFiniteError,
     RankLostError,
@@ -123,7 +124,10 @@ def _lead(
     if error is None:
         return 0
     kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
-    print(f"hyperopt: diverged: {error}; {kept}. {_REMEDY}", file=sys.stderr)
+    if isinstance(error, NoiseError):
+        print(f"hyperopt: {error}, or bounds that keep it there; {kept}", file=sys.stderr)
+    else:
+        print(f"hyperopt: diverged: {error}; {kept}. {_REMEDY}", file=sys.stderr)
     return error.exit_code
 
 
