@@ -4,7 +4,7 @@ A perturbation d of s_t has become A_{T-1} ... A_t d at the end of the run. The 
 carry anyway are multiplied by the same Jacobians, so that their norms show how large that product is:
 
     forward                growth = max over t of |Z_t| / ((t - t_0 + 1) |Z_{t_0}|)        t_0: the first with Z != 0
-    reverse, reversible    growth = max over s <= t of |alpha_s| / |alpha_t|
+    reverse, reversible    growth = max over t of |alpha_t| / |alpha_T|
 
 |.| is the largest absolute value among the parameters' entries: it never overflows before they do, and has the same
 bits however columns are divided. Tangents are divided by the number of steps: each step adds its own B_t, so that
@@ -65,14 +65,9 @@ def growth_of_adjoints(norms: Sequence[float]) -> float:
     Example:
         >>> growth_of_adjoints([300, 20, 1])
         300.0
-        >>> growth_of_adjoints([0.3, 0.02, 0.01, 1])
-        30.0
     """
-    growth, least = 1.0, math.inf
-    for norm in filter(None, reversed(norms)):
-        least = min(least, norm)
-        growth = max(growth, norm / least)
-    return growth
+    last = next((norm for norm in reversed(norms) if norm > 0), 1.0)
+    return max(1.0, max(norms) / last)
 
 
 def digits_left(growth: float, dtype: torch.dtype, precision: Precision | None = None) -> float:
