@@ -1,10 +1,10 @@
 """Whether a hypergradient says anything about E: noise has no digits, or is exact and useless.
 
-Two signs come with every hypergradient. They cost nothing:
+Two signs come with every hypergradient. They cost nothing, and count only where the run has amplified perturbations
+more than a hundredfold (`stats["growth"]`; a run that trains well has less than ten):
 
-    few digits     `stats["digits"]` is below 2: rounding, amplified by the run, reaches hundredths of w
-    too far        for the smallest step that the outer loop would take it predicts a change larger than |E|, and the
-                   run has amplified perturbations more than a hundredfold
+    few digits     `stats["digits"]` is below 3: rounding, amplified by the run, reaches thousandths of w
+    too far        for the smallest step that the outer loop would take it predicts a change larger than |E|
 
 Neither is a proof: a rate that is merely too high amplifies its rounding no more than w itself, and near E = 0 every
 step is large. So where one of them is there, E is asked at both ends of that smallest step d, by two plain runs:
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from hyperopt_cli.problem import Hyper
 
-FEWEST_DIGITS = 2.0
+FEWEST_DIGITS = 3.0
 GROWN = 100.0
 WITHIN = 10.0
 CONFIRMED_TO = 3.0
@@ -86,8 +86,8 @@ def judge(
         confirmed: up to which growth E has confirmed the hypergradients so far.
     """
     digits, growth = min(each["digits"] for each in stats), max(each["growth"] for each in stats)
-    too_far = ends.predicted / 2 > abs(value) and growth > GROWN
-    if not (digits < FEWEST_DIGITS or too_far) or growth <= confirmed or ends.predicted == 0:
+    few, too_far = digits < FEWEST_DIGITS, ends.predicted / 2 > abs(value)
+    if growth <= max(GROWN, confirmed) or not (few or too_far) or ends.predicted == 0:
         return Judgement(digits, growth)
     up, down = objective(ends.up), objective(ends.down)
     found = found_to_predicted(ends.predicted, value, up, down)
@@ -96,7 +96,7 @@ def judge(
         return Judgement(max(digits, round(measured, 1)), growth, None, 2)
     why = (
         f"a run that amplifies rounding {growth:.1g} times leaves it {digits:.1f} digits"
-        if digits < FEWEST_DIGITS
+        if few
         else "it is exact and useless"
     )
     return Judgement(

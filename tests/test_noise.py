@@ -99,6 +99,8 @@ STEEP, FLAT = 100.0, 0.01  # predicted by a step to either side, where E is 1
 ASKED: dict[str, tuple[tuple[float, float], float, float, bool, bool]] = {
     # name: (digits and growth, predicted, found of what is predicted, asked, noise)
     "nothing is wrong": (QUIET, FLAT, 0.0, False, False),
+    "few digits, since products are in bf16": ((2.7, 10.0), FLAT, 0.0, False, False),
+    "2.9 digits, contradicted": ((2.9, 1e5), FLAT, -1.0, True, True),
     "steep, and nothing grows": (QUIET, STEEP, 0.0, False, False),
     "few digits, confirmed": (FEW, FLAT, 1.0, True, False),
     "few digits, contradicted by its sign": (FEW, FLAT, -1.0, True, True),

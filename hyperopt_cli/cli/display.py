@@ -27,7 +27,7 @@ from hyperopt_cli.runs.measured import factors_text
 from hyperopt_cli.runs.result import Point, Result
 
 NUM_ROWS = 12
-FEW_DIGITS = 2.0  # fewer are told
+FEW_DIGITS = 2.0  # fewer are told; products in bf16 leave 2.7
 
 
 @contextmanager
