@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient, optimizers
-from hyperopt_cli.modes.growth import digits_left, growth_of_adjoints, growth_of_tangents
+from hyperopt_cli.modes.growth import Growth, digits_left, growth_of_adjoints, growth_of_tangents
 from hyperopt_cli.modes.plain_run import objective_after
 from tests.cases import CASES, F64, net_problem, scalar
 
@@ -213,6 +213,21 @@ def test_tangents_that_overflow_a_square_are_measured():
 )
 def test_digits_are_those_of_the_kind_of_number_less_the_growth(growth, dtype, precision, digits):
     assert round(digits_left(growth, dtype, precision), 1) == digits
+
+
+def test_the_host_reads_no_norm_on_the_way():
+    """On a fake GPU a number cannot be read at all."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    with FakeTensorMode():
+        like = torch.empty(0, device="cuda")
+        for names in (["w"], ["a", "b"]):
+            growth = Growth(3, like)
+            growth.tangents(1, [{name: torch.ones(2, 5, device="cuda") for name in names}] * 2)
+            growth.adjoint(2, {name: torch.ones(5, device="cuda") for name in names})
+            assert growth.norms.device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            growth.norms.tolist()
 
 
 @pytest.mark.parametrize("of", [growth_of_tangents, growth_of_adjoints])
