@@ -192,6 +192,17 @@ class NonFiniteError(HyperoptError):
         super().__init__(f"{what} is not finite at inner step {step}")
 
 
+class NoiseError(NonFiniteError):
+    """A hypergradient is finite, and says nothing: it has no digits, or E contradicts it."""
+
+    def __init__(self, step: int, why: str) -> None:
+        super().__init__(step, "the hypergradient")
+        self.args = (
+            f"the hypergradient is noise: {why}; make the training run stable or shorter: a smaller learning rate "
+            "or momentum, fewer steps",
+        )
+
+
 class FixedPointRangeError(NonFiniteError):
     """A number has left the range of the fixed-point arithmetic of reversible mode; it was caught before it wrapped.
 

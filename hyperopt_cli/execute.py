@@ -12,7 +12,16 @@ from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.agreement import Agreement
 from hyperopt_cli.comparison import OnModeStep, compare
-from hyperopt_cli.errors import ANOTHER_RUN, NonFiniteError, RankLostError, Remedy, ReversalError, Stopped, UsageError
+from hyperopt_cli.errors import (
+    ANOTHER_RUN,
+    NoiseError,
+    NonFiniteError,
+    RankLostError,
+    Remedy,
+    ReversalError,
+    Stopped,
+    UsageError,
+)
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.keeping import RunKeeper, bits_depend_on, taken_up
 from hyperopt_cli.modes import MODES, Mode
@@ -210,7 +219,8 @@ class _Told:
         self._watcher.inner(n, replica, phase, done, steps)
 
     def halved(self, n: int, halvings: int, why: NonFiniteError) -> None:
-        self._watcher.said(f"outer step {n}: {why}; its step is halved ({halvings} of {MOST_HALVINGS})")
+        what = "" if isinstance(why, NoiseError) else f"{why}; "  # noise is in the log, which is told too
+        self._watcher.said(f"outer step {n}: {what}its step is halved ({halvings} of {MOST_HALVINGS})")
 
     def smaller(self, n: int, mode: Mode, why: str) -> None:
         self._kept.mode = mode

@@ -2,10 +2,11 @@
 
     raw_{n+1} = project(raw_n - step(dE/draw)),      dE/draw = dE/dnatural dnatural/draw
 
-Where a step leads to a run that diverges, it is halved, five times at the most. A generator of what was measured: it
-neither prints nor writes.
+Where a step leads to a run that diverges, or whose hypergradient is noise (`noise.py`), it is halved, five times at the
+most. A generator of what was measured: it neither prints nor writes.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.data.seeds import derive
-from hyperopt_cli.errors import NonFiniteError, ReversalError, Stopped
+from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped
 from hyperopt_cli.modes import Hypergradient, Mode
 from hyperopt_cli.modes.base import OnStep
 from hyperopt_cli.modes.fitting import smaller, told
 from hyperopt_cli.modes.memory import is_lacking
+from hyperopt_cli.modes.plain_run import objective_after
+from hyperopt_cli.noise import CONFIRMED_TO, Ends, judge
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import ALONE, Ranks
@@ -34,6 +37,8 @@ OnSmaller = Callable[[int, Mode, str], None]
 OnHalved = Callable[[int, int, NonFiniteError], None]
 # Called when a run that another process had begun is begun again: outer step, why its reversal failed.
 OnBegunAgain = Callable[[int, ReversalError], None]
+
+_LOG = logging.getLogger(__name__)
 
 MOST_HALVINGS = 5
 
@@ -64,7 +69,9 @@ class OuterStep(NamedTuple):
         schedules: every scheduled name over the horizon, [T] or [T, groups].
         params: w_T of the first replica.
         stats: of all replicas: `wall_s`, `num_steps`, `num_gradients`, `num_hvps` summed, `peak_bytes` their maximum;
-            `bias`, what biases the hypergradient, only where it is not exact.
+            `growth` and `digits` of the hypergradient; only where there is one: `bias`, what biases it, `noise`,
+            why it is noise, `num_asked_steps`, plain inner steps that were taken to find that out, `halvings` and
+            `halved_for`, what was found where the longer steps had led.
     """
 
     outer_step: int
@@ -91,7 +98,7 @@ class Descent:
         steps: updates; one more hypergradient is measured than updates are made.
         clip_norm: the largest norm of dE/draw, over all hyperparameters together.
         patience: stop after so many outer steps without a new lowest validation loss.
-        on_nonfinite: where a step leads to what is not finite, `backtrack`, halving it, or `stop`.
+        on_nonfinite: where a step leads to what is not finite, or to noise, `backtrack`, halving it, or `stop`.
         seed: `fixed`, the same training run each time, or `fresh`, other initial weights and batches.
         replicas: seeds that E and its hypergradient are averaged over.
     """
@@ -113,6 +120,13 @@ class Descent:
         if self.optimizer == "sgd":
             return torch.optim.SGD(raw, lr=self.lr, momentum=self.momentum)
         return SignDescent(raw, lr=self.lr)
+
+    def smallest_step(self, grad: Hyper) -> Hyper:
+        """The step that is left when one is halved as often as it may be, with the signs of dE/draw."""
+        share = self.lr / 2**MOST_HALVINGS
+        if self.optimizer != "sgd":
+            return {key: share * g.sign() for key, g in grad.items()}
+        return {key: share * _scale(grad, self.clip_norm) * g for key, g in grad.items()}
 
     def seeds(self, seed: int, outer_step: int) -> list[int]:
         """The seeds of the replicas of one outer step."""
@@ -181,6 +195,8 @@ def descend(
         NoMemoryError: memory was lacking, and the mode cannot do with less.
         NonFiniteError: the run diverged, and did so after five halved steps too, or at
             once; what was yielded stays good.
+        NoiseError: likewise, of a hypergradient that is noise; the last that was measured is yielded first, and its
+            stats say so.
     """
     walk = _Walk(space, descent, seed, keeper, ranks)
     if left is not None:
@@ -204,6 +220,8 @@ def descend(
             if lacking is not None:  # not above: as long as the error is there, it holds what took the memory
                 mode = walk.smaller(problem, mode, lacking, on_smaller)
         yield measured
+        if "noise" in measured.stats:
+            raise NoiseError(len(measured.inner_loss), measured.stats["noise"])
         walk.offer()
 
 
@@ -223,6 +241,9 @@ class _Walk:
         self._good: Hyper = {}  # the last raw values that were measured
         self._grad: Hyper | None = None  # there, as long as the update is not made
         self._best, self._best_step, self._halvings = float("inf"), 0, 0
+        self._halved_for: list[str] = []
+        self._asked_steps, self._confirmed = 0, 0.0  # of this outer step; up to which growth, by all before
+        self._ranks = ranks
         self._replicas = Replicas(ranks, None if keeper is None else self)
         self._last_kept = 0, 0  # outer steps, and runs of the next one
 
@@ -238,7 +259,7 @@ class _Walk:
             return
         self._good = {key: value.clone() for key, value in self.raw.items()}
         _update(self._rule, self.raw, self._grad, self._descent.clip_norm)
-        self._grad, self._halvings = None, 0
+        self._grad, self._halvings, self._halved_for, self._asked_steps = None, 0, [], 0
         self._project()
 
     def halve(self, error: NonFiniteError, on_halved: OnHalved | None) -> None:
@@ -247,15 +268,20 @@ class _Walk:
         Raises:
             NonFiniteError: `error`, if that is not wanted, was done often enough, or nothing was good.
         """
-        if self._descent.on_nonfinite == "stop" or not self._good or self._halvings == MOST_HALVINGS:
+        if not self._may_halve:
             raise error
         self._halvings += 1
+        self._halved_for.append(str(error))
         self._replicas.clear()
         for key, value in self.raw.items():
             value.copy_((value + self._good[key]) / 2)
         self._project()
         if on_halved is not None:
             on_halved(self.n, self._halvings, error)
+
+    @property
+    def _may_halve(self) -> bool:
+        return self._descent.on_nonfinite == "backtrack" and bool(self._good) and self._halvings < MOST_HALVINGS
 
     def smaller(
         self, problem: Callable[[int], Problem], mode: Mode, lacking: str, on_smaller: OnSmaller | None
@@ -279,7 +305,11 @@ class _Walk:
         on_inner_step: OnInnerStep | None,
         on_begun_again: OnBegunAgain | None = None,
     ) -> OuterStep:
-        """The next outer step."""
+        """The next outer step; if its stats say that it is noise, it is the last.
+
+        Raises:
+            NonFiniteError: it is not finite, or is noise and can be halved.
+        """
         raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
         hyper, seeds = self._space.natural(raw), self._descent.seeds(self._seed, self.n)
 
@@ -292,11 +322,53 @@ class _Walk:
 
         runs = self._replicas.measured(problem, seeds, hyper, mode, on_step, begun_again)
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
-        step = _outer_step(self._space, self.n, raw, hyper, grad, runs, self._halvings)
+        step = _outer_step(self._space, self.n, raw, hyper, grad, runs)
+        step.stats.update({"halvings": self._halvings, "halved_for": self._halved_for} if self._halvings else {})
+        if all("growth" in run.stats for run in runs):
+            step.stats.update(self._judged(step, runs, problem, seeds, on_inner_step))
+        self._replicas.clear()
+        if "noise" in step.stats:
+            if self._ranks.is_lead:
+                _LOG.warning("outer step %d: the hypergradient is noise: %s", self.n, step.stats["noise"])
+            if self._may_halve:
+                raise NoiseError(len(step.inner_loss), step.stats["noise"])
+            return step
         if step.validation_loss < self._best:
             self._best, self._best_step = step.validation_loss, self.n
         self.n, self._grad = self.n + 1, step.raw_hypergradient
         return step
+
+    def _judged(
+        self,
+        step: OuterStep,
+        runs: list[Hypergradient],
+        problem: Callable[[int], Problem],
+        seeds: list[int],
+        on_inner_step: OnInnerStep | None,
+    ) -> dict[str, Any]:
+        """What is known of the digits of a hypergradient."""
+
+        def objective(raw: Hyper) -> float:
+            hyper, total = self._space.natural(raw), 0.0
+            for replica, seed in enumerate(seeds):
+
+                def on_step(phase: str, done: int, steps: int, replica: int = replica) -> None:
+                    if on_inner_step is not None:
+                        on_inner_step(self.n, replica, "digits", done, steps)
+
+                run = problem(seed)
+                total += objective_after(run, hyper, on_step) / len(seeds)
+                self._asked_steps += run.steps
+            return float(self._ranks.agreed(total))
+
+        raw, grad = step.raw_hyperparameters, step.raw_hypergradient
+        ends = Ends.of(raw, grad, self._descent.smallest_step(grad), self._space.project)
+        judgement = judge([run.stats for run in runs], step.validation_loss, ends, objective, self._confirmed)
+        if judgement.num_asked and judgement.noise is None:
+            self._confirmed = CONFIRMED_TO * judgement.growth
+        told: dict[str, Any] = {"growth": judgement.growth, "digits": judgement.digits}
+        told |= {} if judgement.noise is None else {"noise": judgement.noise}
+        return told | ({"num_asked_steps": self._asked_steps} if self._asked_steps else {})
 
     def due(self) -> bool:
         """As the keeper says."""
@@ -338,12 +410,17 @@ class _Walk:
             "best": self._best,
             "best_step": self._best_step,
             "halvings": self._halvings,
+            "halved_for": self._halved_for,
+            "asked_steps": self._asked_steps,
+            "confirmed": self._confirmed,
         }
 
     def found(self, left: Mapping[str, Any]) -> None:
         """Goes on from what a keeper was given."""
         self.n, self._good, self._grad, self._halvings = (left[key] for key in ("n", "good", "grad", "halvings"))
         self._best, self._best_step = left["best"], left["best_step"]
+        self._halved_for = list(left.get("halved_for", ()))
+        self._asked_steps, self._confirmed = left.get("asked_steps", 0), left.get("confirmed", 0.0)
         self._replicas.found(left)
         self._last_kept = self.n, self._replicas.num_done
         for key, value in self.raw.items():
@@ -355,9 +432,7 @@ class _Walk:
             self.raw[key].copy_(value)
 
 
-def _outer_step(
-    space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient], halvings: int
-) -> OuterStep:
+def _outer_step(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient]) -> OuterStep:
     first = runs[0]
     losses = [_last_tenth(run.stats["inner_loss"].to(first.value.device)) for run in runs]
     return OuterStep(
@@ -371,7 +446,7 @@ def _outer_step(
         inner_loss=first.stats["inner_loss"].cpu(),
         schedules=space.courses(hyper),
         params=first.params,
-        stats={**_added(runs), **({"halvings": halvings} if halvings else {})},
+        stats=_added(runs),
     )
 
 
@@ -391,8 +466,13 @@ def _added(runs: list[Hypergradient]) -> dict[str, Any]:
 
 def _update(rule: torch.optim.Optimizer, raw: Hyper, grad: Hyper, clip_norm: float | None) -> None:
     """One step of the outer optimizer, on a hypergradient clipped by its norm."""
-    norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in grad.values()]))
-    scale = 1.0 if clip_norm is None or norm <= clip_norm else clip_norm / float(norm)
+    scale = _scale(grad, clip_norm)
     for key, value in raw.items():
         value.grad = grad[key] * scale
     rule.step()
+
+
+def _scale(grad: Hyper, clip_norm: float | None) -> float:
+    """What clips a hypergradient by its norm, over all hyperparameters together."""
+    norm = float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in grad.values()])))
+    return 1.0 if clip_norm is None or norm <= clip_norm else clip_norm / norm

@@ -73,7 +73,7 @@ class Replicas:
         on_step: Callable[[int], OnStep | None],
         begun_again: Callable[[ReversalError], None],
     ) -> list[Hypergradient]:
-        """One for each seed.
+        """One for each seed; they stay until `clear`, so that a run which stops before keeps them.
 
         Args:
             problem: seed -> the training run.
@@ -115,9 +115,7 @@ class Replicas:
         # what another process did lies on the host
         devices = [run["value"].device for run in self._done.values()]
         device = next((each for each in devices if each.type != "cpu"), devices[0])
-        runs = [_on(device, self._done[replica]) for replica in range(len(seeds))]
-        self.clear()
-        return runs
+        return [_on(device, self._done[replica]) for replica in range(len(seeds))]
 
     def _is_own(self, replica: int) -> bool:
         """Whether this process takes that run."""
@@ -167,9 +165,10 @@ class Replicas:
 
 def kept(done: Mapping[int, Mapping[str, Any]], inner: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """For a checkpoint: of the runs that are done what an outer step takes, of the others what a mode has left."""
-    taken = (*SUMMED, "peak_bytes", "progress", "inner_loss")
+    taken = (*SUMMED, "peak_bytes", "progress", "inner_loss", "growth", "digits")
     results = [
-        [replica, {**run, "stats": {key: run["stats"][key] for key in taken}}] for replica, run in sorted(done.items())
+        [replica, {**run, "stats": {key: run["stats"][key] for key in taken if key in run["stats"]}}]
+        for replica, run in sorted(done.items())
     ]
     return {"replicas": results, "inner": [[replica, left] for replica, left in sorted(inner.items())]}
 

@@ -21,12 +21,13 @@ from hyperopt_cli.cli.tables import bias_line, brief, duration, outcome_table, s
 from hyperopt_cli.execute import Watcher
 from hyperopt_cli.experiment import Experiment
 from hyperopt_cli.outer import OuterStep
-from hyperopt_cli.runs.directory import RunDirectory
+from hyperopt_cli.runs.directory import TRUSTED, RunDirectory
 from hyperopt_cli.runs.json_files import to_text
 from hyperopt_cli.runs.measured import factors_text
 from hyperopt_cli.runs.result import Point, Result
 
 NUM_ROWS = 12
+FEW_DIGITS = 2.0  # fewer are told; products in bf16 leave 2.7
 
 
 @contextmanager
@@ -129,6 +130,14 @@ def _choices(step: OuterStep) -> list[str]:
     return lines + ([f"steps {step.stats['compiled_why']}"] if "compiled_why" in step.stats else [])
 
 
+def _trust(step: OuterStep) -> str:
+    """What has to be said where the hypergradient has few digits, or none."""
+    if "noise" in step.stats:
+        return "hypergradient: noise, 0 digits"
+    digits = step.stats.get("digits", FEW_DIGITS)
+    return "" if digits >= FEW_DIGITS else f"hypergradient: {digits:.1f} digits"
+
+
 class JsonLines:
     """One JSON object an outer step."""
 
@@ -144,7 +153,7 @@ class JsonLines:
             "wall_s": step.stats["wall_s"],
             **{
                 key: step.stats[key]
-                for key in ("bias", "checks", "mode", "plan", "engine", "engine_why", "compiled_why")
+                for key in (*TRUSTED, "bias", "checks", "mode", "plan", "engine", "engine_why", "compiled_why")
                 if key in step.stats
             },
             **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
@@ -173,7 +182,8 @@ class PlainLines:
         if step.outer_step == 0 and "factors" in step.stats:
             _echo(_factors_line(step.stats["factors"]))
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
-        left = self._clock.left_s()
+        left, trust = self._clock.left_s(), _trust(step)
+        values += f"  {trust}" if trust else ""
         _echo(
             f"outer {step.outer_step}/{self._clock.last}  validation {step.validation_loss:.5g}  "
             f"training {step.training_loss:.5g}  {values}  ({step.stats['wall_s']:.1f} s, {duration(left)} left)"
@@ -251,5 +261,7 @@ class LiveDisplay:
         table = Table("outer", "validation", "training", *names, box=None)
         for step in self._steps:
             values = [brief(value.tolist()) for value in step.hyperparameters.values()]
-            table.add_row(str(step.outer_step), f"{step.validation_loss:.5g}", f"{step.training_loss:.5g}", *values)
+            trust = _trust(step)
+            number = f"{step.outer_step} {trust}" if trust else str(step.outer_step)
+            table.add_row(number, f"{step.validation_loss:.5g}", f"{step.training_loss:.5g}", *values)
         return Group(*map(Text, self._choices), table, self._progress)

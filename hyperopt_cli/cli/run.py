@@ -14,6 +14,7 @@ from hyperopt_cli.cli.options import AllowImport, Overrides, load_recipe, with_o
 from hyperopt_cli.errors import (
     DatasetError,
     HyperoptError,
+    NoiseError,
     NoMemoryError,
     NonFiniteError,
     RankLostError,
@@ -161,7 +162,11 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
     if error is None:
         return 0
     kept = "nothing was measured" if result.best is None else f"the best so far is kept in {directory.root}"
-    print(f"hyperopt: diverged: {error}; {kept}. {_gentler(asked, result)}{told(error.remedies)}", file=sys.stderr)
+    if isinstance(error, NoiseError):
+        print(f"hyperopt: {error}, or bounds that keep it there; {kept}", file=sys.stderr)
+    else:
+        said = f"{_gentler(asked, result)}{told(error.remedies)}"
+        print(f"hyperopt: diverged: {error}; {kept}. {said}", file=sys.stderr)
     return error.exit_code
 
 

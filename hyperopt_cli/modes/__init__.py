@@ -106,5 +106,6 @@ def hypergradient(
         del dynamics  # its s_0, before the mode makes its own
         result = mode.differentiate(problem, hyper, account)
         check_still(problem, hyper, first, account.inner_loss[0])
+        result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.errors import NonDeterministicError, NonFiniteError
+from hyperopt_cli.modes.growth import Growth
 from hyperopt_cli.modes.memory import peak_bytes, reset_peak
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -32,7 +33,8 @@ class Hypergradient(NamedTuple):
             memory on a GPU); `num_steps`, inner steps taken; `num_gradients` and `num_hvps`; `inner_loss`, L at every
             step, [T]; `progress`, steps there and back, counted for checkpoints; `bias`, what biases the
             hypergradient, only where it is not exact; `checks`, what the comparison with central differences has to say
-            of it, only where that is something ("not judged", "surrogate"). Modes add their own.
+            of it, only where that is something ("not judged", "surrogate"); `growth` of the tangents or adjoints over
+            the run, and `digits`, the decimal digits that it leaves (`modes/growth.py`). Modes add their own.
     """
 
     value: Tensor
@@ -120,6 +122,7 @@ class Account:
     ) -> None:
         self.num_steps = self.num_gradients = self.num_hvps = 0
         self.inner_loss = like.new_full((steps,), float("nan"))
+        self.growth = Growth(steps, like)
         self._keeper, self._left, self._progress, self._before_s = keeper, left, 0, 0.0
         self._kept: int | None = None  # the progress that was kept last
         self._device, self._on_step = like.device, on_step
@@ -165,6 +168,7 @@ class Account:
         assert self._keeper is not None
         counts = [self.num_steps, self.num_gradients, self.num_hvps]
         done = {"progress": self._progress, "counts": counts, "inner_loss": self.inner_loss, "wall_s": self._wall_s}
+        done["norms"] = self.growth.norms
         self._kept = self._progress
         self._keeper.keep({**done, "mode": left()})
 
@@ -189,6 +193,8 @@ class Account:
         self._progress, self._before_s = left["progress"], left["wall_s"]
         self._kept = self._progress
         self.inner_loss.copy_(left["inner_loss"])
+        if "norms" in left:  # not in a checkpoint of an earlier version
+            self.growth.found(left["norms"])
         mode: dict[str, Any] = left.pop("mode")
         return mode
 

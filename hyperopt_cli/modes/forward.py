@@ -122,6 +122,7 @@ class Forward(Compiling):
         assert verdict.compilation is not None
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
         carried = Carried.begun(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
+        account.growth.tangents(0, [block.z.params for block in carried.blocks])
         first, state, carried = _begun(account, dynamics, carried)
         self._watch.met.clear()
         for t in range(first, problem.steps):
@@ -136,16 +137,18 @@ class Forward(Compiling):
                 account.take_back(t, sum(len(block.active) for block in carried.blocks))
                 state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
             del before
+            account.growth.tangents(t + 1, [block.z.params for block in carried.blocks])
             account.step_done("forward", t + 1, problem.steps)
-            account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account.num_hvps, verdict.engine))
+            account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account, verdict.engine))
         params = dynamics.layout.unpack(dynamics.result(state))
-        left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account.num_hvps, verdict.engine)
+        left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account, verdict.engine)
         objective = outer_objective(problem, params, hyper, partial(account.offer, left), self._outer)
         if problem.ranks.size > 1:
             account.check()
             account.meet()
         grad = _contract(dynamics, state, carried.blocks, objective.by_params, objective.by_hyper)
         account.num_hvps = _of_all(problem.ranks, account.num_hvps)
+        account.growth.of_all(problem.ranks)
         result = account.close(objective.value, grad, params)
         why = {"engine_why": verdict.why} if self.engine == "auto" else {}
         told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
@@ -341,13 +344,14 @@ def _point_tangents(
     return push_columns(lambda s, at: dynamics.point(s, at, t), (state, step_hyper), (z, lambda_dot))
 
 
-def _left(t: int, state: State, blocks: list[Columns], ranks: Ranks, num_hvps: int, engine: str) -> dict[str, Any]:
+def _left(t: int, state: State, blocks: list[Columns], ranks: Ranks, account: Account, engine: str) -> dict[str, Any]:
     """What the run goes on from at step t, on the lead: with the columns of all ranks."""
     kept = [block.kept() for block in blocks]
     if ranks.divides("columns"):
         parts = ranks.at_lead(tree_map_only(Tensor, lambda x: x.cpu(), kept))
         kept = [block for part in parts for block in part]
-    num_hvps = _of_all(ranks, num_hvps)
+    num_hvps = _of_all(ranks, account.num_hvps)
+    account.growth.of_all(ranks)
     return {"t": t, "state": state.kept(), "blocks": kept, "num_hvps": num_hvps, "engine": engine}
 
 

@@ -327,12 +327,14 @@ def swept_back(
         left.clear()
     if past.sweep is None:
         past.sweep = Sweep.begun(dynamics, hyper, past.end(), account, past.left, judge)
+        account.growth.adjoint(dynamics.problem.steps, past.sweep.adjoint.params)
     sweep = past.sweep
     for t, back in past:
         sweep.back_through(t, back)
         del back  # its gradient's graph, before the next one is made
         if sweep.many_wait or sweep.done == num:
             sweep.sum_up(dynamics, hyper)
+        account.growth.adjoint(t, sweep.adjoint.params)
         account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in sweep.adjoint.params.values()]))
         account.step_done("backward", sweep.done, num)
         account.offer(past.left)

@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps")
 # Only there where the hypergradient is not exact.
 BIAS, MODE = "bias", "mode"
+# Only there where the comparison with central differences has something to say.
+CHECKS = "checks"
 # Only there where the run was continued with other code than it had begun with.
 SOURCES_CHANGED = "sources_changed"
+# How far the hypergradient can be trusted (`hyperopt_cli/noise.py`); the last four only there where they say something.
+TRUSTED = ("digits", "growth", "noise", "num_asked_steps", "halvings", "halved_for")
 LATEST = "LATEST"  # in `checkpoints`: the name of the newest
 
 
@@ -185,7 +189,7 @@ def _line(step: Measured) -> dict[str, Any]:
         "raw_hyperparameters": step.raw_hyperparameters,
         "raw_hypergradient": step.raw_hypergradient,
         **{key: step.stats[key] for key in WRITTEN_STATS},
-        **{key: step.stats[key] for key in (BIAS, MODE, SOURCES_CHANGED) if key in step.stats},
+        **{key: step.stats[key] for key in (*TRUSTED, BIAS, MODE, CHECKS, SOURCES_CHANGED) if key in step.stats},
         **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
     }
 

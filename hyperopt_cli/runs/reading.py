@@ -17,7 +17,11 @@ class Metrics(NamedTuple):
 
     `bias` is what biases the hypergradient; None where it is exact. `mode` is what `auto` chose, `factors` are the
     fractions that a reversal multiplies by, by label; None where there are none. `sources_changed` are files of the
-    user's own code that had changed since the run began; None where none had.
+    user's own code that had changed since the run began; None where none had. `checks` is what the comparison with
+    central differences has to say of the hypergradient; None where that is nothing.
+    `digits` are the decimal digits that the hypergradient has, `growth` is what the run amplifies perturbations by,
+    `noise` is why the hypergradient says nothing, `num_asked_steps` are plain inner steps that were taken to find out;
+    `halvings` of the outer step that led here, and in `halved_for` the reason of each.
     """
 
     outer_step: int
@@ -35,6 +39,13 @@ class Metrics(NamedTuple):
     mode: str | None = None
     factors: dict[str, str] | None = None
     sources_changed: list[str] | None = None
+    checks: str | None = None
+    digits: float | None = None
+    growth: float | None = None
+    noise: str | None = None
+    num_asked_steps: int = 0
+    halvings: int = 0
+    halved_for: tuple[str, ...] | list[str] = ()
 
 
 class Run(NamedTuple):

@@ -7,7 +7,8 @@
     inner_loss                                    over the inner step, one TensorBoard run an outer step
     schedules/<name>                              a picture: the start in grey, now in colour
     best/validation_loss test/loss test/accuracy  at the end
-    bias                                          a text, only where the hypergradient is not exact
+    trust/digits trust/log10_growth               decimal digits of the hypergradient; what amplifies its rounding
+    bias, noise                                   texts, only where the hypergradient is not exact, or says nothing
     recipe, hparams, the layout of the custom scalars
 
 The curves of the inner loss lie in folders of their own, inner_loss/outer_0003 and so on, for two reasons: in one chart
@@ -20,6 +21,7 @@ that and its status, or that is made longer, has one end.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -76,6 +78,7 @@ class TensorBoardLog:
         """Add one outer step and hand it to the file system, so that an open page shows it."""
         self._lay_out(step)
         self._add_scalars(step)
+        self._add_noise(step)
         self._add_pictures(step)
         self._writer.flush()
         self._add_inner_loss(step)
@@ -117,6 +120,12 @@ class TensorBoardLog:
         if "bias" in step.stats:
             self._writer.add_text("bias", f"The hypergradient is biased: {step.stats['bias']}.", step.outer_step)
 
+    def _add_noise(self, step: Measured) -> None:
+        said = [f"halved: {why}" for why in step.stats.get("halved_for", ())]
+        said += [f"the hypergradient is noise: {step.stats['noise']}"] if "noise" in step.stats else []
+        if said:
+            self._writer.add_text("noise", "\n\n".join(said), step.outer_step)
+
     def _add_scalars(self, step: Measured) -> None:
         scalars = {
             "loss/validation": step.validation_loss,
@@ -124,6 +133,8 @@ class TensorBoardLog:
             "cost/wall_s": step.stats["wall_s"],
             "cost/peak_bytes": step.stats["peak_bytes"],
         }
+        if "growth" in step.stats:
+            scalars |= {"trust/digits": step.stats["digits"], "trust/log10_growth": math.log10(step.stats["growth"])}
         for group, entries in (("hyperparameters", step.hyperparameters), ("hypergradients", step.hypergradient)):
             for name, value in entries.items():
                 scalars |= {f"{group}/{tag}": number for tag, number in _elements(name, value).items()}

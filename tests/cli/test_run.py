@@ -130,6 +130,54 @@ def test_divergence_names_the_step_keeps_the_best_and_ends_with_3(hyperopt, reci
     assert len(run.metrics) == 1
 
 
+EXPLODING = [
+    "model.hidden=[50]",
+    "steps=120",
+    "outer.steps=2",
+    "mode=reverse",
+    "hyperparameters.lr.initial=1.0",
+]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_noise_is_said_to_be_noise_wherever_a_run_speaks(form, hyperopt, recipe):
+    """digits at a rate and a momentum that are too high: E is finite, and so is its useless hypergradient."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    code, out, err = hyperopt("run", recipe, *EXPLODING, "--out", "there", *form)
+    assert code == 3
+    assert "the hypergradient is noise" in err
+    assert "the hypergradient is noise" in out  # the log
+    (line,) = metrics("there")
+    assert line["digits"] == 0
+    assert line["growth"] > 1e4
+    assert line["num_asked_steps"] == 240
+    assert line["noise"] in err
+    if form:
+        shown = next(each for each in map(json.loads, out.splitlines()) if "outer_step" in each)
+        assert shown["noise"] == line["noise"]
+    else:
+        assert "hypergradient: noise, 0 digits" in next(
+            each for each in out.splitlines() if each.startswith("outer 0/")
+        )
+    run = read(Path("there"))
+    assert run.state == run.result.status == "diverged"
+    assert run.result.best.validation_loss == run.metrics[0].validation_loss == line["validation_loss"]
+    assert run.metrics[0].noise == line["noise"]
+    page = EventAccumulator("there/tensorboard")
+    page.Reload()
+    assert page.Scalars("trust/digits")[0].value == 0
+    assert page.Scalars("trust/log10_growth")[0].value > 4
+    assert b"the hypergradient is noise" in page.Tensors("noise/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_a_run_without_noise_has_its_digits_in_the_metrics(hyperopt, recipe):
+    code, out, _ = hyperopt("run", recipe, *SHORT, "--out", "there")
+    assert code == 0
+    assert "hypergradient:" not in out
+    assert all(line["digits"] > 4 and line["growth"] < 100 and "noise" not in line for line in metrics("there"))
+
+
 def test_divergence_at_the_start_is_told_too(hyperopt, recipe):
     code, _, err = hyperopt("run", recipe, "steps=200", "hyperparameters.lr.initial=1e20", "--out", "there")
     assert code == 3

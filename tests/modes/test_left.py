@@ -78,6 +78,7 @@ def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def exact(a: Any, b: Any) -> None:
     assert torch.equal(a.value, b.value)
+    assert (a.stats["growth"], a.stats["digits"]) == (b.stats["growth"], b.stats["digits"])
     assert all(torch.equal(a.grad[name], b.grad[name]) for name in b.grad)
     assert all(torch.equal(a.params[name], b.params[name]) for name in b.params)
     assert torch.equal(a.stats["inner_loss"], b.stats["inner_loss"])

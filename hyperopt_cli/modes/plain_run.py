@@ -1,0 +1,37 @@
+"""E at the end of a plain training run, without any derivative in lambda: what a hypergradient predicts the changes of.
+
+Cost: T steps with 1 gradient each. Memory: 1 state.
+"""
+
+from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.modes.base import Account, OnStep
+from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.surroundings import surroundings
+from hyperopt_cli.modes.sweep import told_of, train_step
+from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.stopping import may_stop
+
+
+def objective_after(problem: Problem, hyper: Hyper, on_step: OnStep | None = None) -> float:
+    """E(lambda); infinity where the run diverges.
+
+    Args:
+        problem: the training run.
+        hyper: lambda.
+        on_step: called after each inner step, as in a hypergradient.
+    """
+    with surroundings(problem.precision):
+        dynamics = Dynamics.of(problem, hyper)
+        account, state = Account(problem.steps, dynamics.like, on_step), dynamics.start
+        try:
+            for t in range(problem.steps):
+                step_hyper = dynamics.hyper_at(hyper, t)
+                state, value = train_step(dynamics, problem.batch(t), t, state, step_hyper)
+                told_of(t, value, problem.steps, account)
+                may_stop()
+            account.check()
+        except NonFiniteError:
+            return float("inf")
+        value = outer_objective(problem, dynamics.layout.unpack(dynamics.result(state)), hyper).value
+    return float(value) if value.isfinite() else float("inf")
