@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from hyperopt_cli.data.partition import consecutive
 from hyperopt_cli.data.preparation import Augmentation, Normalization, channel_statistics, identity_normalization
 from hyperopt_cli.data.resident import Resident, fits, read_all
 from hyperopt_cli.data.seeds import derive
-from hyperopt_cli.data.splits import Examples, InMemory, Splits
+from hyperopt_cli.data.shares import Shares, Weigh
+from hyperopt_cli.data.splits import Examples, InMemory, Splits, targets_of
 from hyperopt_cli.data.steps import StepChunks, Steps
 from hyperopt_cli.data.streaming import READ_AT_ONCE, Streaming
 from hyperopt_cli.errors import DatasetError
@@ -76,7 +78,16 @@ class Data:
         return self.steps.batches_in_chunks(seed, rank, size)
 
 
-def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, dtype: torch.dtype) -> Data:
+def load(
+    splits: Splits,
+    loading: Loading,
+    *,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    weigh: Weigh | None = None,
+    summed: bool = False,
+) -> Data:
     """Split off the validation examples, place everything and compute the normalisation.
 
     Args:
@@ -85,6 +96,8 @@ def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, d
         seed: the validation split is drawn from `derive(seed, "split")`.
         device: where batches are made.
         dtype: of the inputs.
+        weigh: what each example counts in the loss, from the targets; None: all count alike.
+        summed: whether the loss is a sum over examples.
 
     Raises:
         DatasetError: settings out of range, or too few examples for them.
@@ -106,21 +119,32 @@ def load(splits: Splits, loading: Loading, *, seed: int, device: torch.device, d
     )
     source = _source(train, loading, device)
 
-    def chunks(source: Source, index: Tensor, name: str, size: int = loading.outer_batch_size) -> Chunks:
-        return Chunks(source, index, size, prepare, derive(seed, name))
+    shares = _shares(splits.train, weigh, summed)
+    outer_size = max(len(splits.train), len(splits.test or ())) if loading.outer_batch_size == "all" else None
+
+    def chunks(source: Source, index: Tensor, name: str, size: int | None = None, shares: Shares = shares) -> Chunks:
+        largest = size or outer_size or cast(int, loading.outer_batch_size)
+        return Chunks(source, index, largest, prepare, derive(seed, name), shares)
 
     test = None
     if splits.test is not None and len(splits.test):
         test_source = _source(_held(splits.test, loading), loading, device)
-        test = chunks(test_source, torch.arange(len(splits.test)), "test")
+        of_test = _shares(splits.test, weigh, summed)
+        test = chunks(test_source, torch.arange(len(splits.test)), "test", shares=of_test)
     return Data(
         input_shape=tuple(splits.input_shape),
         num_classes=splits.num_classes,
         train_chunks=chunks(source, train_index, "train", min(batch_size, loading.chunk_size or batch_size)),
         validation=chunks(source, validation_index, "validation"),
         test=test,
-        steps=Steps(source, train_index, prepare, batch_size, loading.chunk_size, loading.batch_size != "all"),
+        steps=Steps(source, train_index, prepare, batch_size, loading.chunk_size, loading.batch_size != "all", shares),
     )
+
+
+def _shares(examples: Examples, weigh: Weigh | None, summed: bool) -> Shares:
+    if weigh is None or summed:
+        return Shares(summed=summed)
+    return Shares(weigh(targets_of(examples)))
 
 
 def _held(examples: Examples, loading: Loading) -> Examples:

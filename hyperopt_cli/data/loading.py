@@ -27,8 +27,8 @@ class Loading:
             statistics from each chunk. None: whole batches.
         validation_fraction: share of the training split that is held out to validate on.
         stratified: keep the shares of the classes in the validation split.
-        outer_batch_size: the largest chunk of the validation loss. It bounds memory, and changes the value only where
-            batch normalisation takes its statistics from each chunk.
+        outer_batch_size: the largest chunk of the validation loss; "all": it is never cut. It bounds memory, and
+            changes the value only where batch normalisation takes its statistics from each chunk.
         crop: pixels of padding of a random crop.
         flip: mirror pictures at random.
         normalize: by mean and standard deviation of each channel of the training split; if not, uint8 is divided by
@@ -42,7 +42,7 @@ class Loading:
     chunk_size: int | None = None
     validation_fraction: float = 0.1
     stratified: bool = False
-    outer_batch_size: int = 1000
+    outer_batch_size: int | Literal["all"] = 1000
     crop: int = 0
     flip: bool = False
     normalize: bool = True
@@ -61,8 +61,10 @@ def check(splits: Splits, loading: Loading) -> None:
         given = getattr(loading, name)
         if isinstance(given, int) and given < least:
             raise DatasetError(f"{name} = {given}: it has to be at least {least}")
-    if isinstance(loading.batch_size, str) and loading.batch_size != "all":
-        raise DatasetError(f"batch_size = {loading.batch_size!r}: allowed is a number of examples, or 'all'")
+    for name in ("batch_size", "outer_batch_size"):
+        given = getattr(loading, name)
+        if isinstance(given, str) and given != "all":
+            raise DatasetError(f"{name} = {given!r}: allowed is a number of examples, or 'all'")
     if loading.residence not in get_args(Residence):
         raise DatasetError(
             f"residence = {loading.residence!r}: allowed are {', '.join(map(repr, get_args(Residence)))}"

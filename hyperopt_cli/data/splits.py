@@ -67,6 +67,24 @@ class Splits(NamedTuple):
     num_classes: int | None
 
 
+class Labelled(Dataset[tuple[Tensor, Any]]):
+    """Examples whose targets have been read, so that nobody reads them all again.
+
+    Args:
+        examples: as they are.
+        targets: of each, [N, ...].
+    """
+
+    def __init__(self, examples: Examples, targets: Tensor) -> None:
+        self.examples, self.targets = examples, targets
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.examples[index]
+
+
 def as_splits(returned: object) -> Splits:
     """Bring what a data set's function returned into the form of `Splits`.
 
@@ -86,7 +104,10 @@ def as_splits(returned: object) -> Splits:
         train, test = _examples(returned[0]), _examples(returned[1])
     else:
         train, test = _examples(returned), None
-    return Splits(train, test, tuple(_first_input(train).shape), _count_classes(train, test))
+    shape = tuple(_first_input(train).shape)
+    targets = [targets_of(split) for split in (train, test) if split is not None and len(split)]
+    train, test = _labelled(train, targets[0]), test if test is None or not len(test) else _labelled(test, targets[1])
+    return Splits(train, test, shape, _count_classes(targets))
 
 
 def targets_of(examples: Examples) -> Tensor:
@@ -130,8 +151,11 @@ def _first_input(examples: Examples) -> Tensor:
     return example[0]
 
 
-def _count_classes(*splits: Examples | None) -> int | None:
-    targets = [targets_of(split) for split in splits if split is not None and len(split)]
-    if not all(is_integral(target) for target in targets):
+def _labelled(examples: Examples, targets: Tensor) -> Examples:
+    return examples if hasattr(examples, "targets") else Labelled(examples, targets)
+
+
+def _count_classes(targets: Sequence[Tensor]) -> int | None:
+    if not all(is_integral(each) for each in targets):
         return None
-    return 1 + max(int(target.max()) for target in targets)
+    return 1 + max(int(each.max()) for each in targets)

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from hyperopt_cli import losses, optimizers
+from hyperopt_cli import optimizers
 from hyperopt_cli.data.batches import Data, Loading, load
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits
 from hyperopt_cli.errors import HyperoptError, Issue, RecipeError, UsageError
 from hyperopt_cli.experiment.experiment import Experiment, seeded, trained
 from hyperopt_cli.experiment.hyperparameters import Names, make_space
+from hyperopt_cli.experiment.loss import Loss, make_loss
 from hyperopt_cli.experiment.misfit import misfit
 from hyperopt_cli.experiment.mixing import mixes_examples
 from hyperopt_cli.models.batch_norm import use_batch_statistics
@@ -38,7 +39,7 @@ class Parts(NamedTuple):
     """What can be made without data."""
 
     optimizer: InnerOptimizer
-    loss: Callable[..., Tensor]
+    loss: Loss
     names: Names
     mode: Mode
 
@@ -78,7 +79,8 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         torch.cuda.set_device(device)  # or every rank opens the first one too
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
     lowered = _lowered(recipe, device)
-    data = None if recipe.dataset is None else _data(recipe, recipe.dataset, device, dtype, allow_import)
+    loss = parts.loss.to(device, dtype)
+    data = None if recipe.dataset is None else _data(recipe, recipe.dataset, loss, device, dtype, allow_import)
     make_model = _model_maker(recipe, data, device, dtype, allow_import)
     space, issues = make_space(recipe, parts.names, parts.optimizer, make_model(derive(recipe.seed, "init")))
     if issues:
@@ -91,8 +93,8 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         data=data,
         optimizer=parts.optimizer,
         steps=recipe.steps,
-        loss=parts.loss,
-        loss_names=parts.names.loss,
+        loss=loss,
+        loss_names=loss.tunable,
         make_model=make_model,
         device=device,
         seed=recipe.seed,
@@ -168,7 +170,7 @@ def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Iss
     issues: list[Issue] = []
     mode = optimizer = loss = None
     try:
-        loss, loss_names = _loss(recipe, allow)
+        loss = make_loss(recipe, allow)
     except HyperoptError:
         raise
     except Exception as error:  # the constructor of a loss, on arguments that are not for it
@@ -184,7 +186,8 @@ def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Iss
         issues.append(Issue(("optimizer",), str(error)))
     if mode is None or optimizer is None or loss is None:
         return None, issues
-    return Parts(optimizer, loss, Names(optimizer.argument_names(), loss_names), mode), issues
+    names = Names(optimizer.argument_names(), loss.tunable, loss.numbers, recipe.loss.call)
+    return Parts(optimizer, loss, names, mode), issues
 
 
 def _optimizer(recipe: Recipe, allow: Sequence[str]) -> InnerOptimizer:
@@ -200,23 +203,9 @@ def _optimizer(recipe: Recipe, allow: Sequence[str]) -> InnerOptimizer:
     return made
 
 
-def _loss(recipe: Recipe, allow: Sequence[str]) -> tuple[Callable[..., Tensor], frozenset[str]]:
-    """The loss, and its arguments that may be tuned."""
-    written = recipe.loss
-    function = losses.output if written.call == "output" else resolve(written.call, "loss", allow)
-    if inspect.isclass(function):
-        return cast(Callable[..., Tensor], function(**written.arguments)), frozenset()
-    tunable = frozenset(list(inspect.signature(function).parameters)[2:])
-    arguments = written.arguments
-
-    def loss(outputs: Tensor, targets: Tensor, **driven: Any) -> Tensor:
-        value: Tensor = function(outputs, targets, **{**arguments, **driven})
-        return value
-
-    return loss, tunable
-
-
-def _data(recipe: Recipe, written: Dataset, device: torch.device, dtype: torch.dtype, allow: Sequence[str]) -> Data:
+def _data(
+    recipe: Recipe, written: Dataset, loss: Loss, device: torch.device, dtype: torch.dtype, allow: Sequence[str]
+) -> Data:
     function = resolve(written.call, "dataset", allow)
     try:
         returned = function(**written.arguments)
@@ -227,7 +216,8 @@ def _data(recipe: Recipe, written: Dataset, device: torch.device, dtype: torch.d
         raise recipe.located(RecipeError([issue])) from error
     splits = as_splits(returned)
     loading = Loading(**{name: getattr(written, name) for name in Loading.__dataclass_fields__})
-    return load(splits, loading, seed=recipe.seed, device=device, dtype=dtype)
+    weigh = loss.example_weights if loss.of_classes else None
+    return load(splits, loading, seed=recipe.seed, device=device, dtype=dtype, weigh=weigh, summed=loss.summed)
 
 
 def _model_maker(

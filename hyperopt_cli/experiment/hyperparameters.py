@@ -21,10 +21,19 @@ Path = tuple[str | int, ...]
 
 
 class Names(NamedTuple):
-    """What a hyperparameter may be called: arguments of the optimizer and of the loss, `l2`, `init_scale`."""
+    """What a hyperparameter may be called: arguments of the optimizer and of the loss, `l2`, `init_scale`.
+
+    Attributes:
+        optimizer: its arguments.
+        loss: the arguments of the loss that take a tensor.
+        numbers: those that take a number alone, which is not differentiated in.
+        loss_name: how the recipe calls the loss.
+    """
 
     optimizer: tuple[str, ...]
     loss: frozenset[str]
+    numbers: frozenset[str] = frozenset()
+    loss_name: str = "the loss"
 
     def known(self) -> list[str]:
         """All of them."""
@@ -80,6 +89,12 @@ def _fixed(recipe: Recipe, names: Names, model: nn.Module | None, issues: list[I
 
 
 def _misnamed(name: str, written: Written, recipe: Recipe, names: Names, path: Path) -> list[Issue]:
+    if name not in names.known() and name in names.numbers:
+        message = (
+            f"{names.loss_name} takes {name} as a plain value, in which nothing is differentiated; fix it under loss, "
+            "or write the loss as a function of your own that computes with a tensor"
+        )
+        return [Issue(path, message, at_key=True)]
     if name not in names.known():
         return [Issue(path, _unknown(name, names.known()), at_key=True)]
     found = []
