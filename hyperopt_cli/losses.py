@@ -37,9 +37,7 @@ def cross_entropy(
     >>> round(cross_entropy(logits, targets, 0.1).item(), 4)
     0.2269
     """
-    picked = functional.cross_entropy(
-        outputs, targets, weight=weight, ignore_index=ignore_index, reduction=reduction
-    )
+    picked = functional.cross_entropy(outputs, targets, weight=weight, ignore_index=ignore_index, reduction=reduction)
     if isinstance(label_smoothing, float | int) and label_smoothing == 0:
         return picked
     log_p = torch.log_softmax(outputs, dim=1)

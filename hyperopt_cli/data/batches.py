@@ -1,7 +1,7 @@
 """What a training run draws from: batches as a pure function of the step, and fixed chunks of each split."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -14,7 +14,7 @@ from hyperopt_cli.data.preparation import Augmentation, Normalization, channel_s
 from hyperopt_cli.data.resident import Resident, fits, read_all
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.shares import Shares, Weigh
-from hyperopt_cli.data.splits import Examples, InMemory, Splits, targets_of
+from hyperopt_cli.data.splits import Examples, InMemory, Splits, held_targets, targets_of
 from hyperopt_cli.data.steps import StepChunks, Steps
 from hyperopt_cli.data.streaming import READ_AT_ONCE, Streaming
 from hyperopt_cli.errors import DatasetError
@@ -35,6 +35,7 @@ class Data:
         validation: the validation split.
         test: the test split, or None.
         steps: what training draws from.
+        targets: of the data set's training and test split, where they are at hand; by "training" and "test".
     """
 
     input_shape: tuple[int, ...]
@@ -43,6 +44,7 @@ class Data:
     validation: Chunks
     test: Chunks | None
     steps: Steps
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_train(self) -> int:
@@ -126,9 +128,10 @@ def load(
         largest = size or outer_size or cast(int, loading.outer_batch_size)
         return Chunks(source, index, largest, prepare, derive(seed, name), shares)
 
-    test = None
+    test, targets = None, {"training": held_targets(train)}
     if splits.test is not None and len(splits.test):
-        test_source = _source(_held(splits.test, loading), loading, device)
+        held = _held(splits.test, loading)
+        test_source, targets["test"] = _source(held, loading, device), held_targets(held)
         of_test = _shares(splits.test, weigh, summed)
         test = chunks(test_source, torch.arange(len(splits.test)), "test", shares=of_test)
     return Data(
@@ -138,6 +141,7 @@ def load(
         validation=chunks(source, validation_index, "validation"),
         test=test,
         steps=Steps(source, train_index, prepare, batch_size, loading.chunk_size, loading.batch_size != "all", shares),
+        targets={name: at_hand for name, at_hand in targets.items() if at_hand is not None},
     )
 
 

@@ -77,7 +77,7 @@ class Chunks(Sequence[tuple[Batch, float]]):
     ) -> None:
         self.source, self.prepare, self.seed = source, prepare, seed
         self.num_examples, self.indices = len(index), even(index, size)
-        self.weights = shares(self.indices)
+        self.shares, self.weights = shares, shares(self.indices)
         self._own = [i for i, weight in enumerate(self.weights) if weight]
 
     def of_rank(self, rank: int, size: int) -> "Chunks":

@@ -112,10 +112,16 @@ def as_splits(returned: object) -> Splits:
 
 def targets_of(examples: Examples) -> Tensor:
     """All targets, [N, ...]: from the attribute `targets` where there is one, otherwise by reading every example."""
-    held = getattr(examples, "targets", None)
-    if isinstance(held, Sequence | Tensor) and len(held) == len(examples):
-        return torch.as_tensor(held)
+    held = held_targets(examples)
+    if held is not None:
+        return held
     return torch.stack([torch.as_tensor(examples[i][1]) for i in stoppable(range(len(examples)))])
+
+
+def held_targets(examples: Examples) -> Tensor | None:
+    """All targets, from the attribute `targets`; None where there is none."""
+    held = getattr(examples, "targets", None)
+    return torch.as_tensor(held) if isinstance(held, Sequence | Tensor) and len(held) == len(examples) else None
 
 
 def is_integral(tensor: Tensor) -> bool:

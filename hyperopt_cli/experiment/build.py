@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast, get_args
+from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.experiment.loss import Loss, make_loss
 from hyperopt_cli.experiment.misfit import misfit
 from hyperopt_cli.experiment.mixing import mixes_examples
-from hyperopt_cli.models.batch_norm import use_batch_statistics
+from hyperopt_cli.experiment.models import prepared
 from hyperopt_cli.modes import MODES, Forward, Mode
 from hyperopt_cli.modes.precision import refusal
 from hyperopt_cli.optimizers.base import InnerOptimizer
@@ -82,7 +82,11 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
     loss = parts.loss.to(device, dtype)
     data = None if recipe.dataset is None else _data(recipe, recipe.dataset, loss, device, dtype, allow_import)
     make_model = _model_maker(recipe, data, device, dtype, allow_import)
-    space, issues = make_space(recipe, parts.names, parts.optimizer, make_model(derive(recipe.seed, "init")))
+    model = make_model(derive(recipe.seed, "init"))
+    space, issues = make_space(recipe, parts.names, parts.optimizer, model)
+    class_dim = getattr(model, "class_dim", 1)
+    if not isinstance(class_dim, int) or isinstance(class_dim, Tensor):
+        issues.append(Issue(("model", "call"), f"its class_dim is {class_dim!r}; must be 1, or another dimension"))
     if issues:
         raise recipe.located(RecipeError(issues))
     outer = recipe.outer.model_dump()
@@ -100,6 +104,7 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         seed=recipe.seed,
         precision=lowered,
         ranks=ranks,
+        class_dim=class_dim,
     )
     if (issue := misfit(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
@@ -231,10 +236,17 @@ def _model_maker(
     arguments = {name: value for name, value in known.items() if name in wanted and value is not None}
     arguments |= recipe.model.arguments
 
+    def example() -> tuple[Tensor, ...]:
+        return () if data is None else (data.train_chunks[0][0].inputs[:2],)
+
     def make(seed: int) -> nn.Module:
         with seeded(seed, device):
             try:
                 model = function(**arguments)
+                if isinstance(model, nn.Module):
+                    model = prepared(model, device, dtype, example)
+            except HyperoptError:
+                raise
             except Exception as error:
                 issue = Issue(("model",), f"{recipe.model.call} raised {type(error).__name__}: {error}")
                 raise recipe.located(RecipeError([issue])) from error
@@ -248,8 +260,6 @@ def _model_maker(
                 ("model", "call"), f"{recipe.model.call} has no parameter that is not frozen; nothing to train"
             )
             raise recipe.located(RecipeError([issue]))
-        model = model.to(device, dtype).train()
-        use_batch_statistics(model)
         return model
 
     return make

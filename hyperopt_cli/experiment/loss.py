@@ -1,5 +1,6 @@
 """The loss of a recipe: what it is called with, what of it may be tuned, and how much each example counts in it."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ class Loss:
     ignore_index: int | None = None
     class_weights: Tensor | None = None
 
-    def __call__(self, outputs: Tensor, targets: Tensor, **driven: Any) -> Tensor:
+    def __call__(self, outputs: Tensor, targets: Tensor | None, **driven: Any) -> Tensor:
         """The loss of a batch."""
         value: Tensor = self.function(outputs, targets, **{**self.arguments, **driven})
         return value
@@ -50,7 +51,7 @@ class Loss:
     def to(self, device: torch.device, dtype: torch.dtype) -> "Loss":
         """The same, with its tensors where and in what the outputs are."""
         if isinstance(self.function, nn.Module):
-            return replace(self, function=self.function.to(device, dtype))
+            return replace(self, function=copy.deepcopy(self.function).to(device, dtype))
         moved = {name: x.to(device, dtype) if isinstance(x, Tensor) else x for name, x in self.arguments.items()}
         return replace(self, arguments=moved)
 
@@ -65,14 +66,16 @@ class Loss:
         """
         if not self.of_classes or targets.is_floating_point():
             return None
-        counts = targets.cpu() != self.ignore_index
+        targets = targets.cpu()
+        counts = torch.ne(targets, -100 if self.ignore_index is None else self.ignore_index)
         if self.class_weights is None and bool(counts.all()):
             return None
         weights = counts.double()
         if self.class_weights is not None:
-            known = torch.where(counts, targets.cpu(), 0).long().clamp(0, len(self.class_weights) - 1)
+            known = torch.where(counts, targets, 0).long().clamp(0, len(self.class_weights) - 1)
             weights = self.class_weights.double().cpu()[known] * weights
-        return weights.reshape(len(targets), -1).sum(dim=1)
+        totals: Tensor = weights.reshape(len(targets), -1).sum(dim=1)
+        return totals
 
 
 def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
@@ -83,7 +86,7 @@ def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
     if getattr(function, "__module__", "").startswith(("torch.nn", "hyperopt_cli")):
         arguments = {name: _tensor(x) if name in TENSORS else x for name, x in arguments.items()}
     if inspect.isclass(function):
-        made = function(**arguments)
+        made = cast(Callable[..., Tensor], function(**arguments))
         told = {name: getattr(made, name, None) for name in ("reduction", "ignore_index", "weight")}
         return _counted(Loss(made), isinstance(made, nn.CrossEntropyLoss | nn.NLLLoss), told)
     tunable, numbers = _tunable(function)
