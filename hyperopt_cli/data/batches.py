@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.data.chunks import Batch, Chunks, Preparation, Source
+from hyperopt_cli.data.digests import Digests
 from hyperopt_cli.data.loading import Loading, check, split
 from hyperopt_cli.data.partition import consecutive
 from hyperopt_cli.data.preparation import Augmentation, Normalization, channel_statistics, identity_normalization
@@ -105,7 +106,8 @@ def load(
         DatasetError: settings out of range, or too few examples for them.
         NonDeterministicError: an example changes from one reading to the next.
     """
-    check(splits, loading)
+    digests = Digests(len(splits.train))
+    check(splits, loading, seed, digests)
     train_index, validation_index = split(splits, loading, seed)
     batch_size = len(train_index) if isinstance(loading.batch_size, str) else loading.batch_size
     if batch_size > len(train_index):
@@ -113,15 +115,15 @@ def load(
             f"batch_size = {batch_size} is larger than the training split of {len(train_index)} examples "
             f"({len(validation_index)} validate): allowed is up to {len(train_index)}"
         )
-    train = _held(splits.train, loading)
+    train = _held(splits.train, loading, digests)
     prepare = Preparation(
-        _normalization(train, train_index, loading).to(device, dtype),
+        _normalization(train, train_index, loading, digests).to(device, dtype),
         Augmentation(loading.crop, loading.flip),
         target_dtype=dtype if splits.num_classes is None else torch.int64,
     )
-    source = _source(train, loading, device)
+    source = _source(train, loading, device, digests)
 
-    shares = _shares(splits.train, weigh, summed)
+    shares = _shares(train, weigh, summed)
     outer_size = max(len(splits.train), len(splits.test or ())) if loading.outer_batch_size == "all" else None
 
     def chunks(source: Source, index: Tensor, name: str, size: int | None = None, shares: Shares = shares) -> Chunks:
@@ -130,10 +132,11 @@ def load(
 
     test, targets = None, {"training": held_targets(train)}
     if splits.test is not None and len(splits.test):
-        held = _held(splits.test, loading)
-        test_source, targets["test"] = _source(held, loading, device), held_targets(held)
-        of_test = _shares(splits.test, weigh, summed)
-        test = chunks(test_source, torch.arange(len(splits.test)), "test", shares=of_test)
+        of_test = Digests(len(splits.test))
+        held = _held(splits.test, loading, of_test)
+        test_source, targets["test"] = _source(held, loading, device, of_test), held_targets(held)
+        every = torch.arange(len(splits.test))
+        test = chunks(test_source, every, "test", shares=_shares(held, weigh, summed))
     return Data(
         input_shape=tuple(splits.input_shape),
         num_classes=splits.num_classes,
@@ -151,25 +154,25 @@ def _shares(examples: Examples, weigh: Weigh | None, summed: bool) -> Shares:
     return Shares(weigh(targets_of(examples)))
 
 
-def _held(examples: Examples, loading: Loading) -> Examples:
+def _held(examples: Examples, loading: Loading, digests: Digests) -> Examples:
     """The examples in memory if they are to be held on the device, otherwise as they are."""
-    return read_all(examples, loading.workers) if _is_held(examples, loading) else examples
+    return read_all(examples, loading.workers, digests) if _is_held(examples, loading) else examples
 
 
-def _source(examples: Examples, loading: Loading, device: torch.device) -> Source:
+def _source(examples: Examples, loading: Loading, device: torch.device, digests: Digests) -> Source:
     if isinstance(examples, InMemory) and _is_held(examples, loading):
         return Resident(examples, device)
-    return Streaming(examples, device, loading.workers)
+    return Streaming(examples, device, loading.workers, digests)
 
 
 def _is_held(examples: Examples, loading: Loading) -> bool:
     return loading.residence == "device" or (loading.residence == "auto" and fits(examples))
 
 
-def _normalization(train: Examples, train_index: Tensor, loading: Loading) -> Normalization:
+def _normalization(train: Examples, train_index: Tensor, loading: Loading, digests: Digests) -> Normalization:
     """Statistics on the CPU in chunks of a fixed size, so that residence and device don't change a bit of them."""
     stored = train[0][0].dtype
     if not loading.normalize or stored == torch.int64:
         return identity_normalization(stored)
-    source: Source = Resident(train, CPU) if isinstance(train, InMemory) else Streaming(train, CPU, loading.workers)
+    source = _source(train, loading, CPU, digests)
     return channel_statistics(raw.inputs for raw in source.walk(consecutive(train_index, READ_AT_ONCE)))
