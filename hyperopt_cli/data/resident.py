@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hyperopt_cli.data.digests import Digests
 from hyperopt_cli.data.partition import consecutive
-from hyperopt_cli.data.splits import Examples, InMemory, require_like
+from hyperopt_cli.data.splits import Examples, InMemory
 from hyperopt_cli.data.streaming import READ_AT_ONCE, Raw, Streaming
 from hyperopt_cli.stopping import stoppable
 
@@ -62,8 +62,6 @@ def read_all(examples: Examples, workers: int, digests: Digests | None = None) -
     for index, (inputs, targets) in stoppable(zip(pieces, read, strict=True)):
         if held is None:  # filled piece by piece: a list of pieces would need twice the memory when it is joined
             held = InMemory(*(part.new_empty(len(examples), *part.shape[1:]) for part in (inputs, targets)))
-        require_like(inputs[0], held.inputs[0], int(index[0]), "input")
-        require_like(targets[0], held.targets[0], int(index[0]), "target")
         held.inputs[index], held.targets[index] = inputs, targets
     assert held is not None
     return held

@@ -5,6 +5,7 @@ restarted when t leaves it; on it, workers read ahead.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -90,6 +91,12 @@ class _Stacked:
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
 
+    @cached_property
+    def first(self) -> Raw:
+        """Example 0, whose shapes the others must have."""
+        x, y = read_example(self.examples, 0)
+        return Raw(x, torch.as_tensor(y))
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -98,8 +105,8 @@ class _Stacked:
             read = [read_example(self.examples, i) for i in index]
             inputs, targets = [x for x, _ in read], [torch.as_tensor(y) for _, y in read]
             for i, x, y in zip(index, inputs, targets, strict=True):
-                require_like(x, inputs[0], i, "input")
-                require_like(y, targets[0], i, "target")
+                require_like(x, self.first.inputs, i, "input")
+                require_like(y, self.first.targets, i, "target")
         except DatasetError as error:
             return error
         if isinstance(self.examples, InMemory):  # which can't change

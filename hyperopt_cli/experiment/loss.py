@@ -88,7 +88,8 @@ def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
     if inspect.isclass(function):
         made = cast(Callable[..., Tensor], function(**arguments))
         told = {name: getattr(made, name, None) for name in ("reduction", "ignore_index", "weight")}
-        return _counted(Loss(made), isinstance(made, nn.CrossEntropyLoss | nn.NLLLoss), told)
+        numbers = frozenset(inspect.signature(function).parameters)
+        return _counted(Loss(made, numbers=numbers), isinstance(made, nn.CrossEntropyLoss | nn.NLLLoss), told)
     tunable, numbers = _tunable(function)
     if any(name in recipe.hyperparameters for name in tunable):
         function = losses.DIFFERENTIABLE.get(function, function)
