@@ -14,6 +14,7 @@ from hyperopt_cli.agreement import Agreement
 from hyperopt_cli.comparison import OnModeStep, compare
 from hyperopt_cli.errors import (
     ANOTHER_RUN,
+    HyperoptError,
     NoiseError,
     NonFiniteError,
     RankLostError,
@@ -29,6 +30,7 @@ from hyperopt_cli.modes.base import whole
 from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.described import described, revived
 from hyperopt_cli.modes.engines.verdict import Verdict
+from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer import MOST_HALVINGS, OuterKeeper, OuterStep, descend
 from hyperopt_cli.ranks.group import ALONE, Ranks
@@ -166,8 +168,7 @@ def execute(
                     record.score_start()
         except NonFiniteError as diverged:
             error = diverged
-        result = record.result("done" if error is None else "diverged", recipe.mode.name)
-        directory.write_result(result)
+        result = _scored(record, directory, "done" if error is None else "diverged", recipe.mode.name)
         log.finish(result)
         if error is None:
             status.finish("done")
@@ -272,8 +273,23 @@ def _interruptible(record: "_Record", directory: RunDirectory, mode: str, flag: 
         yield
     except (KeyboardInterrupt, Stopped, RankLostError) as stopped:
         scored = isinstance(stopped, KeyboardInterrupt) and flag.signal is None
-        directory.write_result(record.result("interrupted", mode, scored))
+        _scored(record, directory, "interrupted", mode, scored)
         raise
+    except Exception:
+        if record.has_any and not directory.result.exists():
+            with suppress(HyperoptError, OSError):  # what has failed is told, not what failed after it
+                directory.write_result(record.result("failed", mode, scored=False))
+        raise
+
+
+def _scored(record: "_Record", directory: RunDirectory, status: State, mode: str, scored: bool = True) -> Result:
+    """The result, written without the test split first: what was tuned is kept, whatever fails there."""
+    result = record.result(status, mode, scored=False)
+    directory.write_result(result)
+    if scored:
+        result = record.result(status, mode)
+        directory.write_result(result)
+    return result
 
 
 def _log(experiment: Experiment, directory: RunDirectory, written: str, from_step: int | None) -> TensorBoardLog:
@@ -374,6 +390,11 @@ class _Record:
             self._mode, self._kept_best = kept["mode"], kept["kept_best"]
             self.sources_changed += kept.get(SOURCES_CHANGED, [])
 
+    @property
+    def has_any(self) -> bool:
+        """Whether a training run was measured."""
+        return self._initial is not None
+
     def kept(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
@@ -435,7 +456,16 @@ class _Record:
         )
 
     def _score(self, params: Params, outer_step: int) -> Score | None:
-        figures = self._experiment.test(params, outer_step)
+        try:
+            figures = self._experiment.test(params, outer_step)
+        except (HyperoptError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if is_lacking(error):
+                raise
+            raise UsageError(
+                f"the test split can't be scored: {type(error).__name__}: {error}. What was reached is in result.json"
+            ) from error
         return None if figures is None else Score(figures.loss, figures.accuracy)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.execute import execute
 from hyperopt_cli.experiment import build
 from hyperopt_cli.outer import OuterStep, descend
@@ -113,3 +114,57 @@ def test_dropout_and_augmentation_differ_from_step_to_step(tmp_path: Path) -> No
     order = [unmoved.batch(t).inputs.flatten(1).sum(dim=1).argsort() for t in (0, 1)]
     change = [(problem.batch(t).inputs - unmoved.batch(t).inputs)[order[t]] for t in (0, 1)]
     assert not torch.equal(change[0], change[1]), "each step draws its own"
+
+
+FAILING = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+class Net(nn.Linear):
+    scored = 0
+    def forward(self, x):
+        if len(x) == 31 and not torch.is_grad_enabled():
+            Net.scored += 1
+            if Net.scored > {allowed}:
+                raise {error}("at the end")
+        return super().forward(x)
+
+def model(): return Net(4, 3)
+
+def data():
+    x = torch.randn(91, 4, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1)
+    return TensorDataset(x[:60], y[:60]), TensorDataset(x[60:], y[60:])
+"""
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "IndexError", "ZeroDivisionError", "KeyError", "AssertionError"])
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_whatever_fails_when_the_end_is_scored_the_tuned_values_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, allowed: int
+) -> None:
+    name = f"failing_{error}_{allowed}".lower()
+    (tmp_path / f"{name}.py").write_text(FAILING.format(error=error, allowed=allowed))
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = recipe_of(
+        tmp_path,
+        (name,),
+        model={"call": f"{name}.model"},
+        dataset={"call": f"{name}.data", "batch_size": 8},
+        hyperparameters={"lr": 0.05},
+        outer={"steps": 2, "lr": 0.3},
+    )
+    experiment = build(recipe, (name,))
+    directory = RunDirectory.create(tmp_path / "out", "run")
+    with pytest.raises(UsageError, match=f"the test split can't be scored: {error}.*is in result.json"):
+        execute(experiment, recipe, "as written", directory, Silent())
+    run = read(tmp_path / "out")
+    assert run.result.test is None
+    if allowed:  # the start was scored, the end is not
+        assert run.result.status == "done"
+        assert run.result.best.outer_step == 2
+        assert run.result.best.hyperparameters["lr"] != 0.05
+    else:
+        assert run.result.status == "failed"
+        assert run.result.best.hyperparameters["lr"] == pytest.approx(0.05)

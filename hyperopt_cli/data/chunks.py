@@ -1,4 +1,4 @@
-"""Batches as a model takes them, and a split in fixed chunks whose weighted sum is the mean over all examples."""
+"""Batches as a model takes them, and a split in fixed chunks whose weighted sum is the loss of all examples."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 from hyperopt_cli.data.partition import even
 from hyperopt_cli.data.preparation import Augmentation, Draws, Normalization
 from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.data.shares import MEAN, Shares
 from hyperopt_cli.data.streaming import Raw
 
 
@@ -58,7 +59,9 @@ class Preparation:
 
 
 class Chunks(Sequence[tuple[Batch, float]]):
-    """A split in fixed chunks with weights n_i / n, made when they are asked for and never augmented.
+    """A split in fixed chunks with their weights, made when they are asked for and never augmented.
+
+    Chunks of weight 0 are left out: all that they hold is ignored.
 
     Args:
         source: where the examples come from.
@@ -66,12 +69,16 @@ class Chunks(Sequence[tuple[Batch, float]]):
         size: the largest of a chunk; all are alike to within one example, so that no batch normalisation meets a rest.
         prepare: makes the batches.
         seed: chunk i carries `derive(seed, i)`.
+        shares: what each chunk counts; n_i / n by default.
     """
 
-    def __init__(self, source: Source, index: Tensor, size: int, prepare: Preparation, seed: int) -> None:
+    def __init__(
+        self, source: Source, index: Tensor, size: int, prepare: Preparation, seed: int, shares: Shares = MEAN
+    ) -> None:
         self.source, self.prepare, self.seed = source, prepare, seed
         self.num_examples, self.indices = len(index), even(index, size)
-        self._own = range(len(self.indices))
+        self.shares, self.weights = shares, shares(self.indices)
+        self._own = [i for i, weight in enumerate(self.weights) if weight]
 
     def of_rank(self, rank: int, size: int) -> "Chunks":
         """Those of one of `size` processes, with the same weights."""
@@ -98,4 +105,4 @@ class Chunks(Sequence[tuple[Batch, float]]):
             yield self._chunk(i, raw)
 
     def _chunk(self, i: int, raw: Raw) -> tuple[Batch, float]:
-        return self.prepare(raw, derive(self.seed, i)), len(raw.targets) / self.num_examples
+        return self.prepare(raw, derive(self.seed, i)), self.weights[i]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hyperopt_cli.data.splits import Splits
-from hyperopt_cli.data.streaming import unreadable
+from hyperopt_cli.data.splits import Splits, unreadable
 from hyperopt_cli.errors import DatasetError
 
 LAYOUT = (
@@ -44,7 +43,7 @@ class Images(Dataset[tuple[Tensor, int]]):
             picture = default_loader(path)
         except OSError as error:
             if error.errno is not None:  # by the system, not by what stands in it
-                raise unreadable(error, path) from error
+                raise unreadable(error, index, path) from error
             raise DatasetError(f"{path} can't be read as a picture ({error}): repair it or take it out") from error
         if self.size is not None:
             picture = functional.center_crop(functional.resize(picture, [self.size]), [self.size])

@@ -6,14 +6,24 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from hyperopt_cli.data.digests import Digests, digest
 from hyperopt_cli.data.partition import partition, stratified_partition
 from hyperopt_cli.data.seeds import generator
-from hyperopt_cli.data.splits import Examples, Splits, is_integral, targets_of
-from hyperopt_cli.errors import DatasetError, NonDeterministicError
+from hyperopt_cli.data.splits import (
+    Examples,
+    InMemory,
+    Splits,
+    held_targets,
+    is_integral,
+    read_example,
+    targets_of,
+)
+from hyperopt_cli.errors import DatasetError
+from hyperopt_cli.stopping import stoppable
 
 Residence = Literal["auto", "device", "stream"]
 INPUT_DTYPES = (torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-NUM_PROBED = 8
+NUM_PROBED = 64
 
 
 @dataclass(frozen=True)
@@ -27,8 +37,8 @@ class Loading:
             statistics from each chunk. None: whole batches.
         validation_fraction: share of the training split that is held out to validate on.
         stratified: keep the shares of the classes in the validation split.
-        outer_batch_size: the largest chunk of the validation loss. It bounds memory, and changes the value only where
-            batch normalisation takes its statistics from each chunk.
+        outer_batch_size: the largest chunk of the validation loss; "all": it is never cut. It bounds memory, and
+            changes the value only where batch normalisation takes its statistics from each chunk.
         crop: pixels of padding of a random crop.
         flip: mirror pictures at random.
         normalize: by mean and standard deviation of each channel of the training split; if not, uint8 is divided by
@@ -42,7 +52,7 @@ class Loading:
     chunk_size: int | None = None
     validation_fraction: float = 0.1
     stratified: bool = False
-    outer_batch_size: int = 1000
+    outer_batch_size: int | Literal["all"] = 1000
     crop: int = 0
     flip: bool = False
     normalize: bool = True
@@ -50,8 +60,14 @@ class Loading:
     workers: int = 0
 
 
-def check(splits: Splits, loading: Loading) -> None:
+def check(splits: Splits, loading: Loading, seed: int, digests: Digests) -> None:
     """Refuse settings out of range, and examples that no run could use.
+
+    Args:
+        splits: what a data set's function returned.
+        loading: how to take it.
+        seed: of the examples that are read twice.
+        digests: of the training split; those are noted down.
 
     Raises:
         DatasetError: with what was given and what is allowed.
@@ -61,15 +77,17 @@ def check(splits: Splits, loading: Loading) -> None:
         given = getattr(loading, name)
         if isinstance(given, int) and given < least:
             raise DatasetError(f"{name} = {given}: it has to be at least {least}")
-    if isinstance(loading.batch_size, str) and loading.batch_size != "all":
-        raise DatasetError(f"batch_size = {loading.batch_size!r}: allowed is a number of examples, or 'all'")
+    for name in ("batch_size", "outer_batch_size"):
+        given = getattr(loading, name)
+        if isinstance(given, str) and given != "all":
+            raise DatasetError(f"{name} = {given!r}: allowed is a number of examples, or 'all'")
     if loading.residence not in get_args(Residence):
         raise DatasetError(
             f"residence = {loading.residence!r}: allowed are {', '.join(map(repr, get_args(Residence)))}"
         )
     if not len(splits.train):
         raise DatasetError("the training split has no examples: at least one each is needed to train and to validate")
-    first = splits.train[0][0]
+    first = read_example(splits.train, 0)[0]
     if (loading.crop or loading.flip) and (first.ndim != 3 or first.dtype == torch.int64):
         raise DatasetError(
             f"crop and flip are for pictures (channels, height, width), the inputs are of shape {tuple(first.shape)} "
@@ -77,7 +95,8 @@ def check(splits: Splits, loading: Loading) -> None:
         )
     if first.dtype not in INPUT_DTYPES:
         raise DatasetError(f"inputs are {first.dtype}: allowed are {', '.join(map(str, INPUT_DTYPES))}")
-    _probe(splits.train)
+    if not isinstance(splits.train, InMemory):
+        _probe(splits.train, seed, digests)
 
 
 def split(splits: Splits, loading: Loading, seed: int) -> tuple[Tensor, Tensor]:
@@ -95,11 +114,14 @@ def split(splits: Splits, loading: Loading, seed: int) -> tuple[Tensor, Tensor]:
     return stratified_partition(targets, loading.validation_fraction, rng)
 
 
-def _probe(examples: Examples) -> None:
-    for i in range(min(NUM_PROBED, len(examples))):
-        once, again = examples[i][0], examples[i][0]
-        if not torch.equal(once[once == once], again[again == again]):  # NaN is told later, by its step
-            raise NonDeterministicError(
-                f"example {i} of the training split, read twice, gave two inputs: no mode could replay a step. "
-                "Take random transforms out of the data set; dataset.crop and dataset.flip are replayed exactly"
-            )
+def _probe(examples: Examples, seed: int, digests: Digests) -> None:
+    """Reads examples twice: drawn from all, and one of each class, for a rare one may be all that is augmented."""
+    drawn = torch.randperm(len(examples), generator=generator(seed, "probe"))
+    index = drawn[:NUM_PROBED].tolist()
+    targets = held_targets(examples)
+    if targets is not None and targets.ndim == 1 and is_integral(targets):
+        first_of_class = dict(zip(targets[drawn].tolist(), drawn.tolist(), strict=True))
+        index += list(first_of_class.values())[:NUM_PROBED]
+    for i in stoppable(dict.fromkeys(index)):
+        for _ in range(2):
+            digests.compare([i], [digest(*read_example(examples, i))])

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from hyperopt_cli.data.digests import Digests
 from hyperopt_cli.data.partition import consecutive
 from hyperopt_cli.data.splits import Examples, InMemory
-from hyperopt_cli.data.streaming import READ_AT_ONCE, Raw, Streaming, require_shape
+from hyperopt_cli.data.streaming import READ_AT_ONCE, Raw, Streaming
 from hyperopt_cli.stopping import stoppable
 
 LIMIT_BYTES = 2 * 2**30
@@ -47,7 +48,7 @@ def fits(examples: Examples) -> bool:
     return len(examples) * first.numel() * first.element_size() <= LIMIT_BYTES
 
 
-def read_all(examples: Examples, workers: int) -> InMemory:
+def read_all(examples: Examples, workers: int, digests: Digests | None = None) -> InMemory:
     """Read every example once, into two tensors.
 
     Raises:
@@ -56,12 +57,11 @@ def read_all(examples: Examples, workers: int) -> InMemory:
     if isinstance(examples, InMemory):
         return examples
     pieces = consecutive(torch.arange(len(examples)), READ_AT_ONCE)
-    read = Streaming(examples, torch.device("cpu"), workers).walk(pieces)
+    read = Streaming(examples, torch.device("cpu"), workers, digests).walk(pieces)
     held: InMemory | None = None
     for index, (inputs, targets) in stoppable(zip(pieces, read, strict=True)):
         if held is None:  # filled piece by piece: a list of pieces would need twice the memory when it is joined
             held = InMemory(*(part.new_empty(len(examples), *part.shape[1:]) for part in (inputs, targets)))
-        require_shape(inputs[0], held.inputs[0])
         held.inputs[index], held.targets[index] = inputs, targets
     assert held is not None
     return held

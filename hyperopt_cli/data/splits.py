@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from hyperopt_cli.errors import DatasetError
+from hyperopt_cli.errors import DatasetError, HyperoptError
 from hyperopt_cli.stopping import stoppable
 
 ACCEPTED = (
@@ -67,6 +67,24 @@ class Splits(NamedTuple):
     num_classes: int | None
 
 
+class Labelled(Dataset[tuple[Tensor, Any]]):
+    """Examples whose targets have been read, so that nobody reads them all again.
+
+    Args:
+        examples: as they are.
+        targets: of each, [N, ...].
+    """
+
+    def __init__(self, examples: Examples, targets: Tensor) -> None:
+        self.examples, self.targets = examples, targets
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.examples[index]
+
+
 def as_splits(returned: object) -> Splits:
     """Bring what a data set's function returned into the form of `Splits`.
 
@@ -86,15 +104,79 @@ def as_splits(returned: object) -> Splits:
         train, test = _examples(returned[0]), _examples(returned[1])
     else:
         train, test = _examples(returned), None
-    return Splits(train, test, tuple(_first_input(train).shape), _count_classes(train, test))
+    shape = tuple(_first_input(train).shape)
+    targets = [targets_of(split) for split in (train, test) if split is not None and len(split)]
+    train, test = _labelled(train, targets[0]), test if test is None or not len(test) else _labelled(test, targets[1])
+    return Splits(train, test, shape, _count_classes(targets))
 
 
 def targets_of(examples: Examples) -> Tensor:
     """All targets, [N, ...]: from the attribute `targets` where there is one, otherwise by reading every example."""
+    held = held_targets(examples)
+    if held is not None:
+        return held
+    targets: list[Tensor] = []
+    for i in stoppable(range(len(examples))):
+        targets.append(torch.as_tensor(read_example(examples, i)[1]))
+        require_like(targets[-1], targets[0], i, "target")
+    return torch.stack(targets)
+
+
+def read_example(examples: Examples, i: int) -> tuple[Tensor, Any]:
+    """Example i.
+
+    Raises:
+        DatasetError: the data set raised an error, or it is no pair (tensor, target).
+    """
+    try:
+        example: object = examples[i]
+    except (HyperoptError, MemoryError):
+        raise
+    except OSError as error:
+        raise unreadable(error, i) from error
+    except Exception as error:
+        raise DatasetError(
+            f"example {i} can't be read ({type(error).__name__}: {error}): repair it or take it out"
+        ) from error
+    if not (isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[0], Tensor)):
+        raise DatasetError(
+            f"example {i} is {_describe(example)}: each has to be a pair (tensor, target); "
+            "for pictures pass transform=torchvision.transforms.PILToTensor()"
+        )
+    return example[0], example[1]
+
+
+def unreadable(error: OSError, example: int | None = None, path: str | None = None) -> DatasetError:
+    """What to say of a file that can't be read: it was deleted, its disk is gone, or what stands in it is damaged."""
+    which = "" if example is None else f"example {example}"
+    if error.errno is None:  # said by what decodes it, not by the system
+        return DatasetError(
+            f"{which or path} can't be read ({type(error).__name__}: {error}): repair it or take it out"
+        )
+    what = path or error.filename or which or "a file of the data set"
+    return DatasetError(
+        f"{what} can't be read ({error.strerror or error}): a data set that is streamed has to "
+        f"stay where it is as long as a run goes on; bring it back, or mount its disk again{which and f' ({which})'}"
+    )
+
+
+def require_like(x: Tensor, first: Tensor, i: int, what: str) -> None:
+    """Refuse an input or a target of another shape than the first.
+
+    Raises:
+        DatasetError: with both, and the example.
+    """
+    if x.shape != first.shape:
+        raise DatasetError(
+            f"{what}s of the shapes {tuple(first.shape)} and {tuple(x.shape)} (example {i}) don't fit in one batch: "
+            "bring them to one shape, for an image_folder by dataset.size, e.g. dataset.size=32"
+        )
+
+
+def held_targets(examples: Examples) -> Tensor | None:
+    """All targets, from the attribute `targets`; None where there is none."""
     held = getattr(examples, "targets", None)
-    if isinstance(held, Sequence | Tensor) and len(held) == len(examples):
-        return torch.as_tensor(held)
-    return torch.stack([torch.as_tensor(examples[i][1]) for i in stoppable(range(len(examples)))])
+    return torch.as_tensor(held) if isinstance(held, Sequence | Tensor) and len(held) == len(examples) else None
 
 
 def is_integral(tensor: Tensor) -> bool:
@@ -121,17 +203,14 @@ def _describe(given: object) -> str:
 def _first_input(examples: Examples) -> Tensor:
     if len(examples) == 0:
         raise DatasetError("the training split has no examples: at least one each is needed to train and to validate")
-    example: object = examples[0]
-    if not (isinstance(example, tuple | list) and len(example) == 2 and isinstance(example[0], Tensor)):
-        raise DatasetError(
-            f"the first example is {_describe(example)}: each has to be a pair (tensor, target); "
-            "for pictures pass transform=torchvision.transforms.PILToTensor()"
-        )
-    return example[0]
+    return read_example(examples, 0)[0]
 
 
-def _count_classes(*splits: Examples | None) -> int | None:
-    targets = [targets_of(split) for split in splits if split is not None and len(split)]
-    if not all(is_integral(target) for target in targets):
+def _labelled(examples: Examples, targets: Tensor) -> Examples:
+    return examples if hasattr(examples, "targets") else Labelled(examples, targets)
+
+
+def _count_classes(targets: Sequence[Tensor]) -> int | None:
+    if not all(is_integral(each) for each in targets):
         return None
-    return 1 + max(int(target.max()) for target in targets)
+    return 1 + max(int(each.max()) for each in targets)

@@ -12,16 +12,19 @@ from hyperopt_cli.data.chunks import Batch, Preparation, Source
 from hyperopt_cli.data.partition import even
 from hyperopt_cli.data.preparation import Draws
 from hyperopt_cli.data.seeds import derive, generator
+from hyperopt_cli.data.shares import MEAN, Shares
 from hyperopt_cli.data.streaming import Raw
+from hyperopt_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
 class StepChunks(Iterable[tuple[Batch, float]]):
-    """A training batch in chunks with weights n_i / n, made anew by each iteration.
+    """A training batch in chunks with their weights, made anew by each iteration; those of weight 0 are left out.
 
     Attributes:
         t: the step.
         sizes: examples of each chunk.
+        weights: of each chunk.
         own: the chunks that are made here; another process makes the others.
         read: the examples of chunk `own[k]` at `t * len(own) + k`.
         prepare: makes the batches.
@@ -31,6 +34,7 @@ class StepChunks(Iterable[tuple[Batch, float]]):
 
     t: int
     sizes: list[int]
+    weights: list[float]
     own: range
     read: Callable[[int], Raw]
     prepare: Preparation
@@ -39,11 +43,18 @@ class StepChunks(Iterable[tuple[Batch, float]]):
 
     def __iter__(self) -> Iterator[tuple[Batch, float]]:
         stops = list(accumulate(self.sizes))
+        if not any(self.weights[i] for i in self.own):
+            raise UsageError(
+                f"step {self.t}: no target of this rank's part of the batch counts in the loss (all are ignored, or of "
+                "weight 0): use shard: columns or replicas, or larger batches"
+            )
         for k, i in enumerate(self.own):
             size, stop = self.sizes[i], stops[i]
+            if not self.weights[i]:
+                continue
             own = None if self.draws is None else self.draws.of(stop - size, stop)
             raw = self.read(self.t * len(self.own) + k)
-            yield self.prepare(raw, derive(self.seed, i), own), size / stops[-1]
+            yield self.prepare(raw, derive(self.seed, i), own), self.weights[i]
             del raw  # before the next one is read
 
 
@@ -58,6 +69,7 @@ class Steps:
         batch_size: examples of a step.
         chunk_size: the most examples that go through the model at once; None: all of a batch.
         shuffled: each epoch in another order; if not, every step takes all examples as they come.
+        shares: what each chunk of a batch counts.
     """
 
     source: Source
@@ -66,6 +78,7 @@ class Steps:
     batch_size: int
     chunk_size: int | None = None
     shuffled: bool = True
+    shares: Shares = MEAN
 
     @property
     def per_epoch(self) -> int:
@@ -117,7 +130,8 @@ class Steps:
 
         def batch(t: int) -> StepChunks:
             _check_step(t)
-            return StepChunks(t, sizes, own, read, self.prepare, derive(seed, "step", t), self._draws(seed, t))
+            weights = self.shares(torch.split(index_of(t), sizes))
+            return StepChunks(t, sizes, weights, own, read, self.prepare, derive(seed, "step", t), self._draws(seed, t))
 
         return batch
 

@@ -5,13 +5,15 @@ restarted when t leaves it; on it, workers read ahead.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hyperopt_cli.data.splits import Examples
+from hyperopt_cli.data.digests import Digests, digest
+from hyperopt_cli.data.splits import Examples, InMemory, read_example, require_like
 from hyperopt_cli.errors import DatasetError
 
 READ_AT_ONCE = 1000
@@ -24,26 +26,12 @@ class Raw(NamedTuple):
     targets: Tensor
 
 
-def require_shape(inputs: Tensor, first: Tensor) -> None:
-    """Refuse an input of another shape than the first.
+class Read(NamedTuple):
+    """What one process hands to another: examples, which they are, and a digest of each that may change."""
 
-    Raises:
-        DatasetError: with both shapes.
-    """
-    if inputs.shape != first.shape:
-        raise DatasetError(
-            f"inputs of the shapes {tuple(first.shape)} and {tuple(inputs.shape)} don't fit in one batch: "
-            "bring them to one shape, for an image_folder by dataset.size, e.g. dataset.size=32"
-        )
-
-
-def unreadable(error: OSError, path: str | None = None) -> DatasetError:
-    """What to say of a file that the system does not give: it was deleted, or its disk is gone."""
-    what, why = path or error.filename or "a file of the data set", error.strerror or error
-    return DatasetError(
-        f"{what} can't be read ({why}): a data set that is streamed has to stay where it is as long as a run goes on; "
-        "bring it back, or mount its disk again"
-    )
+    raw: Raw
+    examples: list[int]
+    digests: list[int]
 
 
 class Streaming:
@@ -53,10 +41,12 @@ class Streaming:
         examples: what to read.
         device: where batches go.
         workers: processes that read ahead; 0 reads in this process.
+        digests: of these examples, where they were read elsewhere already.
     """
 
-    def __init__(self, examples: Examples, device: torch.device, workers: int) -> None:
+    def __init__(self, examples: Examples, device: torch.device, workers: int, digests: Digests | None = None) -> None:
         self.examples, self.device, self.workers = _Stacked(examples), device, workers
+        self.digests = digests or Digests(len(examples))
 
     def read(self, index: Tensor) -> Raw:
         """The examples at `index` [B], read in this process."""
@@ -70,7 +60,7 @@ class Streaming:
         """A function of t >= 0 that reads the examples at `index_of(t)`, fastest in ascending or descending order."""
         return _Walker(self, index_of)
 
-    def loader(self, batches: Iterable[list[int]], *, persistent: bool) -> Iterable[Raw | DatasetError]:
+    def loader(self, batches: Iterable[list[int]], *, persistent: bool) -> Iterable[Read | DatasetError]:
         """A DataLoader over these batches of indices; a persistent one keeps its workers from one walk to the next."""
         return DataLoader(
             cast(Dataset[Any], self.examples),
@@ -82,11 +72,17 @@ class Streaming:
             generator=torch.Generator(),  # or each walk would draw from the global one
         )
 
-    def place(self, read: Raw | DatasetError) -> Raw:
-        """What was read, on the device; an error of the data set is raised here."""
+    def place(self, read: Read | DatasetError) -> Raw:
+        """What was read, on the device; an error of the data set is raised here.
+
+        Raises:
+            DatasetError: an example can't be read.
+            NonDeterministicError: one is not what it was when it was read before.
+        """
         if isinstance(read, DatasetError):
             raise read
-        return Raw(*(part.to(self.device, non_blocking=True) for part in read))
+        self.digests.compare(read.examples, read.digests)
+        return Raw(*(part.to(self.device, non_blocking=True) for part in read.raw))
 
 
 class _Stacked:
@@ -95,19 +91,29 @@ class _Stacked:
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
 
+    @cached_property
+    def first(self) -> Raw:
+        """Example 0, whose shapes the others must have."""
+        x, y = read_example(self.examples, 0)
+        return Raw(x, torch.as_tensor(y))
+
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitems__(self, index: list[int]) -> Raw | DatasetError:
+    def __getitems__(self, index: list[int]) -> Read | DatasetError:
         try:
-            inputs, targets = zip(*(self.examples[i] for i in index), strict=True)
-            for other in inputs:
-                require_shape(other, inputs[0])
+            read = [read_example(self.examples, i) for i in index]
+            inputs, targets = [x for x, _ in read], [torch.as_tensor(y) for _, y in read]
+            for i, x, y in zip(index, inputs, targets, strict=True):
+                require_like(x, self.first.inputs, i, "input")
+                require_like(y, self.first.targets, i, "target")
         except DatasetError as error:
             return error
-        except OSError as error:
-            return unreadable(error)
-        return Raw(torch.stack(inputs), torch.stack([torch.as_tensor(target) for target in targets]))
+        if isinstance(self.examples, InMemory):  # which can't change
+            index, digests = [], []
+        else:
+            digests = [digest(x, y) for x, y in zip(inputs, targets, strict=True)]
+        return Read(Raw(torch.stack(inputs), torch.stack(targets)), index, digests)
 
 
 class _Walk:
@@ -129,7 +135,7 @@ class _Walker:
     def __init__(self, source: Streaming, index_of: Callable[[int], Tensor]) -> None:
         self.source, self.steps = source, _Walk(index_of)
         self.loader = source.loader(self.steps, persistent=True)
-        self.ahead: Iterator[Raw | DatasetError] = iter(())
+        self.ahead: Iterator[Read | DatasetError] = iter(())
         self.last: tuple[int, Raw] | None = None
 
     def __call__(self, t: int) -> Raw:
@@ -146,7 +152,7 @@ class _Walker:
         return self.source.place(next(self.ahead))
 
 
-def _reading(loader: Iterable[Raw | DatasetError]) -> Iterator[Raw | DatasetError]:
+def _reading(loader: Iterable[Read | DatasetError]) -> Iterator[Read | DatasetError]:
     """What is read; a process that reads ahead may be killed, by a file that it has mapped and that is cut off."""
     try:
         yield from loader

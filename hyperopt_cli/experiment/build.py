@@ -1,13 +1,12 @@
 """`check` and `build`: a recipe's names looked up, bound and called."""
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast, get_args
+from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from hyperopt_cli import losses, optimizers
+from hyperopt_cli import optimizers
 from hyperopt_cli.data.batches import Data, Loading, load
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits
@@ -15,9 +14,10 @@ from hyperopt_cli.errors import HyperoptError, Issue, RecipeError, UsageError
 from hyperopt_cli.experiment.experiment import Experiment, seeded, trained
 from hyperopt_cli.experiment.foreseen import Facts, filled, foreseen, lacking
 from hyperopt_cli.experiment.hyperparameters import Names, make_space
+from hyperopt_cli.experiment.loss import Loss, make_loss
 from hyperopt_cli.experiment.misfit import misfit
 from hyperopt_cli.experiment.mixing import mixes_examples
-from hyperopt_cli.models.batch_norm import use_batch_statistics
+from hyperopt_cli.experiment.models import prepared
 from hyperopt_cli.modes import MODES, Forward, Mode
 from hyperopt_cli.modes.precision import refusal
 from hyperopt_cli.optimizers.base import InnerOptimizer
@@ -40,7 +40,7 @@ class Parts(NamedTuple):
     """What can be made without data."""
 
     optimizer: InnerOptimizer
-    loss: Callable[..., Tensor]
+    loss: Loss
     names: Names
     mode: Mode
 
@@ -112,9 +112,14 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         torch.cuda.set_device(device)  # or every rank opens the first one too
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
     lowered = _lowered(recipe, device)
-    data = None if recipe.dataset is None else _data(recipe, recipe.dataset, device, dtype, allow_import)
+    loss = parts.loss.to(device, dtype)
+    data = None if recipe.dataset is None else _data(recipe, recipe.dataset, loss, device, dtype, allow_import)
     make_model = _model_maker(recipe, data, device, dtype, allow_import)
-    space, issues = make_space(recipe, parts.names, parts.optimizer, make_model(derive(recipe.seed, "init")))
+    model = make_model(derive(recipe.seed, "init"))
+    space, issues = make_space(recipe, parts.names, parts.optimizer, model)
+    class_dim = getattr(model, "class_dim", 1)
+    if not isinstance(class_dim, int) or isinstance(class_dim, Tensor):
+        issues.append(Issue(("model", "call"), f"its class_dim is {class_dim!r}; must be 1, or another dimension"))
     if issues:
         raise recipe.located(RecipeError(issues))
     outer = recipe.outer.model_dump()
@@ -125,13 +130,14 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         data=data,
         optimizer=parts.optimizer,
         steps=recipe.steps,
-        loss=parts.loss,
-        loss_names=parts.names.loss,
+        loss=loss,
+        loss_names=loss.tunable,
         make_model=make_model,
         device=device,
         seed=recipe.seed,
         precision=lowered,
         ranks=ranks,
+        class_dim=class_dim,
     )
     if (issue := misfit(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
@@ -202,7 +208,7 @@ def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Iss
     issues: list[Issue] = []
     mode = optimizer = loss = None
     try:
-        loss, loss_names = _loss(recipe, allow)
+        loss = make_loss(recipe, allow)
     except HyperoptError:
         raise
     except Exception as error:  # the constructor of a loss, on arguments that are not for it
@@ -218,7 +224,8 @@ def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Iss
         issues.append(Issue(("optimizer",), str(error)))
     if mode is None or optimizer is None or loss is None:
         return None, issues
-    return Parts(optimizer, loss, Names(optimizer.argument_names(), loss_names), mode), issues
+    names = Names(optimizer.argument_names(), loss.tunable, numbers=loss.numbers, loss_name=recipe.loss.call)
+    return Parts(optimizer, loss, names, mode), issues
 
 
 def _optimizer(recipe: Recipe, allow: Sequence[str]) -> InnerOptimizer:
@@ -234,23 +241,9 @@ def _optimizer(recipe: Recipe, allow: Sequence[str]) -> InnerOptimizer:
     return made
 
 
-def _loss(recipe: Recipe, allow: Sequence[str]) -> tuple[Callable[..., Tensor], frozenset[str]]:
-    """The loss, and its arguments that may be tuned."""
-    written = recipe.loss
-    function = losses.output if written.call == "output" else resolve(written.call, "loss", allow)
-    if inspect.isclass(function):
-        return cast(Callable[..., Tensor], function(**written.arguments)), frozenset()
-    tunable = frozenset(list(inspect.signature(function).parameters)[2:])
-    arguments = written.arguments
-
-    def loss(outputs: Tensor, targets: Tensor, **driven: Any) -> Tensor:
-        value: Tensor = function(outputs, targets, **{**arguments, **driven})
-        return value
-
-    return loss, tunable
-
-
-def _data(recipe: Recipe, written: Dataset, device: torch.device, dtype: torch.dtype, allow: Sequence[str]) -> Data:
+def _data(
+    recipe: Recipe, written: Dataset, loss: Loss, device: torch.device, dtype: torch.dtype, allow: Sequence[str]
+) -> Data:
     function = resolve(written.call, "dataset", allow)
     try:
         returned = function(**written.arguments)
@@ -261,7 +254,8 @@ def _data(recipe: Recipe, written: Dataset, device: torch.device, dtype: torch.d
         raise recipe.located(RecipeError([issue])) from error
     splits = as_splits(returned)
     loading = Loading(**{name: getattr(written, name) for name in Loading.__dataclass_fields__})
-    return load(splits, loading, seed=recipe.seed, device=device, dtype=dtype)
+    weigh = loss.example_weights if loss.of_classes else None
+    return load(splits, loading, seed=recipe.seed, device=device, dtype=dtype, weigh=weigh, summed=loss.summed)
 
 
 def _model_maker(
@@ -274,10 +268,17 @@ def _model_maker(
     if issues := lacking(function, facts, arguments):
         raise recipe.located(RecipeError(issues))
 
+    def example() -> tuple[Tensor, ...]:
+        return () if data is None else (data.train_chunks[0][0].inputs[:2],)
+
     def make(seed: int) -> nn.Module:
         with seeded(seed, device):
             try:
                 model = function(**arguments)
+                if isinstance(model, nn.Module):
+                    model = prepared(model, device, dtype, example)
+            except HyperoptError:
+                raise
             except Exception as error:
                 issue = Issue(("model",), f"{recipe.model.call} raised {type(error).__name__}: {error}")
                 raise recipe.located(RecipeError([issue])) from error
@@ -291,8 +292,6 @@ def _model_maker(
                 ("model", "call"), f"{recipe.model.call} has no parameter that is not frozen; nothing to train"
             )
             raise recipe.located(RecipeError([issue]))
-        model = model.to(device, dtype).train()
-        use_batch_statistics(model)
         return model
 
     return make

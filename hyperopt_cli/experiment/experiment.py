@@ -13,6 +13,9 @@ from torch.func import functional_call
 
 from hyperopt_cli.data.batches import Batch, Chunks, Data
 from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.experiment.accuracy import Counts, accuracy
+from hyperopt_cli.experiment.loss import Loss
+from hyperopt_cli.experiment.models import uncompiled
 from hyperopt_cli.models.batch_norm import estimate_running_statistics
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.precision import products_in
@@ -51,6 +54,7 @@ class Experiment:
         seed: of the recipe.
         precision: of the inner gradient's matrix products, where it is lower than the parameters'.
         ranks: the processes that share the work.
+        class_dim: the dimension of the outputs that holds the classes, as the model says.
     """
 
     space: Space
@@ -59,13 +63,14 @@ class Experiment:
     data: Data | None
     optimizer: InnerOptimizer
     steps: int
-    loss: Callable[..., Tensor]
+    loss: Loss
     loss_names: frozenset[str]
     make_model: Callable[[int], nn.Module]
     device: torch.device
     seed: int
     precision: Precision | None = None
     ranks: Ranks = ALONE
+    class_dim: int = 1
 
     def problem(self, seed: int) -> Problem:
         """The training run of one seed: its initial weights, its batches, its dropout.
@@ -114,11 +119,18 @@ class Experiment:
         return lambda t: Chunked(in_chunks(t))
 
     def _loss(self, model: nn.Module, params: Params, batch: Batch | None, driven: Mapping[str, Any]) -> Tensor:
-        if batch is None:
-            return self.loss(functional_call(model, params, ()), None, **driven)
-        with seeded(batch.seed, self.device):
-            outputs = functional_call(model, params, (batch.inputs,))
-        return self.loss(outputs, batch.targets, **driven)
+        with uncompiled():
+            if batch is None:
+                return self.loss_of(functional_call(model, params, ()), None, **driven)
+            with seeded(batch.seed, self.device):
+                outputs = functional_call(model, params, (batch.inputs,))
+            return self.loss_of(outputs, batch.targets, **driven)
+
+    def loss_of(self, outputs: Tensor, targets: Tensor | None, **driven: Any) -> Tensor:
+        """The loss of a model's outputs; one of classes has them in dim 1, wherever the model has them."""
+        if self.class_dim != 1 and self.loss.of_classes:
+            outputs = outputs.movedim(self.class_dim, 1)
+        return self.loss(outputs, targets, **driven)
 
     def _init(self, start: Params) -> Callable[[Hyper], Params] | Params:
         """w_0: every weight of two or more dimensions times `init_scale`, where the recipe has one."""
@@ -157,14 +169,20 @@ class Experiment:
         seed = self.descent.seeds(self.seed, outer_step)[0]
         batches = (batch for batch, _ in stoppable(self.data.train_chunks))
         model = estimate_running_statistics(self.make_model(derive(seed, "init")), params, batches)
-        loss = right = 0.0
-        with products_in(None), torch.no_grad():
+        loss, right, num = 0.0, 0, 0
+        with products_in(None), torch.no_grad(), uncompiled():
             for batch, weight in stoppable(self.data.test):
                 outputs = model(batch.inputs)
-                loss += weight * float(self.loss(outputs, batch.targets))
-                if self.data.num_classes is not None:
-                    right += weight * float((outputs.argmax(dim=-1) == batch.targets).double().mean())
-        return TestFigures(loss, right if self.data.num_classes is not None else None)
+                loss += weight * float(self.loss_of(outputs, batch.targets))
+                if (counts := self.counts(outputs, batch.targets)) is not None:
+                    right, num = right + counts.right, num + counts.num
+        return TestFigures(loss, right / num if num else None)
+
+    def counts(self, outputs: Tensor, targets: Tensor) -> Counts | None:
+        """How many targets a model's outputs meet; None where there are no classes."""
+        if self.data is None or self.data.num_classes is None:
+            return None
+        return accuracy(outputs, targets, self.class_dim, self.loss.ignore_index)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -25,13 +25,17 @@ class Names(NamedTuple):
 
     Attributes:
         optimizer: its arguments.
-        loss: its arguments.
+        loss: the arguments of the loss that take a tensor.
+        numbers: those that take a number alone, which is not differentiated in.
+        loss_name: how the recipe calls the loss.
         complete: whether these are all; if not, only what looks like a slip of the pen is refused.
     """
 
     optimizer: tuple[str, ...]
     loss: frozenset[str]
     complete: bool = True
+    numbers: frozenset[str] = frozenset()
+    loss_name: str = "the loss"
 
     def known(self) -> list[str]:
         """All of them."""
@@ -91,6 +95,12 @@ def _fixed(recipe: Recipe, names: Names, model: nn.Module | None, issues: list[I
 
 
 def _misnamed(name: str, written: Written, recipe: Recipe, names: Names, path: Path) -> list[Issue]:
+    if name not in names.known() and name in names.numbers:
+        message = (
+            f"{names.loss_name} takes {name} as a plain value, in which nothing is differentiated; fix it under loss, "
+            "or write the loss as a function of your own that computes with a tensor"
+        )
+        return [Issue(path, message, at_key=True)]
     if name not in names.known() and names.may_be(name):
         return []
     if name not in names.known():

@@ -79,7 +79,7 @@ class Dataset(Call):
     chunk_size: Count | None = None
     validation_fraction: Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)] = 0.1
     stratified: Boolean = False
-    outer_batch_size: Count = 1000
+    outer_batch_size: Annotated[Count | Literal["all"], WrapValidator(_batch_size)] = 1000
     crop: Natural = 0
     flip: Boolean = False
     normalize: Boolean = True

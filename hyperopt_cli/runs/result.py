@@ -57,7 +57,7 @@ class Result:
     """What came out of a run.
 
     Attributes:
-        status: how it ended: done, diverged, interrupted.
+        status: how it ended: done, diverged, interrupted, failed.
         mode: the mode of the hypergradient.
         initial: the start; None where the first training run diverged.
         best: the point of the lowest validation loss; the test split has no say in it.

@@ -75,7 +75,7 @@ def test_examples_that_are_not_tensors_are_refused() -> None:
         def __getitem__(self, index: int) -> tuple[str, int]:  # type: ignore[override]
             return "word", 0
 
-    with pytest.raises(DatasetError, match=r"first example is a tuple of 2: \(str, int\)"):
+    with pytest.raises(DatasetError, match=r"example 0 is a tuple of 2: \(str, int\)"):
         as_splits(Words())
 
 
