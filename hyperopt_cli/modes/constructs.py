@@ -1,4 +1,4 @@
-"""What no mode can differentiate, said by its name before a mode fails on it: asked of w_0 and of the losses' graphs."""
+"""What no mode can differentiate, by name, before a mode fails on it: asked of w_0 and of the graphs of both losses."""
 
 from collections.abc import Iterator
 from itertools import islice

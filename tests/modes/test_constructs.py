@@ -1,4 +1,4 @@
-"""What torch can train and a mode can or cannot take: each is right, or refused by its name before a number is shown."""
+"""What torch can train: each mode is right, or refuses it by its name before a number is shown."""
 
 from collections.abc import Callable
 from dataclasses import replace

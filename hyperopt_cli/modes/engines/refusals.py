@@ -25,13 +25,14 @@ MESSAGES = {
     r"derivative for '?([^' ]+?):?(?: \w+)?'? is not implemented": "has no second derivative",
     r"(once_differentiable)": "has no second derivative",
     r"double backwards on (\S+) not supported": "has no second derivative",
-    r"(Expected a proper Tensor but got None)": "is what an operator says that was given no weight (layer normalisation "
-    "with a bias alone): its second derivative cannot be taken",
+    r"(Expected a proper Tensor but got None)": "is what layer normalisation with a bias alone says, for one: its "
+    "second derivative cannot be taken",
     r"(torch\.linalg\.lu_factor): U": "met a singular matrix, of which the derivative cannot be taken",
-    r"(ZeroTensors) are immutable": "(tangents of a constant) are written into by an operator: its forward derivative cannot "
-    "be taken",
+    r"(ZeroTensors) are immutable": "(tangents of a constant) are written into by an operator whose forward derivative "
+    "cannot be taken",
     r"override the (setup_context|jvp|vmap) staticmethod": "is missing from an autograd.Function of the model",
     r"(saved tensor hooks)": "(torch.utils.checkpoint inside of the model) cannot be taken",
+    r"(\.numpy\(\))": "of a tensor inside of the model cannot be taken",
     r"(data pointer)": "of a tensor inside of the model (numpy()) cannot be taken",
     r"(\S*(?:vmap|jvp|functorch|forward AD|forward-mode)\S*)": "cannot be taken",
 }

@@ -477,17 +477,17 @@ WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "custom function": lambda w: (Cubed.apply(w) * w).sum(),
     "a number read": times_a_number,
     "a comparison": lambda w: (w * (w > 0) * (w != 2)).pow(3).sum() * float(w.sum() > 1),
-    "detach": lambda w: (w.detach() * w**2).sum() + (w.data * w**2).sum(),
     "checkpointing": lambda w: (checkpoint(lambda x: (x * x).sin() * x.exp(), w * 1.0, use_reentrant=False) ** 3).sum(),
     "relu_": lambda w: written(w, lambda h: functional.relu(h, inplace=True)),
-    "add_, mul_": lambda w: written(w, lambda h: h.mul_(2).add_(h.detach(), alpha=0.5)),
+    "add_, mul_": lambda w: written(w, lambda h: h.mul_(2).add_(w.sin(), alpha=0.5)),
     "add_ of a dual": lambda w: written(w, lambda h: h.add_(w)),
     "copy_, zero_": lambda w: written(w, lambda h: h.copy_(w)) + written(w, lambda h: h.zero_()),
     "index_put_": lambda w: written(w, indexed),
     **{
         f"a view in place: {name}": lambda w, view=view: viewed(w, view) for name, view in VIEWS_IN_PLACE.items()
     },
-    "quantile": lambda w: w.pow(2).quantile(0.3) * w.sum() + torch.outer(w, w).quantile(w.detach().abs() / 2, 1).sum(),
+    "quantile": lambda w: w.pow(2).quantile(0.3) * w.sum()
+    + torch.outer(w, w).quantile(torch.tensor([0.2, 0.7], dtype=F64), 1).sum(),
     "nanmedian": lambda w: w.pow(2).nanmedian() * w.nanquantile(0.4),
     "parts of a tensor of zeros": lambda w: filled(w, torch.zeros_like).pow(3).sum(),
     "parts of new zeros": lambda w: filled(w, lambda h: h.new_zeros(h.shape)).pow(3).sum(),
@@ -512,6 +512,92 @@ def _two(w: Tensor, make: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
 def test_a_function_without_rules_equals_the_reference(name: str, num: int) -> None:
     want = second(REFERENCE, WITHOUT_RULES[name], num)
     torch.testing.assert_close(second("folded", WITHOUT_RULES[name], num), want, rtol=1e-12, atol=1e-12)
+
+
+class Reversed(torch.autograd.Function):
+    """A gradient that is turned round on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return -0.5 * grad
+
+
+class Swish(torch.autograd.Function):
+    """Keeps a value on ctx, which autograd takes for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.gate = x.sigmoid()
+        ctx.save_for_backward(x)
+        return x * ctx.gate
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * ctx.gate * (1 + x * (1 - ctx.gate))
+
+
+def without_gradient(f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+    with torch.no_grad():
+        return f(w)
+
+
+def hooked(w: Tensor) -> Tensor:
+    h = w.sin()
+    h.register_hook(lambda grad: -0.7 * grad * w.detach())
+    return (h * w).sum() + h.pow(3).sum()
+
+
+def repeated(w: Tensor) -> Tensor:
+    h, places = (w**2).clone(), torch.tensor([0, 0, 2])
+    h[places] += h[places]
+    return h.square().sum()
+
+
+# What training does is what is differentiated: a value that autograd holds constant moves all the same.
+CUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "detach": lambda w: (w.detach() * w**2).sum(),
+    "detach in place": lambda w: ((w * w.sum()).detach_() * w**2).sum(),
+    "data": lambda w: (w.data * w**2).sum(),
+    "a twin without a gradient": lambda w: -functional.cosine_similarity(w * w[0], w.sin().detach() + 1, dim=0),
+    "statistics": lambda w: ((w - without_gradient(torch.mean, w)) / without_gradient(torch.std, w)).pow(3).sum(),
+    "a teacher": lambda w: functional.kl_div(
+        w.log_softmax(0), without_gradient(lambda x: (2 * x).softmax(0), w), reduction="sum"
+    ),
+    "a reversed gradient": lambda w: (Reversed.apply(w**2) * w).sum() ** 2,
+    "a value kept on ctx": lambda w: (Swish.apply(3 * w) * w).sum(),
+    "a hook": hooked,
+    "a straight-through clamp": lambda w: (w + (w.clamp(-0.4, 0.6) - w).detach()).pow(3).sum(),
+    "repeated places in place": repeated,
+    "a padded embedding": lambda w: functional.embedding(
+        torch.tensor([0, 1, 1]), torch.outer(w, w), padding_idx=0
+    ).tanh().pow(2).sum(),
+    "quantiles of a statistic": lambda w: torch.outer(w, w).quantile(w.detach().abs() / 2, 1).sum(),
+    "a weight-normalised head": lambda w: torch._weight_norm(torch.outer(w, w), w[:, None] + 2, 0).sin().sum(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_what_autograd_holds_constant_moves(name: str) -> None:
+    def gradient(w: Tensor) -> Tensor:
+        w = w.detach().requires_grad_()
+        return torch.autograd.grad(CUT[name](w), w)[0]
+
+    def moved(step: float) -> Tensor:
+        return torch.stack([gradient(W0 + step * column) for column in torch.eye(4, dtype=F64)])
+
+    h = 1e-4
+    want = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
+    torch.testing.assert_close(second("folded", CUT[name]), want, rtol=1e-7, atol=1e-8)
+
+
+def test_numbers_that_leave_torch_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"engine folded: \.numpy\(\) of a tensor inside of the model"):
+        second("folded", lambda w: (w * torch.from_numpy(w.detach().numpy() ** 2)).sum())
 
 
 def _matrix(w: Tensor) -> Tensor:

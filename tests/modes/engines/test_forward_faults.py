@@ -180,7 +180,9 @@ OF_FOLDED: dict[str, Function] = {
     "solve": lambda w: weighted(torch.linalg.solve(square(w), square(w.sin()))),
     "solve from the right": lambda w: weighted(torch.linalg.solve(square(w), square(w.sin()), left=False)),
     "solve for a vector": lambda w: weighted(torch.linalg.solve(square(w), w[:3])),
-    "solve for vectors": lambda w: weighted(torch.linalg.solve(torch.stack([square(w), square(w * w)]), C[:6].view(2, 3))),
+    "solve for vectors": lambda w: weighted(
+        torch.linalg.solve(torch.stack([square(w), square(w * w)]), C[:6].view(2, 3))
+    ),
     "solve, broadcast": lambda w: weighted(torch.linalg.solve(torch.stack([square(w), square(w * w)]), C.view(3, 3))),
     "det": lambda w: torch.det(square(w) / 2),
     "det of a method": lambda w: square(w / 3).det(),
