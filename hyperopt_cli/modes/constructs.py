@@ -1,16 +1,14 @@
 """What no mode can differentiate, by name, before a mode fails on it: asked of w_0 and of the graphs of both losses."""
 
-from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.checks.kinds import nodes_of
+from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.parts import LossInParts
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper
 
@@ -25,9 +23,7 @@ def check_constructs(dynamics: Dynamics, hyper: Hyper) -> None:
     problem = dynamics.problem
     params = problem.initial(hyper)
     check_parameters(params)
-    loss = dynamics.loss_at(0)
-    if isinstance(loss, LossInParts):
-        loss = next(iter(loss.parts()))[0]
+    loss = next(terms(dynamics.loss_at(0)))
     with torch.enable_grad():
         w = {name: w.detach().requires_grad_() for name, w in params.items()}
         _check_graph("inner_loss", loss(w, dynamics.hyper_at(hyper, 0)))
@@ -36,7 +32,7 @@ def check_constructs(dynamics: Dynamics, hyper: Hyper) -> None:
 
 
 def _check_graph(what: str, value: Tensor) -> None:
-    for node in _nodes(value):
+    for node in nodes_of(value):
         if node.name() == "CheckpointFunctionBackward":
             raise UsageError(
                 f"{what}: got torch.utils.checkpoint with use_reentrant=True, through which torch.autograd.grad "
@@ -63,14 +59,3 @@ def check_parameters(params: Params) -> None:
                 f"init: {name} is a {w.dtype} tensor; parameters are floating-point tensors: give what is not trained "
                 "(a buffer, a counter) to the loss by a closure, or in the batch"
             )
-
-
-def _nodes(value: Tensor) -> Iterator[Any]:
-    """Every node of a graph."""
-    stack, seen = [x.grad_fn for x in tree_leaves(value)], set[Any]()
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            stack += [following for following, _ in node.next_functions]

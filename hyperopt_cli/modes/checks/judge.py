@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import norm
-from hyperopt_cli.modes.checks.kinds import Kind, code_of, kind_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, code_of, kind_of, nodes_of, own_functions
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, terms
 from hyperopt_cli.modes.checks.rule import check_rule
@@ -35,6 +35,7 @@ from hyperopt_cli.modes.engines.base import (
     gradient_and_pullback,
     pullback_of,
 )
+from hyperopt_cli.modes.engines.forward_faults import double_backward_fault
 from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.modes.program.derivative import pulled_back
 from hyperopt_cli.modes.program.record import recorded
@@ -198,9 +199,10 @@ class Judge:
         for i, term in enumerate(terms(unwatched.loss_at(t))):
             if i and not rest:
                 break
-            kind = kind_at(term, params, hyper)
+            value = value_at(term, params, hyper)
+            kind = kind_of(value)
             if i == 0 or kind in rest:
-                self._rulings[kind] = self._examined(term, params, hyper, t, kind)
+                self._rulings[kind] = self._examined(term, params, hyper, t, value)
             rest.discard(kind)
         return True
 
@@ -218,17 +220,17 @@ class Judge:
             return by_program(loss, params, hyper)
         return pullback_of(value, leaves, params, hyper)
 
-    def _examined(self, loss: Loss, params: Params, hyper: StepHyper, t: int, kind: Kind) -> Ruling:
+    def _examined(self, loss: Loss, params: Params, hyper: StepHyper, t: int, value: Tensor) -> Ruling:
         try:
-            return ruled(Truth.at(loss, params, hyper, t), t, kind)
+            return ruled(Truth.at(loss, params, hyper, t), t, value)
         except Exception as error:
             if not is_lacking(error):
                 raise
             return Ruling(DOUBLE_BACKWARD, False, {"differences": "do not fit into the memory"})
 
 
-def ruled(truth: Truth, t: int, kind: Kind) -> Ruling:
-    """The first candidate that is right.
+def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
+    """The first candidate that is right at step t, whose loss with its graph is `value`.
 
     Raises:
         UsageError: none is.
@@ -237,7 +239,12 @@ def ruled(truth: Truth, t: int, kind: Kind) -> Ruling:
         return Ruling(DOUBLE_BACKWARD, False, {})  # the run itself says where it diverges
     reasons: dict[str, str] = {}
     products: dict[str, list[Tensor]] = {}
+    kind = kind_of(value)
+    faults = sorted({fault for node in nodes_of(value) if (fault := double_backward_fault(node)) is not None})
     for name, pull in CANDIDATES.items():
+        if name == DOUBLE_BACKWARD and faults:
+            reasons[name] = "; ".join(faults)
+            continue
         try:
             along, adjoints = truth.pulled(pull)
         except Exception as error:
@@ -292,7 +299,7 @@ def _is_gross(truth: Truth, pull: Callable[..., Any]) -> bool:
         return True
 
 
-def kind_at(loss: Loss, params: Params, hyper: StepHyper) -> Kind:
-    """The kind of a loss at a point."""
+def value_at(loss: Loss, params: Params, hyper: StepHyper) -> Tensor:
+    """L at a point, with its graph."""
     with torch.enable_grad():
-        return kind_of(loss({name: p.detach().requires_grad_() for name, p in params.items()}, hyper))
+        return loss({name: p.detach().requires_grad_() for name, p in params.items()}, hyper)

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import UsageError, first_line
-from hyperopt_cli.modes.checks.judge import agree, kind_at
-from hyperopt_cli.modes.checks.kinds import Kind, own_functions
+from hyperopt_cli.modes.checks.judge import agree, value_at
+from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import GROSS, RIGHT, Truth
 from hyperopt_cli.modes.engines import ENGINES
+from hyperopt_cli.modes.engines.forward_faults import double_backward_fault, forward_fault
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.memory import available_bytes, is_lacking, taken_by
 
@@ -59,7 +60,11 @@ class Examination:
     @cached_property
     def kind(self) -> Kind:
         """Of the step."""
-        return kind_at(self._setting.loss, self._setting.params, self._setting.hyper)
+        return kind_of(self._value)
+
+    @cached_property
+    def _value(self) -> Tensor:
+        return value_at(self._setting.loss, self._setting.params, self._setting.hyper)
 
     def passes(self, name: str) -> bool:
         """Whether the engine runs, fits and is right."""
@@ -71,9 +76,20 @@ class Examination:
 
     def _reason(self, name: str) -> str | None:
         try:
-            return self._too_large(name) or self._wrong(name)
+            return self._faulty(name) or self._too_large(name) or self._wrong(name)
         except Exception as error:
             return reason_of(error)
+
+    def _faulty(self, name: str) -> str | None:
+        """What torch is known to take wrongly, though it may be right at this point."""
+        if name in CONSTRUCTIONS["reverse_over_reverse_loop"]:
+            found = {double_backward_fault(node) for node in nodes_of(self._value)}
+        elif name != "folded":  # which has rules of its own, and refuses by itself
+            found = {forward_fault(node, of_tangents=name == "reverse_over_forward") for node in nodes_of(self._value)}
+        else:
+            return None
+        faults = sorted(fault for fault in found if fault is not None)
+        return f"torch has a derivative of the loss wrong, {', '.join(faults)}" if faults else None
 
     def _too_large(self, name: str) -> str | None:
         """Two columns, never more at once than in the run, tell what all of them would take."""
