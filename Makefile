@@ -3,12 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test fuzz survey lint format clean
 demo: $(VENV)/.installed
 	$(BIN)/hyperopt run recipes/digits_lr.yaml
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(TESTS)
+
+# 2,000 random training runs with random defects, continued where it was ended: FUZZ="--seed 1 --cases 300" for others.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+# 300 ordinary models and losses, continued likewise: is one refused that could be differentiated?
+survey: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzz.survey $(SURVEY)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
