@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 STENCIL = {1: 8 / 12, -1: -8 / 12, 2: -1 / 12, -2: 1 / 12}  # fourth order
 LADDER = (1e-3, 1e-4, 1e-5, 1e-6)  # times the size of the entry of lambda
-ONE_SIDED = {0: -25 / 12, 1: 4.0, 2: -3.0, 3: 4 / 3, 4: -1 / 4}  # fourth order, at a bound that must not be crossed
 aten = torch.ops.aten
 
 
@@ -235,7 +234,7 @@ class Truth(NamedTuple):
     apart: float
 
 
-def truth(build, hyper, tolerance=1e-7, surrogate=False, bounded=()):
+def truth(build, hyper, tolerance=1e-7, surrogate=False, stencil=None, ladder=LADDER):
     """dE/dlambda by differences of the whole run.
 
     Args:
@@ -243,7 +242,8 @@ def truth(build, hyper, tolerance=1e-7, surrogate=False, bounded=()):
         hyper: lambda in float64.
         tolerance: how far two step sizes may be apart, as `error` measures it.
         surrogate: E's own derivative is autograd's, at w_T; w_T is differenced.
-        bounded: entries at a bound, of which differences are one-sided (upwards).
+        stencil: offsets with their weights; None: fourth order.
+        ladder: step sizes, in units of the size of an entry.
 
     Raises:
         Unjudged: the run is not finite, or no two step sizes count.
@@ -279,7 +279,7 @@ def truth(build, hyper, tolerance=1e-7, surrogate=False, bounded=()):
         for k, x in hyper.items():
             for i in range(x.numel()):
                 size = h * max(abs(float(x.reshape(-1)[i])), 0.1)
-                for offset, weight in (ONE_SIDED if k in bounded else STENCIL).items():
+                for offset, weight in (stencil or STENCIL).items():
                     moved = x.clone()
                     moved.view(-1)[i] += offset * size
                     found, sums = measure({**hyper, k: moved})
@@ -289,7 +289,7 @@ def truth(build, hyper, tolerance=1e-7, surrogate=False, bounded=()):
         return {k: grad[k] + direct[k] for k in grad}
 
     reason, previous = "no step size is free of kinks", None
-    for h in LADDER:
+    for h in ladder:
         now = at(h)
         if now is not None and previous is not None:
             apart = error(now, previous, value)
