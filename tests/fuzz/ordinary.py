@@ -527,15 +527,11 @@ def linear_attention(m, x):
 def rotary(m, x):
     q, k, v = m["p"](x).chunk(3, -1)
     angle = torch.arange(4).to(x)[:, None] * torch.tensor([1.0, 0.1]).to(x)
-    turn = (
-        lambda t: torch.cat(
-            [
-                t[..., :2] * angle.cos() - t[..., 2:] * angle.sin(),
-                t[..., :2] * angle.sin() + t[..., 2:] * angle.cos(),
-            ],
-            -1,
-        )
-    )
+
+    def turn(t):
+        one, other = t[..., :2], t[..., 2:]
+        return torch.cat([one * angle.cos() - other * angle.sin(), one * angle.sin() + other * angle.cos()], -1)
+
     return F.scaled_dot_product_attention(turn(q)[:, None], turn(k)[:, None], v[:, None])[:, 0]
 
 
