@@ -136,7 +136,7 @@ def _about(threshold):
 
 
 def _zero(x, *rest, **named):
-    return [x > 0, x < 0]
+    return [] if x.is_complex() else [x > 0, x < 0]
 
 
 def _order(x, y, *rest, **named):
