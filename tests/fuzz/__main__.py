@@ -5,6 +5,7 @@
     python -m tests.fuzz --only 17                  one case, with all that is known of it
     python -m tests.fuzz --only 17 --engines        the same, with every engine set by hand
     python -m tests.fuzz --table                    the table of what is done, without going on
+    python -m tests.fuzz --having 'hook: *' --without 'outer *'    those that have the one construct and lack the other
     make survey                                     ordinary models and losses: are they refused? (survey.py)
 
 Each case is drawn from (seed, number) alone (`cases.py`, of `pieces.py` and `rules.py`). Its truth is differences of a
@@ -18,6 +19,7 @@ less than 90% is answered.
 """
 
 import argparse
+import fnmatch
 import json
 import sys
 from collections import defaultdict
@@ -82,6 +84,11 @@ def printed(table):
               f"{share(counts, 'by reverse')}")  # fmt: skip
 
 
+def fits(constructs, having, without):
+    """Whether one of them fits a pattern, and none fits another."""
+    return bool(fnmatch.filter(constructs, having)) and not any(fnmatch.filter(constructs, p) for p in without)
+
+
 def run(seed, numbers, folder=FOLDER, quiet=False):
     """The lines of these cases; those that are not in the file yet are judged now."""
     lines = Lines(folder / f"seed{seed}-{digest()}.jsonl")
@@ -109,6 +116,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--having", default="*", help="a pattern: cases with such a construct")
+    parser.add_argument("--without", action="append", default=[], help="a pattern: cases without such a construct")
     parser.add_argument("--engines", action="store_true", help="with --only: every engine set by hand")
     parser.add_argument("--table", action="store_true", help="of what is done, without going on")
     given = parser.parse_args()
@@ -121,7 +130,10 @@ def main():
         path = FOLDER / f"seed{given.seed}-{digest()}.jsonl"
         done = list(Lines(path).done.values()) if path.exists() else []
     else:
-        done = run(given.seed, range(given.cases))
+        numbers = range(given.cases)
+        if given.having != "*" or given.without:
+            numbers = [n for n in numbers if fits(cases.draw(given.seed, n).constructs, given.having, given.without)]
+        done = run(given.seed, numbers)
     table = counted(done)
     printed(table)
     counts = table["ALL"]
