@@ -187,6 +187,10 @@ def draw(seed, number):
             case.surrogate |= surrogate
             case.hidden |= table is pieces.UNSEEDED
             spliced(d, outer_chain, piece)
+            if not surrogate and d.random.random() < 0.3:  # an honest rounding or sign is no excuse for a defect
+                ordinary = d.choice(["rounded", "floor", "abs", "one_hot_max", "norm_l1"])
+                case.constructs.append(f"outer kinked: {ordinary}")
+                spliced(d, outer_chain, pieces.KINKED[ordinary](d))
 
     end_name, outer_end_name = d.choice(sorted(pieces.ENDS)), d.choice(sorted(pieces.ENDS))
     case.constructs += [f"end: {end_name}", f"outer end: {outer_end_name}"]
