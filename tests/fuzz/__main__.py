@@ -115,6 +115,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--only", type=int)
     parser.add_argument("--having", default="*", help="a pattern: cases with such a construct")
     parser.add_argument("--without", action="append", default=[], help="a pattern: cases without such a construct")
@@ -130,7 +131,7 @@ def main():
         path = FOLDER / f"seed{given.seed}-{digest()}.jsonl"
         done = list(Lines(path).done.values()) if path.exists() else []
     else:
-        numbers = range(given.cases)
+        numbers = range(given.first, given.first + given.cases)
         if given.having != "*" or given.without:
             numbers = [n for n in numbers if fits(cases.draw(given.seed, n).constructs, given.having, given.without)]
         done = run(given.seed, numbers)

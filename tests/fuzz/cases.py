@@ -179,13 +179,18 @@ def draw(seed, number):
             spliced(d, loss_chain, gated(gate, piece))
         elif kind == "outer":
             table = d.choice([pieces.DEFECTS, pieces.DEFECTS, pieces.LINALG, pieces.SURROGATES, pieces.UNSEEDED])
-            if case.surrogate or (table is pieces.SURROGATES and any(n.startswith("outer ") for n in case.defects)):
-                continue  # beside another defect nobody could say what is asked for
             name, piece = a_defect(d, table)
+            surrogate = table is pieces.SURROGATES or "straight-through" in name
+            if case.surrogate or (surrogate and any(n.startswith("outer ") for n in case.defects)):
+                continue  # beside another defect nobody could say what is asked for
             note(f"outer {name}")
-            case.surrogate |= table is pieces.SURROGATES
+            case.surrogate |= surrogate
             case.hidden |= table is pieces.UNSEEDED
             spliced(d, outer_chain, piece)
+            if not surrogate and d.random.random() < 0.3:  # an honest rounding or sign is no excuse for a defect
+                ordinary = d.choice(["rounded", "floor", "abs", "one_hot_max", "norm_l1"])
+                case.constructs.append(f"outer kinked: {ordinary}")
+                spliced(d, outer_chain, pieces.KINKED[ordinary](d))
 
     end_name, outer_end_name = d.choice(sorted(pieces.ENDS)), d.choice(sorted(pieces.ENDS))
     case.constructs += [f"end: {end_name}", f"outer end: {outer_end_name}"]
