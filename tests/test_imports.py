@@ -170,3 +170,23 @@ def test_a_name_that_the_package_lacks_is_an_attribute_error() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(getattr(hyperopt_cli, name) is not None for name in hyperopt_cli.__all__)
+
+
+WITHOUT = """
+import os, sys
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+for name in ("typer", "rich", "pydantic", "yaml", "tensorboard", "matplotlib", "torchvision", "hypothesis", "selenium"):
+    sys.modules[name] = None
+import pytest
+sys.exit(pytest.main(["-p", "no:cacheprovider", "--collect-only", "-m", "gpu", "tests"]))
+"""
+
+
+def test_the_suite_for_a_gpu_is_collected_where_there_is_torch_and_pytest_alone() -> None:
+    """A machine with a GPU may have no more; nothing else of the tests is read there."""
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT], cwd=ROOT.parent, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "test_the_host_waits_for_the_device_once_in_many_steps" in run.stdout
+    assert "test_exactness" not in run.stdout

@@ -17,13 +17,12 @@ from hyperopt_cli import Problem, Reverse, hypergradient
 from hyperopt_cli.errors import HyperoptError
 from hyperopt_cli.modes.checkpointing.disk_shelf import DiskShelf, NoLift
 from hyperopt_cli.modes.checkpointing.record import Record, Rows
-from hyperopt_cli.modes.checkpointing.shelf import Held, Shelf
+from hyperopt_cli.modes.checkpointing.shelf import Held
 from hyperopt_cli.modes.checkpointing.shelves import Places, Shelves
 from hyperopt_cli.modes.dynamics import State
 from hyperopt_cli.optimizers import SGD
 
 CPU = torch.device("cpu")
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def tensors(seed: int) -> dict[str, Tensor]:
@@ -255,40 +254,4 @@ def test_a_file_that_was_cut_off_is_told() -> None:
 def test_a_hypergradient_from_the_disk_has_the_same_bits(given: int) -> None:
     slots: Any = [{"disk": 5}, {"device": 1, "host": 1, "disk": 1}, {"host": 2, "disk": 9}][given]
     got, want = (hypergradient(problem(steps=30), RATE, mode) for mode in (Reverse(slots=slots), Reverse()))
-    assert all(torch.equal(got.grad[name], want.grad[name]) for name in RATE)
-
-
-@CUDA
-def test_the_pinned_shelf_and_the_disk_give_every_bit_of_a_cuda_state_back() -> None:
-    device = torch.device("cuda")
-    given = [
-        State(
-            {n: x.to(device) for n, x in tensors(i).items()},
-            {"momentum": {n: x.to(device) for n, x in tensors(i + 1).items()}},
-        )
-        for i in range(20)
-    ]
-    with Shelves.on(Places(device=2, host=13, disk=5), device) as shelves:
-        shelf: Shelf = shelves
-        for one in given:
-            shelf.push(one)
-        for one in reversed(given):
-            shelf.ahead()
-            assert_same(shelf.top(), one)
-            shelf.drop()
-
-
-@CUDA
-@pytest.mark.parametrize("slots", [7, {"host": 7}, {"device": 2, "host": 3, "disk": 2}], ids=str)
-def test_slots_do_not_change_a_bit_on_cuda(slots: Any) -> None:
-    """Large enough for copies to last longer than the launch of what follows them."""
-    device = torch.device("cuda")
-    x = torch.randn(64, 2000, device=device, dtype=torch.float64)
-    start = {"w": torch.randn(2000, 2000, device=device, dtype=torch.float64) / 100}
-
-    def value(params: dict[str, Tensor], *rest: Any) -> Tensor:
-        return (torch.tanh(x @ params["w"]) ** 2).mean()
-
-    run = Problem(start, value, value, lambda t: None, SGD(), 30)
-    got, want = (hypergradient(run, RATE, mode) for mode in (Reverse(slots=slots), Reverse()))
     assert all(torch.equal(got.grad[name], want.grad[name]) for name in RATE)
