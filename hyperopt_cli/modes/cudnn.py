@@ -1,8 +1,9 @@
-"""Layers that cuDNN computes without the derivatives that a hypergradient takes: torch's own kernels instead.
+"""Layers that are not left to cuDNN, whose operators lack derivatives that a hypergradient takes.
 
-Of its recurrent layers there is no second derivative; of its batch normalisation's way back, which instance
-normalisation takes too, no forward derivative. On a CPU the same layers are other operators, which have both.
-Convolutions stay with cuDNN. What is refused here is chosen where the loss is evaluated: its way back follows from it.
+Its recurrent layers have no second derivative. Its batch normalisation, which instance normalisation takes too, hands
+the statistics of the batch to its way back, and torch has no derivative of these: an engine that goes through both
+operator by operator would take them for constants. Torch's own kernels, as on a CPU, have both. Convolutions stay with
+cuDNN. Where the loss is evaluated it is chosen; the way back follows from it.
 """
 
 from typing import Any
