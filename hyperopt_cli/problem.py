@@ -63,7 +63,8 @@ class Problem:
     Args:
         init: `(Hyper) -> Params`, w_0, which may depend on lambda; or simply a dict of tensors.
         inner_loss: `(Params, StepHyper, Batch) -> Tensor []`, L; receives all of lambda_t.
-        outer_loss: `(Params, Hyper) -> Tensor []`, E; with `outer_batches`, `(Params, Hyper, Batch) -> Tensor []`.
+        outer_loss: `(Params, Hyper) -> Tensor []`, E; with `outer_batches`, `(Params, Hyper, Batch) -> Tensor []`;
+            like `inner_loss` it receives lambda on the parameters' device.
         batch: `(t) -> Batch`, pure in t: it is replayed, in any order; it carries the seed of what is random in step t.
             A `Chunked` goes chunk by chunk.
         optimizer: the update rule U.
@@ -124,8 +125,9 @@ class Problem:
         return self.inner_loss(dict(params), dict(hyper), batch)
 
     def validation_loss(self, params: Params, hyper: Hyper, *arguments: Batch) -> Tensor:
-        """E, or the term of one chunk."""
-        return self.outer_loss(dict(params), dict(hyper), *arguments)
+        """E, or the term of one chunk; lambda is brought to where the parameters lie."""
+        device = next(iter(params.values())).device
+        return self.outer_loss(dict(params), {name: value.to(device) for name, value in hyper.items()}, *arguments)
 
     def outer_chunks(self) -> Sequence[tuple[tuple[Batch, ...], float]]:
         """The further arguments of `outer_loss`, chunk by chunk, with the weight of each."""

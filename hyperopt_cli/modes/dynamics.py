@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from hyperopt_cli.modes.cudnn import differentiable_on_cuda
 from hyperopt_cli.modes.parts import Loss, LossInParts
 from hyperopt_cli.modes.precision import check, in_bf16
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper
@@ -165,8 +166,10 @@ class Dynamics:
         return moved
 
     def _cast(self, entry: Tensor) -> Tensor:
-        keeps = entry.ndim == 0 and self.like.device.type != "mps"  # which has no float64
-        return entry.to(self.like.device, entry.dtype if keeps else self.like.dtype, non_blocking=True)
+        device = self.like.device
+        keeps = entry.ndim == 0 and device.type != "mps"  # which has no float64
+        # to the host nothing may be on its way: whoever reads there does not wait for it
+        return entry.to(device, entry.dtype if keeps else self.like.dtype, non_blocking=device.type != "cpu")
 
     def arguments(self, step_hyper: StepHyper) -> StepHyper:
         """What of lambda_t drives the optimizer, held like the state."""
@@ -218,7 +221,8 @@ class Dynamics:
                 self.watch(value)
             return value
 
-        return in_bf16(plain, self.like.device) if self.problem.precision == "bf16" else plain
+        loss = differentiable_on_cuda(plain) if self.like.device.type == "cuda" else plain
+        return in_bf16(loss, self.like.device) if self.problem.precision == "bf16" else loss
 
     def result(self, state: State) -> Params:
         """R(s_T), held like the state."""

@@ -285,7 +285,9 @@ def _advanced(
         for i, block in enumerate(blocks):
             if block.active:
                 lambda_dot = tree_map(
-                    lambda dot, x: dot.to(x.device, x.dtype, non_blocking=True), block.of(directions), step_hyper
+                    lambda dot, x: dot.to(x.device, x.dtype, non_blocking=x.device.type != "cpu"),
+                    block.of(directions),
+                    step_hyper,
                 )
                 after, z, value, value_dot = step(t, state, block.z, step_hyper, lambda_dot)
                 blocks[i] = block._replace(z=z)

@@ -35,12 +35,16 @@ def state_bytes(state: Any) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be taken on `device`; those of the host for anything that is no CUDA device."""
+    """Bytes that can still be taken on `device`; those of the host for anything that is no CUDA device.
+
+    Of a CUDA device what is free, or what the process's own share of it leaves, and what torch holds for later.
+    """
     if device.type != "cuda":
         return host_bytes()
-    free, _ = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + cached
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total) - reserved
+    return max(0, min(free, allowed)) + reserved - torch.cuda.memory_allocated(device)
 
 
 def host_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:

@@ -332,6 +332,8 @@ def deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
     fill, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
+    cudnn: Any = torch.backends.cudnn
+    quickest, cudnn.benchmark = cudnn.benchmark, False  # another process that goes on may time another one as quickest
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -344,4 +346,4 @@ def deterministic() -> Iterator[None]:
         ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        settings.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory, cudnn.benchmark = fill, quickest

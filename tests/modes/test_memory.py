@@ -122,3 +122,22 @@ def test_slots_that_fit_are_measured_once_and_taken_over_by_a_run_that_goes_on(m
     other.decided(mode.decisions())
     assert hypergradient(problem, hyper, other).stats["slots"] == 3
     assert hypergradient(problem, hyper, Reverse(slots="auto")).stats["slots"] == 5
+
+
+@pytest.mark.parametrize(
+    ("free", "fraction", "available"),
+    [(70, 1.0, 75), (70, 0.5, 25), (10, 0.5, 15), (70, 0.25, 5), (0, 1.0, 5), (70, 0.3, 5)],
+)
+def test_of_a_cuda_device_the_share_of_the_process_is_there(
+    monkeypatch: pytest.MonkeyPatch, free: int, fraction: float, available: int
+) -> None:
+    """Of 100 bytes torch has 30, of which 25 are in use."""
+    given = {
+        "mem_get_info": (free, 100),
+        "memory_reserved": 30,
+        "memory_allocated": 25,
+        "get_per_process_memory_fraction": fraction,
+    }
+    for name, value in given.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.available_bytes(torch.device("cuda")) == available

@@ -630,14 +630,19 @@ def test_torchs_settings_are_as_they_were_before(fails):
     _, problem, hyper = CASES["momentum"]
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cudnn.benchmark = True
+    timed = []
     if fails:
         problem = replace(problem, outer_loss=lambda p, h, b: float("nan") * p["a.bias"].sum())
     try:
-        hypergradient(problem, hyper, "reversible")
+        hypergradient(problem, hyper, "reversible", on_step=lambda *step: timed.append(torch.backends.cudnn.benchmark))
     except errors.NonFiniteError:
         assert fails
     try:
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.backends.cudnn.benchmark
+        assert set(timed) == {False}  # the quickest of several kernels may be another one in another process
     finally:
+        torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(False)

@@ -48,6 +48,10 @@ class SideStream:
         """What the current stream computes from here on comes after `event`."""
         torch.cuda.current_stream(self._device).wait_event(event)
 
+    def synchronize(self) -> None:
+        """Waits until everything that was begun is done."""
+        self._stream.synchronize()
+
     def down(self, state: State) -> tuple[State, Callable[[], None]]:
         """The state on the host, and what waits until it has arrived."""
         record = Record(state)
@@ -109,5 +113,5 @@ class PinnedShelf(Shelf):
 
     def states(self) -> Iterable[State]:
         """In pinned memory, where they have arrived."""
-        torch.cuda.synchronize()
+        self._side.synchronize()
         return self._states

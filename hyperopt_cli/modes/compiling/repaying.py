@@ -98,8 +98,8 @@ def _once(call: Callable[[], Any]) -> float:
     may_stop()
     began = time.perf_counter()
     result = call()
-    if any(x.is_cuda for x in tree_leaves(result) if isinstance(x, Tensor)):
-        torch.cuda.synchronize()
+    for device in {x.device for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_cuda}:
+        torch.cuda.synchronize(device)
     return time.perf_counter() - began
 
 
