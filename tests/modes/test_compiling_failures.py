@@ -15,6 +15,8 @@ from hyperopt_cli.modes.base import Hypergradient, Mode
 from hyperopt_cli.modes.compiling import operators, repaying, whole_step
 from hyperopt_cli.modes.compiling.whole_step import WholeStep
 from hyperopt_cli.modes.fitting import smaller
+from hyperopt_cli.modes.planning import predictions
+from hyperopt_cli.modes.planning.plan import plan
 from hyperopt_cli.modes.reversal import kernels
 from hyperopt_cli.optimizers import SGD, Adam
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, InnerOptimizer, with_more, zeros
@@ -368,3 +370,12 @@ def test_arguments_cannot_be_changed_in_place() -> None:
 def test_a_rule_adds_arguments_of_its_own() -> None:
     after, _ = Signs().update({"w": DATA}, {"average": {"w": 0 * DATA}}, {"w": DATA}, {}, 1)
     torch.testing.assert_close(after["w"], DATA - 0.05 * 0.5 * DATA)
+
+
+def test_a_plan_measures_reversible_mode_uncompiled_where_compiling_fails(
+    any_size: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "_compiles", lambda *given: True)
+    with_compiler(monkeypatch, failing_passes(ERRORS["of dynamo"], "the compiler"))
+    (prediction,) = (p for p in plan(large(), HYPER).predictions if isinstance(p.mode, Reversible))
+    assert prediction.fits
