@@ -1,9 +1,10 @@
 # make demo, make test, make lint: each sets up what it needs, once, in .venv.
+# make test-torch VERSION=2.11: the suites that depend most on torch, on another release of it, in .venv-torch-2.11.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz survey lint format clean
+.PHONY: demo test test-torch fuzz survey lint format clean
 demo: $(VENV)/.installed
 	$(BIN)/hyperopt run recipes/digits_lr.yaml
 
@@ -18,6 +19,19 @@ fuzz: $(VENV)/.installed
 survey: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz.survey $(SURVEY)
 
+TORCH_VENV ?= .venv-torch-$(VERSION)
+TORCH_TESTS ?= tests/modes tests/optimizers
+test-torch: $(TORCH_VENV)/.installed-torch
+	$(TORCH_VENV)/bin/python -c 'import torch; print("torch", torch.__version__)'
+	$(TORCH_VENV)/bin/python -m pytest $(TORCH_TESTS)
+
+$(TORCH_VENV)/.installed-torch: pyproject.toml
+	@test -n "$(VERSION)" || { echo "name a release of torch: make test-torch VERSION=2.11"; exit 1; }
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(TORCH_VENV)/bin/python -m pip install --quiet 'torch==$(VERSION).*' torchvision --editable '.[dev]'
+	@touch $@
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,7 +42,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-torch-* .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -22,8 +22,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import NamedTuple
 
-from hyperopt_cli.errors import FixedPointRangeError, ReversalError, UsageError
+from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, ReversalError, UsageError
 from hyperopt_cli.modes.base import Mode
+from hyperopt_cli.modes.compiling.failures import is_of_compiling
 from hyperopt_cli.modes.compiling.repaying import may_repay
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.dynamics import Dynamics
@@ -218,7 +219,12 @@ def _reversible(bench: _Bench) -> Prediction:
         return refused(mode, counts, why)
     num_parameters = sum(w.numel() for w in start.params.values())
     try:
-        probe = bench.probe(Reversible(compile=_compiles(bench, num_parameters)), 2 * _both(bench.reverse))
+        try:
+            probe = bench.probe(Reversible(compile=_compiles(bench, num_parameters)), 2 * _both(bench.reverse))
+        except HyperoptError as error:
+            if not is_of_compiling(error):
+                raise
+            probe = bench.probe(Reversible(compile=False), 2 * _both(bench.reverse))
     except (FixedPointRangeError, ReversalError) as error:
         return refused(mode, counts, str(error))
     except (UsageError, RuntimeError, MemoryError) as error:
