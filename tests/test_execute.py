@@ -22,8 +22,12 @@ class Silent:
     def outer(self, step: OuterStep) -> None:
         pass
 
+    def said(self, text: str) -> None:
+        pass
 
-# The rate grows by a factor of e^2.5 at each outer step, past what is stable.
+
+# The rate grows by a factor of e^2.5 at each outer step, past what is stable: there the hypergradient becomes noise,
+# and the step is halved.
 TOO_FAR = {
     "hyperparameters": {"lr": 0.003, "momentum": {"value": 0.5}},
     "outer": {"optimizer": "sign", "lr": 2.5, "steps": 4},

@@ -316,3 +316,25 @@ def test_a_descent_that_is_taken_up_again_does_not_ask_again() -> None:
     assert "num_asked_steps" not in second.stats
     alone = list(descend(exploding(steps), space, descent, Reverse()))[1]
     assert torch.equal(alone.hypergradient["lr"], second.hypergradient["lr"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("mode", ["forward", "reverse", "reversible"])
+def test_digits_at_a_rate_that_is_too_high_are_noise_in_every_mode(mode: str, precision: str) -> None:
+    """The loss is below one and each derivative finite; a tame start of the same recipe is not noise."""
+    from hyperopt_cli.experiment import build
+    from hyperopt_cli.recipe.load import load
+
+    def started(*overrides: str) -> tuple[list[OuterStep], Any]:
+        given = ["steps=100", "outer.steps=0", f"mode={mode}", f"precision={precision}", *overrides]
+        experiment = build(load("digits_lr", given))
+        return walked(experiment.problem, experiment.space, experiment.descent, experiment.mode)
+
+    (step,), error = started("hyperparameters.lr.initial=1.0", "hyperparameters.momentum.initial=0.9")
+    assert isinstance(error, NoiseError)
+    assert step.validation_loss < 2
+    assert all(grad.isfinite().all() for grad in step.hypergradient.values())
+    assert step.stats["growth"] > 1e6
+    (step,), error = started("hyperparameters.lr.initial=0.03", "hyperparameters.momentum.initial=0.9")
+    assert error is None
+    assert step.stats["growth"] < 20
