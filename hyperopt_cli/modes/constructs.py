@@ -1,6 +1,10 @@
 """What no mode can differentiate, by name, before a mode fails on it: asked of w_0 and of the graphs of both losses."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +28,17 @@ def check_constructs(dynamics: Dynamics, hyper: Hyper) -> None:
     params = problem.initial(hyper)
     check_parameters(params)
     loss = next(terms(dynamics.loss_at(0)))
-    with torch.enable_grad():
-        w = {name: w.detach().requires_grad_() for name, w in params.items()}
-        _check_graph("inner_loss", loss(w, dynamics.hyper_at(hyper, 0)))
-        for arguments, _ in islice(problem.outer_chunks(), 1):
-            _check_graph("outer_loss", problem.validation_loss(w, hyper, *arguments))
+    w = {name: w.detach().requires_grad_() for name, w in params.items()}
+    _check_graph("inner_loss", lambda: loss(w, dynamics.hyper_at(hyper, 0)))
+    for arguments, _ in islice(problem.outer_chunks(), 1):
+        _check_graph("outer_loss", partial(problem.validation_loss, w, hyper, *arguments))
 
 
-def _check_graph(what: str, value: Tensor) -> None:
-    for node in nodes_of(value):
+def _check_graph(what: str, loss: Callable[[], Tensor]) -> None:
+    nodes: list[Any] = []
+    with suppress(Exception), torch.enable_grad():  # what fails is said by the checks that follow
+        nodes.extend(nodes_of(loss()))
+    for node in nodes:
         if node.name() == "CheckpointFunctionBackward":
             raise UsageError(
                 f"{what}: got torch.utils.checkpoint with use_reentrant=True, through which torch.autograd.grad "
