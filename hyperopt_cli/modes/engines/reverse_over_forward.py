@@ -4,8 +4,8 @@
 
 It differentiates torch's forward derivatives, some of which hide from autograd that they depend on w: through layer,
 batch and instance normalisation the result is silently wrong (https://github.com/pytorch/pytorch/issues/196699).
-Differences of the gradient show it (`examination.py`). Cost: a gradient, and a tangent with its pullback for each column; memory: the graphs
-of a chunk. Prefer `auto`, which takes it only where it is right and quicker than the others.
+Differences of the gradient show it (`examination.py`). Cost: a gradient, and a tangent with its pullback for each
+column; memory: the graphs of a chunk. Prefer `auto`, which takes it only where it is right and quicker than the others.
 """
 
 from typing import Any
