@@ -63,8 +63,10 @@ def cut_wrongly(experiment: Experiment, driven: Mapping[str, Tensor]) -> Issue |
         experiment: with data.
         driven: the arguments of the training loss that are tuned, at their starts.
     """
+    model = None
     for cut in _cuts(experiment, driven):
-        if len(cut.examples) > 1 and (said := _difference(experiment, cut)) is not None:
+        model = model or _alone(experiment.make_model(derive(experiment.seed, "init")))
+        if len(cut.examples) > 1 and (said := _difference(experiment, model, cut)) is not None:
             return Issue(
                 cut.key,
                 f"the loss is cut into pieces that do not add up to it: {said}. {cut.remedy}, or write the loss as a "
@@ -89,9 +91,8 @@ def _cuts(experiment: Experiment, driven: Mapping[str, Tensor]) -> Iterator[Cut]
             yield Cut(key, remedy, split.source, index, split.prepare, split.shares, size, {})
 
 
-def _difference(experiment: Experiment, cut: Cut) -> str | None:
+def _difference(experiment: Experiment, model: nn.Module, cut: Cut) -> str | None:
     """In words, how far pieces are from the whole; None if they agree."""
-    model = _alone(experiment.make_model(derive(experiment.seed, "init")))
     drawn = torch.randperm(len(cut.examples), generator=generator(experiment.seed, "cut"))[:NUM_TRIED]
     index = cut.examples[drawn].sort().values
     batch = cut.prepare(cut.source.read(index), 0)
@@ -104,21 +105,20 @@ def _difference(experiment: Experiment, cut: Cut) -> str | None:
             made: Tensor = model(x)
         return made
 
-    parts = even(torch.arange(len(index)), cut.size)
+    parts = even(torch.arange(len(index)), min(cut.size, NUM_TRIED // 2))
     outputs = torch.cat([outputs_of(inputs[part]) for part in parts])
-    said = _mixing(outputs_of, inputs[: 2 * len(parts[0])])
+    first = torch.cat(parts[:2])
+    said = _mixing(lambda seed: outputs_of(inputs[first], seed), outputs[first])
     return said or _adding_up(experiment, outputs, targets, index, cut)
 
 
-def _mixing(outputs_of: Callable[..., Tensor], inputs: Tensor) -> str | None:
+def _mixing(at_once: Callable[[int], Tensor], in_pieces: Tensor) -> str | None:
     """Whether the model's outputs of an example depend on the others beside it, by more than rounding."""
-    whole = outputs_of(inputs)
-    pieces = torch.cat([outputs_of(inputs[part]) for part in even(torch.arange(len(inputs)), -(-len(inputs) // 2))])
-    drawn_for_each_piece = not torch.equal(whole, outputs_of(inputs, seed=1))
-    if drawn_for_each_piece or whole.shape != pieces.shape:
+    whole = at_once(0)
+    if whole.shape != in_pieces.shape:
         return None
-    difference = _norm(pieces - whole) / (_norm(whole) or 1.0)
-    if difference <= AGREES[whole.dtype]:
+    difference = _norm(in_pieces - whole) / (_norm(whole) or 1.0)
+    if difference <= AGREES[whole.dtype] or not torch.equal(whole, at_once(1)):  # or drawn for each piece
         return None
     return f"the model's outputs of an example depend on the others of its piece (they differ by {difference:.1g})"
 

@@ -58,8 +58,8 @@ def compiles(model: nn.Module, loss: Callable[..., object]) -> bool:
     if "torch._dynamo" not in sys.modules:
         return False
     kept = (value for module in model.modules() for value in [*vars(module).values(), *vars(type(module)).values()])
-    packages = {_package(type(module).__module__) for module in model.modules()} | {_package(getattr(loss, "__module__", ""))}
-    packages -= {_package(name) for name in ("torch", "torchvision", __name__)}
+    named = [*(type(module).__module__ for module in model.modules()), getattr(loss, "__module__", "")]
+    packages = {_package(name) for name in named} - {_package(name) for name in ("torch", "torchvision", __name__)}
     modules = [module for name, module in list(sys.modules.items()) if _package(name) in packages]
     held = [value for module in modules for value in list(vars(module).values())]
     inside = (x for value in held if isinstance(value, type) for x in vars(value).values())
