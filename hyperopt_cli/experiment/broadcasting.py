@@ -13,13 +13,16 @@ def broadcast(loss: Callable[[], Tensor], outputs: Tensor, targets: Tensor) -> s
     """How a loss broadcasts its outputs against its targets; empty if it doesn't.
 
     Looked for is an operator that takes something made of the outputs alone, something made of the targets alone, of as
-    many elements, and has a result of more. Torch's own losses warn where they do so.
+    many elements, and has a result of more. Torch's own losses warn where they do so. Outputs and targets of one shape,
+    or of another number of elements, are not asked.
 
     Args:
         loss: takes these outputs and targets.
         outputs: [B, ...].
         targets: [B, ...].
     """
+    if outputs.numel() != targets.numel() or outputs.shape == targets.shape:
+        return ""  # logits of classes, or a pair already
     with warnings.catch_warnings(record=True) as told, _Watch(outputs, targets) as watch:
         warnings.simplefilter("always")
         loss()

@@ -23,6 +23,7 @@ from hyperopt_cli.data.chunks import Preparation, Source
 from hyperopt_cli.data.partition import even
 from hyperopt_cli.data.seeds import derive, generator
 from hyperopt_cli.data.shares import Shares
+from hyperopt_cli.data.splits import is_integral
 from hyperopt_cli.errors import Issue
 from hyperopt_cli.experiment.experiment import Experiment, seeded
 from hyperopt_cli.experiment.models import attempted, uncompiled
@@ -44,6 +45,7 @@ class Cut(NamedTuple):
         shares: what each piece counts.
         size: the most examples of a piece.
         driven: the arguments of the loss that are tuned, at their starts.
+        targets: of the whole data set, where they are at hand: examples of each class are tried.
     """
 
     key: tuple[str, ...]
@@ -54,6 +56,7 @@ class Cut(NamedTuple):
     shares: Shares
     size: int
     driven: Mapping[str, Tensor]
+    targets: Tensor | None
 
 
 def cut_wrongly(experiment: Experiment, driven: Mapping[str, Tensor]) -> Issue | None:
@@ -63,8 +66,10 @@ def cut_wrongly(experiment: Experiment, driven: Mapping[str, Tensor]) -> Issue |
         experiment: with data.
         driven: the arguments of the training loss that are tuned, at their starts.
     """
+    model = None
     for cut in _cuts(experiment, driven):
-        if len(cut.examples) > 1 and (said := _difference(experiment, cut)) is not None:
+        model = model or _alone(experiment.make_model(derive(experiment.seed, "init")))
+        if len(cut.examples) > 1 and (said := _difference(experiment, model, cut)) is not None:
             return Issue(
                 cut.key,
                 f"the loss is cut into pieces that do not add up to it: {said}. {cut.remedy}, or write the loss as a "
@@ -77,23 +82,23 @@ def _cuts(experiment: Experiment, driven: Mapping[str, Tensor]) -> Iterator[Cut]
     data = experiment.data
     assert data is not None
     steps = data.steps
+    targets = data.targets.get("training")
     of_batch = steps.source, steps.index, steps.prepare, steps.shares
     if steps.chunk_size is not None and data.in_chunks:
-        yield Cut(("dataset", "chunk_size"), "Leave dataset.chunk_size out", *of_batch, steps.chunk_size, driven)
+        remedy = "Leave dataset.chunk_size out"
+        yield Cut(("dataset", "chunk_size"), remedy, *of_batch, steps.chunk_size, driven, targets)
     elif experiment.ranks.divides("batch"):
-        yield Cut(("shard",), "Use shard: columns or replicas", *of_batch, steps.batch_size, driven)
-    for split in (data.validation, data.test):
+        yield Cut(("shard",), "Use shard: columns or replicas", *of_batch, steps.batch_size, driven, targets)
+    for split, known in ((data.validation, targets), (data.test, data.targets.get("test"))):
         if split is not None and len(split.indices) > 1:
             size, index = len(split.indices[0]), torch.cat(list(split.indices))
             key, remedy = ("dataset", "outer_batch_size"), "Set dataset.outer_batch_size: all"
-            yield Cut(key, remedy, split.source, index, split.prepare, split.shares, size, {})
+            yield Cut(key, remedy, split.source, index, split.prepare, split.shares, size, {}, known)
 
 
-def _difference(experiment: Experiment, cut: Cut) -> str | None:
+def _difference(experiment: Experiment, model: nn.Module, cut: Cut) -> str | None:
     """In words, how far pieces are from the whole; None if they agree."""
-    model = _alone(experiment.make_model(derive(experiment.seed, "init")))
-    drawn = torch.randperm(len(cut.examples), generator=generator(experiment.seed, "cut"))[:NUM_TRIED]
-    index = cut.examples[drawn].sort().values
+    index = _tried(cut, generator(experiment.seed, "cut"))
     batch = cut.prepare(cut.source.read(index), 0)
     # pieces of unlike targets: the more of one class is in one of them, the farther is a loss that weighs classes
     order = batch.targets.reshape(len(index), -1).double().mean(dim=1).argsort().cpu()
@@ -104,21 +109,31 @@ def _difference(experiment: Experiment, cut: Cut) -> str | None:
             made: Tensor = model(x)
         return made
 
-    parts = even(torch.arange(len(index)), cut.size)
+    parts = even(torch.arange(len(index)), min(cut.size, NUM_TRIED // 2))
     outputs = torch.cat([outputs_of(inputs[part]) for part in parts])
-    said = _mixing(outputs_of, inputs[: 2 * len(parts[0])])
+    first = torch.cat(parts[:2])
+    said = _mixing(lambda seed: outputs_of(inputs[first], seed), outputs[first])
     return said or _adding_up(experiment, outputs, targets, index, cut)
 
 
-def _mixing(outputs_of: Callable[..., Tensor], inputs: Tensor) -> str | None:
+def _tried(cut: Cut, rng: torch.Generator) -> Tensor:
+    """Examples that are drawn, and one of each class: what is rare may be all that is weighed or ignored."""
+    drawn = cut.examples[torch.randperm(len(cut.examples), generator=rng)]
+    chosen = drawn[:NUM_TRIED].tolist()
+    if cut.targets is not None and is_integral(cut.targets):
+        targets = cut.targets.cpu()[drawn].reshape(len(drawn), -1)
+        for label in torch.unique(targets)[:NUM_TRIED]:
+            chosen.append(int(drawn[(targets == label).any(dim=1).nonzero()[0, 0]]))
+    return torch.tensor(sorted(set(chosen)))
+
+
+def _mixing(at_once: Callable[[int], Tensor], in_pieces: Tensor) -> str | None:
     """Whether the model's outputs of an example depend on the others beside it, by more than rounding."""
-    whole = outputs_of(inputs)
-    pieces = torch.cat([outputs_of(inputs[part]) for part in even(torch.arange(len(inputs)), -(-len(inputs) // 2))])
-    drawn_for_each_piece = not torch.equal(whole, outputs_of(inputs, seed=1))
-    if drawn_for_each_piece or whole.shape != pieces.shape:
+    whole = at_once(0)
+    if whole.shape != in_pieces.shape:
         return None
-    difference = _norm(pieces - whole) / (_norm(whole) or 1.0)
-    if difference <= AGREES[whole.dtype]:
+    difference = _norm(in_pieces - whole) / (_norm(whole) or 1.0)
+    if difference <= AGREES[whole.dtype] or not torch.equal(whole, at_once(1)):  # or drawn for each piece
         return None
     return f"the model's outputs of an example depend on the others of its piece (they differ by {difference:.1g})"
 

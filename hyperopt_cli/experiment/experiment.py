@@ -55,6 +55,7 @@ class Experiment:
         precision: of the inner gradient's matrix products, where it is lower than the parameters'.
         ranks: the processes that share the work.
         class_dim: the dimension of the outputs that holds the classes, as the model says.
+        compiles: whether the user's code has compiled functions, which run as they were written.
     """
 
     space: Space
@@ -71,6 +72,7 @@ class Experiment:
     precision: Precision | None = None
     ranks: Ranks = ALONE
     class_dim: int = 1
+    compiles: bool = False
 
     def problem(self, seed: int) -> Problem:
         """The training run of one seed: its initial weights, its batches, its dropout.
@@ -119,7 +121,7 @@ class Experiment:
         return lambda t: Chunked(in_chunks(t))
 
     def _loss(self, model: nn.Module, params: Params, batch: Batch | None, driven: Mapping[str, Any]) -> Tensor:
-        with uncompiled():
+        with uncompiled(self.compiles):
             if batch is None:
                 return self.loss_of(functional_call(model, params, ()), None, **driven)
             with seeded(batch.seed, self.device):

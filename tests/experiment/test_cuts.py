@@ -40,6 +40,12 @@ def sequences():
     y = (x[..., 0] > 0).long()
     y[torch.arange(5)[None] > torch.randint(0, 5, (90, 1), generator=g)] = -100
     return x, y
+def rare():
+    x, y = drawn(3000, 0)
+    y = y.clamp(max=1)
+    y[::500] = 2  # one in 500
+    return x, y
+def ignoring_rare(outputs, targets): return F.cross_entropy(outputs, targets, ignore_index=2)
 def line():
     x, _ = drawn(150, 1)
     return x, x[:, :1] ** 2 + 3
@@ -182,6 +188,7 @@ REFUSED = [
     ("own.ignoring", "classes", "linear"),
     ("own.summed", "classes", "linear"),
     ("own.plain", "some_ignored", "linear"),
+    ("own.ignoring_rare", "rare", "linear"),
     ("own.contrast", "classes", "linear"),
     ("own.dice", "classes", "linear"),
     ("own.plain", "classes", "centred"),
