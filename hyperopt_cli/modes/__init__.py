@@ -8,6 +8,7 @@
 | auto | the quickest of these that fits the memory | | not knowing |
 """
 
+from contextlib import suppress
 from typing import Any
 
 from hyperopt_cli.modes.auto import Auto
@@ -99,9 +100,12 @@ def hypergradient(
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
+        first = None
+        with suppress(Exception):  # what is wrong with the loss is said by the checks that follow
+            first = first_loss(dynamics, hyper)
         check_constructs(dynamics, hyper)
         check_connected(dynamics, hyper)
-        first = first_loss(dynamics, hyper)
+        first = first_loss(dynamics, hyper) if first is None else first
         account = Account(problem.steps, dynamics.like, on_step, keeper, left)
         del dynamics  # its s_0, before the mode makes its own
         result = mode.differentiate(problem, hyper, account)

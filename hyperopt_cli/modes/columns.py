@@ -148,7 +148,7 @@ class Carried(NamedTuple):
 
 def _moved(dynamics: Dynamics, hyper: Hyper, columns: Columns) -> Columns:
     directions = tree_map(lambda x: x[columns.block], identity(hyper))
-    _, start_dot = push_columns(dynamics.initial, (hyper,), (directions,))
+    _, start_dot = push_columns(dynamics.derivable("init", dynamics.initial, (hyper,)), (hyper,), (directions,))
     start_dot = tree_map(lambda x, s: x.to(s), start_dot, dynamics.start)
     rows = sorted(moving(start_dot))
     if not rows:

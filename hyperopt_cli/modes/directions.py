@@ -37,11 +37,12 @@ def tangents_of_schedule(dynamics: Dynamics, hyper: Hyper) -> LambdaAt:
     def at(t: int) -> tuple[StepHyper, StepHyper]:
         with torch.enable_grad():
             leaves: Hyper = tree_map(lambda x: x.detach().requires_grad_(), hyper)
-            entries, spec = tree_flatten(dynamics.plain_hyper_at(leaves, t))
+            schedule = dynamics.derivable("schedule", lambda h: dynamics.plain_hyper_at(h, t), (hyper,))
+            entries, spec = tree_flatten(schedule(leaves))
             if sum(entry.numel() for entry in entries) <= FEW:
                 rows = [_rows(entry, leaves) for entry in entries]
                 return tree_unflatten([entry.detach() for entry in entries], spec), tree_unflatten(rows, spec)
-        return push_columns(lambda h: dynamics.plain_hyper_at(h, t), (hyper,), (basis,))
+        return push_columns(schedule, (hyper,), (basis,))
 
     if dynamics.problem.schedule is not None:
         return at

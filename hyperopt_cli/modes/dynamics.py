@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from hyperopt_cli.modes.cudnn import differentiable_on_cuda
 from hyperopt_cli.modes.parts import Loss, LossInParts
 from hyperopt_cli.modes.precision import check, in_bf16
+from hyperopt_cli.modes.program import as_operators
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper
 from hyperopt_cli.problem import Batch, Chunked, Hyper, Problem
 
@@ -97,6 +98,8 @@ class Dynamics:
         like: an empty tensor of the first parameter's dtype and device.
         driven: the optimizer's arguments that lambda_t drives, at every step.
         watch: told of every value of the training loss, with its graph; None: nobody.
+        as_operators: which of init, schedule, update, point and result are differentiated as lists of operators, for
+            what they come to by torch is not their derivative.
     """
 
     problem: Problem
@@ -105,6 +108,7 @@ class Dynamics:
     like: Tensor
     driven: frozenset[str]
     watch: Callable[[Tensor], None] | None = None
+    as_operators: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, problem: Problem, hyper: Hyper) -> "Dynamics":
@@ -123,6 +127,10 @@ class Dynamics:
     def watched_by(self, watch: Callable[[Tensor], None] | None) -> "Dynamics":
         """The same, whose training loss is told to `watch`."""
         return replace(self, watch=watch)
+
+    def derivable(self, name: str, function: Callable[..., Any], at: tuple[Any, ...]) -> Callable[..., Any]:
+        """One of init, schedule, update, point and result as a function whose derivative at `at` is right."""
+        return as_operators(function, at) if name in self.as_operators else function
 
     def initial(self, hyper: Hyper) -> State:
         """s_0, differentiable in `hyper`: a slot that starts as a copy of w_0 moves with it."""

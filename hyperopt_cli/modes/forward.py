@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from hyperopt_cli.errors import NonFiniteError, UsageError, VerificationError
+from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError, first_line
 from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
 from hyperopt_cli.modes.checks.judge import NOT_JUDGED, Watch
 from hyperopt_cli.modes.checks.kinds import Kind
@@ -43,6 +43,7 @@ from hyperopt_cli.modes.engines.choice import chosen, replacement
 from hyperopt_cli.modes.engines.examination import Examination, check_given
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
+from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.stepping import StepAt
 from hyperopt_cli.modes.sweep import train_step
@@ -79,7 +80,7 @@ class Forward(Compiling):
     _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
     _watch: Watch = field(default_factory=Watch, init=False, compare=False, repr=False)
     _outer: OuterJudge = field(default_factory=OuterJudge, init=False, compare=False, repr=False)
-    _rules: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+    _rules: dict[str, frozenset[str]] = field(default_factory=dict, init=False, compare=False, repr=False)
     _not_judged: set[Kind] = field(default_factory=set, init=False, compare=False, repr=False)
     _right: dict[str, set[Kind]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -95,12 +96,13 @@ class Forward(Compiling):
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
         if self._watch.begin(problem, account.examines):
-            for known in (self._right, self._not_judged, self._rules):
-                known.clear()
+            self._right.clear()
+            self._not_judged.clear()
+            self._rules.clear()
             self._outer.forget()
         dynamics = Dynamics.of(problem, hyper).watched_by(self._watch)
         if account.examines:
-            check_rule(dynamics, hyper, "jvp", self._rules)
+            dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "jvp", self._rules))
         lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
         if (begun := account.begun_with("engine")) is not None and begun in ENGINES:
@@ -130,8 +132,8 @@ class Forward(Compiling):
             try:
                 state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
                 verdict = self._examined(dynamics, before[0], lambda_at, t, verdict)
-            except NonFiniteError as error:
-                verdict = self._without(dynamics, before[0], lambda_at, t, verdict, error)
+            except (NonFiniteError, UsageError, RuntimeError) as error:
+                verdict = self._without(dynamics, before[0], lambda_at, t, verdict, step.is_compiled, error)
             if verdict.engine != engine:
                 step = self._step(dynamics, verdict.engine, compiled=False)
                 account.take_back(t, sum(len(block.active) for block in carried.blocks))
@@ -241,21 +243,31 @@ class Forward(Compiling):
         return replace(verdict, engine=engine, why=f"{why} ({examination.reasons[verdict.engine]})")
 
     def _without(
-        self, dynamics: Dynamics, state: State, lambda_at: LambdaAt, t: int, verdict: Verdict, error: NonFiniteError
+        self,
+        dynamics: Dynamics,
+        state: State,
+        lambda_at: LambdaAt,
+        t: int,
+        verdict: Verdict,
+        compiled: bool,
+        error: Exception,
     ) -> Verdict:
-        """Another engine where a finite loss has a tangent that is not finite: that is the engine's fault first.
+        """Another engine at a step where this one fails, or has a tangent that is not finite though the loss is.
 
         Raises:
-            NonFiniteError: `error`, where no engine has a finite tangent, or that is not what it says.
-            UsageError: the engine was set by hand, and another has one.
+            Exception: `error`, where no engine can take the step, or it is not of the engine.
+            UsageError: the engine was set by hand, and another has a finite tangent.
         """
-        if error.what != TANGENT or error.step != t:
+        of_tangent = isinstance(error, NonFiniteError) and error.what == TANGENT and error.step == t
+        failed = not isinstance(error, NonFiniteError | NonDeterministicError) and not is_lacking(error)
+        if not of_tangent and (not failed or compiled or self.engine != "auto"):
             raise error
         examination = Examination(Setting.of(dynamics, t, state, *lambda_at(t), None))
-        examination.reasons[verdict.engine] = f"its tangent is not finite at step {t}, and the loss is"
+        said = f"its tangent is not finite at step {t}, and the loss is" if of_tangent else first_line(error)
+        examination.reasons[verdict.engine] = said
         try:
             verdict = self._replaced(verdict, examination)
-        except UsageError:
+        except (UsageError, RuntimeError):
             raise error from None
         if self.engine != "auto":
             check_given(self.engine, examination)
@@ -328,11 +340,9 @@ def tangent_step(
     point, point_dot = _point_tangents(dynamics, state, z, step_hyper, lambda_dot, t)
     loss = dynamics.loss_on(batch)
     out = engine(loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, None)
-    after, z_after = push_columns(
-        lambda s, g, at: dynamics.update(s, g, at, t),
-        (state, layout.pack(out.grads), step_hyper),
-        (z, layout.pack(out.grad_tangents, 1), lambda_dot),
-    )
+    primals = (state, layout.pack(out.grads), step_hyper)
+    update = dynamics.derivable("update", lambda s, g, at: dynamics.update(s, g, at, t), primals)
+    after, z_after = push_columns(update, primals, (z, layout.pack(out.grad_tangents, 1), lambda_dot))
     return after, z_after, out.loss, out.loss_tangents
 
 
@@ -343,7 +353,8 @@ def _point_tangents(
     if dynamics.point_is_state:
         return state.params, z.params
 
-    return push_columns(lambda s, at: dynamics.point(s, at, t), (state, step_hyper), (z, lambda_dot))
+    point = dynamics.derivable("point", lambda s, at: dynamics.point(s, at, t), (state, step_hyper))
+    return push_columns(point, (state, step_hyper), (z, lambda_dot))
 
 
 def _left(t: int, state: State, blocks: list[Columns], ranks: Ranks, account: Account, engine: str) -> dict[str, Any]:
@@ -377,7 +388,8 @@ def _contract(dynamics: Dynamics, state: State, blocks: list[Columns], by_params
     total = torch.zeros(sum(value.numel() for value in by_hyper.values()), dtype=torch.float64)
     for block in blocks:
         if block.active:
-            _, w_dot = push_columns(dynamics.result, (state,), (block.carried,))
+            result = dynamics.derivable("result", dynamics.result, (state,))
+            _, w_dot = push_columns(result, (state,), (block.carried,))
             rows = [x.reshape(len(block.active), -1).to(held[name]) @ held[name].flatten() for name, x in w_dot.items()]
             total[block.active] = torch.stack([row.double() for row in rows]).sum(dim=0).cpu()
     if dynamics.problem.ranks.divides("columns"):

@@ -79,8 +79,9 @@ class Reversible(Mode):
         """Maclaurin et al. 2015, algorithm 2."""
         if (reason := refusal(problem, hyper)) is not None:
             raise UsageError(f"reversible: {reason}")
-        factors = Factors(Dynamics.of(problem, hyper), hyper)
-        dynamics = self._judge.watching(Dynamics.of(factors.problem(), hyper), hyper, account.examines)
+        written = Dynamics.of(problem, hyper)
+        factors = Factors(written, hyper)
+        dynamics = self._judge.watching(Dynamics.of(factors.problem(), hyper), hyper, account.examines, written)
         size = problem.steps * sum(w.numel() for w in dynamics.start.params.values())
         kernels = EAGER if self._in_vain else choose(self.compile, size)
         try:

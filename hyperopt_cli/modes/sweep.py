@@ -342,7 +342,7 @@ def swept_back(
     if num == dynamics.problem.steps:
         with torch.enable_grad():
             h = tree_map(_leaf, hyper)
-            start = dynamics.initial(h)
+            start = dynamics.derivable("init", dynamics.initial, (h,))(h)
         (by_init,) = _vjp(start, (h,), sweep.adjoint)
         total = {name: total[name] + by_init[name] for name in total}
     return account.close(sweep.value, total, sweep.params)
@@ -352,9 +352,13 @@ def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, Step
     """Adjoints of lambda_t, each with its t, pulled back through the schedule."""
     with torch.enable_grad():
         h = tree_map(_leaf, hyper)
-        given = [dynamics.plain_hyper_at(h, t) for t, _ in waiting]
+        given = [dynamics.derivable("schedule", partial(_schedule, dynamics, t), (h,))(h) for t, _ in waiting]
     (by_hyper,) = _vjp(given, (h,), [a_at for _, a_at in waiting])
     return cast(Hyper, by_hyper)
+
+
+def _schedule(dynamics: Dynamics, t: int, hyper: Hyper) -> StepHyper:
+    return dynamics.plain_hyper_at(hyper, t)
 
 
 def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State, StepHyper]:
@@ -362,8 +366,8 @@ def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State,
     layout, t = dynamics.layout, past.t
     with torch.enable_grad():
         state, at, g = tree_map(_leaf, (past.state, past.hyper, past.grads))
-        point = dynamics.point(state, at, t)
-        after = dynamics.update(state, g, at, t)
+        point = dynamics.derivable("point", lambda s, h: dynamics.point(s, h, t), (state, at))(state, at)
+        after = dynamics.derivable("update", lambda s, d, h: dynamics.update(s, d, h, t), (state, g, at))(state, g, at)
     a_state, a_g, a_at = _vjp(after, (state, g, at), adjoint)
     a_point, a_at_loss = past.pullback(layout.unpack(a_g))
     a_state_point, a_at_point = _vjp(point, (state, at), layout.pack(a_point))
@@ -375,7 +379,7 @@ def _result_adjoint(dynamics: Dynamics, end: State, by_params: Params) -> State:
     """alpha_T = dE/dR dR/ds_T."""
     with torch.enable_grad():
         leaf = tree_map(_leaf, end)
-        outcome = dynamics.result(leaf)
+        outcome = dynamics.derivable("result", dynamics.result, (leaf,))(leaf)
     adjoint: State = _vjp(outcome, (leaf,), dynamics.layout.pack(by_params))[0]
     return adjoint
 

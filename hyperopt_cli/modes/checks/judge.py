@@ -13,6 +13,7 @@ and the gradient are taken twice as well (`replayed.py`).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -151,13 +152,14 @@ class Judge:
     def __init__(self) -> None:
         self.watch, self.outer = Watch(), OuterJudge()
         self._rulings: dict[Kind, Ruling] = {}
-        self._rules: set[str] = set()
+        self._rules: dict[str, frozenset[str]] = {}
 
-    def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool) -> Dynamics:
+    def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool, written: Dynamics | None = None) -> Dynamics:
         """A run begins: the same dynamics, watched.
 
         Args:
             dynamics: of the run.
+            written: those that the user wrote, where the run has others.
             hyper: lambda.
             examines: whether anything is examined.
 
@@ -169,7 +171,8 @@ class Judge:
             self._rules.clear()
             self.outer.forget()
         if examines:
-            check_rule(dynamics, hyper, "vjp", self._rules)
+            listed = check_rule(written or dynamics, hyper, "vjp", self._rules)
+            dynamics = replace(dynamics, as_operators=listed)
         return dynamics.watched_by(self.watch)
 
     @property

@@ -5,9 +5,9 @@
 | autograd | differences of E confirm it, or E rounds on its way (see below) |
 | program | they confirm this one instead: statistics under `no_grad`, a detach, a hook, a Function of one's own |
 
-Through a rounding E is constant nearly everywhere, and its derivative of no use. Where autograd's differs from it and E
-rounds what depends on w, the one that autograd gives (a straight-through estimator) is a surrogate that was wished for:
-it is taken, and said to be one.
+Through a rounding E is constant nearly everywhere, and its derivative of no use. Where autograd's differs from it, and
+is that of the same operators with the derivative of nothing for what rounds (a straight-through estimator), it is a
+surrogate that was wished for: it is taken, and said to be one.
 
 One chunk of each kind is examined, once.
 """
@@ -25,10 +25,11 @@ from hyperopt_cli.modes.checks.kinds import Kind, kind_of, own_functions
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.truth import PROGRAM, RIGHT, SLACK
 from hyperopt_cli.modes.memory import is_lacking
-from hyperopt_cli.modes.program.derivative import pulled_back
+from hyperopt_cli.modes.program.derivative import pulled_back, straight_through
 from hyperopt_cli.modes.program.record import Program, recorded
 
 AUTOGRAD = "autograd"
+SURROGATE = "surrogate: the validation loss rounds, and its straight-through estimator is taken"
 SEED = 30
 
 Objective = Callable[..., Tensor]  # of tensors, to E [] or the term of one chunk
@@ -136,8 +137,10 @@ def _of_candidates(objective: Objective, at: list[Tensor], direction: list[Tenso
     away = norm([x - y for x, y in zip(plain, other, strict=True)])
     if difference is None and away <= RIGHT * norm(other):
         return OuterRuling(AUTOGRAD, None)
-    if _rounds(program):
-        return OuterRuling(AUTOGRAD, "surrogate: the validation loss rounds, and autograd's estimator is taken")
+    estimated = pulled_back(program, at, straight_through(program))([torch.ones((), dtype=torch.float64).to(at[0])])
+    rounds = norm([x - y for x, y in zip(other, estimated, strict=True)]) > RIGHT * norm(estimated)
+    if rounds and norm([x - y for x, y in zip(plain, estimated, strict=True)]) <= RIGHT * norm(estimated):
+        return OuterRuling(AUTOGRAD, SURROGATE)
     if difference is not None and off(other) <= RIGHT:
         return OuterRuling(PROGRAM, None)
     return _without_program(False, "its derivative as a list of operators is off too", kind)
@@ -151,26 +154,3 @@ def _without_program(not_judged: bool, reason: str, kind: Kind) -> OuterRuling:
         "What leaves torch and comes back (item(), numpy()) has no derivative: write it with torch's differentiable "
         "operators"
     )
-
-
-ROUNDS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "bernoulli"})
-COMPARES = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin"})
-CASTS = frozenset({"_to_copy", "convert_element_type"})
-
-
-def _rounds(program: Program) -> bool:
-    """Whether what depends on the inputs is rounded, or compared and made a number again."""
-    moving, decided = set(range(program.num_inputs)), set[int]()
-    for call in program.calls:
-        name = call.func._schema.name.split("::")[1].removesuffix("_")
-        read = {ref.index for ref in call.read}
-        made = {n for n in call.results if n is not None}
-        if read & moving:
-            if name in ROUNDS:
-                return True
-            moving |= made
-            if name in COMPARES:
-                decided |= made
-        if name in CASTS and read & decided:
-            return True
-    return False

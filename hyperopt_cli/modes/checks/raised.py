@@ -1,9 +1,13 @@
 """What is written in float32 or below, computed in float64: parameters, batch, loss and the constants that it meets."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -30,17 +34,36 @@ class Raised(TorchDispatchMode):
         """The operator, in float64."""
         kwargs = kwargs or {}
         if any(isinstance(x, Tensor) and x.dtype in HIGHER.values() for x in tree_leaves((args, kwargs))):
-            args, kwargs = tree_map(_raised, (args, kwargs))
+            args, kwargs = tree_map(raised_number, (args, kwargs))
         out = func(*args, **kwargs)
         if is_view(func) or written_arguments(func):
             return out
-        return tree_map(_raised, out)
+        return tree_map(raised_number, out)
 
 
-def _raised(x: Any) -> Any:
+def raised_number(x: Any) -> Any:
+    """A plain tensor, or a dtype, in float64; anything else as it is."""
     if isinstance(x, torch.dtype):
         return HIGHER.get(x, x)
-    return x.to(HIGHER[x.dtype]) if isinstance(x, Tensor) and x.dtype in HIGHER else x
+    return x.to(HIGHER[x.dtype]) if type(x) in (Tensor, Parameter) and x.dtype in HIGHER else x
+
+
+_RAISING = ContextVar("raising", default=False)
+
+
+def is_raising() -> bool:
+    """Whether tensors that carry tangents are to meet others in float64."""
+    return _RAISING.get()
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """The same for tensors of a class of their own, which no mode of the dispatcher reaches into."""
+    token = _RAISING.set(True)
+    try:
+        yield
+    finally:
+        _RAISING.reset(token)
 
 
 def raised(tree: Any) -> Any:

@@ -2,7 +2,8 @@
 
 Each is a function of a few tensors, differentiated by torch: forward mode takes its Jacobian-vector product, a sweep
 its vector-Jacobian product. A `no_grad`, a `.detach()`, a `.item()` inside gives a derivative of something else, and
-nothing says so; central differences do. What ships with this package is held by its tests, and not examined.
+nothing says so; central differences do. Where they confirm that of the list of operators instead, this one is taken.
+What ships with this package is held by its tests, and not examined.
 
 Examined at up to `MOST_STEPS` steps of the horizon, from the state after the first step, whose slots are not zero. The
 direction moves a number in proportion to its size, so that a second moment stays where it is defined.
@@ -25,6 +26,7 @@ from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import RIGHT, SLACK
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.base import gradient
+from hyperopt_cli.modes.program import as_operators
 from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.problem import Hyper
@@ -34,37 +36,45 @@ Way = Literal["jvp", "vjp"]
 Function = Callable[..., Any]  # of a tuple of trees of tensors, to a tree
 
 
-def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: set[str]) -> None:
+def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, frozenset[str]]) -> frozenset[str]:
     """Compares the derivative that a mode takes of each user's function with central differences, once for each size.
 
     Args:
         dynamics: of the run.
         hyper: lambda.
         way: jvp for forward mode, vjp for a sweep.
-        known: problems of these sizes were examined; this one is added.
+        known: what was found for problems of each size; this one's is added.
+
+    Returns:
+        Those of init, schedule, update, point and result that are to be differentiated as lists of operators.
 
     Raises:
-        UsageError: one is wrong, with its name and step.
+        UsageError: one is wrong by both ways, with its name and step.
     """
     size = repr(size_of(dynamics, hyper))
-    if size in known:
-        return
-    known.add(size)
-    exact = dynamics.like.dtype == torch.float64
-    for what, function, at in _functions(dynamics.watched_by(None), hyper):
-        with nullcontext() if exact else Raised():
-            _check(what, function, at, way)
+    if size not in known:
+        exact = dynamics.like.dtype == torch.float64
+        listed = set()
+        for part, what, function, at in _functions(dynamics.watched_by(None), hyper):
+            with nullcontext() if exact else Raised():
+                if part not in listed and _misfit(function, at, way) is None:
+                    continue
+                if (misfit := _misfit(as_operators(function, raised(at)), at, way, function)) is not None:
+                    raise _refusal(what, *misfit)
+            listed.add(part)
+        known[size] = frozenset(listed)
+    return known[size]
 
 
-def _functions(dynamics: Dynamics, hyper: Hyper) -> Iterator[tuple[str, Function, tuple[Any, ...]]]:
-    """Every function that a user wrote, named, with where it is examined."""
+def _functions(dynamics: Dynamics, hyper: Hyper) -> Iterator[tuple[str, str, Function, tuple[Any, ...]]]:
+    """Every function that a user wrote: which part of the dynamics, its name in words, and where it is examined."""
     problem, optimizer = dynamics.problem, dynamics.problem.optimizer
     if callable(problem.init) and _is_of_a_user(problem.init):
-        yield "init", problem.initial, (hyper,)
+        yield "init", "init", problem.initial, (hyper,)
     times = _spread(problem.steps)
     if problem.schedule is not None and _is_of_a_user(problem.schedule):
         for t in times:
-            yield f"schedule at step {t}", partial(_at_step, dynamics.plain_hyper_at, t), (hyper,)
+            yield "schedule", f"schedule at step {t}", partial(_at_step, dynamics.plain_hyper_at, t), (hyper,)
     if not _is_of_a_user(type(optimizer)):
         return
     step_hyper = dynamics.hyper_at(hyper, 0)
@@ -73,11 +83,11 @@ def _functions(dynamics: Dynamics, hyper: Hyper) -> Iterator[tuple[str, Function
     state, name = dynamics.update(dynamics.start, g, step_hyper, 0), type(optimizer).__name__
     for t in times:
         at = dynamics.hyper_at(hyper, t)
-        yield f"{name}.update at step {t}", partial(_at_step, dynamics.update, t), (state, g, at)
+        yield "update", f"{name}.update at step {t}", partial(_at_step, dynamics.update, t), (state, g, at)
         if not dynamics.point_is_state:
-            yield f"{name}.gradient_at at step {t}", partial(_at_step, dynamics.point, t), (state, at)
+            yield "point", f"{name}.gradient_at at step {t}", partial(_at_step, dynamics.point, t), (state, at)
     if type(optimizer).result is not InnerOptimizer.result:
-        yield f"{name}.result", dynamics.result, (state,)
+        yield "result", f"{name}.result", dynamics.result, (state,)
 
 
 def _at_step(function: Function, t: int, *trees: Any) -> Any:
@@ -96,28 +106,34 @@ def _is_of_a_user(function: Any) -> bool:
     return not str(getattr(function, "__module__", "")).startswith("hyperopt_cli.")
 
 
-def _check(what: str, function: Function, trees: tuple[Any, ...], way: Way) -> None:
+def _misfit(
+    function: Function, trees: tuple[Any, ...], way: Way, values: Function | None = None
+) -> tuple[float, float] | None:
+    """What the derivative is along a direction, and what differences of `values` say; None where that is the same."""
     leaves, spec = tree_flatten(raised(trees))
     drawn = torch.Generator().manual_seed(len(leaves))
     direction = [_direction(x, drawn) for x in leaves]
 
-    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tree_leaves(function(*tree_unflatten(list(tensors), spec))))
+    def flat(of: Function) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda *tensors: tuple(tree_leaves(of(*tree_unflatten(list(tensors), spec))))
 
-    difference = differenced(flat, leaves, direction)
+    difference = differenced(flat(values or function), leaves, direction)
     if difference is None:
-        return
+        return None
     u = [torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in difference.value]
     wanted = _inner(u, difference.value)
-    found = _pushed(flat, leaves, direction, u) if way == "jvp" else _pulled(flat, leaves, direction, u)
+    found = (_pushed if way == "jvp" else _pulled)(flat(function), leaves, direction, u)
     away, size = abs(found - wanted), max(difference.size, abs(found))
     floor = 1e-11 * norm(leaves)
-    if away > RIGHT * size + SLACK * difference.error * norm(u) + floor:
-        raise UsageError(
-            f"{what}: its derivative is not that of its value: {found:.6g} along a direction, by central differences "
-            f"{wanted:.6g}. A detach(), item(), float() or no_grad in it makes a constant of what lambda or the state "
-            "moves; write it with torch's differentiable operators"
-        )
+    return None if away <= RIGHT * size + SLACK * difference.error * norm(u) + floor else (found, wanted)
+
+
+def _refusal(what: str, found: float, wanted: float) -> UsageError:
+    return UsageError(
+        f"{what}: its derivative is not that of its value: {found:.6g} along a direction, by central differences "
+        f"{wanted:.6g}. A detach(), item(), float() or no_grad in it makes a constant of what lambda or the state "
+        "moves; write it with torch's differentiable operators"
+    )
 
 
 def _pushed(function: Function, at: list[Tensor], direction: list[Tensor], u: list[Tensor]) -> float:

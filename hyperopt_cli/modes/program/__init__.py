@@ -5,7 +5,7 @@ is that of the run where a double backward is cut. `record.py` writes it down, `
 `rules.py` has the operators whose own derivative is missing or wrong.
 """
 
-from hyperopt_cli.modes.program.derivative import differentiable
+from hyperopt_cli.modes.program.derivative import as_operators, differentiable
 from hyperopt_cli.modes.program.record import Program, recorded
 
-__all__ = ["Program", "differentiable", "recorded"]
+__all__ = ["Program", "as_operators", "differentiable", "recorded"]

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.program.record import ITSELF, Call, Program
+from hyperopt_cli.modes.program.record import ITSELF, Call, Program, recorded
 from hyperopt_cli.modes.program.rules import FOLLOWED, RULES
 
 # A decomposition may take the operator of another that has none: convolutions, embeddings, normalisation.
 DEEPEST = 8
+ROUNDING = frozenset({"round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside"})
+COMPARING = frozenset({"gt", "ge", "lt", "le"})
 NO_DERIVATIVE = "torch::autograd::NotImplemented"  # of the node that autograd gives such an operator
 
 
@@ -32,15 +34,22 @@ def differentiable(program: Program) -> Callable[..., list[Tensor]]:
     return lambda *inputs: program.replay(inputs, _evaluated)
 
 
-def pulled_back(program: Program, inputs: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+def pulled_back(
+    program: Program, inputs: Sequence[Tensor], function: Callable[..., list[Tensor]] | None = None
+) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """The vector-Jacobian product at `inputs`: adjoints of the outputs -> adjoints of the inputs, once.
+
+    Args:
+        program: the list of operators.
+        inputs: where.
+        function: what is made of the program; None: `differentiable`.
 
     Raises:
         UsageError: an operator has no derivative, with its name.
     """
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
-        outputs = differentiable(program)(*leaves)
+        outputs = (function or differentiable(program))(*leaves)
 
     def pull(adjoints: Sequence[Tensor]) -> list[Tensor]:
         pairs = [(y, a) for y, a in zip(outputs, adjoints, strict=True) if y.requires_grad]
@@ -50,6 +59,46 @@ def pulled_back(program: Program, inputs: Sequence[Tensor]) -> Callable[[Sequenc
         return list(torch.autograd.grad(*along, materialize_grads=True))
 
     return pull
+
+
+def as_operators(function: Callable[..., Any], trees: tuple[Any, ...]) -> Callable[..., Any]:
+    """A function of trees of tensors, differentiated as the list of operators that it comes to at `trees`."""
+    leaves, spec = tree_flatten(trees)
+    shape: list[Any] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        results, results_spec = tree_flatten(function(*tree_unflatten(list(tensors), spec)))
+        shape[:] = [results_spec]
+        return results
+
+    with torch.no_grad():
+        program, _ = recorded(flat, [x.detach() for x in leaves])
+    of_tensors = differentiable(program)
+    return lambda *given: tree_unflatten(of_tensors(*tree_leaves(given)), shape[0])
+
+
+def straight_through(program: Program) -> Callable[..., list[Tensor]]:
+    """The program in which rounding, signs and comparisons that become numbers again have the derivative of nothing.
+
+    Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432, section 3.1: the straight-through estimator.
+    """
+    compared: dict[int, Tensor] = {}  # by what came of them, the tensors that were compared
+
+    def evaluated(call: Call, args: Any, kwargs: Any) -> Any:
+        name = call.func._schema.name.split("::")[1]
+        out = _evaluated(call, args, kwargs)
+        if name in ROUNDING and args[0].is_floating_point():
+            return out.detach() + (args[0] - args[0].detach())
+        if name in COMPARING and args[0].is_floating_point():
+            compared[id(out)] = args[0]
+            kept.append(out)
+        if name == "_to_copy" and id(args[0]) in compared and out.is_floating_point():
+            x = compared[id(args[0])]
+            return out + (x - x.detach()).to(out)
+        return out
+
+    kept: list[Any] = []  # alive, so that no other tensor has the id of one
+    return lambda *inputs: program.replay(inputs, evaluated)
 
 
 def _evaluated(call: Call, args: Any, kwargs: Any) -> Any:

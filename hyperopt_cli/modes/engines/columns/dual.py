@@ -28,6 +28,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.checks.raised import is_raising, raised_number
 from hyperopt_cli.modes.memory import is_lacking
 
 aten = torch.ops.aten
@@ -135,6 +136,8 @@ class Dual(Tensor):
     ) -> Any:
         """`func` of duals."""
         kwargs = kwargs or {}
+        if is_raising():
+            args, kwargs = tree_map(raised_number, (args, kwargs))
         if func._schema.is_mutable and func not in RULES:
             return _in_place(func, args, kwargs)
         if func in BLANK:
