@@ -95,8 +95,8 @@ class Forward(Compiling):
         self.check_ranks(sum(value.numel() for value in hyper.values()), problem.ranks)
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
+        self._right.clear()
         if self._watch.begin(problem, account.examines):
-            self._right.clear()
             self._not_judged.clear()
             self._rules.clear()
             self._outer.forget()
@@ -232,7 +232,7 @@ class Forward(Compiling):
 
     def _confirm(self, engine: str, examination: Examination, kinds: Iterable[Kind] = ()) -> None:
         """The engine is right at steps of these kinds."""
-        kinds = {examination.kind, *kinds}
+        kinds = {*examination.kinds, *kinds}
         self._right.setdefault(engine, set()).update(kinds)
         if engine in examination.not_judged:
             self._not_judged.update(kinds)

@@ -236,8 +236,7 @@ def test_where_none_is_right_every_reason_is_told(monkeypatch: pytest.MonkeyPatc
 
 def test_reverse_over_forward_is_out_where_torch_is_silently_wrong() -> None:
     verdict = verdict_of(normalise=True)
-    assert "of central differences" in verdict.disqualified["reverse_over_forward"]
-    assert verdict.errors["reverse_over_forward"] > 1e-2
+    assert "pytorch#196700" in verdict.disqualified["reverse_over_forward"]
     right = {name: error for name, error in verdict.errors.items() if name != "reverse_over_forward"}
     assert max(right.values()) < 1e-6
     assert verdict.engine in right

@@ -281,14 +281,14 @@ def normalised(by: Callable[[Tensor], Tensor], dtype: torch.dtype = F64) -> Prob
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NORMALISED)
 def test_reverse_over_forward_is_refused_where_torch_is_silently_wrong(name: str, dtype: torch.dtype) -> None:
-    with pytest.raises(UsageError, match=r"engine reverse_over_forward: off by \d?\.\d.* of central differences"):
+    with pytest.raises(UsageError, match="torch has a derivative of the loss wrong, pytorch#"):
         hypergradient(normalised(NORMALISED[name], dtype), HYPER, Forward(engine="reverse_over_forward"))
 
 
 @pytest.mark.parametrize("name", NORMALISED)
 def test_reverse_over_forward_is_refused_where_products_are_rounded_too(name: str) -> None:
     problem = replace(normalised(NORMALISED[name], torch.float32), precision="bf16")
-    with pytest.raises(UsageError, match="engine reverse_over_forward: off by"):
+    with pytest.raises(UsageError, match="engine reverse_over_forward: torch has a derivative of the loss wrong"):
         hypergradient(problem, HYPER, Forward(engine="reverse_over_forward"))
 
 
@@ -313,7 +313,7 @@ def test_the_packages_models_with_batch_normalisation_are_refused_by_reverse_ove
         at.params, lambda params, hyper, batch: at.loss(params, hyper), lambda params, hyper: at.loss(params, hyper),
         lambda t: None, SGD(), 2,
     )  # fmt: skip
-    with pytest.raises(UsageError, match="reverse_over_forward: off by"):
+    with pytest.raises(UsageError, match="reverse_over_forward: torch has a derivative of the loss wrong"):
         hypergradient(problem, HYPER, Forward(engine="reverse_over_forward"))
 
 
@@ -388,11 +388,11 @@ def test_a_gradient_that_is_none_of_a_scalar_is_refused_where_a_hessian_is_taken
             (w,) = ctx.saved_tensors
             return 2 * torch.cat([w[1:2], w[1:]]) * grad
 
-    problem = problem_with(Wrong.apply)
+    problem = replace(problem_with(Wrong.apply), optimizer=SGD(momentum=0.5))
     for engine in ("reverse_over_reverse", "reverse_over_reverse_loop"):
         with pytest.raises(UsageError, match=rf"engine {engine}: off by .*Functions that are not torch's: Wrong"):
             hypergradient(problem, HYPER, Forward(engine=engine))
-    want = hypergradient(problem, HYPER, Forward(engine="dense")).grad  # the Jacobian itself, symmetric or not
+    want = hypergradient(problem, HYPER, Forward(engine="program")).grad
     for mode in (Forward(), Reverse(), Reverse(slots=1), Reversible()):
         torch.testing.assert_close(hypergradient(problem, HYPER, mode).grad, want, rtol=1e-9, atol=1e-12)
 
@@ -436,7 +436,7 @@ def test_a_gradient_that_is_put_to_zero_on_purpose_is_differentiated_as_training
     problem = Problem({"w": table}, loss, lambda p, h: p["w"].pow(3).sum(), lambda t: None, SGD(), steps=3)
     want = differences(lambda hyper: hypergradient(problem, hyper, "reverse").value, decayed)
     cut = mode in (Forward(engine="reverse_over_reverse"), Forward(engine="reverse_over_reverse_loop"))
-    if cut or mode in (Forward(engine="dense"), Forward(engine="reverse_over_forward")):
+    if cut or mode == Forward(engine="dense"):
         with pytest.raises(UsageError, match="off by"):
             hypergradient(problem, decayed, mode)
     else:
@@ -458,7 +458,7 @@ def adapted(by: Callable[[Tensor], Tensor]) -> Problem:
 
 @pytest.mark.parametrize("name", ["layer norm", "batch norm"])
 def test_what_is_wrong_in_a_branch_without_a_gradient_at_the_start_is_seen(name: str) -> None:
-    with pytest.raises(UsageError, match="engine reverse_over_forward: off by"):
+    with pytest.raises(UsageError, match="engine reverse_over_forward: torch has a derivative of the loss wrong"):
         hypergradient(adapted(NORMALISED[name]), HYPER, Forward(engine="reverse_over_forward"))
 
 

@@ -28,6 +28,7 @@ from hyperopt_cli.modes.checks.replayed import check_step, terms
 from hyperopt_cli.modes.checks.rule import check_rule
 from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, RIGHT, Truth
 from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import (
     Loss,
     Pullback,
@@ -203,10 +204,10 @@ class Judge:
             if i and not rest:
                 break
             value = value_at(term, params, hyper)
-            kind = kind_of(value)
-            if i == 0 or kind in rest:
-                self._rulings[kind] = self._examined(term, params, hyper, t, value)
-            rest.discard(kind)
+            kinds = kinds_at(value, term, params, hyper)
+            if i == 0 or kinds & rest:
+                self._rulings |= dict.fromkeys(kinds, self._examined(term, params, hyper, t, value))
+            rest -= kinds
         return True
 
     def pullback(self, loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
@@ -242,6 +243,7 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
         return Ruling(DOUBLE_BACKWARD, False, {})  # the run itself says where it diverges
     reasons: dict[str, str] = {}
     products: dict[str, list[Tensor]] = {}
+    alongs: dict[str, float] = {}
     kind = kind_of(value)
     faults = sorted({fault for node in nodes_of(value) if (fault := double_backward_fault(node)) is not None})
     for name, pull in CANDIDATES.items():
@@ -255,7 +257,7 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
                 raise
             reasons[name] = first_line(error)
             continue
-        products[name] = adjoints
+        products[name], alongs[name] = adjoints, along
         if truth.difference is None:
             continue
         error_of = truth.error_of_pull(along)
@@ -269,10 +271,28 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
         one, other = products.values()
         if agree(one, other):
             return Ruling(DOUBLE_BACKWARD, False, reasons)
+        if (right := _third(truth, alongs)) is not None:
+            return Ruling(right, False, reasons)
         reasons |= dict.fromkeys(CANDIDATES, "differs from the other, and differences cannot judge (kinks, rounding)")
     elif truth.difference is None:
         reasons |= dict.fromkeys(products, "alone, and differences cannot judge it (kinks, rounding)")
     raise UsageError(refusal(f"the derivative of the training gradient at step {t}", reasons, kind))
+
+
+def _third(truth: Truth, alongs: Mapping[str, float]) -> str | None:
+    """The candidate that gives `u.(J v)` of a tangent taken forward, an opinion of a third construction."""
+    for engine in ("forward_over_reverse_loop", "folded"):
+        try:
+            product, _ = truth.pushed(ENGINES[engine], 1)
+        except Exception as error:
+            if is_lacking(error):
+                raise
+            continue
+        wanted = float(sum((u * x).sum() for u, x in zip(truth.u.values(), product, strict=True)))
+        near = [name for name, along in alongs.items() if abs(along - wanted) <= RIGHT * norm(product)]
+        if near:
+            return near[0]
+    return None
 
 
 def agree(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -306,3 +326,8 @@ def value_at(loss: Loss, params: Params, hyper: StepHyper) -> Tensor:
     """L at a point, with its graph."""
     with torch.enable_grad():
         return loss({name: p.detach().requires_grad_() for name, p in params.items()}, hyper)
+
+
+def kinds_at(value: Tensor, loss: Loss, params: Params, hyper: StepHyper) -> set[Kind]:
+    """The kinds that a step is met as: with a graph in w alone, or in lambda too."""
+    return {kind_of(value), kind_of(evaluated(loss, params, hyper)[0])}

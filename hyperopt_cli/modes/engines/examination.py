@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import UsageError, first_line
-from hyperopt_cli.modes.checks.judge import agree, value_at
+from hyperopt_cli.modes.checks.judge import agree, kinds_at, value_at
 from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import GROSS, RIGHT, Truth
@@ -61,6 +61,12 @@ class Examination:
     def kind(self) -> Kind:
         """Of the step."""
         return kind_of(self._value)
+
+    @cached_property
+    def kinds(self) -> set[Kind]:
+        """All that engines meet the step as."""
+        setting = self._setting
+        return kinds_at(self._value, setting.loss, setting.params, setting.hyper)
 
     @cached_property
     def _value(self) -> Tensor:

@@ -389,6 +389,22 @@ def test_weight_decay_of_a_padded_embedding() -> None:
         assert float(hypergradient(problem_of(padded), hyper, mode).grad["weight_decay"]) == pytest.approx(want, 1e-6)
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_late_branch_beside_a_hyperparameter_of_the_loss(first: int) -> None:
+    """Kinds are told apart by graphs, which have more nodes where lambda is differentiated too."""
+
+    def loss(p: Any, h: Any, rows: slice) -> Tensor:
+        penalty = h["l2"] * sum((x**2).sum() for x in p.values())
+        cut = siamese(p, h, rows) if rows.start >= first else fit(hidden(p, rows), p, rows)
+        return cut + penalty
+
+    hyper = {**HYPER, "l2": torch.tensor(0.03, dtype=F64)}
+    want = truth(START, loss, outer, batch, STEPS, hyper)
+    problem = Problem(START, loss, outer, batch, SGD(), STEPS)
+    for mode in MODES.values():
+        assert error(hypergradient(problem, hyper, mode).grad, want) < 1e-6, mode
+
+
 def test_the_module_of_weight_norm_trains_and_is_differentiated() -> None:
     net = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)).double()
     start = {name: x.detach().clone() for name, x in net.named_parameters()}
