@@ -132,6 +132,18 @@ class Dynamics:
         """One of init, schedule, update, point and result as a function whose derivative at `at` is right."""
         return as_operators(function, at) if name in self.as_operators else function
 
+    def with_schedule_as_operators(self) -> "Dynamics":
+        """The same, for whoever calls the problem's schedule: itself as operators, where it is to be taken so."""
+        schedule = self.problem.schedule
+        if schedule is None or "schedule" not in self.as_operators:
+            return self
+
+        def listed(hyper: Hyper, t: int) -> StepHyper:
+            at_t: StepHyper = as_operators(lambda h: _as_tensors(schedule(h, t)), (hyper,))(hyper)
+            return at_t
+
+        return replace(self, problem=replace(self.problem, schedule=listed))
+
     def initial(self, hyper: Hyper) -> State:
         """s_0, differentiable in `hyper`: a slot that starts as a copy of w_0 moves with it."""
         return _start(self.problem, self.layout, hyper, self.driven)
@@ -146,7 +158,7 @@ class Dynamics:
         Raises:
             ValueError: an argument of the optimizer is neither a scalar nor a mapping, or is not driven at every step.
         """
-        step_hyper = {name: _tensors(name, value) for name, value in self.problem.hyper_at(hyper, step).items()}
+        step_hyper = _as_tensors(self.problem.hyper_at(hyper, step))
         for name in self.problem.optimizer.argument_names():
             if (name in step_hyper) != (name in self.driven):
                 raise ValueError(
@@ -235,6 +247,10 @@ class Dynamics:
     def result(self, state: State) -> Params:
         """R(s_T), held like the state."""
         return self.problem.optimizer.result(state.params, state.slots)
+
+
+def _as_tensors(step_hyper: Mapping[str, Any]) -> StepHyper:
+    return {name: _tensors(name, value) for name, value in step_hyper.items()}
 
 
 def _tensors(name: str, value: Any) -> Tensor | dict[str, Tensor]:

@@ -22,7 +22,7 @@ Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -79,9 +79,11 @@ class Reversible(Mode):
         """Maclaurin et al. 2015, algorithm 2."""
         if (reason := refusal(problem, hyper)) is not None:
             raise UsageError(f"reversible: {reason}")
-        written = Dynamics.of(problem, hyper)
-        factors = Factors(written, hyper)
-        dynamics = self._judge.watching(Dynamics.of(factors.problem(), hyper), hyper, account.examines, written)
+        written = self._judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
+        factors = Factors(written.with_schedule_as_operators(), hyper)
+        dynamics = replace(
+            Dynamics.of(factors.problem(), hyper), watch=written.watch, as_operators=written.as_operators - {"schedule"}
+        )
         size = problem.steps * sum(w.numel() for w in dynamics.start.params.values())
         kernels = EAGER if self._in_vain else choose(self.compile, size)
         try:

@@ -155,12 +155,11 @@ class Judge:
         self._rulings: dict[Kind, Ruling] = {}
         self._rules: dict[str, frozenset[str]] = {}
 
-    def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool, written: Dynamics | None = None) -> Dynamics:
-        """A run begins: the same dynamics, watched.
+    def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool) -> Dynamics:
+        """A run begins: the same dynamics, watched, with right derivatives of what is cheap.
 
         Args:
             dynamics: of the run.
-            written: those that the user wrote, where the run has others.
             hyper: lambda.
             examines: whether anything is examined.
 
@@ -172,8 +171,7 @@ class Judge:
             self._rules.clear()
             self.outer.forget()
         if examines:
-            listed = check_rule(written or dynamics, hyper, "vjp", self._rules)
-            dynamics = replace(dynamics, as_operators=listed)
+            dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "vjp", self._rules))
         return dynamics.watched_by(self.watch)
 
     @property

@@ -137,10 +137,12 @@ def _of_candidates(objective: Objective, at: list[Tensor], direction: list[Tenso
     away = norm([x - y for x, y in zip(plain, other, strict=True)])
     if difference is None and away <= RIGHT * norm(other):
         return OuterRuling(AUTOGRAD, None)
-    estimated = pulled_back(program, at, straight_through(program))([torch.ones((), dtype=torch.float64).to(at[0])])
-    rounds = norm([x - y for x, y in zip(other, estimated, strict=True)]) > RIGHT * norm(estimated)
-    if rounds and norm([x - y for x, y in zip(plain, estimated, strict=True)]) <= RIGHT * norm(estimated):
-        return OuterRuling(AUTOGRAD, SURROGATE)
+    for clipped in (False, True):
+        function = straight_through(program, clipped)
+        estimated = pulled_back(program, at, function)([torch.ones((), dtype=torch.float64).to(at[0])])
+        rounds = norm([x - y for x, y in zip(other, estimated, strict=True)]) > RIGHT * norm(estimated)
+        if rounds and norm([x - y for x, y in zip(plain, estimated, strict=True)]) <= RIGHT * norm(estimated):
+            return OuterRuling(AUTOGRAD, SURROGATE)
     if difference is not None and off(other) <= RIGHT:
         return OuterRuling(PROGRAM, None)
     return _without_program(False, "its derivative as a list of operators is off too", kind)

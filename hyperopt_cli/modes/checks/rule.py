@@ -56,11 +56,14 @@ def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, froz
         exact = dynamics.like.dtype == torch.float64
         listed = set()
         for part, what, function, at in _functions(dynamics.watched_by(None), hyper):
+            # forward mode takes a schedule of few numbers by a pass backward for each (`directions.py`)
+            ways: tuple[Way, ...] = ("jvp", "vjp") if part == "schedule" else (way,)
             with nullcontext() if exact else Raised():
-                if part not in listed and _misfit(function, at, way) is None:
+                if part not in listed and all(_misfit(function, at, each) is None for each in ways):
                     continue
-                if (misfit := _misfit(as_operators(function, raised(at)), at, way, function)) is not None:
-                    raise _refusal(what, *misfit)
+                for each in ways:
+                    if (misfit := _misfit(as_operators(function, raised(at)), at, each, function)) is not None:
+                        raise _refusal(what, *misfit)
             listed.add(part)
         known[size] = frozenset(listed)
     return known[size]

@@ -20,7 +20,8 @@ from hyperopt_cli.modes.program.rules import FOLLOWED, RULES
 
 # A decomposition may take the operator of another that has none: convolutions, embeddings, normalisation.
 DEEPEST = 8
-ROUNDING = frozenset({"round", "floor", "ceil", "trunc", "sign", "sgn", "heaviside"})
+SIGNS = frozenset({"sign", "sgn", "heaviside"})
+ROUNDING = frozenset({"round", "floor", "ceil", "trunc"}) | SIGNS
 COMPARING = frozenset({"gt", "ge", "lt", "le"})
 NO_DERIVATIVE = "torch::autograd::NotImplemented"  # of the node that autograd gives such an operator
 
@@ -77,10 +78,11 @@ def as_operators(function: Callable[..., Any], trees: tuple[Any, ...]) -> Callab
     return lambda *given: tree_unflatten(of_tensors(*tree_leaves(given)), shape[0])
 
 
-def straight_through(program: Program) -> Callable[..., list[Tensor]]:
+def straight_through(program: Program, clipped: bool = False) -> Callable[..., list[Tensor]]:
     """The program in which rounding, signs and comparisons that become numbers again have the derivative of nothing.
 
-    Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432, section 3.1: the straight-through estimator.
+    The straight-through estimator of Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432, section 3;
+    clipped, that of a sign is 0 beyond -1 and 1 (Hubara et al. 2016, https://arxiv.org/abs/1602.02830, equation 4).
     """
     compared: dict[int, Tensor] = {}  # by what came of them, the tensors that were compared
 
@@ -88,14 +90,18 @@ def straight_through(program: Program) -> Callable[..., list[Tensor]]:
         name = call.func._schema.name.split("::")[1]
         out = _evaluated(call, args, kwargs)
         if name in ROUNDING and args[0].is_floating_point():
-            return out.detach() + (args[0] - args[0].detach())
+            return out.detach() + estimated(args[0], name in SIGNS)
         if name in COMPARING and args[0].is_floating_point():
             compared[id(out)] = args[0]
             kept.append(out)
         if name == "_to_copy" and id(args[0]) in compared and out.is_floating_point():
-            x = compared[id(args[0])]
-            return out + (x - x.detach()).to(out)
+            return out + estimated(compared[id(args[0])], True).to(out)
         return out
+
+    def estimated(x: Tensor, is_sign: bool) -> Tensor:
+        """Zero, with the derivative of the estimator."""
+        moved = torch.where(x.detach().abs() < 1, x, x.detach()) if clipped and is_sign else x
+        return moved - moved.detach()
 
     kept: list[Any] = []  # alive, so that no other tensor has the id of one
     return lambda *inputs: program.replay(inputs, evaluated)
