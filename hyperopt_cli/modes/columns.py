@@ -127,7 +127,8 @@ class Carried(NamedTuple):
         none = tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start)
         columns = [Columns(block, [], none, padded) for block in blocks]
         with torch.enable_grad():
-            named = dynamics.problem.initial({name: value.detach().requires_grad_() for name, value in hyper.items()})
+            leaves = {name: value.detach().requires_grad_() for name, value in hyper.items()}
+            named = dynamics.derivable("init", dynamics.problem.initial, (leaves,))(leaves)
         if not any(w.grad_fn is not None or w.requires_grad for w in named.values()):
             return cls(columns, resting=True)
         return cls([_moved(dynamics, hyper, each) for each in columns], resting=False)

@@ -35,6 +35,8 @@ class Raised(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(isinstance(x, Tensor) and x.dtype in HIGHER.values() for x in tree_leaves((args, kwargs))):
             args, kwargs = tree_map(raised_number, (args, kwargs))
+        elif "dtype" in kwargs:
+            kwargs = {**kwargs, "dtype": raised_number(kwargs["dtype"])}
         out = func(*args, **kwargs)
         if is_view(func) or written_arguments(func):
             return out
@@ -58,11 +60,14 @@ def is_raising() -> bool:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """The same for tensors of a class of their own, which no mode of the dispatcher reaches into."""
-    token = _RAISING.set(True)
+    """The same for tensors of a class of their own, which no mode of the dispatcher reaches into; without autocast."""
+    token, autocast = _RAISING.set(True), torch.autocast
+    entered = autocast.__enter__, autocast.__exit__
+    autocast.__enter__, autocast.__exit__ = lambda self: self, lambda self, *of_error: None  # type: ignore[method-assign]
     try:
         yield
     finally:
+        autocast.__enter__, autocast.__exit__ = entered  # type: ignore[method-assign]
         _RAISING.reset(token)
 
 

@@ -1,0 +1,131 @@
+"""Differences count only where nothing is decided between their ends, and show little errors in any precision."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hyperopt_cli.modes.checks.decisions import SIDES, Decisions
+from hyperopt_cli.modes.checks.differences import differenced
+from hyperopt_cli.modes.checks.raised import Raised, raised
+from hyperopt_cli.modes.checks.truth import RIGHT, Truth
+from hyperopt_cli.modes.engines import ENGINES
+
+F64 = torch.float64
+X = torch.linspace(-2, 2, 7, dtype=F64)
+V = torch.tensor([0.3, -0.5, 0.2, 0.4, -0.1, 0.6, -0.3], dtype=F64)
+
+
+@pytest.mark.parametrize("name", sorted(SIDES))
+def test_an_operator_with_a_kink_says_which_side_each_element_lies_on(name: str) -> None:
+    operator = {
+        "relu": F.relu, "leaky_relu": F.leaky_relu, "elu": F.elu, "abs": torch.abs, "sgn": torch.sgn,
+        "sign": torch.sign,
+        "celu": F.celu, "hardtanh": lambda x: F.hardtanh(x, 0.0, 1.0), "clamp": lambda x: x.clamp(0, 1),
+        "clamp_min": lambda x: x.clamp_min(0),
+        "clamp_max": lambda x: x.clamp_max(0), "threshold": lambda x: F.threshold(x, 0.0, 0.0),
+        "hardsigmoid": lambda x: F.hardsigmoid(x + 3), "hardswish": lambda x: F.hardswish(x + 3),
+        "softshrink": lambda x: F.softshrink(x + 0.5), "hardshrink": lambda x: F.hardshrink(x + 0.5),
+        "maximum": lambda x: torch.maximum(x, 0 * x), "minimum": lambda x: torch.minimum(x, 0 * x),
+        "fmax": lambda x: torch.fmax(x, 0 * x), "fmin": lambda x: torch.fmin(x, 0 * x),
+        "smooth_l1_loss": lambda x: F.smooth_l1_loss(x, 0 * x), "huber_loss": lambda x: F.huber_loss(x, 0 * x),
+        "amax": lambda x: torch.stack([x, 0 * x]).amax(0), "amin": lambda x: torch.stack([x, 0 * x]).amin(0),
+        "max": lambda x: torch.stack([x[:1], 0 * x[:1]]).max(), "min": lambda x: torch.stack([x[:1], 0 * x[:1]]).min(),
+        "heaviside": lambda x: torch.heaviside(x, torch.ones_like(x)),
+        "_prelu_kernel": lambda x: F.prelu(x, torch.full((1,), 0.2, dtype=F64)),
+        "threshold_backward": lambda x: torch.ops.aten.threshold_backward(torch.ones_like(x), x, 0),
+    }[name]  # fmt: skip
+    with Decisions() as at_one:
+        operator(torch.full((3,), 1e-6, dtype=F64))
+    with Decisions(at_one) as same:
+        operator(torch.full((3,), 2e-6, dtype=F64))
+    with Decisions(at_one) as other:
+        operator(torch.full((3,), -1e-6, dtype=F64))
+    assert same.same
+    assert not other.same
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: [(x * torch.argmax(x)).sum()],
+        lambda x: [torch.sort(x + 0.3 * x.flip(0)).values[:2]],
+        lambda x: [F.max_pool1d((x * x.flip(0)).view(1, 1, 7), 2)],
+        lambda x: [torch.where(x > 0.1, x, 2 * x)],
+        lambda x: [x.topk(3).values],
+        lambda x: [(x * 3).round() + x],
+    ],
+)
+def test_smooth_where_nothing_is_decided_between_the_ends(function: Any) -> None:
+    found = differenced(function, [X + 0.05], [V])
+    assert found is not None
+    h = 1e-7
+    want = [(a - b) / (2 * h) for a, b in zip(function(X + 0.05 + h * V), function(X + 0.05 - h * V), strict=True)]
+    for got, expected in zip(found.value, want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: [F.relu(x).sum()],
+        lambda x: [x.abs().sum()],
+        lambda x: [torch.where(x > 0, x, -x).sum()],
+        lambda x: [(1e12 * x).sin()],
+    ],
+)
+def test_at_a_kink_and_in_noise_they_do_not_count(function: Any) -> None:
+    assert differenced(function, [torch.zeros(7, dtype=F64)], [V]) is None or function(X)[0].abs().max() <= 1
+
+
+def test_a_derivative_of_nothing_counts_as_zero() -> None:
+    found = differenced(lambda x: [x.detach() * 0 + 3.0], [X], [V])
+    assert found is not None
+    assert found.size < 1e-9
+
+
+def low_loss(w: Any, h: Any) -> Tensor:
+    data = torch.linspace(-1, 1, 12).view(3, 4)
+    mask = torch.zeros(3, 5)
+    mask[0] = 1.0
+    return (torch.tanh(data @ w["w"]) * (1 + mask)).float().square().mean() + w["w"].norm()
+
+
+def test_float32_is_computed_in_float64() -> None:
+    w = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    with Raised():
+        value = low_loss({"w": w.double()}, {})
+    data = torch.linspace(-1, 1, 12).view(3, 4).double()
+    mask = torch.zeros(3, 5, dtype=F64)
+    mask[0] = 1.0
+    want = (torch.tanh(data @ w.double()) * (1 + mask)).square().mean() + w.double().norm()
+    assert value.dtype == F64
+    torch.testing.assert_close(value, want, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "dense"])
+def test_an_engine_is_right_to_the_last_digits_below_float64_too(engine: str, autocast: bool) -> None:
+    def loss(w: Any, h: Any) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return low_loss(w, h)
+
+    params = {"w": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}
+    truth = Truth.at(loss, params, {}, seed=1)
+    assert truth.difference is not None
+    product, _ = truth.pushed(ENGINES[engine], 2)
+    assert truth.error_of_push(product) == 0.0
+
+
+@pytest.mark.parametrize("off", [1e-4, 1e-5])
+def test_a_product_that_is_off_by_a_ten_thousandth_is_seen_in_float32(off: float) -> None:
+    truth = Truth.at(low_loss, {"w": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}, {}, seed=1)
+    product, _ = truth.pushed(ENGINES["reverse_over_reverse_loop"], 2)
+    assert truth.error_of_push([(1 + off) * x for x in product]) > RIGHT
+
+
+def test_raised_leaves_integers_alone() -> None:
+    tree = raised({"a": torch.ones(2), "i": torch.arange(2)})
+    assert (tree["a"].dtype, tree["i"].dtype) == (F64, torch.int64)
