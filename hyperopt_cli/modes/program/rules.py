@@ -3,6 +3,7 @@
 | operator | what is wrong with torch's derivative |
 |---|---|
 | embedding, its backward | the row of `padding_idx` is taken for one without effect; it is read |
+| embedding_bag, its backward | has no second one |
 | index_put, scatter, index_copy | of values for one place the last is there; torch's adjoint goes to all |
 | weight_norm's interface | has none |
 | linalg.lu_solve | the adjoint of the factors is wrong for `left=True, adjoint=False` |
@@ -39,6 +40,65 @@ def _embedding_dense_backward(
     if scale_grad_by_freq:
         rows = rows / torch.bincount(flat, minlength=num_weights)[flat][:, None]
     return rows.new_zeros(num_weights, rows.shape[1]).index_add(0, flat, rows)
+
+
+def _embedding_bag(
+    drawn: Any,
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> tuple[Tensor, ...]:
+    """Sums (mode 0), means (1) or maxima (2) of rows of the table, bag by bag."""
+    rest = (scale_grad_by_freq, mode, False, weights, include_last_offset, padding_idx)
+    found = aten._embedding_bag.default(weight.detach(), indices, offsets, *rest)
+    if mode == 2:
+        return (weight.gather(0, found[3].to(torch.int64)), *found[1:])
+    starts = offsets[:-1] if include_last_offset else offsets
+    bag, share = _shares(indices, starts, mode, weights, padding_idx, weight)
+    rows = weight.index_select(0, indices) * share[:, None]
+    return (weight.new_zeros(starts.numel(), weight.shape[1]).index_add(0, bag, rows), *found[1:])
+
+
+def _embedding_bag_backward(
+    drawn: Any,
+    grad: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    offset2bag: Tensor,
+    bag_size: Tensor,
+    maximum_indices: Tensor,
+    num_weights: int,
+    scale_grad_by_freq: bool,
+    mode: int,
+    sparse: bool,
+    weights: Tensor | None,
+    padding_idx: int = -1,
+) -> Tensor:
+    table = grad.new_zeros(num_weights, grad.shape[1])
+    if mode == 2:
+        return table.scatter_add(0, maximum_indices.to(torch.int64), grad)
+    bag, share = _shares(indices, offsets[: grad.shape[0]], mode, weights, padding_idx, grad)
+    rows = grad.index_select(0, bag) * share[:, None]
+    if scale_grad_by_freq:
+        rows = rows / torch.bincount(indices, minlength=num_weights)[indices][:, None]
+    return table.index_add(0, indices, rows)
+
+
+def _shares(
+    indices: Tensor, starts: Tensor, mode: int, weights: Tensor | None, padding_idx: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The bag of each index, and the factor of its row in it."""
+    bag = torch.bucketize(torch.arange(indices.numel(), device=indices.device), starts.contiguous(), right=True) - 1
+    share = (indices != padding_idx).to(like)
+    if mode == 1:
+        share = share / share.new_zeros(starts.numel()).index_add(0, bag, share).clamp_min(1)[bag]
+    return bag, share if weights is None else share * weights
 
 
 def _index_put(drawn: Any, x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
@@ -231,6 +291,8 @@ def _native_dropout(drawn: Any, x: Tensor, p: float, train: bool | None) -> tupl
 RULES: dict[Any, Callable[..., Any]] = {
     aten.embedding.default: _embedding,
     aten.embedding_dense_backward.default: _embedding_dense_backward,
+    aten._embedding_bag.default: _embedding_bag,
+    aten._embedding_bag_backward.default: _embedding_bag_backward,
     aten.index_put.default: _index_put,
     aten._unsafe_index_put.default: _index_put,
     aten.scatter.src: _scatter,

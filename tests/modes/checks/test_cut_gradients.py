@@ -187,6 +187,14 @@ def padded(p: Any, h: Any, rows: slice) -> Tensor:
     return fit(z, p, slice(0, 10)) + 0.01 * (p["table"] ** 2).sum()
 
 
+def bagged(mode: str) -> Any:
+    def loss(p: Any, h: Any, rows: slice) -> Tensor:
+        z = torch.tanh(F.embedding_bag(INDEX, p["table"], mode=mode, padding_idx=0))
+        return fit(z, p, slice(0, 10)) + 0.01 * (p["table"] ** 2).sum()
+
+    return loss
+
+
 def weight_norm(p: Any, h: Any, rows: slice) -> Tensor:
     z = F.normalize(hidden(p, rows), dim=1)
     return F.cross_entropy(z @ torch._weight_norm(p["c"].T, p["g"], 0).T, Y[rows])
@@ -252,6 +260,9 @@ RIGHT: dict[str, Any] = {
     "views that are written": written_through_views,
     "an embedding's padding": padded,
     "weight normalisation": weight_norm,
+    "a bag of embeddings, summed": bagged("sum"),
+    "a bag of embeddings, averaged": bagged("mean"),
+    "a bag of embeddings, its maximum": bagged("max"),
     "a straight-through estimator": rounded,
     "a straight-through estimator by detach": quantised,
     "a checkpoint around a detach": checkpointed,
@@ -277,7 +288,9 @@ RIGHT: dict[str, Any] = {
     "attention": of_square(lambda m, p: F.scaled_dot_product_attention(m[None], m[None], m[None]).sum()),
 }
 START_OF = {
-    padded: {"table": drawn(7, 6, seed=5), "c": START["c"]},
+    loss: {"table": drawn(7, 6, seed=5), "c": START["c"]}
+    for loss in (padded, *(bag for name, bag in RIGHT.items() if "bag" in name))
+} | {
     weight_norm: {**START, "g": torch.ones(3, 1, dtype=F64)},
 }
 
