@@ -83,6 +83,7 @@ class Forward(Compiling):
     _rules: dict[str, frozenset[str]] = field(default_factory=dict, init=False, compare=False, repr=False)
     _not_judged: set[Kind] = field(default_factory=set, init=False, compare=False, repr=False)
     _right: dict[str, set[Kind]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _wrong: dict[str, set[Kind]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_name(self.engine)
@@ -96,10 +97,12 @@ class Forward(Compiling):
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
         self._right.clear()
+        self._wrong.clear()
         if self._watch.begin(problem, account.examines):
             self._not_judged.clear()
             self._rules.clear()
             self._outer.forget()
+        self._outer.examines = account.examines
         dynamics = Dynamics.of(problem, hyper).watched_by(self._watch)
         if account.examines:
             dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "jvp", self._rules))
@@ -217,9 +220,10 @@ class Forward(Compiling):
         new = self._watch.taken(t, right)
         if new is None:
             return verdict
-        known = next((name for name, kinds in self._right.items() if new and new <= kinds), None)
-        if known is not None and self.engine == "auto":
-            return replace(verdict, engine=known)
+        if new & self._wrong.get(verdict.engine, set()):  # met again: what took its place then does so now
+            for name, kinds in self._right.items():
+                if new <= kinds:
+                    return replace(verdict, engine=name)
         setting = Setting.of(dynamics, t, state, *lambda_at(t), None)
         check_step(dynamics.watched_by(None), setting.params, setting.hyper, t)
         examination = Examination(setting)
@@ -239,6 +243,7 @@ class Forward(Compiling):
 
     def _replaced(self, verdict: Verdict, examination: Examination) -> Verdict:
         engine = replacement(examination)
+        self._wrong.setdefault(verdict.engine, set()).update(examination.kinds)
         why = f"{verdict.why}; from step {examination.t} on {engine}, for {verdict.engine} is not right there"
         return replace(verdict, engine=engine, why=f"{why} ({examination.reasons[verdict.engine]})")
 

@@ -77,7 +77,7 @@ def test_a_wrong_engine_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tangents, "by_engine", lambda asked: {name: Forward(engine=name) for name in (LOOP, "wrong")})
     (case,) = measure(Settings(repeat=1, steps=4, models=("mlp",), columns=(3,)), NETWORKS, RATE).cases
     assert [variant.name for variant in case.ran] == [GRADIENT, LOOP]
-    assert "wrong: differs from the reference engine by 1 " in str(case.variants[-1].reason)
+    assert "wrong: off by 0.5 of central differences" in str(case.variants[-1].reason)
 
 
 @pytest.mark.parametrize(("num_columns", "names"), [(1, ["lr"]), (2, ["lr", "momentum"]), (8, list("lmw"))])

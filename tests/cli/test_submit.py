@@ -335,7 +335,7 @@ class Narrow(torch.nn.Linear):
 def narrow(num_classes): return Narrow(8, num_classes)
 """
 FAILING = {
-    "backward": ("loss={call: tried_own.backward}", "the first inner step raised ArithmeticError: no way back"),
+    "backward": ("loss={call: tried_own.backward}", "ArithmeticError: no way back"),
     "nan": ("loss={call: tried_own.nan}", "the training loss is not finite at inner step 0"),
     "explodes at once": ("hyperparameters.lr={value: 1.0e39}", "w is not finite at inner step 1"),
     "constant": ("loss={call: tried_own.constant}", "it depends on no parameter of the model"),

@@ -153,7 +153,7 @@ def test_later_stages_find_the_position(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     assert [recipe.locate(key) for key in paths] == [f"{path}:6:7", "command line", f"{path}:1:1"]
     error = recipe.located(RecipeError([Issue(("steps",), "too many"), Issue((), "odd", "here")]))
-    assert [issue.where for issue in error.issues] == [f"{path}:4:8", "here"]
+    assert [issue.where for issue in error.issues] == ["here", f"{path}:4:8"]  # as the file has them
 
 
 def test_a_shipped_recipe_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from hyperopt_cli.modes.checks.decisions import Decisions
 
 STEPS = (1e-5, 1e-6, 1e-7, 1e-8)
+LARGE = 1e4  # of the norm of what is moved, beside a direction of norm one
 COUNTS = 1e-3  # the most that two differences may be apart, of their size
 ROUNDING = 1e3  # units in the last place of F that a difference of nothing may show
 
@@ -37,6 +38,11 @@ class Difference(NamedTuple):
     error: float
     size: float
     rounded: frozenset[str]
+
+
+def reach(tensors: Sequence[Tensor]) -> float:
+    """The norm of a direction: one, and more where numbers are so large that they would swallow it."""
+    return max(1.0, norm(tensors) / LARGE)
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
@@ -63,8 +69,10 @@ def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Te
             apart = norm([x - y for x, y in zip(value, last[0], strict=True)])
             of_value = norm(last[0])
             floor = ROUNDING * torch.finfo(torch.float64).eps * size / h
-            if apart <= COUNTS * of_value or max(apart, of_value) <= floor:
+            if apart <= COUNTS * of_value:
                 return Difference(last[0], apart, of_value, rounded)
+            if max(apart, of_value) <= floor:
+                return Difference(last[0], floor, of_value, rounded)
         last = value, size
     return None
 

@@ -170,6 +170,7 @@ class Judge:
             self._rulings.clear()
             self._rules.clear()
             self.outer.forget()
+        self.outer.examines = examines
         if examines:
             dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "vjp", self._rules))
         return dynamics.watched_by(self.watch)

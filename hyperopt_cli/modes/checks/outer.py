@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.errors import UsageError, first_line
-from hyperopt_cli.modes.checks.differences import differenced, norm
+from hyperopt_cli.modes.checks.differences import differenced, norm, reach
 from hyperopt_cli.modes.checks.kinds import Kind, kind_of, own_functions
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.truth import PROGRAM, RIGHT, SLACK
@@ -43,9 +43,14 @@ class OuterRuling(NamedTuple):
 
 
 class OuterJudge:
-    """Takes the gradient of the outer objective, each chunk by the candidate that was found right for its kind."""
+    """Takes the gradient of the outer objective, each chunk by the candidate that was found right for its kind.
+
+    Attributes:
+        examines: whether anything is examined; else autograd is taken, whatever that gives.
+    """
 
     def __init__(self) -> None:
+        self.examines = True
         self._rulings: dict[Kind, OuterRuling] = {}
 
     def forget(self) -> None:
@@ -71,6 +76,8 @@ class OuterJudge:
             value = objective(*leaves)
         if not value.requires_grad:
             return value, [torch.zeros_like(x) for x in leaves]
+        if not self.examines:
+            return value.detach(), torch.autograd.grad(value, leaves, materialize_grads=True)
         kind = kind_of(value)
         if kind not in self._rulings:
             self._rulings[kind] = _ruled(objective, [x.detach() for x in leaves], kind)
@@ -102,7 +109,7 @@ def _ruled(objective: Objective, at: list[Tensor], kind: Kind) -> OuterRuling:
     """
     exact = all(x.dtype == torch.float64 for x in at)
     drawn = torch.Generator().manual_seed(SEED)
-    scale = sum(x.numel() for x in at) ** -0.5
+    scale = reach(at) * sum(x.numel() for x in at) ** -0.5
     at = raised(at)
     direction = [scale * torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in at]
     try:
@@ -124,7 +131,7 @@ def _of_candidates(objective: Objective, at: list[Tensor], direction: list[Tenso
         assert difference is not None
         along = float(sum((g * d).sum() for g, d in zip(gradient, direction, strict=True)))
         # of the size that a derivative along a random direction has
-        size = max(difference.size, norm(gradient) * float(sum(x.numel() for x in at)) ** -0.5)
+        size = max(difference.size, norm(gradient) * norm(direction) * float(sum(x.numel() for x in at)) ** -0.5)
         away = abs(along - float(difference.value[0]))
         return 0.0 if away <= SLACK * difference.error or size == 0 else away / size
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from hyperopt_cli.modes.checks.differences import Difference, differenced, norm
+from hyperopt_cli.modes.checks.differences import Difference, differenced, norm, reach
 from hyperopt_cli.modes.checks.raised import Raised, raised, raising
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import Loss, Pullback, Tangents, gradient
@@ -64,7 +64,7 @@ class Truth:
         """
         drawn = torch.Generator().manual_seed(seed)
         params, plain = _awake(loss, params, hyper, drawn)
-        scale = sum(w.numel() for w in params.values()) ** -0.5
+        scale = reach(list(params.values())) * sum(w.numel() for w in params.values()) ** -0.5
         v = {name: scale * _normal(w, drawn) for name, w in params.items()}
         mu = tree_map(lambda x: _normal(x, drawn) * torch.where(x == 0, 1.0, x.abs()) * x.numel() ** -0.5, hyper)
         return cls(loss, params, hyper, v, mu, plain)
