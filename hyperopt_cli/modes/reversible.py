@@ -39,7 +39,7 @@ from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
 from hyperopt_cli.modes.reversal.radix import chosen
-from hyperopt_cli.modes.sweep import Back, WayBack, adjoint_step, check_met_again, linearise, swept_back
+from hyperopt_cli.modes.sweep import Back, WayBack, adjoint_step, linearise, swept_back
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import LIMIT
 from hyperopt_cli.problem import Hyper, Problem
@@ -274,7 +274,6 @@ class _Reversed(WayBack):
             account.watch(t, REVERSED, torch.where(held.fingerprint() == self._marks[t], 0.0, float("nan")))
             step_hyper = dynamics.hyper_at(self._hyper, t)
             past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper, self._judge)
-            check_met_again(account, t, past.value)
             account.num_gradients += 1
             account.num_hvps += 1
             past = past._replace(state=held.undo_rest(past.grads, past.hyper, t))

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_on
 from hyperopt_cli.modes.base import MET_AGAIN, Account, Hypergradient
 from hyperopt_cli.modes.checks.judge import Judge
 from hyperopt_cli.modes.checks.outer import OuterJudge
-from hyperopt_cli.modes.checks.replayed import slack
+from hyperopt_cli.modes.checks.replayed import ROUNDED, slack
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import Loss, gradient, gradient_and_pullback
 from hyperopt_cli.modes.memory import state_bytes
@@ -136,17 +136,13 @@ class Steps(NamedTuple):
             past = linearise(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper, self.judge)
             value, back = past.value, partial(adjoint_step, self.dynamics, past)
         if of_the_run:
-            check_met_again(account, t, value)
+            known = account.inner_loss[t]
+            apart = ROUNDED * known.abs() if self.both.is_compiled else slack(known)
+            account.watch(t, MET_AGAIN, torch.where((value.to(known) - known).abs() > apart, float("nan"), 0.0))
         return back
 
     def _hyper_at(self, t: int) -> StepHyper:
         return self.dynamics.hyper_at(self.hyper, t)
-
-
-def check_met_again(account: Account, t: int, value: Tensor) -> None:
-    """L on the way back is what it was; the account raises where it is not."""
-    away = (value - account.inner_loss[t]).abs() > slack(value)
-    account.watch(t, MET_AGAIN, torch.where(away, float("nan"), 0.0))
 
 
 def _memory(x: Tensor) -> int:

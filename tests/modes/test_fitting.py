@@ -1,6 +1,7 @@
 """Which mode is taken where memory was lacking, and how a lack of it is recognised."""
 
 import errno
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,8 +118,10 @@ def test_where_no_mode_fits_it_is_said_what_each_needs(monkeypatch: pytest.Monke
 
 
 def test_where_no_engine_is_left_for_lack_of_memory_fewer_columns_are_a_way_out() -> None:
-    of_memory = choice._nothing_left({"folded": "would need about 5 MiB, 1 MiB are free", "dense": "failed (...)"})
-    of_operators = choice._nothing_left({"folded": "has no forward derivative"})
+    examination: Any = SimpleNamespace(t=0, kind=frozenset())
+    lacking = {"folded": "would need about 5 MiB, 1 MiB are free", "dense": "failed (...)"}
+    of_memory = choice._nothing_left(lacking, examination)
+    of_operators = choice._nothing_left({"folded": "has no forward derivative"}, examination)
     assert (type(of_memory), type(of_operators)) == (NoMemoryError, UsageError)
     assert is_lacking(of_memory)
 

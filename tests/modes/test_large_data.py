@@ -352,4 +352,4 @@ def test_readings_are_linear_in_the_number_of_chunks(mode: str) -> None:
         hypergradient(problem, {"lr": torch.tensor(1e-3), "momentum": torch.tensor(0.5)}, MODES[mode])
         return len(made.made)
 
-    assert readings(8) == 4 * readings(2)
+    assert readings(8) - readings(4) == 2 * (readings(4) - readings(2)) > 0  # some read the first chunk alone

@@ -107,7 +107,9 @@ def test_forward_is_listed_as_refused_where_no_engine_can_take_an_operator(monke
     loss = problem.inner_loss
     opaque = replace(problem, inner_loss=lambda w, h, b: _Opaque.apply(loss(w, h, b)))
     only = ENGINES["forward_over_reverse"]
-    monkeypatch.setattr("hyperopt_cli.modes.engines.choice.ENGINES", {REFERENCE: only, "forward_over_reverse": only})
+    for module in ("choice", "examination"):
+        there = {REFERENCE: only, "forward_over_reverse": only}
+        monkeypatch.setattr(f"hyperopt_cli.modes.engines.{module}.ENGINES", there)
     made = plan(opaque, MOMENTUM)
     assert "forward" in {p.name for p in made.predictions if p.note}
     assert made.choice.name.startswith("reverse")

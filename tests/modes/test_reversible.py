@@ -355,7 +355,8 @@ def test_a_coupling_cannot_read_what_it_moves():
 # ---- costs and accounts
 
 
-def test_one_gradient_there_one_back_and_no_more():
+def test_one_gradient_there_one_back_and_no_more(monkeypatch):
+    monkeypatch.setattr(Account, "examines", False)
     _, problem, hyper = CASES["momentum"]
     calls = []
 

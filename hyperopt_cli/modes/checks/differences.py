@@ -2,8 +2,8 @@
 
     D(h) = (F(x + h v) - F(x - h v)) / 2h,      h = 1e-5, 1e-6, 1e-7, 1e-8, in float64
 
-D(h) counts where every decision on the way (`decisions.py`) is the same at both ends, and where it agrees with the one
-a decade below it: smooth, and not lost in rounding. Along a direction of norm one over all parameters a step of 1e-6
+D(h) counts where every decision on the way (`decisions.py`) is the same at x and at both ends, and where it agrees with
+the one a decade below it: smooth, and not lost in rounding. Along a direction of norm one over all parameters a step of 1e-6
 moves each of them by so little that a network of rectifiers mostly keeps all of its signs; along independent standard
 normal numbers it hardly ever does.
 """
@@ -59,8 +59,10 @@ def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Te
         direction: like `at`, of norm about one.
     """
     last: tuple[list[Tensor], float] | None = None
+    with Decisions() as here:
+        function(*at)
     for h in STEPS:
-        found = _at_both_ends(function, at, direction, h)
+        found = _at_both_ends(function, at, direction, h, here)
         if found is None:
             last = None
             continue
@@ -78,13 +80,15 @@ def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Te
 
 
 def _at_both_ends(
-    function: Function, at: Sequence[Tensor], direction: Sequence[Tensor], h: float
+    function: Function, at: Sequence[Tensor], direction: Sequence[Tensor], h: float, here: Decisions
 ) -> tuple[list[Tensor], float, frozenset[str]] | None:
     """D(h), the size of F, and what rounds; None where a decision differs or F is not finite."""
     ahead, behind = ([x + sign * h * v for x, v in zip(at, direction, strict=True)] for sign in (1.0, -1.0))
-    with Decisions() as one:
+    with Decisions(here) as one:
         first = [x.detach() for x in function(*ahead)]
-    with Decisions(one) as other:
+    if not one.same:
+        return None
+    with Decisions(here) as other:
         second = [x.detach() for x in function(*behind)]
     if not other.same or not all(bool(x.isfinite().all()) for x in (*first, *second)):
         return None

@@ -76,7 +76,7 @@ class OuterJudge:
             value = objective(*leaves)
         if not value.requires_grad:
             return value, [torch.zeros_like(x) for x in leaves]
-        if not self.examines:
+        if not self.examines or not bool(value.isfinite()):  # the run itself says what is not finite
             return value.detach(), torch.autograd.grad(value, leaves, materialize_grads=True)
         kind = kind_of(value)
         if kind not in self._rulings:
