@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.base import MET_AGAIN, Account, Hypergradient
 from hyperopt_cli.modes.checks.judge import Judge
 from hyperopt_cli.modes.checks.outer import OuterJudge
@@ -92,13 +93,20 @@ class Steps(NamedTuple):
         else:
             _count(account, steps=1, gradients=1)
             result = train_step(self.dynamics, self.dynamics.problem.batch(t), t, state, step_hyper)
-        self.judge.look(self.dynamics, t, state, step_hyper)
+            self.judge.look(self.dynamics, t, state, step_hyper)
         return result
 
     def kept(self, t: int, state: State, account: Account) -> tuple[tuple[State, Tensor], Back]:
         """The same, and the way back through it, for which everything is kept; compiled."""
         _count(account, steps=1, gradients=1)
-        early, kept = self.both.there(t, state, state, self._hyper_at(t))  # an adjoint is like a state
+        step_hyper = self._hyper_at(t)
+        early, kept = self.both.there(t, state, state, step_hyper)  # an adjoint is like a state
+        self.judge.look(self.dynamics, t, state, step_hyper, unseen=True)
+        if self.judge.takes_programs:
+            raise UsageError(
+                "compile: what is compiled is a double backward, which is not the derivative of this training "
+                "gradient; set compile: false"
+            )
 
         def back(adjoint: State) -> tuple[State, StepHyper]:
             _count(account, hvps=1)

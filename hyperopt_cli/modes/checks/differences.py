@@ -2,10 +2,10 @@
 
     D(h) = (F(x + h v) - F(x - h v)) / 2h,      h = 1e-5, 1e-6, 1e-7, 1e-8, in float64
 
-D(h) counts where every decision on the way (`decisions.py`) is the same at x and at both ends, and where it agrees with
-the one a decade below it: smooth, and not lost in rounding. Along a direction of norm one over all parameters a step of 1e-6
-moves each of them by so little that a network of rectifiers mostly keeps all of its signs; along independent standard
-normal numbers it hardly ever does.
+D(h) counts where every decision on the way (`decisions.py`) is the same at x and at both ends, and where it agrees
+with the one a decade below it: smooth, and not lost in rounding. Along a direction of norm one over all parameters a
+step of 1e-6 moves each of them by so little that a network of rectifiers mostly keeps all of its signs; along
+independent standard normal numbers it hardly ever does.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,10 +71,10 @@ def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Te
             apart = norm([x - y for x, y in zip(value, last[0], strict=True)])
             of_value = norm(last[0])
             floor = ROUNDING * torch.finfo(torch.float64).eps * size / h
-            if apart <= COUNTS * of_value:
-                return Difference(last[0], apart, of_value, rounded)
             if max(apart, of_value) <= floor:
                 return Difference(last[0], floor, of_value, rounded)
+            if apart <= COUNTS * of_value:
+                return Difference(last[0], apart, of_value, rounded)
         last = value, size
     return None
 

@@ -135,7 +135,7 @@ class Watch:
         self._drawn = {1 + int(t) for t in order[: 1 if self._runs else FIRST]}
         return is_new
 
-    def taken(self, t: int, known: set[Kind]) -> set[Kind] | None:
+    def taken(self, t: int, known: set[Kind], due: bool = False) -> set[Kind] | None:
         """The kinds met since the last look that are not known, where step t is to be examined; else None."""
         met, self.met = self.met, set()
         new = met - known
@@ -144,7 +144,7 @@ class Watch:
             new = {kind for kind in new if not {edge for edge, _ in kind} <= edges}
         drawn = t in self._drawn
         self._drawn.discard(t)
-        return new if self._examines and (new or drawn) else None
+        return new if self._examines and (new or drawn or due) else None
 
 
 class Judge:
@@ -179,20 +179,32 @@ class Judge:
     def said(self) -> list[str]:
         """What has to be said of the hypergradient."""
         said = self.outer.said
-        if any(ruling.candidate == PROGRAM for ruling in self._rulings.values()):
+        if self.takes_programs:
             said.append(BY_PROGRAM)
         if not all(ruling.judged for ruling in self._rulings.values()):
             said.append(NOT_JUDGED)
         return said
 
-    def look(self, dynamics: Dynamics, t: int, state: State, hyper: StepHyper) -> bool:
+    @property
+    def takes_programs(self) -> bool:
+        """Whether a double backward is wrong at steps of some kind."""
+        return any(ruling.candidate == PROGRAM for ruling in self._rulings.values())
+
+    def look(self, dynamics: Dynamics, t: int, state: State, hyper: StepHyper, unseen: bool = False) -> bool:
         """After a step of the run, taken from `state`: examines it where that is due, and says whether it was.
+
+        Args:
+            dynamics: of the run.
+            t: the step.
+            state: s_t.
+            hyper: lambda_t.
+            unseen: the step was taken compiled, so that nobody knows its kind.
 
         Raises:
             UsageError: no candidate is right there.
             NonDeterministicError: taken twice, it gives two results.
         """
-        new = self.watch.taken(t, set(self._rulings))
+        new = self.watch.taken(t, set(self._rulings), unseen and not self._rulings)
         if new is None:
             return False
         params = dynamics.layout.unpack(dynamics.point(state, hyper, t))
