@@ -28,11 +28,12 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError, first_line
 from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
-from hyperopt_cli.modes.checks.judge import NOT_JUDGED, Watch
+from hyperopt_cli.modes.checks.judge import NOT_JUDGED
 from hyperopt_cli.modes.checks.kinds import Kind
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step
 from hyperopt_cli.modes.checks.rule import check_rule
+from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.columns import Carried, Columns, divided
 from hyperopt_cli.modes.compiling import WholeStep
 from hyperopt_cli.modes.deciding import Compiling

@@ -22,11 +22,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import norm
-from hyperopt_cli.modes.checks.kinds import Kind, code_of, kind_of, nodes_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, terms
 from hyperopt_cli.modes.checks.rule import check_rule
 from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, RIGHT, Truth
+from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import (
@@ -42,11 +43,9 @@ from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.modes.program.derivative import pulled_back
 from hyperopt_cli.modes.program.record import recorded
 from hyperopt_cli.optimizers.base import Params, StepHyper
-from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.problem import Hyper
 
 DOUBLE_BACKWARD = "double backward"
-MOST_KINDS = 16  # examined in full; of more, those with an operator on another that no kind had
-FIRST = 3  # later steps that are examined in the first run of a problem; one in every run after it
 
 BY_PROGRAM = (
     "the training gradient is differentiated as a list of operators, for a double backward is not its derivative"
@@ -95,56 +94,6 @@ def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Pa
 
 
 CANDIDATES = {DOUBLE_BACKWARD: by_double_backward, PROGRAM: by_program}
-
-
-class Watch:
-    """The kinds of step that were met, and the steps to be examined.
-
-    Attributes:
-        met: kinds since the last look.
-    """
-
-    def __init__(self) -> None:
-        self.met: set[Kind] = set()
-        self._drawn: set[int] = set()
-        self._runs, self._examines = 0, True
-        self._code: object = None
-
-    def __call__(self, value: Tensor) -> None:
-        """A loss was evaluated."""
-        if self._examines and value.grad_fn is not None:
-            self.met.add(kind_of(value))
-
-    def begin(self, problem: Problem, examines: bool = True) -> bool:
-        """A run begins, or goes on: draws the steps that are examined whatever their kind.
-
-        Args:
-            problem: whose run it is.
-            examines: whether any step is examined.
-
-        Returns:
-            Whether its loss is another one than that of the last run, so that nothing is known of it.
-        """
-        code = code_of(problem.inner_loss)
-        is_new, self._code = bool(code != self._code), code
-        self._runs = 0 if is_new else self._runs + 1
-        self._examines = examines
-        self.met.clear()
-        drawn = torch.Generator().manual_seed(self._runs)
-        order = torch.randperm(max(0, problem.steps - 1), generator=drawn)
-        self._drawn = {1 + int(t) for t in order[: 1 if self._runs else FIRST]}
-        return is_new
-
-    def taken(self, t: int, known: set[Kind], due: bool = False) -> set[Kind] | None:
-        """The kinds met since the last look that are not known, where step t is to be examined; else None."""
-        met, self.met = self.met, set()
-        new = met - known
-        if len(known) >= MOST_KINDS:
-            edges = {edge for kind in known for edge, _ in kind}
-            new = {kind for kind in new if not {edge for edge, _ in kind} <= edges}
-        drawn = t in self._drawn
-        self._drawn.discard(t)
-        return new if self._examines and (new or drawn or due) else None
 
 
 class Judge:

@@ -27,7 +27,7 @@ from torch.overrides import enable_reentrant_dispatch
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.raised import is_raising, raised_number
 from hyperopt_cli.modes.memory import is_lacking
 
@@ -401,14 +401,14 @@ def _decomposed(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
     if is_lacking(error):
         raise error
     if func not in decomposition_table:
-        raise _refused(func, _first_line(error)) from error
+        raise _refused(func, first_line(error)) from error
     try:
         with enable_reentrant_dispatch(), torch.no_grad():
             result = decomposition_table[func](*args, **kwargs)
     except Exception as failure:
         if is_lacking(failure):
             raise
-        raise _refused(func, _first_line(error)) from failure
+        raise _refused(func, first_line(error)) from failure
     assert not any(x.requires_grad for x in tree_leaves(result) if isinstance(x, Tensor))
     if torch.Tag.nondeterministic_seeded not in func.tags:  # the bits of the run are those of the operator itself
         values = tree_leaves(func(*tree_map(primal, args), **tree_map(primal, kwargs)))
@@ -416,10 +416,6 @@ def _decomposed(func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
             if isinstance(made, Dual):
                 made.primal = value
     return result
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _refused(func: Any, reason: str) -> UsageError:

@@ -1,0 +1,60 @@
+"""Which steps of a run are examined: those of a kind that was not met before, and a few drawn by seed."""
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.modes.checks.kinds import Kind, code_of, kind_of
+from hyperopt_cli.problem import Problem
+
+FIRST = 3  # later steps that are examined in the first run of a problem; one in every run after it
+MOST_KINDS = 16  # examined in full; of more, those with an operator on another that no kind had
+
+
+class Watch:
+    """The kinds of step that were met, and the steps to be examined.
+
+    Attributes:
+        met: kinds since the last look.
+    """
+
+    def __init__(self) -> None:
+        self.met: set[Kind] = set()
+        self._drawn: set[int] = set()
+        self._runs, self._examines = 0, True
+        self._code: object = None
+
+    def __call__(self, value: Tensor) -> None:
+        """A loss was evaluated."""
+        if self._examines and value.grad_fn is not None:
+            self.met.add(kind_of(value))
+
+    def begin(self, problem: Problem, examines: bool = True) -> bool:
+        """A run begins, or goes on: draws the steps that are examined whatever their kind.
+
+        Args:
+            problem: whose run it is.
+            examines: whether any step is examined.
+
+        Returns:
+            Whether its loss is another one than that of the last run, so that nothing is known of it.
+        """
+        code = code_of(problem.inner_loss)
+        is_new, self._code = bool(code != self._code), code
+        self._runs = 0 if is_new else self._runs + 1
+        self._examines = examines
+        self.met.clear()
+        drawn = torch.Generator().manual_seed(self._runs)
+        order = torch.randperm(max(0, problem.steps - 1), generator=drawn)
+        self._drawn = {1 + int(t) for t in order[: 1 if self._runs else FIRST]}
+        return is_new
+
+    def taken(self, t: int, known: set[Kind], due: bool = False) -> set[Kind] | None:
+        """The kinds met since the last look that are not known, where step t is to be examined; else None."""
+        met, self.met = self.met, set()
+        new = met - known
+        if len(known) >= MOST_KINDS:
+            edges = {edge for kind in known for edge, _ in kind}
+            new = {kind for kind in new if not {edge for edge, _ in kind} <= edges}
+        drawn = t in self._drawn
+        self._drawn.discard(t)
+        return new if self._examines and (new or drawn or due) else None
