@@ -17,7 +17,6 @@ Cost: T (1 gradient + K tangents). Memory: K + 1 states, whatever T.
 Prefer reverse or reversible for many hyperparameters.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -31,7 +30,7 @@ from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
 from hyperopt_cli.modes.checks.judge import NOT_JUDGED
 from hyperopt_cli.modes.checks.kinds import Kind
 from hyperopt_cli.modes.checks.outer import OuterJudge
-from hyperopt_cli.modes.checks.replayed import check_step
+from hyperopt_cli.modes.checks.replayed import check_step, terms
 from hyperopt_cli.modes.checks.rule import check_rule
 from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.columns import Carried, Columns, divided
@@ -53,6 +52,13 @@ from hyperopt_cli.problem import Batch, Hyper, Problem
 from hyperopt_cli.ranks.group import Ranks
 
 TANGENT = "the tangent of the training loss"
+
+
+class _TakenWronglyError(Exception):
+    """An engine is wrong at a step of a kind that it took before: the run begins again with another."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.verdict = verdict
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,9 @@ class Forward(Compiling):
             verdict = replace(verdict, engine=problem.ranks.agreed(verdict.engine))
         try:
             return self._differentiated(dynamics, hyper, lambda_at, verdict, account)
+        except _TakenWronglyError as found:
+            self._known[found.verdict.made_for] = found.verdict
+            account.forget()
         except (UsageError, VerificationError) as error:
             self._give_up(verdict, error)
             account.forget()
@@ -227,20 +236,30 @@ class Forward(Compiling):
                     return replace(verdict, engine=name)
         setting = Setting.of(dynamics, t, state, *lambda_at(t), None)
         check_step(dynamics.watched_by(None), setting.params, setting.hyper, t)
-        examination = Examination(setting)
-        if self.engine != "auto":
-            check_given(self.engine, examination)
-        elif not examination.passes(verdict.engine):
-            verdict = self._replaced(verdict, examination)
-        self._confirm(verdict.engine, examination, new)
+        rest = set(new)
+        for i, term in enumerate(terms(setting.loss)):
+            examination = Examination(setting._replace(loss=term))
+            if i and not examination.kinds & rest:
+                continue
+            if self.engine != "auto":
+                check_given(self.engine, examination)
+            elif not examination.passes(verdict.engine):
+                met_before = examination.kinds & self._right[verdict.engine]
+                verdict = self._replaced(verdict, examination)
+                if met_before:
+                    raise _TakenWronglyError(verdict)
+            self._confirm(verdict.engine, examination)
+            rest -= examination.kinds
+            if not rest:
+                break
+        self._right.setdefault(verdict.engine, set()).update(rest)  # of many kinds, those that are not examined
         return verdict
 
-    def _confirm(self, engine: str, examination: Examination, kinds: Iterable[Kind] = ()) -> None:
-        """The engine is right at steps of these kinds."""
-        kinds = {*examination.kinds, *kinds}
-        self._right.setdefault(engine, set()).update(kinds)
+    def _confirm(self, engine: str, examination: Examination) -> None:
+        """The engine is right at steps of this kind."""
+        self._right.setdefault(engine, set()).update(examination.kinds)
         if engine in examination.not_judged:
-            self._not_judged.update(kinds)
+            self._not_judged.update(examination.kinds)
 
     def _replaced(self, verdict: Verdict, examination: Examination) -> Verdict:
         engine = replacement(examination)

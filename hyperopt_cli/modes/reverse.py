@@ -40,7 +40,7 @@ from hyperopt_cli.modes.checkpointing.replay import Replayed
 from hyperopt_cli.modes.checkpointing.segments import Segments, segment_length
 from hyperopt_cli.modes.checkpointing.shelves import ALLOWED, Places, Shelves
 from hyperopt_cli.modes.checks.judge import Judge
-from hyperopt_cli.modes.compiling import TwoHalves
+from hyperopt_cli.modes.compiling import Compilation, TwoHalves
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
@@ -49,7 +49,7 @@ from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.modes.stepping import StepInHalves
 from hyperopt_cli.modes.straight_line import Line
-from hyperopt_cli.modes.sweep import Steps, WayBack, back_step, both_steps, swept_back
+from hyperopt_cli.modes.sweep import Steps, WayBack, adjoint_step, both_steps, linearise, swept_back
 from hyperopt_cli.problem import Hyper, Problem
 
 PULLBACK = "reverse_over_reverse_loop"
@@ -162,7 +162,13 @@ class Reverse(Compiling):
         verdict = self._known.get(made_for, Verdict(PULLBACK, "the only one of an adjoint", made_for))
         whole = self._whole.setdefault("both", TwoHalves())
         both = StepInHalves(dynamics, both_steps, whole, compiled=False)
-        example = (dynamics.start, dynamics.hyper_at(hyper, 0), tree_map(torch.ones_like, dynamics.start))
+        step_hyper = dynamics.hyper_at(hyper, 0)
+        if dynamics.watch is not None:
+            self._judge.look(dynamics, 0, dynamics.start, step_hyper, unseen=True)
+        if self._judge.takes_programs and self.compile == "auto":
+            made = Compilation(False, "not compiled, for the derivative of a list of operators is not")
+            return Steps(dynamics, hyper, both, self._judge), replace(verdict, compilation=made)
+        example = (dynamics.start, step_hyper, tree_map(torch.ones_like, dynamics.start))
         verdict = self._settled(verdict, both, 0, *example)
         assert verdict.compilation is not None
         both.is_compiled = verdict.compilation.compiled
@@ -183,7 +189,7 @@ class Reverse(Compiling):
         """As many as fitted when problems of that size were met first."""
         size = repr(size_of(dynamics, hyper))
         if size not in self._fitting:
-            self._fitting[size] = _num_that_fit(dynamics, hyper, most)
+            self._fitting[size] = _num_that_fit(dynamics, hyper, most, self._judge)
         return min(most, self._fitting[size])
 
     def decisions(self) -> dict[str, Any]:
@@ -196,7 +202,7 @@ class Reverse(Compiling):
         self._fitting.update(decisions.get("fitting", {}))
 
 
-def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:
+def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int, judge: Judge) -> int:
     """Slots for which there is room, beside what one step of the sweep and one chunk of the objective take.
 
     Both are tried once at s_0; a fifth is added for steps that take more, and a tenth of the memory is left free.
@@ -205,7 +211,8 @@ def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int) -> int:
 
     def step() -> None:
         adjoint = tree_map(torch.ones_like, dynamics.start)
-        back_step(dynamics, problem.batch(0), 0, dynamics.start, dynamics.hyper_at(hyper, 0), adjoint)
+        past = linearise(dynamics, dynamics.loss_at(0), 0, dynamics.start, dynamics.hyper_at(hyper, 0), judge)
+        adjoint_step(dynamics, past, adjoint)
 
     def objective() -> None:
         chunk = None if problem.outer_batches is None else problem.outer_batches[:1]

@@ -14,7 +14,7 @@ from tests.fuzz.pieces import Straight
 from tests.fuzz.truth import Parts, Unjudged, error, train, truth
 
 F64 = torch.float64
-SAMPLE = range(40)
+SAMPLE = range(20)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -32,12 +32,14 @@ class Difference(NamedTuple):
         error: how far two steps a decade apart are from each other, in the norm over all of `value`.
         size: the norm of `value`.
         rounded: the names of operators that round, on the way.
+        errors: how far the steps are from each other in each tensor of `value`.
     """
 
     value: list[Tensor]
     error: float
     size: float
     rounded: frozenset[str]
+    errors: tuple[float, ...]
 
 
 def reach(tensors: Sequence[Tensor]) -> float:
@@ -72,9 +74,10 @@ def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Te
             of_value = norm(last[0])
             floor = ROUNDING * torch.finfo(torch.float64).eps * size / h
             if max(apart, of_value) <= floor:
-                return Difference(last[0], floor, of_value, rounded)
+                return Difference(last[0], floor, of_value, rounded, (floor,) * len(value))
             if apart <= COUNTS * of_value:
-                return Difference(last[0], apart, of_value, rounded)
+                errors = tuple(norm([x - y]) for x, y in zip(value, last[0], strict=True))
+                return Difference(last[0], apart, of_value, rounded, errors)
         last = value, size
     return None
 

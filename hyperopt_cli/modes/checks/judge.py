@@ -166,7 +166,7 @@ class Judge:
             value = value_at(term, params, hyper)
             kinds = kinds_at(value, term, params, hyper)
             if i == 0 or kinds & rest:
-                self._rulings |= dict.fromkeys(kinds, self._examined(term, params, hyper, t, value))
+                self._rule(kinds, self._examined(term, params, hyper, t, value))
             rest -= kinds
         return True
 
@@ -178,11 +178,21 @@ class Judge:
         if self._rulings and all(ruling.candidate == PROGRAM for ruling in self._rulings.values()):
             return by_program(loss, params, hyper)
         value, leaves = evaluated(loss, params, hyper)
-        ruling = self._rulings.get(kind_of(value)) if len({r.candidate for r in self._rulings.values()}) > 1 else None
+        kind = kind_of(value)
+        if kind not in self._rulings and self.watch.examines:  # on the way back of a run that was interrupted there
+            self._rule({kind}, self._examined(loss, params, hyper, 0, value))
+        ruling = self._rulings.get(kind)
         if ruling is not None and ruling.candidate == PROGRAM:
             del value, leaves
             return by_program(loss, params, hyper)
         return pullback_of(value, leaves, params, hyper)
+
+    def _rule(self, kinds: set[Kind], ruling: Ruling) -> None:
+        """A program that was needed once stays: what is cut at some steps alone may show no other graph."""
+        for kind in kinds:
+            known = self._rulings.get(kind)
+            if known is None or known.candidate != PROGRAM:
+                self._rulings[kind] = ruling
 
     def _examined(self, loss: Loss, params: Params, hyper: StepHyper, t: int, value: Tensor) -> Ruling:
         try:

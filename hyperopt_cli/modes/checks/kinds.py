@@ -57,7 +57,8 @@ def code_of(function: Any, depth: int = 3) -> Any:
     if code is None:
         return type(function)
     cells = [each.cell_contents for each in inner.__closure__ or () if _is_filled(each)]
-    return code, tuple(code_of(x, depth - 1) for x in cells if depth and callable(x))
+    plain = tuple(x for x in cells if isinstance(x, bool | int | float | str))
+    return code, plain, tuple(code_of(x, depth - 1) for x in cells if depth and callable(x))
 
 
 def _is_filled(cell: Any) -> bool:

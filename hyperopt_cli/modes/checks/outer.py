@@ -142,8 +142,8 @@ def _of_candidates(objective: Objective, at: list[Tensor], direction: list[Tenso
     except UsageError as error:
         return _without_program(difference is None, first_line(error), kind)
     away = norm([x - y for x, y in zip(plain, other, strict=True)])
-    if difference is None and away <= RIGHT * norm(other):
-        return OuterRuling(AUTOGRAD, None)
+    if difference is None and away <= RIGHT * norm(other) and not program.reads:
+        return OuterRuling(AUTOGRAD, "not judged: differences of the validation loss do not count (kinks, rounding)")
     for clipped in (False, True):
         function = straight_through(program, clipped)
         estimated = pulled_back(program, at, function)([torch.ones((), dtype=torch.float64).to(at[0])])

@@ -160,10 +160,13 @@ def _pulled(function: Function, at: list[Tensor], direction: list[Tensor], u: li
 
 
 def _direction(x: Tensor, drawn: torch.Generator) -> Tensor:
-    """In proportion to each number, of norm about one; where there is nothing but zeros, any."""
+    """In proportion to each number, of norm one at the most; where there is nothing but zeros, any.
+
+    A second moment stays positive where the step is below its own size.
+    """
     normal = torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device)
     size = float(torch.linalg.vector_norm(x.double()))
-    return normal * x / size if size > 0 else normal * max(1, x.numel()) ** -0.5
+    return normal * x / max(1.0, size) if size > 0 else normal * max(1, x.numel()) ** -0.5
 
 
 def _inner(x: Sequence[Tensor], y: Sequence[Tensor]) -> float:

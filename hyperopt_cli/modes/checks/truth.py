@@ -26,6 +26,7 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 PROGRAM = "program"  # the candidate that differentiates the list of operators
 RIGHT = 1e-6  # relative error of a product in float64
 SLACK = 5  # times what two differences are apart
+ROUNDING = 1e-12  # of the gradient
 # Below float64 an error that is no rounding: torch's own wrong derivatives are off by .09 to .4 and more.
 GROSS = 0.3
 AWAY = 1e-3  # of the size of the weights
@@ -130,34 +131,54 @@ class Truth:
 
     @cached_property
     def u(self) -> Params:
-        """The adjoint, of independent standard normal numbers."""
+        """The adjoint, of independent normal numbers, such that every parameter weighs alike in u.D."""
         drawn = torch.Generator().manual_seed(len(self.params))
-        return {name: _normal(w, drawn).double() for name, w in self.params.items()}
+        normal = {name: _normal(w, drawn).double() for name, w in self.params.items()}
+        return {name: k * x for k, (name, x) in zip(self._weights, normal.items(), strict=True)}
+
+    @cached_property
+    def _weights(self) -> list[float]:
+        """1 / |D| of each parameter, as far as D is known to be more than rounding."""
+        if self.difference is None:
+            return [1.0] * len(self.params)
+        least = max(1e-8 * self.difference.size, 1e-300)
+        return [1 / max(norm([d]), SLACK * e, least) for d, e in self._pairs()]
+
+    def _pairs(self) -> list[tuple[Tensor, float]]:
+        assert self.difference is not None
+        return list(zip(self.difference.value, self.difference.errors, strict=True))
 
     def error_of_push(self, product: Sequence[Tensor]) -> float:
         """Relative error beyond what the differences leave open; 0 where there is none."""
         assert self.difference is not None
-        away = norm([x - d for x, d in zip(product, self.difference.value, strict=True)])
-        return self._relative(away, norm(product))
+        least = 1e-8 * self.difference.size
+        figures = [
+            _relative(norm([x - d]), max(norm([x]), norm([d]), least), SLACK * error + ROUNDING * norm([g]))
+            for x, (d, error), g in zip(product, self._pairs(), self.gradient.values(), strict=True)
+        ]
+        return max(figures)
 
     def error_of_pull(self, along: float) -> float:
         """The same of a pullback."""
         assert self.difference is not None
         wanted = float(sum((self.u[name] * d).sum() for name, d in zip(self.u, self.difference.value, strict=True)))
-        return self._relative(abs(along - wanted), abs(along))
-
-    def _relative(self, away: float, size: float) -> float:
-        assert self.difference is not None
-        if not away < float("inf"):
-            return float("inf")
-        open_ = SLACK * self.difference.error + 1e-12 * norm(list(self.gradient.values()))
-        return 0.0 if away <= open_ else away / max(self.difference.size, size)
+        parts = list(zip(self._weights, self._pairs(), self.gradient.values(), strict=True))
+        size = sum(k * norm([d]) for k, (d, _), _ in parts)
+        open_ = sum(k * (SLACK * error + ROUNDING * norm([g])) for k, (_, error), g in parts)
+        return _relative(abs(along - wanted), max(size, abs(along)), open_)
 
     def strayed(self, grads: Params) -> float:
         """How far an engine's gradient is from that of training, of its size."""
         plain = list(self.gradient.values())
         away = norm([x - y for x, y in zip(grads.values(), plain, strict=True)])
         return away / norm(plain) if norm(plain) > 0 else 0.0
+
+
+def _relative(away: float, size: float, open_: float) -> float:
+    """`away` over `size`; 0 where it is no more than the differences leave open."""
+    if not away < float("inf"):
+        return float("inf")
+    return 0.0 if away <= open_ else away / size
 
 
 def _normal(like: Tensor, drawn: torch.Generator) -> Tensor:

@@ -15,17 +15,18 @@ class Watch:
 
     Attributes:
         met: kinds since the last look.
+        examines: whether anything is examined in this run.
     """
 
     def __init__(self) -> None:
         self.met: set[Kind] = set()
         self._drawn: set[int] = set()
-        self._runs, self._examines = 0, True
+        self._runs, self.examines = 0, True
         self._code: object = None
 
     def __call__(self, value: Tensor) -> None:
         """A loss was evaluated."""
-        if self._examines and value.grad_fn is not None:
+        if self.examines and value.grad_fn is not None:
             self.met.add(kind_of(value))
 
     def begin(self, problem: Problem, examines: bool = True) -> bool:
@@ -38,10 +39,11 @@ class Watch:
         Returns:
             Whether its loss is another one than that of the last run, so that nothing is known of it.
         """
-        code = code_of(problem.inner_loss)
+        parts = problem.inner_loss, problem.outer_loss, problem.init, problem.schedule, type(problem.optimizer)
+        code = tuple(code_of(part) for part in parts)
         is_new, self._code = bool(code != self._code), code
         self._runs = 0 if is_new else self._runs + 1
-        self._examines = examines
+        self.examines = examines
         self.met.clear()
         drawn = torch.Generator().manual_seed(self._runs)
         order = torch.randperm(max(0, problem.steps - 1), generator=drawn)
@@ -57,4 +59,4 @@ class Watch:
             new = {kind for kind in new if not {edge for edge, _ in kind} <= edges}
         drawn = t in self._drawn
         self._drawn.discard(t)
-        return new if self._examines and (new or drawn or due) else None
+        return new if self.examines and (new or drawn or due) else None

@@ -130,7 +130,8 @@ def _without_writes(program: Program, inputs: Sequence[Tensor]) -> Program:
     if (plain := _rebound(program)) is not None:
         return plain
     given = [x.detach() for x in inputs]
-    constants = list(program.constants.values())
+    targets = {x.index for each in program.calls for x in _written(each) if isinstance(x, Ref)}
+    constants = [x.clone() if n in targets else x for n, x in program.constants.items()]  # written back into
 
     def replayed(*tensors: Tensor) -> list[Tensor]:
         held = dict(zip(program.constants, tensors[len(given) :], strict=True))
@@ -141,8 +142,12 @@ def _without_writes(program: Program, inputs: Sequence[Tensor]) -> Program:
         results = torch.func.functionalize(replayed, remove="mutations")(*given, *constants)
         outputs = [recorder.reference(x) for x in results]
     made = recorder.program
-    renamed = {len(given) + i: x for i, x in enumerate(constants)}
+    renamed = {len(given) + i: x for i, x in enumerate(program.constants.values())}
     return Program(len(given), made.calls, {**made.constants, **renamed}, outputs, program.reads)
+
+
+def _written(call: Call) -> list[Any]:
+    return [call.args[i] for i in written_arguments(call.func) if i < len(call.args)]
 
 
 def _rebound(program: Program) -> Program | None:
@@ -199,6 +204,13 @@ class _Recorder(TorchDispatchMode):
             self.program.constants[index] = x.detach()
         return Ref(index)
 
+    def _keep(self, written: Tensor) -> None:
+        """A constant as it was, before an operator writes into its memory."""
+        memory = written.untyped_storage()._cdata
+        for index, x in self.program.constants.items():
+            if x.untyped_storage()._cdata == memory:
+                self.program.constants[index] = x.clone()
+
     def _number(self, x: Tensor) -> int:
         self._known[x] = self._num
         self._num += 1
@@ -208,6 +220,9 @@ class _Recorder(TorchDispatchMode):
         """The operator, written down."""
         kwargs = kwargs or {}
         refs, named = tree_map(lambda x: self.reference(x) if isinstance(x, Tensor) else x, (args, kwargs))
+        for i in written_arguments(func):
+            if i < len(args) and isinstance(args[i], Tensor):
+                self._keep(args[i])
         out = func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             self.program.reads.append(refs[0])
