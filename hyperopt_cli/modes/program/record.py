@@ -143,7 +143,8 @@ def _without_writes(program: Program, inputs: Sequence[Tensor]) -> Program:
         outputs = [recorder.reference(x) for x in results]
     made = recorder.program
     renamed = {len(given) + i: x for i, x in enumerate(program.constants.values())}
-    return Program(len(given), made.calls, {**made.constants, **renamed}, outputs, program.reads)
+    calls = [each for each in made.calls if not written_arguments(each.func)]  # without the last writes into constants
+    return Program(len(given), calls, {**made.constants, **renamed}, outputs, program.reads)
 
 
 def _written(call: Call) -> list[Any]:

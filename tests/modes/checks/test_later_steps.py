@@ -1,0 +1,136 @@
+"""What is wrong at some steps, chunks or blocks alone, after a resumption, and at small scales."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hyperopt_cli import Chunked, Forward, Problem, Reverse, Reversible, hypergradient
+from hyperopt_cli.optimizers import SGD, Adam
+from tests.modes.checks.test_cut_gradients import START, batch, fit, hidden, normalised, outer, siamese
+from tests.modes.checks.training import F64, HYPER, error, truth
+
+MODES = {"forward": Forward(), "reverse": Reverse(), "reversible": Reversible()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("steps", [5, 8, 11])
+def test_a_cut_that_leaves_the_graph_as_it_is(steps: int, mode: str) -> None:
+    """Statistics without gradient at every second step, a constant of the same graph at the others."""
+
+    def loss(p: Any, h: Any, rows: slice) -> Tensor:
+        with torch.no_grad():
+            scale = 1 + p["f"].norm() if rows.start % 2 else torch.tensor(2.0, dtype=F64)
+        return fit(hidden(p, rows), p, rows) + scale * (p["f"] ** 2).sum() * 0.1
+
+    want = truth(START, loss, outer, batch, steps)
+    for _ in range(3):  # a later run draws other steps
+        got = hypergradient(Problem(START, loss, outer, batch, SGD(), steps), HYPER, MODES[mode])
+        assert error(got.grad, want) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["reverse", "reversible"])
+@pytest.mark.parametrize("at", [3, 9, 12, 14])
+def test_a_run_that_goes_on_elsewhere_knows_what_is_cut(at: int, mode: str) -> None:
+    class Keeper:
+        def __init__(self) -> None:
+            self.num, self.left = 0, None
+
+        def due(self) -> bool:
+            self.num += 1
+            return self.num >= at and self.left is None
+
+        def keep(self, left: Any) -> None:
+            from hyperopt_cli.modes.base import whole
+
+            self.left = whole(left)
+
+        def meet(self) -> None:
+            pass
+
+    problem, keeper = Problem(START, normalised, outer, batch, SGD(), 8), Keeper()
+    made = {"reverse": lambda: Reverse(compile=False), "reversible": lambda: Reversible(compile=False)}[mode]
+    want = hypergradient(problem, HYPER, made(), keeper=keeper)
+    assert keeper.left is not None
+    got = hypergradient(problem, HYPER, made(), left=keeper.left)
+    assert all(torch.equal(got.grad[name], want.grad[name]) for name in HYPER)
+    assert error(got.grad, truth(START, normalised, outer, batch, 8)) < 1e-6
+
+
+@pytest.mark.parametrize("big", [1.0, 1e3, 1e6])
+def test_a_cut_in_a_block_of_a_small_scale(big: float) -> None:
+    """Adam moves every block alike, whatever its scale."""
+    start = {"w": torch.ones(4, dtype=F64), "v": torch.tensor([0.4, -0.3, 0.8], dtype=F64)}
+
+    def loss(p: Any, h: Any, b: Any) -> Tensor:
+        return big * (p["w"] ** 2).sum() + 1e-2 * (p["v"] ** 2 * (1 + p["v"].detach().norm())).sum()
+
+    def uncut(p: Any, h: Any, b: Any) -> Tensor:
+        """Of the same gradient, which is 2 v (1 + |v|) in v: that of a function of its own."""
+        n = p["v"].norm()
+        return big * (p["w"] ** 2).sum() + 1e-2 * (n**2 + 2 * n**3 / 3)
+
+    end = lambda p, h: (p["v"] ** 2).sum()  # noqa: E731
+    hyper = {"lr": torch.tensor(0.05, dtype=F64)}
+    for mode in (Forward(), Reverse()):
+        got, want = (
+            hypergradient(Problem(start, each, end, lambda t: None, Adam(), 6), hyper, mode).grad["lr"]
+            for each in (loss, uncut)
+        )
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=0)
+
+
+def test_loops_of_many_lengths_with_a_cut_in_them() -> None:
+    def loss(p: Any, h: Any, rows: slice) -> Tensor:
+        z = hidden(p, rows)
+        for _ in range(rows.start):
+            z = torch.tanh(z + 0.1 * z.detach() ** 2)
+        return fit(z, p, rows)
+
+    want = truth(START, loss, outer, lambda t: slice(t % 10, t % 10 + 10), 20)
+    problem = Problem(START, loss, outer, lambda t: slice(t % 10, t % 10 + 10), SGD(), 20)
+    for mode in MODES.values():
+        assert error(hypergradient(problem, HYPER, mode).grad, want) < 1e-6
+
+
+@pytest.mark.parametrize("mode", [*MODES, "double backwards"])
+def test_a_cut_in_the_second_chunk_alone(mode: str) -> None:
+    def of_chunk(p: Any, h: Any, chunk: Any) -> Tensor:
+        rows, cut = chunk
+        return siamese(p, h, rows) if cut else fit(hidden(p, rows), p, rows)
+
+    chunks = lambda t: Chunked([((slice(t, t + 5), False), 0.5), ((slice(t + 5, t + 10), True), 0.5)])  # noqa: E731
+    plainly = lambda p, h, t: sum(0.5 * of_chunk(p, h, chunk) for chunk, _ in chunks(t).chunks)  # noqa: E731
+    want = truth(START, plainly, outer, lambda t: t, 5)
+    problem = Problem(START, of_chunk, outer, chunks, SGD(), 5)
+    if mode in MODES:
+        assert error(hypergradient(problem, HYPER, MODES[mode]).grad, want) < 1e-6
+    else:
+        with pytest.raises(Exception, match="engine reverse_over_reverse: off by"):
+            hypergradient(problem, HYPER, Forward(engine="reverse_over_reverse"))
+
+
+@pytest.mark.parametrize("mode", [Forward(), Reverse(), Reverse(slots="auto"), Reverse(slots=2)], ids=repr)
+def test_default_options_where_torch_has_no_double_backward(mode: Any) -> None:
+    table = {"w": torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=F64)}
+    bags = torch.tensor([[0, 1, 1], [2, 3, 4]])
+    loss = lambda p, h, b: (F.embedding_bag(bags, p["w"], mode="mean") ** 3).sum()  # noqa: E731
+    want = truth(table, loss, outer, lambda t: None, 4)
+    got = hypergradient(Problem(table, loss, outer, lambda t: None, SGD(), 4), HYPER, mode)
+    assert error(got.grad, want) < 1e-6
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sum_that_begins_with_a_tensor_of_zero(mode: str) -> None:
+    def loss(p: Any, h: Any, rows: slice) -> Tensor:
+        total = torch.tensor(0.0, dtype=F64)
+        table = torch.zeros(2, 3, dtype=F64)
+        table[0] += p["c"][0] ** 2
+        for part in (fit(hidden(p, rows), p, rows), (p["f"].detach() * p["f"] ** 2).sum(), table.sum()):
+            total += part
+        return total
+
+    want = truth(START, loss, outer, batch, 5)
+    assert error(hypergradient(Problem(START, loss, outer, batch, SGD(), 5), HYPER, MODES[mode]).grad, want) < 1e-6
