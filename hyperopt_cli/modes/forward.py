@@ -103,9 +103,11 @@ class Forward(Compiling):
         self.check_ranks(sum(value.numel() for value in hyper.values()), problem.ranks)
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
-        self._right.clear()
-        self._wrong.clear()
-        if self._watch.begin(problem, account.examines):
+        is_new = self._watch.begin(problem, account.examines)
+        if is_new or self._watch.affords:
+            self._right.clear()
+            self._wrong.clear()
+        if is_new:
             self._not_judged.clear()
             self._rules.clear()
             self._outer.forget()
@@ -200,6 +202,26 @@ class Forward(Compiling):
         block = self._blocks(dynamics.problem, hyper)[0]
         plain, directions = plain, tree_map(lambda x: x[block], directions)
         setting = Setting.of(dynamics, 0, dynamics.start, plain, directions, None)
+        verdict = self._trusted(dynamics, hyper, setting)
+        if verdict is None:
+            with self._watch.clocked():
+                verdict = self._found_right(dynamics, hyper, setting)
+        drawn = torch.Generator().manual_seed(0)  # at Z = 0 no product with H would be compared
+
+        def rows(x: Tensor) -> Tensor:
+            return torch.randn(setting.num_columns, *x.shape, generator=drawn, dtype=x.dtype).to(x.device)
+
+        z = tree_map(rows, dynamics.start)
+        step = self._step(dynamics, verdict.engine, compiled=False)
+        return self._settled(verdict, step, 0, dynamics.start, z, setting.hyper, setting.hyper_dot)
+
+    def _trusted(self, dynamics: Dynamics, hyper: Hyper, setting: Setting) -> Verdict | None:
+        """The verdict of earlier runs of this problem, where they were right and no more can be afforded."""
+        known = self._known.get(Circumstances.of(dynamics, hyper, setting.num_columns))
+        return known if known is not None and self._right.get(known.engine) else None
+
+    def _found_right(self, dynamics: Dynamics, hyper: Hyper, setting: Setting) -> Verdict:
+        """A verdict whose engine is right at step 0."""
         examination = Examination(setting)
         if self.engine == "auto":
             verdict = chosen(self._known, dynamics, hyper, setting, examination)
@@ -210,14 +232,7 @@ class Forward(Compiling):
             given = Verdict(self.engine, "set by hand", made_for)
             verdict = known if known is not None and known.engine == self.engine else given
         self._confirm(verdict.engine, examination)
-        drawn = torch.Generator().manual_seed(0)  # at Z = 0 no product with H would be compared
-
-        def rows(x: Tensor) -> Tensor:
-            return torch.randn(setting.num_columns, *x.shape, generator=drawn, dtype=x.dtype).to(x.device)
-
-        z = tree_map(rows, dynamics.start)
-        step = self._step(dynamics, verdict.engine, compiled=False)
-        return self._settled(verdict, step, 0, dynamics.start, z, setting.hyper, setting.hyper_dot)
+        return verdict
 
     def _examined(self, dynamics: Dynamics, state: State, lambda_at: LambdaAt, t: int, verdict: Verdict) -> Verdict:
         """After a step: the verdict with an engine that is right there too, where it is to be examined.
@@ -235,7 +250,11 @@ class Forward(Compiling):
                 if new <= kinds:
                     return replace(verdict, engine=name)
         setting = Setting.of(dynamics, t, state, *lambda_at(t), None)
-        check_step(dynamics.watched_by(None), setting.params, setting.hyper, t)
+        with self._watch.clocked():
+            return self._examined_at(dynamics, setting, verdict, new)
+
+    def _examined_at(self, dynamics: Dynamics, setting: Setting, verdict: Verdict, new: set[Kind]) -> Verdict:
+        check_step(dynamics.watched_by(None), setting.params, setting.hyper, setting.t)
         rest = set(new)
         for i, term in enumerate(terms(setting.loss)):
             examination = Examination(setting._replace(loss=term))

@@ -156,6 +156,11 @@ class Judge:
         new = self.watch.taken(t, set(self._rulings), unseen and not self._rulings)
         if new is None:
             return False
+        with self.watch.clocked():
+            self._look(dynamics, t, state, hyper, new)
+        return True
+
+    def _look(self, dynamics: Dynamics, t: int, state: State, hyper: StepHyper, new: set[Kind]) -> None:
         params = dynamics.layout.unpack(dynamics.point(state, hyper, t))
         unwatched = dynamics.watched_by(None)
         check_step(unwatched, params, hyper, t)
@@ -168,7 +173,6 @@ class Judge:
             if i == 0 or kinds & rest:
                 self._rule(kinds, self._examined(term, params, hyper, t, value))
             rest -= kinds
-        return True
 
     def pullback(self, loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
         """L, g, and `u -> (H u, (d2L/dw dlambda)^T u)` of a step, or of a sum over chunks; once."""

@@ -1,12 +1,17 @@
 """Which steps of a run are examined: those of a kind that was not met before, and a few drawn by seed."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from hyperopt_cli.modes.checks.kinds import Kind, code_of, kind_of
 from hyperopt_cli.problem import Problem
 
-FIRST = 3  # later steps that are examined in the first run of a problem; one in every run after it
+FIRST = 3  # later steps that are examined in the first run of a problem; one in every run after it, if affordable
+SHARE, AT_LEAST_S = 0.05, 2.0  # of the time of all runs, for what is examined again
 MOST_KINDS = 16  # examined in full; of more, those with an operator on another that no kind had
 
 
@@ -22,6 +27,7 @@ class Watch:
         self.met: set[Kind] = set()
         self._drawn: set[int] = set()
         self._runs, self.examines = 0, True
+        self._began_s, self._spent_s, self._last_s = time.perf_counter(), 0.0, 0.0
         self._code: object = None
 
     def __call__(self, value: Tensor) -> None:
@@ -45,10 +51,28 @@ class Watch:
         self._runs = 0 if is_new else self._runs + 1
         self.examines = examines
         self.met.clear()
+        if is_new:
+            self._began_s, self._spent_s, self._last_s = time.perf_counter(), 0.0, 0.0
         drawn = torch.Generator().manual_seed(self._runs)
         order = torch.randperm(max(0, problem.steps - 1), generator=drawn)
-        self._drawn = {1 + int(t) for t in order[: 1 if self._runs else FIRST]}
+        self._drawn = {1 + int(t) for t in order[: int(self.affords) if self._runs else FIRST]}
         return is_new
+
+    @property
+    def affords(self) -> bool:
+        """Whether one more examination that nothing else asks for stays within its share of the time so far."""
+        elapsed_s = time.perf_counter() - self._began_s
+        return self._spent_s + self._last_s <= max(AT_LEAST_S, SHARE * elapsed_s)
+
+    @contextmanager
+    def clocked(self) -> Iterator[None]:
+        """An examination, whose time is counted."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._last_s = time.perf_counter() - began_s
+            self._spent_s += self._last_s
 
     def taken(self, t: int, known: set[Kind], due: bool = False) -> set[Kind] | None:
         """The kinds met since the last look that are not known, where step t is to be examined; else None."""
