@@ -219,7 +219,7 @@ def test_of_a_sweep_only_the_adjoints_of_lambda_are_read_and_once_in_16_steps(
 ) -> None:
     dynamics, hyper = long(case)
     mode, sums = Reverse(compile=False, **given), list[int]()
-    mode._judge.outer.examines = False  # which reads numbers
+    mode._judge.outer.examines = mode._judge.watch.examines = False  # which reads numbers
     sum_up, begin = Sweep.sum_up, Sweep.begun
 
     def not_counted(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -57,7 +57,7 @@ def test_each_is_half_of_the_one_before_and_nothing_else_changes(case: str) -> N
 
 
 def test_of_auto_slots_half_of_those_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hyperopt_cli.modes.reverse._num_that_fit", lambda dynamics, hyper, most: 9)
+    monkeypatch.setattr("hyperopt_cli.modes.reverse._num_that_fit", lambda dynamics, hyper, most, judge: 9)
     assert smaller(Reverse(slots="auto"), PROBLEM, HYPER, "").mode == Reverse(slots=4)
 
 
