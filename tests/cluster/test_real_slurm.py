@@ -67,7 +67,7 @@ def submit(slurm, hyperopt, tmp_path):
     set_pace(SLOW_S)
 
     def call(*arguments):
-        code, out, err = hyperopt("submit", "recipe.yaml", "--allow-import", "slow.*", "--json", *arguments)
+        code, out, err = hyperopt("submit", "recipe.yaml", "--allow-import", "slow.*", "--no-try", "--json", *arguments)
         assert code == 0, err
         return JobFolder(Path(json.loads(out)["directory"]))
 
@@ -281,7 +281,7 @@ def test_the_runs_own_exit_code_is_the_jobs(submit, tmp_path):
     ],
 )
 def test_what_slurm_would_never_run_is_refused_with_its_words(slurm, hyperopt, submit, arguments, message):
-    code, _, err = hyperopt("submit", "recipe.yaml", "--allow-import", "slow.*", *arguments)
+    code, _, err = hyperopt("submit", "recipe.yaml", "--allow-import", "slow.*", "--no-try", *arguments)
     assert code == 2
     assert message in err.lower()
     assert "nothing was submitted" in err
