@@ -200,7 +200,7 @@ class Forward(Compiling):
         """The engine of this run, found right at step 0, and whether the step is compiled."""
         plain, directions = lambda_at(0)
         block = self._blocks(dynamics.problem, hyper)[0]
-        plain, directions = plain, tree_map(lambda x: x[block], directions)
+        directions = tree_map(lambda x: x[block], directions)
         setting = Setting.of(dynamics, 0, dynamics.start, plain, directions, None)
         verdict = self._trusted(dynamics, hyper, setting)
         if verdict is None:

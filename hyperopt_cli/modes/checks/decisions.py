@@ -69,14 +69,12 @@ class Decisions(TorchDispatchMode):
     Attributes:
         taken: in their order.
         differ: whether any differs from the other's.
-        roundings: operators that round, compare or select, by name.
     """
 
     def __init__(self, other: "Decisions | None" = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.taken: list[Tensor] = []
         self.differ = False
-        self.roundings: set[str] = set()
         self._other, self._num = other, 0
 
     @property
@@ -92,7 +90,6 @@ class Decisions(TorchDispatchMode):
             self._decided(SIDES[name](*args, **kwargs) if args[0].is_floating_point() else [])
         out = func(*args, **kwargs)
         if name in ROUNDED:
-            self.roundings.add(name)
             self._decided([x for x in tree_leaves(out) if isinstance(x, Tensor)])
         elif any(x.is_floating_point() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)):
             whole = [x for x in tree_leaves(out) if isinstance(x, Tensor) and not _is_continuous(x)]

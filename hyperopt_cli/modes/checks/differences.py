@@ -31,14 +31,12 @@ class Difference(NamedTuple):
         value: like what the function returns.
         error: how far two steps a decade apart are from each other, in the norm over all of `value`.
         size: the norm of `value`.
-        rounded: the names of operators that round, on the way.
         errors: how far the steps are from each other in each tensor of `value`.
     """
 
     value: list[Tensor]
     error: float
     size: float
-    rounded: frozenset[str]
     errors: tuple[float, ...]
 
 
@@ -68,24 +66,24 @@ def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Te
         if found is None:
             last = None
             continue
-        value, size, rounded = found
+        value, size = found
         if last is not None:
             apart = norm([x - y for x, y in zip(value, last[0], strict=True)])
             of_value = norm(last[0])
             floor = ROUNDING * torch.finfo(torch.float64).eps * size / h
             if max(apart, of_value) <= floor:
-                return Difference(last[0], floor, of_value, rounded, (floor,) * len(value))
+                return Difference(last[0], floor, of_value, (floor,) * len(value))
             if apart <= COUNTS * of_value:
                 errors = tuple(norm([x - y]) for x, y in zip(value, last[0], strict=True))
-                return Difference(last[0], apart, of_value, rounded, errors)
+                return Difference(last[0], apart, of_value, errors)
         last = value, size
     return None
 
 
 def _at_both_ends(
     function: Function, at: Sequence[Tensor], direction: Sequence[Tensor], h: float, here: Decisions
-) -> tuple[list[Tensor], float, frozenset[str]] | None:
-    """D(h), the size of F, and what rounds; None where a decision differs or F is not finite."""
+) -> tuple[list[Tensor], float] | None:
+    """D(h) and the size of F; None where a decision differs or F is not finite."""
     ahead, behind = ([x + sign * h * v for x, v in zip(at, direction, strict=True)] for sign in (1.0, -1.0))
     with Decisions(here) as one:
         first = [x.detach() for x in function(*ahead)]
@@ -96,4 +94,4 @@ def _at_both_ends(
     if not other.same or not all(bool(x.isfinite().all()) for x in (*first, *second)):
         return None
     value = [(x - y) / (2 * h) for x, y in zip(first, second, strict=True)]
-    return value, norm(first), frozenset(one.roundings)
+    return value, norm(first)

@@ -37,11 +37,6 @@ def kind_of(value: Tensor) -> Kind:
     return frozenset(edges.items())
 
 
-def names_of(kind: Kind) -> set[str]:
-    """The names of a kind's nodes, such as `TanhBackward0`."""
-    return {node.__name__ for (node, _), _ in kind}
-
-
 def own_functions(kind: Kind) -> str:
     """Names the autograd Functions that are not torch's."""
     names = {node.__name__.removesuffix("Backward") for (node, _), _ in kind if issubclass(node, BackwardCFunction)}

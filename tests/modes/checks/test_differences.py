@@ -77,7 +77,7 @@ def test_smooth_where_nothing_is_decided_between_the_ends(function: Any) -> None
     ],
 )
 def test_at_a_kink_and_in_noise_they_do_not_count(function: Any) -> None:
-    assert differenced(function, [torch.zeros(7, dtype=F64)], [V]) is None or function(X)[0].abs().max() <= 1
+    assert differenced(function, [torch.zeros(7, dtype=F64)], [V]) is None
 
 
 def test_a_derivative_of_nothing_counts_as_zero() -> None:
