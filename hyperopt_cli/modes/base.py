@@ -4,6 +4,8 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -77,6 +79,12 @@ class Mode(ABC):
 
     def decided(self, decisions: Mapping[str, Any]) -> None:  # noqa: B027
         """Takes over what `decisions` gave."""
+
+    def __reduce__(self) -> Any:
+        """Travels to another process as what it was made of, and finds out there what it has found out here."""
+        if not is_dataclass(self):
+            return super().__reduce__()
+        return partial(type(self), **{each.name: getattr(self, each.name) for each in fields(self) if each.init}), ()
 
 
 class Keeper(Protocol):

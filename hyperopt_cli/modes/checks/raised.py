@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -21,6 +22,30 @@ HIGHER = {
 }
 
 
+class Met(TorchFunctionMode):
+    """Inside, a function of torch that meets a number in float64 is given all of them in it.
+
+    Some look at the formats of their arguments before the dispatcher is asked (conv2d).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The function, in float64."""
+        kwargs = kwargs or {}
+        if meets_higher(args, kwargs) and "out" not in kwargs and not _writes(func):
+            args, kwargs = tree_map(raised_number, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _writes(function: Any) -> bool:
+    name = getattr(function, "__name__", "")
+    return name.endswith("_") and (not name.endswith("__") or name.startswith(("__i", "__set")))
+
+
+def meets_higher(*trees: Any) -> bool:
+    """Whether a number in float64 is among them."""
+    return any(isinstance(x, Tensor) and x.dtype in HIGHER.values() for x in tree_leaves(trees))
+
+
 class Raised(TorchDispatchMode):
     """Inside, an operator that meets a number in float64 is computed in it, and no cast lowers it.
 
@@ -29,11 +54,23 @@ class Raised(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._met = Met()
+
+    def __enter__(self) -> "Raised":
+        """Beside what functions of torch meet before the dispatcher."""
+        self._met.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *of_error: Any) -> None:
+        """Both end."""
+        super().__exit__(*of_error)  # type: ignore[no-untyped-call]
+        self._met.__exit__(*of_error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operator, in float64."""
         kwargs = kwargs or {}
-        if any(isinstance(x, Tensor) and x.dtype in HIGHER.values() for x in tree_leaves((args, kwargs))):
+        if meets_higher(args, kwargs):
             args, kwargs = tree_map(raised_number, (args, kwargs))
         elif "dtype" in kwargs:
             kwargs = {**kwargs, "dtype": raised_number(kwargs["dtype"])}
@@ -65,7 +102,8 @@ def raising() -> Iterator[None]:
     entered = autocast.__enter__, autocast.__exit__
     autocast.__enter__, autocast.__exit__ = lambda self: self, lambda self, *of_error: None  # type: ignore[method-assign]
     try:
-        yield
+        with Met():
+            yield
     finally:
         autocast.__enter__, autocast.__exit__ = entered  # type: ignore[method-assign]
         _RAISING.reset(token)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.errors import UsageError, first_line
+from hyperopt_cli.errors import NoMemoryError, UsageError, first_line
 from hyperopt_cli.modes.checks.judge import agree, kinds_at, value_at
 from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
 from hyperopt_cli.modes.checks.replayed import terms
@@ -72,17 +72,17 @@ class Examination:
     def _value(self) -> Tensor:
         return value_at(self._setting.loss, self._setting.params, self._setting.hyper)
 
-    def passes(self, name: str) -> bool:
-        """Whether the engine runs, fits and is right."""
+    def passes(self, name: str, is_given: bool = False) -> bool:
+        """Whether the engine runs, fits and is right; one that was set by hand may take what it needs."""
         if name not in self.errors and name not in self.reasons and name not in self.not_judged:
-            reason = self._reason(name)
+            reason = self._reason(name, is_given)
             if reason is not None:
                 self.reasons[name] = reason
         return name not in self.reasons
 
-    def _reason(self, name: str) -> str | None:
+    def _reason(self, name: str, is_given: bool) -> str | None:
         try:
-            return self._faulty(name) or self._too_large(name) or self._wrong(name)
+            return self._faulty(name) or (None if is_given else self._too_large(name)) or self._wrong(name)
         except Exception as error:
             return reason_of(error)
 
@@ -170,13 +170,16 @@ def check_given(name: str, examination: Examination) -> None:
     """An engine that was set by hand is right.
 
     Raises:
+        NoMemoryError: it takes more memory than there is.
         UsageError: it is not.
     """
-    if examination.passes(name):
+    if examination.passes(name, is_given=True):
         return
     reason = examination.reasons[name]
     if reason.startswith("engine "):  # its own refusal, with a way out
         raise UsageError(reason)
+    if is_of_memory(reason):
+        raise NoMemoryError(f"engine {name}: {reason}; use a chunk_size, smaller batches or the mode reverse")
     raise UsageError(
         f"engine {name}: {reason}; the hypergradient would be wrong at step {examination.t}"
         f"{own_functions(examination.kind)}. Use engine auto, which takes one that is right"
