@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.modes.checks.outer import OuterJudge
+from hyperopt_cli.modes.checks.raised import as_due
 from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -54,7 +55,7 @@ def outer_objective(
 
             def term(*flat: Tensor, weight: float = weight, arguments: tuple[Any, ...] = arguments) -> Tensor:
                 named = dict(zip(w, flat, strict=False)), dict(zip(h, flat[len(w) :], strict=True))
-                return weight * problem.validation_loss(*named, *arguments)
+                return weight * problem.validation_loss(*named, *as_due(arguments))
 
             part, grads = by_autograd(term, leaves) if judge is None else judge.gradient(term, leaves)
             totals = [total + grad for total, grad in zip(totals, grads, strict=True)]

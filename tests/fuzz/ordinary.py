@@ -466,7 +466,13 @@ PADDED = torch.tensor([[False, False, False, False], [False, False, True, True]]
 
 
 def attended(**call):
-    return lambda m, x: m["a"](x, x, x, **call)[0]
+    def attend(m, x):
+        masks = {
+            k: v.to(x.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in call.items()
+        }
+        return m["a"](x, x, x, **masks)[0]
+
+    return attend
 
 
 ATTENTION = {

@@ -17,6 +17,7 @@ from torch import Tensor
 from hyperopt_cli.modes.checks.decisions import Decisions
 
 STEPS = (1e-5, 1e-6, 1e-7, 1e-8)
+LOW_STEPS = (1e-1, 1e-2, 1e-3)  # of what cannot be computed in float64
 LARGE = 1e4  # of the norm of what is moved, beside a direction of norm one
 COUNTS = 1e-3  # the most that two differences may be apart, of their size
 ROUNDING = 1e3  # units in the last place of F that a difference of nothing may show
@@ -54,14 +55,15 @@ def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Te
     """DF(at) direction; None where differences cannot judge.
 
     Args:
-        function: of as many tensors, in float64.
-        at: where.
+        function: of as many tensors.
+        at: where, in float64; what is lower takes larger steps, and seldom counts.
         direction: like `at`, of norm about one.
     """
     last: tuple[list[Tensor], float] | None = None
+    exact = all(x.dtype == torch.float64 for x in at)
     with Decisions() as here:
         function(*at)
-    for h in STEPS:
+    for h in STEPS if exact else LOW_STEPS:
         found = _at_both_ends(function, at, direction, h, here)
         if found is None:
             last = None
@@ -71,7 +73,7 @@ def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Te
             apart = norm([x - y for x, y in zip(value, last[0], strict=True)])
             of_value = norm(last[0])
             floor = ROUNDING * torch.finfo(torch.float64).eps * size / h
-            if max(apart, of_value) <= floor:
+            if exact and max(apart, of_value) <= floor:
                 return Difference(last[0], floor, of_value, (floor,) * len(value))
             if apart <= COUNTS * of_value:
                 errors = tuple(norm([x - y]) for x, y in zip(value, last[0], strict=True))

@@ -26,7 +26,7 @@ from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functio
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, terms
 from hyperopt_cli.modes.checks.rule import check_rule
-from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, RIGHT, Truth
+from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, Truth
 from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import ENGINES
@@ -235,7 +235,7 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
         if truth.difference is None:
             continue
         error_of = truth.error_of_pull(along)
-        if error_of > RIGHT:
+        if error_of > truth.near:
             reasons[name] = f"off by {error_of:.2g} of central differences of the training gradient"
         elif _is_gross(truth, pull) and not all(_is_gross(truth, other) for other in CANDIDATES.values()):
             reasons[name] = "right in float64, and not in the precision of the run"
@@ -243,7 +243,7 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
             return Ruling(name, True, reasons)
     if truth.difference is None and len(products) == len(CANDIDATES):
         one, other = products.values()
-        if agree(one, other):
+        if agree(one, other, truth.near):
             return Ruling(DOUBLE_BACKWARD, False, reasons)
         if (right := _third(truth, alongs)) is not None:
             return Ruling(right, False, reasons)
@@ -263,15 +263,15 @@ def _third(truth: Truth, alongs: Mapping[str, float]) -> str | None:
                 raise
             continue
         wanted = float(sum((u * x).sum() for u, x in zip(truth.u.values(), product, strict=True)))
-        near = [name for name, along in alongs.items() if abs(along - wanted) <= RIGHT * norm(product)]
+        near = [name for name, along in alongs.items() if abs(along - wanted) <= truth.near * norm(product)]
         if near:
             return near[0]
     return None
 
 
-def agree(one: list[Tensor], other: list[Tensor]) -> bool:
+def agree(one: list[Tensor], other: list[Tensor], near: float) -> bool:
     """Whether two products of different construction are one."""
-    return norm([x - y for x, y in zip(one, other, strict=True)]) <= RIGHT * norm(other)
+    return norm([x - y for x, y in zip(one, other, strict=True)]) <= near * norm(other)
 
 
 def refusal(what: str, reasons: Mapping[str, str], kind: Kind) -> str:

@@ -23,7 +23,7 @@ from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import differenced, norm, reach
 from hyperopt_cli.modes.checks.kinds import Kind, kind_of, own_functions
 from hyperopt_cli.modes.checks.raised import Raised, raised
-from hyperopt_cli.modes.checks.truth import PROGRAM, RIGHT, SLACK
+from hyperopt_cli.modes.checks.truth import LOW, PROGRAM, RIGHT, SLACK
 from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.modes.program.derivative import pulled_back, straight_through
 from hyperopt_cli.modes.program.record import Program, recorded
@@ -102,28 +102,29 @@ def by_program(objective: Objective, at: Sequence[Tensor]) -> tuple[Program, lis
 
 
 def _ruled(objective: Objective, at: list[Tensor], kind: Kind) -> OuterRuling:
-    """Compares both candidates with differences, in float64.
+    """Compares both candidates with differences, in float64; where that cannot be, with each other.
 
     Raises:
         UsageError: neither is right.
     """
     exact = all(x.dtype == torch.float64 for x in at)
-    drawn = torch.Generator().manual_seed(SEED)
-    scale = reach(at) * sum(x.numel() for x in at) ** -0.5
-    at = raised(at)
-    direction = [scale * torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in at]
+    high = raised(at)
     try:
         with nullcontext() if exact else Raised():
-            return _of_candidates(objective, at, direction, kind)
-    except RuntimeError as error:
+            return _of_candidates(objective, high, kind, RIGHT)
+    except (RuntimeError, ValueError, TypeError) as error:
         if is_lacking(error):
             return OuterRuling(AUTOGRAD, "the gradient of the validation loss is not judged: no memory for it")
-        if not exact:  # an operator that has no kernel in float64
-            return OuterRuling(AUTOGRAD, f"the gradient of the validation loss is not judged: {first_line(error)}")
-        raise
+        if exact:
+            raise
+    return _of_candidates(objective, at, kind, LOW)  # it refuses a mixture with its own constants
 
 
-def _of_candidates(objective: Objective, at: list[Tensor], direction: list[Tensor], kind: Kind) -> OuterRuling:
+def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, near: float) -> OuterRuling:
+    drawn = torch.Generator().manual_seed(SEED)
+    scale = reach(at) * sum(x.numel() for x in at) ** -0.5
+    direction = [scale * torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in at]
+    direction = [v.to(x) for v, x in zip(direction, at, strict=True)]
     difference = differenced(lambda *flat: [objective(*flat)], at, direction)
     plain = by_autograd(objective, at)
 
@@ -135,23 +136,26 @@ def _of_candidates(objective: Objective, at: list[Tensor], direction: list[Tenso
         away = abs(along - float(difference.value[0]))
         return 0.0 if away <= SLACK * difference.error or size == 0 else away / size
 
-    if difference is not None and off(plain) <= RIGHT:
+    def is_near(one: list[Tensor], other: list[Tensor]) -> bool:
+        return norm([x - y for x, y in zip(one, other, strict=True)]) <= near * norm(other)
+
+    if difference is not None and off(plain) <= near:
         return OuterRuling(AUTOGRAD, None)
     try:
         program, other = by_program(objective, at)
     except UsageError as error:
         return _without_program(difference is None, first_line(error), kind)
-    away = norm([x - y for x, y in zip(plain, other, strict=True)])
-    if difference is None and away <= RIGHT * norm(other) and not program.reads:
+    if difference is None and is_near(plain, other) and not program.reads:
         return OuterRuling(AUTOGRAD, "not judged: differences of the validation loss do not count (kinks, rounding)")
     for clipped in (False, True):
         function = straight_through(program, clipped)
-        estimated = pulled_back(program, at, function)([torch.ones((), dtype=torch.float64).to(at[0])])
-        rounds = norm([x - y for x, y in zip(other, estimated, strict=True)]) > RIGHT * norm(estimated)
-        if rounds and norm([x - y for x, y in zip(plain, estimated, strict=True)]) <= RIGHT * norm(estimated):
+        estimated = pulled_back(program, at, function)([torch.ones((), dtype=at[0].dtype).to(at[0])])
+        if not is_near(other, estimated) and is_near(plain, estimated):
             return OuterRuling(AUTOGRAD, SURROGATE)
-    if difference is not None and off(other) <= RIGHT:
+    if difference is not None and off(other) <= near:
         return OuterRuling(PROGRAM, None)
+    if difference is None:
+        return _without_program(False, "its derivative as a list of operators is another one", kind)
     return _without_program(False, "its derivative as a list of operators is off too", kind)
 
 
@@ -159,7 +163,7 @@ def _without_program(not_judged: bool, reason: str, kind: Kind) -> OuterRuling:
     if not_judged:
         return OuterRuling(AUTOGRAD, f"the gradient of the validation loss is not judged ({reason})")
     raise UsageError(
-        f"outer_loss: its gradient is not that of its value, by central differences ({reason}){own_functions(kind)}. "
+        f"outer_loss: its gradient is not confirmed by central differences ({reason}){own_functions(kind)}. "
         "What leaves torch and comes back (item(), numpy()) has no derivative: write it with torch's differentiable "
         "operators"
     )

@@ -22,23 +22,23 @@ HIGHER = {
 }
 
 
-class Met(TorchFunctionMode):
-    """Inside, a function of torch that meets a number in float64 is given all of them in it.
+_RAISING = ContextVar("raising", default=False)
 
-    Some look at the formats of their arguments before the dispatcher is asked (conv2d).
-    """
+
+class Met(TorchFunctionMode):
+    """Inside, numbers are raised where a function of torch refuses a mixture before it asks the dispatcher (conv2d)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The function, in float64."""
+        """The function; with arguments in float64 where it takes no others."""
         kwargs = kwargs or {}
-        if meets_higher(args, kwargs) and "out" not in kwargs and not _writes(func):
-            args, kwargs = tree_map(raised_number, (args, kwargs))
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            given = {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            if not (given & set(HIGHER) and given & set(HIGHER.values())):
+                raise
+        args, kwargs = tree_map(raised_number, (args, kwargs))
         return func(*args, **kwargs)
-
-
-def _writes(function: Any) -> bool:
-    name = getattr(function, "__name__", "")
-    return name.endswith("_") and (not name.endswith("__") or name.startswith(("__i", "__set")))
 
 
 def meets_higher(*trees: Any) -> bool:
@@ -57,13 +57,15 @@ class Raised(TorchDispatchMode):
         self._met = Met()
 
     def __enter__(self) -> "Raised":
-        """Beside what functions of torch meet before the dispatcher."""
+        """Beside what functions of torch meet before the dispatcher, and what a batch holds."""
+        self._token = _RAISING.set(True)
         self._met.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *of_error: Any) -> None:
-        """Both end."""
+        """All end."""
+        _RAISING.reset(self._token)
         super().__exit__(*of_error)  # type: ignore[no-untyped-call]
         self._met.__exit__(*of_error)  # type: ignore[no-untyped-call]
 
@@ -87,11 +89,8 @@ def raised_number(x: Any) -> Any:
     return x.to(HIGHER[x.dtype]) if type(x) in (Tensor, Parameter) and x.dtype in HIGHER else x
 
 
-_RAISING = ContextVar("raising", default=False)
-
-
 def is_raising() -> bool:
-    """Whether tensors that carry tangents are to meet others in float64."""
+    """Whether numbers are to be in float64 now."""
     return _RAISING.get()
 
 
@@ -111,4 +110,9 @@ def raising() -> Iterator[None]:
 
 def raised(tree: Any) -> Any:
     """A tree of tensors in float64."""
-    return tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, tree)
+    return tree_map(lambda x: x.to(HIGHER.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x, tree)
+
+
+def as_due(tree: Any) -> Any:
+    """A batch as the loss is to see it now."""
+    return raised(tree) if is_raising() else tree

@@ -15,7 +15,7 @@ from hyperopt_cli.errors import NoMemoryError, UsageError, first_line
 from hyperopt_cli.modes.checks.judge import agree, kinds_at, value_at
 from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
 from hyperopt_cli.modes.checks.replayed import terms
-from hyperopt_cli.modes.checks.truth import GROSS, RIGHT, Truth
+from hyperopt_cli.modes.checks.truth import GROSS, Truth
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.forward_faults import double_backward_fault, forward_fault
 from hyperopt_cli.modes.engines.setting import Setting
@@ -114,7 +114,7 @@ class Examination:
         if self._has_diverged():
             self.not_judged.add(name)
             return None
-        if (strayed := self.truth.strayed(grads)) > RIGHT:
+        if (strayed := self.truth.strayed(grads)) > self.truth.near:
             return (
                 f"its gradient differs from that of plain training by {strayed:.2g} of its size: it draws other "
                 "random numbers (dropout inside of attention, for one)"
@@ -123,7 +123,7 @@ class Examination:
             return self._alone(name, product)
         error = self.truth.error_of_push(product)
         self.errors[name] = error
-        if not error <= RIGHT:
+        if not error <= self.truth.near:
             return f"off by {error:.2g} of central differences of the training gradient"
         if self._is_gross(name) and not all(map(self._is_gross, CONSTRUCTIONS)):
             return "right in float64, and not in the precision of the run"
@@ -137,7 +137,7 @@ class Examination:
             if other not in self._products:
                 self._products[other] = self._product(other)
             known = self._products[other]
-            if known is not None and agree(product, known):
+            if known is not None and agree(product, known, self.truth.near):
                 self.not_judged.add(name)
                 return None
         return "no engine of another construction gives the same, and differences cannot judge (kinks, rounding)"
