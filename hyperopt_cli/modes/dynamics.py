@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from hyperopt_cli.modes.checks.kinds import Leaving
 from hyperopt_cli.modes.checks.raised import as_due
 from hyperopt_cli.modes.cudnn import differentiable_on_cuda
 from hyperopt_cli.modes.parts import Loss, LossInParts
@@ -237,7 +238,9 @@ class Dynamics:
 
     def _loss(self, batch: Batch) -> Loss:
         def plain(params: Params, step_hyper: StepHyper) -> Tensor:
-            value = self.problem.training_loss(params, step_hyper, as_due(batch))
+            with Leaving() as leaving:
+                value = self.problem.training_loss(params, step_hyper, as_due(batch))
+            leaving.mark(value)
             if self.watch is not None:
                 self.watch(value)
             return value

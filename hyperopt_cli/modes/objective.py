@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hyperopt_cli.modes.checks.kinds import Leaving
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.raised import as_due
 from hyperopt_cli.modes.precision import products_in
@@ -55,7 +56,10 @@ def outer_objective(
 
             def term(*flat: Tensor, weight: float = weight, arguments: tuple[Any, ...] = arguments) -> Tensor:
                 named = dict(zip(w, flat, strict=False)), dict(zip(h, flat[len(w) :], strict=True))
-                return weight * problem.validation_loss(*named, *as_due(arguments))
+                with Leaving() as leaving:
+                    value = problem.validation_loss(*named, *as_due(arguments))
+                leaving.mark(value)
+                return weight * value
 
             part, grads = by_autograd(term, leaves) if judge is None else judge.gradient(term, leaves)
             totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
