@@ -310,8 +310,11 @@ class Forward(Compiling):
         said = f"its tangent is not finite at step {t}, and the loss is" if of_tangent else first_line(error)
         examination.reasons[verdict.engine] = said
         try:
+            examination.truth  # noqa: B018
             verdict = self._replaced(verdict, examination)
-        except (UsageError, RuntimeError):
+        except UsageError as none_left:
+            raise error if of_tangent else none_left from error
+        except RuntimeError:  # plain training fails there too
             raise error from None
         if self.engine != "auto":
             check_given(self.engine, examination)

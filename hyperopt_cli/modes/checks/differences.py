@@ -51,24 +51,36 @@ def norm(tensors: Sequence[Tensor]) -> float:
     return float(sum(x.detach().double().square().sum().cpu() for x in tensors) ** 0.5)
 
 
-def differenced(function: Function, at: Sequence[Tensor], direction: Sequence[Tensor]) -> Difference | None:
+def decided(function: Function, at: Sequence[Tensor]) -> Decisions:
+    """What a function decides at a point."""
+    here = Decisions()
+    with here:
+        function(*at)
+    return here
+
+
+def differenced(
+    function: Function, at: Sequence[Tensor], direction: Sequence[Tensor], here: Decisions | None = None
+) -> Difference | None:
     """DF(at) direction; None where differences cannot judge.
 
     Args:
         function: of as many tensors.
         at: where, in float64; what is lower takes larger steps, and seldom counts.
         direction: like `at`, of norm about one.
+        here: what it decides at `at`, where that is known.
     """
     last: tuple[list[Tensor], float] | None = None
     exact = all(x.dtype == torch.float64 for x in at)
-    with Decisions() as here:
-        function(*at)
+    here = here or decided(function, at)
     for h in STEPS if exact else LOW_STEPS:
         found = _at_both_ends(function, at, direction, h, here)
         if found is None:
             last = None
             continue
         value, size = found
+        if not any(bool(x.any()) for x in value):  # it does not depend on what is moved
+            return Difference(value, 0.0, 0.0, (0.0,) * len(value))
         if last is not None:
             apart = norm([x - y for x, y in zip(value, last[0], strict=True)])
             of_value = norm(last[0])

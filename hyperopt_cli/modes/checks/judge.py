@@ -217,7 +217,7 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
         return Ruling(DOUBLE_BACKWARD, False, {})  # the run itself says where it diverges
     reasons: dict[str, str] = {}
     products: dict[str, list[Tensor]] = {}
-    alongs: dict[str, float] = {}
+    alongs: dict[str, list[float]] = {}
     kind = kind_of(value)
     faults = sorted({fault for node in nodes_of(value) if (fault := double_backward_fault(node)) is not None})
     for name, pull in CANDIDATES.items():
@@ -231,47 +231,52 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
                 raise
             reasons[name] = first_line(error)
             continue
-        products[name], alongs[name] = adjoints, along
-        if truth.difference is None:
-            continue
-        error_of = truth.error_of_pull(along)
-        if error_of > truth.near:
+        if (error_of := truth.error_of_pull(along)) > truth.near:
             reasons[name] = f"off by {error_of:.2g} of central differences of the training gradient"
-        elif _is_gross(truth, pull) and not all(_is_gross(truth, other) for other in CANDIDATES.values()):
+            continue
+        products[name], alongs[name] = adjoints, along
+        if not truth.judges:
+            continue
+        if _is_gross(truth, pull) and not all(_is_gross(truth, other) for other in CANDIDATES.values()):
             reasons[name] = "right in float64, and not in the precision of the run"
         else:
             return Ruling(name, True, reasons)
-    if truth.difference is None and len(products) == len(CANDIDATES):
+    if not truth.judges and len(products) == len(CANDIDATES):
         one, other = products.values()
-        if agree(one, other, truth.near):
+        if agree([one], [other], truth.near):
             return Ruling(DOUBLE_BACKWARD, False, reasons)
         if (right := _third(truth, alongs)) is not None:
             return Ruling(right, False, reasons)
         reasons |= dict.fromkeys(CANDIDATES, "differs from the other, and differences cannot judge (kinks, rounding)")
-    elif truth.difference is None:
+    elif not truth.judges:
         reasons |= dict.fromkeys(products, "alone, and differences cannot judge it (kinks, rounding)")
     raise UsageError(refusal(f"the derivative of the training gradient at step {t}", reasons, kind))
 
 
-def _third(truth: Truth, alongs: Mapping[str, float]) -> str | None:
-    """The candidate that gives `u.(J v)` of a tangent taken forward, an opinion of a third construction."""
+def _third(truth: Truth, alongs: Mapping[str, list[float]]) -> str | None:
+    """The candidate that gives `u.(J v)` and `u.(M mu)` of tangents taken forward: a third construction."""
     for engine in ("forward_over_reverse_loop", "folded"):
         try:
-            product, _ = truth.pushed(ENGINES[engine], 1)
+            products, _ = truth.pushed(ENGINES[engine], 1)
         except Exception as error:
             if is_lacking(error):
                 raise
             continue
-        wanted = float(sum((u * x).sum() for u, x in zip(truth.u.values(), product, strict=True)))
-        near = [name for name, along in alongs.items() if abs(along - wanted) <= truth.near * norm(product)]
-        if near:
-            return near[0]
+        u = list(truth.u.values())
+        wanted = [sum(float((a * x).sum()) for a, x in zip(u, product, strict=True)) for product in products]
+        for name, found in alongs.items():
+            if all(
+                abs(x - y) <= truth.near * norm(product) for x, y, product in zip(found, wanted, products, strict=True)
+            ):
+                return name
     return None
 
 
-def agree(one: list[Tensor], other: list[Tensor], near: float) -> bool:
-    """Whether two products of different construction are one."""
-    return norm([x - y for x, y in zip(one, other, strict=True)]) <= near * norm(other)
+def agree(one: list[list[Tensor]], other: list[list[Tensor]], near: float) -> bool:
+    """Whether products of different construction are one, along each direction."""
+    return all(
+        norm([x - y for x, y in zip(a, b, strict=True)]) <= near * norm(b) for a, b in zip(one, other, strict=True)
+    )
 
 
 def refusal(what: str, reasons: Mapping[str, str], kind: Kind) -> str:

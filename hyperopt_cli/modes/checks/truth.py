@@ -1,23 +1,25 @@
 """What central differences say of the training gradient at one step, and how far a candidate's product is from it.
 
-    D = J v + M mu,      J = dg/dw,  M = dg/dlambda,  g the first-order gradient as training takes it
+    J v  and  M mu,      J = dg/dw,  M = dg/dlambda,  g the first-order gradient as training takes it
 
 J is the Hessian only where g is the gradient of a scalar and autograd is not cut: a detach, a `no_grad`, a hook, a
-backward of one's own make it what it is. A tangent is compared with D itself, a pullback by `u.D = (J^T u).v +
-(M^T u).mu` for u of independent standard normal numbers, whose u.D is of the size of D.
+backward of one's own make it what it is. A tangent is compared with J v itself, a pullback by `u.(J v) = (J^T u).v`
+for u of independent standard normal numbers. Each hyperparameter of the loss has a direction of its own, so that a
+penalty of 1e-7 does not hide behind the curvature.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from hyperopt_cli.modes.checks.differences import Difference, differenced, norm, reach
+from hyperopt_cli.modes.checks.decisions import Decisions
+from hyperopt_cli.modes.checks.differences import Difference, decided, differenced, norm, reach
 from hyperopt_cli.modes.checks.raised import Raised, raised, raising
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import Loss, Pullback, Tangents, gradient
@@ -31,20 +33,34 @@ ROUNDING = 1e-12  # of the gradient
 # Below float64 an error that is no rounding: torch's own wrong derivatives are off by .09 to .4 and more.
 GROSS = 0.3
 LOW = 1e-3  # what two ways may be apart where nothing can be computed in float64
+MOST_GROUPS = 4  # of hyperparameters, each with a direction of its own
 AWAY = 1e-3  # of the size of the weights
 
 Push = Callable[[Loss, Params, StepHyper, Params, StepHyper, int | None], Tangents]
 Pull = Callable[[Loss, Params, StepHyper], tuple[Tensor, Params, Pullback]]
 
 
+class Column(NamedTuple):
+    """A direction and what differences show along it.
+
+    Attributes:
+        v, mu: in w and in lambda; one of them is zero.
+        difference: J v or M mu; None where it cannot be judged.
+    """
+
+    v: Params
+    mu: StepHyper
+    difference: Difference | None
+
+
 @dataclass(frozen=True)
 class Truth:
-    """A step, a direction, and what differences show along it.
+    """A step, and what differences show there.
 
     Attributes:
         loss: of the step.
         params, hyper: where.
-        v, mu: the direction in each, of norm about one over all parameters.
+        v: the direction in w, of norm about one over all parameters.
         gradient: g as training takes it, at that point, in float64.
         is_raised: whether what is below float64 is computed in it; some code refuses a mixture with its own constants.
     """
@@ -53,7 +69,6 @@ class Truth:
     params: Params
     hyper: StepHyper
     v: Params
-    mu: StepHyper
     gradient: Params
     is_raised: bool = True
 
@@ -78,8 +93,7 @@ class Truth:
             params, plain = _awake(loss, params, hyper, drawn, is_raised)
         scale = reach(list(params.values())) * sum(w.numel() for w in params.values()) ** -0.5
         v = {name: scale * _normal(w, drawn) for name, w in params.items()}
-        mu = tree_map(lambda x: _normal(x, drawn) * torch.where(x == 0, 1.0, x.abs()) * x.numel() ** -0.5, hyper)
-        return cls(loss, params, hyper, v, mu, plain, is_raised)
+        return cls(loss, params, hyper, v, plain, is_raised)
 
     @property
     def is_exact(self) -> bool:
@@ -95,102 +109,136 @@ class Truth:
         """How far two products of one thing may be apart, of their size."""
         return RIGHT if self.is_raised or self.is_exact else LOW
 
-    @cached_property
-    def spec(self) -> TreeSpec:
-        """Of (w, lambda), flat."""
-        return tree_flatten((self.params, self.hyper))[1]
+    @property
+    def judges(self) -> bool:
+        """Whether differences count along all directions."""
+        return all(column.difference is not None for column in self.columns)
 
     @cached_property
-    def difference(self) -> Difference | None:
-        """D; None where it cannot be judged."""
+    def columns(self) -> list[Column]:
+        """The direction in w, then one for each hyperparameter, of many one for each of `MOST_GROUPS` groups."""
+        at, spec = tree_flatten((self.params, self.hyper))
+        at = raised(at) if self.is_raised else at
+        num = len(self.params)
+        here: Decisions | None = None
 
         def field(*flat: Tensor) -> Sequence[Tensor]:
-            w, h = tree_unflatten(list(flat), self.spec)
+            w, h = tree_unflatten(list(flat), spec)
             return list(gradient(self.loss, w, h)[1].values())
 
-        of_both = tree_leaves((self.params, self.hyper)), tree_leaves((self.v, self.mu))
-        at, direction = raised(of_both) if self.is_raised else of_both
-        try:
-            with self.raising():
-                return differenced(field, at, direction)
-        except (RuntimeError, ValueError, TypeError, AssertionError):  # beside the point the loss may not be defined
-            return None
+        def column(direction: list[Tensor]) -> Column:
+            nonlocal here
+            v, mu = tree_unflatten(direction, spec)
+            along = raised(direction) if self.is_raised else direction
+            try:
+                with self.raising():
+                    here = here or decided(field, at)
+                    return Column(v, mu, differenced(field, at, along, here))
+            except (RuntimeError, ValueError, TypeError, AssertionError):  # beside the point it may not be defined
+                return Column(v, mu, None)
 
-    def pushed(self, engine: Push, at_once: int | None, own: bool = False) -> tuple[list[Tensor], Params]:
-        """J v + M mu of an engine, and its gradient.
+        zeros = [torch.zeros_like(x) for x in tree_leaves((self.params, self.hyper))]
+        drawn = torch.Generator().manual_seed(num)
+        normal = [_normal(x, drawn) * max(1, x.numel()) ** -0.5 for x in zeros]
 
-        Two columns are taken, the second a multiple of the first, that must not be mixed.
+        def along_lambda(which: range) -> Column:
+            # of the size of one, so that a tiny penalty shows; of its own where the loss is not defined so far away
+            for size in (lambda x: x.abs().clamp_min(1.0), lambda x: torch.where(x == 0, 1.0, x.abs())):
+                found = column([normal[i] * size(at[i]).to(x) if i in which else x for i, x in enumerate(zeros)])
+                if found.difference is not None:
+                    break
+            return found
+
+        in_w = column([*self.v.values(), *zeros[num:]])
+        if len(zeros) == num:
+            return [in_w]
+        together = along_lambda(range(num, len(zeros)))
+        groups = min(MOST_GROUPS, len(zeros) - num)
+        if groups == 1 or (together.difference is not None and together.difference.size == 0):
+            return [in_w, together]
+        return [in_w, *(along_lambda(range(num + i, len(zeros), groups)) for i in range(groups))]
+
+    def pushed(self, engine: Push, at_once: int | None, own: bool = False) -> tuple[list[list[Tensor]], Params]:
+        """J v and each M mu of an engine, and its gradient.
 
         Args:
             engine: the candidate.
             at_once: columns that the run treats at once, at most.
             own: in the precision of the run.
         """
-        pair = torch.tensor([1.0, -0.5], dtype=torch.float64)
-        rows = tree_map(lambda x: pair.to(x).view(2, *(1,) * x.ndim) * x, (self.v, self.mu))
+        rows = tree_map(lambda *x: torch.stack(x), *((column.v, column.mu) for column in self.columns))
         own = own or not self.is_raised
         given = (self.params, self.hyper, *rows) if own else raised((self.params, self.hyper, *rows))
         with nullcontext() if own else raising() if engine is ENGINES["folded"] else self.raising():
             w, h, w_dot, h_dot = given
             out = engine(self.loss, w, h, w_dot, h_dot, at_once if at_once == 1 else 2)
-        first, second = ([x[i].double() for x in out.grad_tangents.values()] for i in (0, 1))
-        mixed = norm([x + 2 * y for x, y in zip(first, second, strict=True)])
-        wrong = mixed > (GROSS if own and not self.is_exact else RIGHT) * norm(first)
-        return [x + float("nan") for x in first] if wrong else first, out.grads
+        num = len(self.columns)
+        return [[x[i].double() for x in out.grad_tangents.values()] for i in range(num)], out.grads
 
-    def pulled(self, pull: Pull, own: bool = False) -> tuple[float, list[Tensor]]:
-        """(J^T u).v + (M^T u).mu of a pullback, and (J^T u, M^T u)."""
+    def pulled(self, pull: Pull, own: bool = False) -> tuple[list[float], list[Tensor]]:
+        """(J^T u).v and each (M^T u).mu of a pullback, and (J^T u, M^T u)."""
         own = own or not self.is_raised
         w, h = (self.params, self.hyper) if own else raised((self.params, self.hyper))
         with nullcontext() if own else self.raising():
             _, g, pullback = pull(self.loss, w, h)
             adjoints = [x.double() for x in tree_leaves(pullback({name: x.to(g[name]) for name, x in self.u.items()}))]
-        along = tree_leaves((self.v, self.mu))
-        return float(sum((x * d.double()).sum() for x, d in zip(adjoints, along, strict=True))), adjoints
+        alongs = []
+        for column in self.columns:
+            along = tree_leaves((column.v, column.mu))
+            alongs.append(float(sum((x * d.double()).sum() for x, d in zip(adjoints, along, strict=True))))
+        return alongs, adjoints
 
     @cached_property
     def u(self) -> Params:
-        """The adjoint, of independent normal numbers, such that every parameter weighs alike in u.D."""
+        """The adjoint, of independent normal numbers, such that every parameter weighs alike in u.(J v)."""
         drawn = torch.Generator().manual_seed(len(self.params))
         normal = {name: _normal(w, drawn).double() for name, w in self.params.items()}
         return {name: k * x for k, (name, x) in zip(self._weights, normal.items(), strict=True)}
 
     @cached_property
     def _weights(self) -> list[float]:
-        """1 / |D| of each parameter, as far as D is known to be more than rounding."""
-        if self.difference is None:
+        """1 / |J v| of each parameter, as far as it is known to be more than rounding."""
+        known = self.columns[0].difference
+        if known is None:
             return [1.0] * len(self.params)
-        least = max(1e-8 * self.difference.size, 1e-300)
-        return [1 / max(norm([d]), SLACK * e, least) for d, e in self._pairs()]
+        least = max(1e-8 * known.size, 1e-300)
+        return [1 / max(norm([d]), SLACK * e, least) for d, e in _pairs(known)]
 
-    def _pairs(self) -> list[tuple[Tensor, float]]:
-        assert self.difference is not None
-        return list(zip(self.difference.value, self.difference.errors, strict=True))
-
-    def error_of_push(self, product: Sequence[Tensor]) -> float:
-        """Relative error beyond what the differences leave open; 0 where there is none."""
-        assert self.difference is not None
-        least = 1e-8 * self.difference.size
-        figures = [
-            _relative(norm([x - d]), max(norm([x]), norm([d]), least), SLACK * error + ROUNDING * norm([g]))
-            for x, (d, error), g in zip(product, self._pairs(), self.gradient.values(), strict=True)
-        ]
+    def error_of_push(self, products: Sequence[Sequence[Tensor]]) -> float:
+        """The largest relative error beyond what the differences that count leave open; 0 where there is none."""
+        figures = [0.0]
+        for column, product in zip(self.columns, products, strict=True):
+            if column.difference is None:
+                continue
+            least = 1e-8 * column.difference.size
+            figures += [
+                _relative(norm([x - d]), max(norm([x]), norm([d]), least), SLACK * error + ROUNDING * norm([g]))
+                for x, (d, error), g in zip(product, _pairs(column.difference), self.gradient.values(), strict=True)
+            ]
         return max(figures)
 
-    def error_of_pull(self, along: float) -> float:
+    def error_of_pull(self, alongs: Sequence[float]) -> float:
         """The same of a pullback."""
-        assert self.difference is not None
-        wanted = float(sum((self.u[name] * d).sum() for name, d in zip(self.u, self.difference.value, strict=True)))
-        parts = list(zip(self._weights, self._pairs(), self.gradient.values(), strict=True))
-        size = sum(k * norm([d]) for k, (d, _), _ in parts)
-        open_ = sum(k * (SLACK * error + ROUNDING * norm([g])) for k, (_, error), g in parts)
-        return _relative(abs(along - wanted), max(size, abs(along)), open_)
+        figures = [0.0]
+        for column, along in zip(self.columns, alongs, strict=True):
+            if column.difference is None:
+                continue
+            wanted = sum(float((u * d).sum()) for u, d in zip(self.u.values(), column.difference.value, strict=True))
+            parts = list(zip(self._weights, _pairs(column.difference), self.gradient.values(), strict=True))
+            size = sum(k * norm([d]) for k, (d, _), _ in parts)
+            open_ = sum(k * (SLACK * error + ROUNDING * norm([g])) for k, (_, error), g in parts)
+            figures.append(_relative(abs(along - wanted), max(size, abs(along)), open_))
+        return max(figures)
 
     def strayed(self, grads: Params) -> float:
         """How far an engine's gradient is from that of training, of its size."""
         plain = list(self.gradient.values())
         away = norm([x - y for x, y in zip(grads.values(), plain, strict=True)])
         return away / norm(plain) if norm(plain) > 0 else 0.0
+
+
+def _pairs(difference: Difference) -> list[tuple[Tensor, float]]:
+    return list(zip(difference.value, difference.errors, strict=True))
 
 
 def _relative(away: float, size: float, open_: float) -> float:

@@ -49,7 +49,7 @@ class Examination:
         self.reasons: dict[str, str] = {}
         self.errors: dict[str, float] = {}
         self.not_judged: set[str] = set()
-        self._products: dict[str, list[Tensor] | None] = {}
+        self._products: dict[str, list[list[Tensor]] | None] = {}
 
     @cached_property
     def truth(self) -> Truth:
@@ -100,7 +100,7 @@ class Examination:
     def _too_large(self, name: str) -> str | None:
         """Two columns, never more at once than in the run, tell what all of them would take."""
         setting, engine = self._setting, ENGINES[name]
-        rows = tree_map(lambda x: torch.stack([x] * NUM_COLUMNS), (self.truth.v, self.truth.mu))
+        rows = tree_map(lambda x: torch.stack([x] * NUM_COLUMNS), (self.truth.v, setting.hyper))
         device = next(iter(setting.params.values())).device
         room = available_bytes(device)
         taken = taken_by(lambda: setting.taken_by(engine, *rows), device)
@@ -110,7 +110,7 @@ class Examination:
         return None
 
     def _wrong(self, name: str) -> str | None:
-        product, grads = self.truth.pushed(ENGINES[name], self._setting.at_once)
+        products, grads = self.truth.pushed(ENGINES[name], self._setting.at_once)
         if self._has_diverged():
             self.not_judged.add(name)
             return None
@@ -119,17 +119,17 @@ class Examination:
                 f"its gradient differs from that of plain training by {strayed:.2g} of its size: it draws other "
                 "random numbers (dropout inside of attention, for one)"
             )
-        if self.truth.difference is None:
-            return self._alone(name, product)
-        error = self.truth.error_of_push(product)
-        self.errors[name] = error
+        error = self.truth.error_of_push(products)
         if not error <= self.truth.near:
             return f"off by {error:.2g} of central differences of the training gradient"
+        if not self.truth.judges:
+            return self._alone(name, products)
+        self.errors[name] = error
         if self._is_gross(name) and not all(map(self._is_gross, CONSTRUCTIONS)):
             return "right in float64, and not in the precision of the run"
         return None
 
-    def _alone(self, name: str, product: list[Tensor]) -> str | None:
+    def _alone(self, name: str, products: list[list[Tensor]]) -> str | None:
         """Compares with engines of other constructions, where differences cannot judge."""
         for other, same in CONSTRUCTIONS.items():
             if name in same or name == other:
@@ -137,12 +137,12 @@ class Examination:
             if other not in self._products:
                 self._products[other] = self._product(other)
             known = self._products[other]
-            if known is not None and agree(product, known, self.truth.near):
+            if known is not None and agree(products, known, self.truth.near):
                 self.not_judged.add(name)
                 return None
         return "no engine of another construction gives the same, and differences cannot judge (kinks, rounding)"
 
-    def _product(self, name: str) -> list[Tensor] | None:
+    def _product(self, name: str) -> list[list[Tensor]] | None:
         try:
             return self.truth.pushed(ENGINES[name], 1)[0]
         except Exception as error:

@@ -12,6 +12,7 @@ from hyperopt_cli.modes.checks.differences import differenced
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.truth import RIGHT, Truth
 from hyperopt_cli.modes.engines import ENGINES
+from hyperopt_cli.modes.engines.base import by_double_backward
 
 F64 = torch.float64
 X = torch.linspace(-2, 2, 7, dtype=F64)
@@ -114,18 +115,46 @@ def test_an_engine_is_right_to_the_last_digits_below_float64_too(engine: str, au
 
     params = {"w": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}
     truth = Truth.at(loss, params, {}, seed=1)
-    assert truth.difference is not None
-    product, _ = truth.pushed(ENGINES[engine], 2)
-    assert truth.error_of_push(product) == 0.0
+    assert truth.judges
+    products, _ = truth.pushed(ENGINES[engine], 2)
+    assert truth.error_of_push(products) == 0.0
 
 
 @pytest.mark.parametrize("off", [1e-4, 1e-5])
 def test_a_product_that_is_off_by_a_ten_thousandth_is_seen_in_float32(off: float) -> None:
     truth = Truth.at(low_loss, {"w": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}, {}, seed=1)
-    product, _ = truth.pushed(ENGINES["reverse_over_reverse_loop"], 2)
-    assert truth.error_of_push([(1 + off) * x for x in product]) > RIGHT
+    products, _ = truth.pushed(ENGINES["reverse_over_reverse_loop"], 2)
+    assert truth.error_of_push([[(1 + off) * x for x in product] for product in products]) > RIGHT
 
 
 def test_raised_leaves_integers_alone() -> None:
     tree = raised({"a": torch.ones(2), "i": torch.arange(2)})
     assert (tree["a"].dtype, tree["i"].dtype) == (F64, torch.int64)
+
+
+def half_detached(p: Any, h: Any) -> Tensor:
+    out: Tensor = (p["w"] ** 2).sum() / 2 + (h["wd"] + h["wd"].detach()) / 4 * (p["w"] ** 2).sum()
+    return out
+
+
+def by_item(p: Any, h: Any) -> Tensor:
+    out: Tensor = (p["w"] ** 2).sum() / 2 + (h["wd"] + h["wd"].item()) / 4 * (p["w"] ** 2).sum()
+    return out
+
+
+def beside_a_large_one(p: Any, h: Any) -> Tensor:
+    out: Tensor = half_detached(p, h) + h["big"] * (p["w"] ** 3).sum()
+    return out
+
+
+@pytest.mark.parametrize("wd", [1e-2, 1e-7, 1e-9])
+@pytest.mark.parametrize("loss", [half_detached, by_item, beside_a_large_one])
+def test_a_derivative_in_a_tiny_hyperparameter_does_not_hide(loss: Any, wd: float) -> None:
+    hyper = {name: torch.tensor(x, dtype=F64) for name, x in {"wd": wd, "big": 100.0}.items()}
+    start = {"w": torch.linspace(-1, 1, 6, dtype=F64)}
+    truth = Truth.at(loss, start, hyper, 0)
+    assert truth.judges
+    alongs, _ = truth.pulled(by_double_backward)
+    assert truth.error_of_pull(alongs) > 0.1
+    products, _ = truth.pushed(ENGINES["reverse_over_reverse_loop"], 2)
+    assert truth.error_of_push(products) > 0.1

@@ -134,3 +134,73 @@ def test_a_sum_that_begins_with_a_tensor_of_zero(mode: str) -> None:
 
     want = truth(START, loss, outer, batch, 5)
     assert error(hypergradient(Problem(START, loss, outer, batch, SGD(), 5), HYPER, MODES[mode]).grad, want) < 1e-6
+
+
+def under_no_grad(f: Tensor) -> Any:
+    with torch.no_grad():
+        return f.norm()
+
+
+def by_set_grad_enabled(f: Tensor) -> Any:
+    torch.set_grad_enabled(False)
+    out = f.norm()
+    torch.set_grad_enabled(True)
+    return out
+
+
+def by_requires_grad(f: Tensor) -> Any:
+    with torch.no_grad():
+        g = f * 1
+    return g.requires_grad_(False).norm()
+
+
+LATE = {
+    "no_grad": under_no_grad,
+    "detach": lambda f: f.detach().norm(),
+    "detach_": lambda f: (f * 1).detach_().norm(),
+    "data": lambda f: f.data.norm(),
+    "set_grad_enabled": by_set_grad_enabled,
+    "requires_grad_": by_requires_grad,
+    "item": lambda f: f.norm().item(),
+    "float": lambda f: float(f.norm()),
+    "tolist": lambda f: sum(f.flatten().tolist()),
+    "numpy": lambda f: float(f.detach().numpy().sum()),
+}
+LEAVES_TORCH = ("item", "float", "tolist", "numpy")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("since", [14, 17])
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+def test_what_leaves_the_graph_late_and_without_a_trace(name: str, since: int, mode: str) -> None:
+    """Autograd's graph is the same at all steps, and the steps that are drawn by seed are others."""
+
+    def loss(p: Any, h: Any, at: tuple[int, slice]) -> Tensor:
+        t, rows = at
+        scale = LATE[name](p["f"]) if t >= since else torch.tensor(2.0, dtype=F64)
+        return fit(hidden(p, rows), p, rows) + torch.as_tensor(scale, dtype=F64) * (p["f"] ** 2).sum() * 0.1
+
+    batches = lambda t: (t, batch(t))  # noqa: E731
+    problem = Problem(START, loss, outer, batches, SGD(), 20)
+    if name in LEAVES_TORCH:
+        with pytest.raises(Exception, match=r"leaves torch|silently wrong|off by|cannot be taken"):
+            hypergradient(problem, HYPER, MODES[mode])
+    else:
+        want = truth(START, loss, outer, batches, 20)
+        assert error(hypergradient(problem, HYPER, MODES[mode]).grad, want) < 1e-6
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_hook_that_begins_late(mode: str) -> None:
+    def loss(p: Any, h: Any, at: tuple[int, slice]) -> Tensor:
+        t, rows = at
+        z = hidden(p, rows)
+        if t >= 17:
+            z.register_hook(lambda g: g * (1 + g.detach().abs()))
+        return fit(z, p, rows)
+
+    batches = lambda t: (t, batch(t))  # noqa: E731
+    want = truth(START, loss, outer, batches, 20)
+    got = hypergradient(Problem(START, loss, outer, batches, SGD(), 20), HYPER, MODES[mode])
+    assert error(got.grad, want) < 1e-6
