@@ -30,7 +30,7 @@ from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
 from hyperopt_cli.modes.checks.judge import NOT_JUDGED
 from hyperopt_cli.modes.checks.kinds import Kind
 from hyperopt_cli.modes.checks.outer import OuterJudge
-from hyperopt_cli.modes.checks.replayed import check_step, terms
+from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
 from hyperopt_cli.modes.checks.rule import check_rule
 from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.columns import Carried, Columns, divided
@@ -111,7 +111,7 @@ class Forward(Compiling):
             self._not_judged.clear()
             self._rules.clear()
             self._outer.forget()
-        self._outer.examines = account.examines
+        self._outer.begin(account.examines, self._watch.affords)
         dynamics = Dynamics.of(problem, hyper).watched_by(self._watch)
         if account.examines:
             dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "jvp", self._rules))
@@ -255,10 +255,12 @@ class Forward(Compiling):
 
     def _examined_at(self, dynamics: Dynamics, setting: Setting, verdict: Verdict, new: set[Kind]) -> Verdict:
         check_step(dynamics.watched_by(None), setting.params, setting.hyper, setting.t)
-        rest = set(new)
+        rest, due = set(new), due_term(setting.loss, self._watch.looks)
         for i, term in enumerate(terms(setting.loss)):
+            if i > due and not rest:
+                break
             examination = Examination(setting._replace(loss=term))
-            if i and not examination.kinds & rest:
+            if i != due and not (rest and examination.kinds & rest):
                 continue
             if self.engine != "auto":
                 check_given(self.engine, examination)
@@ -269,8 +271,6 @@ class Forward(Compiling):
                     raise _TakenWronglyError(verdict)
             self._confirm(verdict.engine, examination)
             rest -= examination.kinds
-            if not rest:
-                break
         self._right.setdefault(verdict.engine, set()).update(rest)  # of many kinds, those that are not examined
         return verdict
 

@@ -50,7 +50,9 @@ def outer_objective(
     value: Tensor | None = None
     totals = [torch.zeros_like(leaf) for leaf in leaves]
     with products_in(None):
-        for i, (arguments, weight) in enumerate(problem.outer_chunks()):
+        chunks = problem.outer_chunks()
+        drawn = None if judge is None else judge.drawn(len(chunks))
+        for i, (arguments, weight) in enumerate(chunks):
             if i and problem.ranks.size == 1:  # of several, each may have another number of chunks
                 between()
 
@@ -61,7 +63,7 @@ def outer_objective(
                 leaving.mark(value)
                 return weight * value
 
-            part, grads = by_autograd(term, leaves) if judge is None else judge.gradient(term, leaves)
+            part, grads = by_autograd(term, leaves) if judge is None else judge.gradient(term, leaves, i == drawn)
             totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
             value = part if value is None else value + part
     if problem.ranks.divides("batch"):  # whose chunks these are a part of, or none

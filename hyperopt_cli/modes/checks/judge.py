@@ -24,7 +24,7 @@ from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import norm
 from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
 from hyperopt_cli.modes.checks.outer import OuterJudge
-from hyperopt_cli.modes.checks.replayed import check_step, terms
+from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
 from hyperopt_cli.modes.checks.rule import check_rule
 from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, Truth
 from hyperopt_cli.modes.checks.watch import Watch
@@ -119,7 +119,7 @@ class Judge:
             self._rulings.clear()
             self._rules.clear()
             self.outer.forget()
-        self.outer.examines = examines
+        self.outer.begin(examines, self.watch.affords)
         if examines:
             dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "vjp", self._rules))
         return dynamics.watched_by(self.watch)
@@ -164,13 +164,16 @@ class Judge:
         params = dynamics.layout.unpack(dynamics.point(state, hyper, t))
         unwatched = dynamics.watched_by(None)
         check_step(unwatched, params, hyper, t)
-        rest = set(new)
-        for i, term in enumerate(terms(unwatched.loss_at(t))):
-            if i and not rest:
+        rest, loss = set(new), unwatched.loss_at(t)
+        due = due_term(loss, self.watch.looks)
+        for i, term in enumerate(terms(loss)):
+            if i > due and not rest:
                 break
+            if i < due and not rest:
+                continue
             value = value_at(term, params, hyper)
             kinds = kinds_at(value, term, params, hyper)
-            if i == 0 or kinds & rest:
+            if i == due or kinds & rest:
                 self._rule(kinds, self._examined(term, params, hyper, t, value))
             rest -= kinds
 

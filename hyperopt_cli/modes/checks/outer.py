@@ -9,7 +9,7 @@ Through a rounding E is constant nearly everywhere, and its derivative of no use
 is that of the same operators with the derivative of nothing for what rounds (a straight-through estimator), it is a
 surrogate that was wished for: it is taken, and said to be one.
 
-One chunk of each kind is examined, once.
+One chunk of each kind is examined, and in every later run one that is drawn by seed, if that can be afforded.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,8 +50,24 @@ class OuterJudge:
     """
 
     def __init__(self) -> None:
-        self.examines = True
+        self.examines, self._again, self._runs = True, False, 0
         self._rulings: dict[Kind, OuterRuling] = {}
+
+    def begin(self, examines: bool, again: bool) -> None:
+        """A run begins.
+
+        Args:
+            examines: whether anything is examined.
+            again: whether a chunk of a kind that is known may be.
+        """
+        self.examines, self._again = examines, again and bool(self._rulings)
+        self._runs += 1
+
+    def drawn(self, num: int) -> int | None:
+        """Which of the chunks of this run is examined whatever its kind, if any."""
+        if not self._again or not num:
+            return None
+        return int(torch.randint(num, (), generator=torch.Generator().manual_seed(self._runs)))
 
     def forget(self) -> None:
         """Another problem: nothing is known of it."""
@@ -62,12 +78,15 @@ class OuterJudge:
         """What has to be said of the hypergradient."""
         return sorted({ruling.said for ruling in self._rulings.values() if ruling.said is not None})
 
-    def gradient(self, objective: Objective, leaves: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def gradient(
+        self, objective: Objective, leaves: Sequence[Tensor], again: bool = False
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """E and its derivatives in `leaves`.
 
         Args:
             objective: E as a function of tensors like the leaves.
             leaves: w and lambda, that require gradients.
+            again: it is examined though its kind is known.
 
         Raises:
             UsageError: no candidate is right.
@@ -79,7 +98,8 @@ class OuterJudge:
         if not self.examines or not bool(value.isfinite()):  # the run itself says what is not finite
             return value.detach(), torch.autograd.grad(value, leaves, materialize_grads=True)
         kind = kind_of(value)
-        if kind not in self._rulings:
+        known = self._rulings.get(kind)
+        if known is None or (again and known.candidate != PROGRAM):
             self._rulings[kind] = _ruled(objective, [x.detach() for x in leaves], kind)
         if self._rulings[kind].candidate == PROGRAM:
             return value.detach(), by_program(objective, leaves)[1]

@@ -27,6 +27,11 @@ def terms(loss: Loss) -> Iterator[Loss]:
     yield from (part for part, _ in loss.parts()) if isinstance(loss, LossInParts) else (loss,)
 
 
+def due_term(loss: Loss, looks: int) -> int:
+    """Which of its terms is looked at whatever its kind: another one each time."""
+    return looks % max(1, sum(1 for _ in terms(loss))) if isinstance(loss, LossInParts) else 0
+
+
 def slack(x: Tensor) -> Tensor | float:
     """What two evaluations may be apart: on a GPU sums may be taken in another order from one time to the next."""
     if not x.numel():

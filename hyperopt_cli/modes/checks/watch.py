@@ -21,12 +21,13 @@ class Watch:
     Attributes:
         met: kinds since the last look.
         examines: whether anything is examined in this run.
+        looks: examinations of this problem so far.
     """
 
     def __init__(self) -> None:
         self.met: set[Kind] = set()
         self._drawn: set[int] = set()
-        self._runs, self.examines = 0, True
+        self._runs, self.looks, self.examines = 0, 0, True
         self._began_s, self._spent_s, self._last_s = time.perf_counter(), 0.0, 0.0
         self._code: object = None
 
@@ -52,6 +53,7 @@ class Watch:
         self.examines = examines
         self.met.clear()
         if is_new:
+            self.looks = 0
             self._began_s, self._spent_s, self._last_s = time.perf_counter(), 0.0, 0.0
         drawn = torch.Generator().manual_seed(self._runs)
         order = torch.randperm(max(0, problem.steps - 1), generator=drawn)
@@ -68,6 +70,7 @@ class Watch:
     def clocked(self) -> Iterator[None]:
         """An examination, whose time is counted."""
         began_s = time.perf_counter()
+        self.looks += 1
         try:
             yield
         finally:

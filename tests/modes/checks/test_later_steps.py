@@ -204,3 +204,30 @@ def test_a_hook_that_begins_late(mode: str) -> None:
     want = truth(START, loss, outer, batches, 20)
     got = hypergradient(Problem(START, loss, outer, batches, SGD(), 20), HYPER, MODES[mode])
     assert error(got.grad, want) < 1e-6
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cut_in_one_of_four_chunks_that_show_the_same_graph(mode: str) -> None:
+    def of_chunk(p: Any, h: Any, chunk: Any) -> Tensor:
+        rows, cut = chunk
+        norm, constant = p["f"].detach().norm(), torch.tensor(2.0, dtype=F64)
+        return fit(hidden(p, rows), p, rows) + (norm if cut else constant) * (p["f"] ** 2).sum() * 0.1
+
+    chunks = lambda t: Chunked([((slice(t + i, t + i + 3), i == 2), 0.25) for i in range(4)])  # noqa: E731
+    plainly = lambda p, h, t: sum(0.25 * of_chunk(p, h, chunk) for chunk, _ in chunks(t).chunks)  # noqa: E731
+    want = truth(START, plainly, outer, lambda t: t, 12)
+    got = hypergradient(Problem(START, of_chunk, outer, chunks, SGD(), 12), HYPER, MODES[mode])
+    assert error(got.grad, want) < 1e-6
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_validation_loss_that_is_cut_in_a_later_run_alone(mode: str) -> None:
+    def end(p: Any, h: Any) -> Tensor:
+        norm, constant = p["f"].detach().norm(), torch.tensor(2.0, dtype=F64)
+        return outer(p, h) + (norm if h["momentum"] > 0.55 else constant) * (p["f"] ** 2).sum() * 0.1
+
+    loss = lambda p, h, rows: fit(hidden(p, rows), p, rows)  # noqa: E731
+    for momentum in (0.5, 0.6):
+        hyper = {**HYPER, "momentum": torch.tensor(momentum, dtype=F64)}
+        got = hypergradient(Problem(START, loss, end, batch, SGD(), 6), hyper, MODES[mode])
+        assert error(got.grad, truth(START, loss, end, batch, 6, hyper)) < 1e-6
