@@ -31,7 +31,7 @@ from hyperopt_cli.modes.checks.judge import NOT_JUDGED
 from hyperopt_cli.modes.checks.kinds import Kind
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
-from hyperopt_cli.modes.checks.rule import check_rule
+from hyperopt_cli.modes.checks.rule import Rules, check_rule, not_judged
 from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.columns import Carried, Columns, divided
 from hyperopt_cli.modes.compiling import WholeStep
@@ -87,7 +87,7 @@ class Forward(Compiling):
     _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
     _watch: Watch = field(default_factory=Watch, init=False, compare=False, repr=False)
     _outer: OuterJudge = field(default_factory=OuterJudge, init=False, compare=False, repr=False)
-    _rules: dict[str, frozenset[str]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _rules: dict[str, Rules] = field(default_factory=dict, init=False, compare=False, repr=False)
     _not_judged: set[Kind] = field(default_factory=set, init=False, compare=False, repr=False)
     _right: dict[str, set[Kind]] = field(default_factory=dict, init=False, compare=False, repr=False)
     _wrong: dict[str, set[Kind]] = field(default_factory=dict, init=False, compare=False, repr=False)
@@ -114,7 +114,7 @@ class Forward(Compiling):
         self._outer.begin(account.examines, self._watch.affords)
         dynamics = Dynamics.of(problem, hyper).watched_by(self._watch)
         if account.examines:
-            dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "jvp", self._rules))
+            dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "jvp", self._rules).as_operators)
         lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
         if (begun := account.begun_with("engine")) is not None and begun in ENGINES:
@@ -169,7 +169,9 @@ class Forward(Compiling):
         result = account.close(objective.value, grad, params)
         why = {"engine_why": verdict.why} if self.engine == "auto" else {}
         told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
-        told |= told_of_checks([*self._outer.said, *([NOT_JUDGED] if self._not_judged else [])])
+        told |= told_of_checks(
+            [*self._outer.said, *not_judged(self._rules), *([NOT_JUDGED] if self._not_judged else [])]
+        )
         return result._replace(stats={**result.stats, **told})
 
     def smaller(self, problem: Problem, hyper: Hyper) -> "Forward | None":

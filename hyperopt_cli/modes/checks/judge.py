@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import norm
-from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions, reads_numbers
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
-from hyperopt_cli.modes.checks.rule import check_rule
+from hyperopt_cli.modes.checks.rule import Rules, check_rule, not_judged
 from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, Truth
 from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.dynamics import Dynamics, State
@@ -41,7 +41,7 @@ from hyperopt_cli.modes.engines.base import (
 from hyperopt_cli.modes.engines.forward_faults import double_backward_fault
 from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.modes.program.derivative import pulled_back
-from hyperopt_cli.modes.program.record import recorded
+from hyperopt_cli.modes.program.record import Program, recorded
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
 
@@ -54,6 +54,9 @@ NOT_JUDGED = (
     "not judged: differences cannot tell whether the training gradient is differentiated rightly (kinks, rounding); "
     "two ways of different construction agree"
 )
+
+
+LEAVES_TORCH = "a number that depends on w or lambda leaves torch, and differences cannot judge (kinks, rounding)"
 
 
 class Ruling(NamedTuple):
@@ -70,8 +73,8 @@ class Ruling(NamedTuple):
     reasons: Mapping[str, str]
 
 
-def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
-    """The same by the list of operators that the gradient comes to; g has the bits of training."""
+def gradient_as_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Program, list[Tensor], Tensor, Params]:
+    """(w, lambda) -> g as a list of operators, where it was written down, and L and g with the bits of training."""
     entries, spec = tree_flatten(hyper)
     inputs = [x.detach().requires_grad_() for x in (*params.values(), *entries)]
     names = list(params)
@@ -84,13 +87,31 @@ def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Pa
 
     program, (value, *g) = recorded(field, inputs)
     program.outputs.pop(0)
-    pull = pulled_back(program, inputs)
+    return program, inputs, value.detach(), {name: x.detach() for name, x in zip(names, g, strict=True)}
+
+
+def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
+    """L, g and the pullback by the list of operators that the gradient comes to."""
+    program, inputs, value, g = gradient_as_program(loss, params, hyper)
+    pull, spec = pulled_back(program, inputs), tree_flatten(hyper)[1]
 
     def pullback(u: Params) -> tuple[Params, StepHyper]:
-        adjoints = pull([u[name] for name in names])
-        return dict(zip(names, adjoints, strict=False)), tree_unflatten(adjoints[len(names) :], spec)
+        adjoints = pull([u[name] for name in g])
+        return dict(zip(g, adjoints, strict=False)), tree_unflatten(adjoints[len(g) :], spec)
 
-    return value.detach(), {name: x.detach() for name, x in zip(names, g, strict=True)}, pullback
+    return value, g, pullback
+
+
+def leaves_torch(truth: Truth, kind: Kind) -> bool:
+    """Whether a number that depends on w or lambda is handed to Python in the step: no way to differentiate sees it."""
+    if reads_numbers(kind):
+        return True
+    try:
+        return gradient_as_program(truth.loss, truth.params, truth.hyper)[0].leaves_torch
+    except (UsageError, RuntimeError) as error:
+        if is_lacking(error):
+            raise
+        return False
 
 
 CANDIDATES = {DOUBLE_BACKWARD: by_double_backward, PROGRAM: by_program}
@@ -102,7 +123,7 @@ class Judge:
     def __init__(self) -> None:
         self.watch, self.outer = Watch(), OuterJudge()
         self._rulings: dict[Kind, Ruling] = {}
-        self._rules: dict[str, frozenset[str]] = {}
+        self._rules: dict[str, Rules] = {}
 
     def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool) -> Dynamics:
         """A run begins: the same dynamics, watched, with right derivatives of what is cheap.
@@ -121,13 +142,13 @@ class Judge:
             self.outer.forget()
         self.outer.begin(examines, self.watch.affords)
         if examines:
-            dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "vjp", self._rules))
+            dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "vjp", self._rules).as_operators)
         return dynamics.watched_by(self.watch)
 
     @property
     def said(self) -> list[str]:
         """What has to be said of the hypergradient."""
-        said = self.outer.said
+        said = [*self.outer.said, *not_judged(self._rules)]
         if self.takes_programs:
             said.append(BY_PROGRAM)
         if not all(ruling.judged for ruling in self._rulings.values()):
@@ -246,11 +267,15 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
             return Ruling(name, True, reasons)
     if not truth.judges and len(products) == len(CANDIDATES):
         one, other = products.values()
-        if agree([one], [other], truth.near):
+        if leaves_torch(truth, kind):
+            reasons |= dict.fromkeys(CANDIDATES, LEAVES_TORCH)
+        elif agree([one], [other], truth.near):
             return Ruling(DOUBLE_BACKWARD, False, reasons)
-        if (right := _third(truth, alongs)) is not None:
+        elif (right := _third(truth, alongs)) is not None:
             return Ruling(right, False, reasons)
-        reasons |= dict.fromkeys(CANDIDATES, "differs from the other, and differences cannot judge (kinks, rounding)")
+        else:
+            differs = "differs from the other, and differences cannot judge (kinks, rounding)"
+            reasons |= dict.fromkeys(CANDIDATES, differs)
     elif not truth.judges:
         reasons |= dict.fromkeys(products, "alone, and differences cannot judge it (kinks, rounding)")
     raise UsageError(refusal(f"the derivative of the training gradient at step {t}", reasons, kind))

@@ -31,6 +31,9 @@ LEAVING = {
 }
 
 
+READING = frozenset({"numpy", "tolist", "__array__"})  # without an operator
+
+
 class Leaving(TorchFunctionMode):
     """Counts what leaves autograd's graph inside, by name."""
 
@@ -81,6 +84,11 @@ def own_functions(kind: Kind) -> str:
     nodes = {node for (node, _), _ in kind if isinstance(node, type) and issubclass(node, BackwardCFunction)}
     names = {node.__name__.removesuffix("Backward") for node in nodes}
     return f" (there are autograd Functions that are not torch's: {', '.join(sorted(names))})" if names else ""
+
+
+def reads_numbers(kind: Kind) -> bool:
+    """Whether numbers were handed to Python in a way that no operator shows."""
+    return any(name in READING for (name, _), _ in kind)
 
 
 def code_of(function: Any, depth: int = 3) -> Any:

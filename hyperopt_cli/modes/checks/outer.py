@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import differenced, norm, reach
-from hyperopt_cli.modes.checks.kinds import Kind, kind_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, kind_of, own_functions, reads_numbers
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.truth import LOW, PROGRAM, RIGHT, SLACK
 from hyperopt_cli.modes.memory import is_lacking
@@ -165,7 +165,7 @@ def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, near: flo
         program, other = by_program(objective, at)
     except UsageError as error:
         return _without_program(difference is None, first_line(error), kind)
-    if difference is None and is_near(plain, other) and not program.reads:
+    if difference is None and is_near(plain, other) and not (program.leaves_torch or reads_numbers(kind)):
         return OuterRuling(AUTOGRAD, "not judged: differences of the validation loss do not count (kinks, rounding)")
     for clipped in (False, True):
         function = straight_through(program, clipped)

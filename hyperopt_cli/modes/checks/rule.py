@@ -2,17 +2,17 @@
 
 Each is a function of a few tensors, differentiated by torch: forward mode takes its Jacobian-vector product, a sweep
 its vector-Jacobian product. A `no_grad`, a `.detach()`, a `.item()` inside gives a derivative of something else, and
-nothing says so; central differences do. Where they confirm that of the list of operators instead, this one is taken.
-What ships with this package is held by its tests, and not examined.
+nothing says so; central differences do. Where they confirm that of the list of operators instead, this one is taken;
+where they do not count, both have to be the same. What ships with this package is held by its tests, and not examined.
 
 Examined at up to `MOST_STEPS` steps of the horizon, from the state after the first step, whose slots are not zero. The
 direction moves a number in proportion to its size, so that a second moment stays where it is defined.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,23 +21,42 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.checks.differences import differenced, norm
+from hyperopt_cli.modes.checks.kinds import READING, Leaving
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import RIGHT, SLACK
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.base import gradient
 from hyperopt_cli.modes.memory import is_lacking
-from hyperopt_cli.modes.program import as_operators
+from hyperopt_cli.modes.program.derivative import listed
+from hyperopt_cli.modes.program.record import Program
 from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.problem import Hyper
 
 MOST_STEPS = 100
+FLOOR = 1e-11  # of what is moved
+CURE = (
+    "A detach(), item(), float() or no_grad in it makes a constant of what lambda or the state moves; write it with "
+    "torch's differentiable operators"
+)
 Way = Literal["jvp", "vjp"]
 Function = Callable[..., Any]  # of a tuple of trees of tensors, to a tree
 
 
-def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, frozenset[str]]) -> frozenset[str]:
+class Rules(NamedTuple):
+    """What was found for problems of one size.
+
+    Attributes:
+        as_operators: those of init, schedule, update, point and result that are differentiated as lists of operators.
+        not_judged: those of which differences do not count, and two ways agree.
+    """
+
+    as_operators: frozenset[str]
+    not_judged: frozenset[str]
+
+
+def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, Rules]) -> Rules:
     """Compares the derivative that a mode takes of each user's function with central differences, once for each size.
 
     Args:
@@ -46,28 +65,32 @@ def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, froz
         way: jvp for forward mode, vjp for a sweep.
         known: what was found for problems of each size; this one's is added.
 
-    Returns:
-        Those of init, schedule, update, point and result that are to be differentiated as lists of operators.
-
     Raises:
         UsageError: one is wrong by both ways, with its name and step.
     """
     size = repr(size_of(dynamics, hyper))
     if size not in known:
         exact = dynamics.like.dtype == torch.float64
-        listed = set()
+        as_lists, alone = set(), set()
         for part, what, function, at in _functions(dynamics.watched_by(None), hyper):
             # forward mode takes a schedule of few numbers by a pass backward for each (`directions.py`)
             ways: tuple[Way, ...] = ("jvp", "vjp") if part == "schedule" else (way,)
             with nullcontext() if exact else Raised():
-                if part not in listed and all(_misfit(function, at, each) is None for each in ways):
-                    continue
-                for each in ways:
-                    if (misfit := _misfit(as_operators(function, raised(at)), at, each, function)) is not None:
-                        raise _refusal(what, *misfit)
-            listed.add(part)
-        known[size] = frozenset(listed)
+                examined = _Examined(function, raised(at))
+                if examined.difference is None:
+                    examined.check_agreement(what, ways)
+                    alone.add(part)
+                elif part in as_lists or not all(examined.is_right(examined.by_torch(each)) for each in ways):
+                    examined.check_list(what, ways)
+                    as_lists.add(part)
+        known[size] = Rules(frozenset(as_lists), frozenset(alone))
     return known[size]
+
+
+def not_judged(known: Mapping[str, Rules]) -> list[str]:
+    """What has to be said of them."""
+    names = sorted({part for rules in known.values() for part in rules.not_judged})
+    return [f"not judged: {', '.join(names)}, for differences do not count (kinks, rounding)"] if names else []
 
 
 def _functions(dynamics: Dynamics, hyper: Hyper) -> Iterator[tuple[str, str, Function, tuple[Any, ...]]]:
@@ -110,39 +133,82 @@ def _is_of_a_user(function: Any) -> bool:
     return not str(getattr(function, "__module__", "")).startswith("hyperopt_cli.")
 
 
-def _misfit(
-    function: Function, trees: tuple[Any, ...], way: Way, values: Function | None = None
-) -> tuple[float, float] | None:
-    """What the derivative is along a direction, and what differences of `values` say; None where that is the same."""
-    leaves, spec = tree_flatten(raised(trees))
-    drawn = torch.Generator().manual_seed(len(leaves))
-    direction = [_direction(x, drawn) for x in leaves]
+class _Examined:
+    """A function, a direction, and an adjoint along which its derivative is one number.
 
-    def flat(of: Function) -> Callable[..., tuple[Tensor, ...]]:
-        return lambda *tensors: tuple(tree_leaves(of(*tree_unflatten(list(tensors), spec))))
+    Attributes:
+        difference: its derivative along the direction; None where differences do not count.
+    """
 
-    difference = differenced(flat(values or function), leaves, direction)
-    if difference is None:
-        return None
-    u = [torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in difference.value]
-    wanted = _inner(u, difference.value)
-    try:
-        found = (_pushed if way == "jvp" else _pulled)(flat(function), leaves, direction, u)
-    except (RuntimeError, NotImplementedError) as error:  # numpy under a forward derivative
-        if is_lacking(error):
-            raise
-        found = float("nan")
-    away, size = abs(found - wanted), max(difference.size, abs(found))
-    floor = 1e-11 * norm(leaves)
-    return None if away <= RIGHT * size + SLACK * difference.error * norm(u) + floor else (found, wanted)
+    def __init__(self, function: Function, trees: tuple[Any, ...]) -> None:
+        self._function, self._trees = function, trees
+        self._leaves, self._spec = tree_flatten(trees)
+        drawn = torch.Generator().manual_seed(len(self._leaves))
+        self._direction = [_direction(x, drawn) for x in self._leaves]
+        self.difference = differenced(self._flat(function), self._leaves, self._direction)
+        like = self._flat(function)(*self._leaves)
+        self._u = [torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in like]
 
+    def _flat(self, function: Function) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda *tensors: tuple(tree_leaves(function(*tree_unflatten(list(tensors), self._spec))))
 
-def _refusal(what: str, found: float, wanted: float) -> UsageError:
-    return UsageError(
-        f"{what}: its derivative is not that of its value: {found:.6g} along a direction, by central differences "
-        f"{wanted:.6g}. A detach(), item(), float() or no_grad in it makes a constant of what lambda or the state "
-        "moves; write it with torch's differentiable operators"
-    )
+    @property
+    def wanted(self) -> float:
+        """By differences."""
+        assert self.difference is not None
+        return _inner(self._u, self.difference.value)
+
+    @cached_property
+    def listed(self) -> tuple[Function, Program]:
+        """The function as a list of operators."""
+        return listed(self._function, self._trees)
+
+    def by_torch(self, way: Way) -> float:
+        """The derivative as torch takes it."""
+        return self._along(self._function, way)
+
+    def by_list(self, way: Way) -> float:
+        """That of the list."""
+        return self._along(self.listed[0], way)
+
+    def _along(self, function: Function, way: Way) -> float:
+        take = _pushed if way == "jvp" else _pulled
+        try:
+            return take(self._flat(function), self._leaves, self._direction, self._u)
+        except (RuntimeError, NotImplementedError) as error:  # numpy under a forward derivative
+            if is_lacking(error):
+                raise
+            return float("nan")
+
+    def is_right(self, found: float) -> bool:
+        """Whether differences confirm it."""
+        assert self.difference is not None
+        size = max(self.difference.size, abs(found))
+        open_ = SLACK * self.difference.error * norm(self._u) + FLOOR * norm(self._leaves)
+        return abs(found - self.wanted) <= RIGHT * size + open_
+
+    def check_list(self, what: str, ways: Sequence[Way]) -> None:
+        """Raises `UsageError` where the derivative of the list is wrong too."""
+        for way in ways:
+            if not self.is_right(found := self.by_list(way)):
+                raise UsageError(
+                    f"{what}: its derivative is not that of its value: {found:.6g} along a direction, by central "
+                    f"differences {self.wanted:.6g}. {CURE}"
+                )
+
+    def check_agreement(self, what: str, ways: Sequence[Way]) -> None:
+        """Raises `UsageError` where two ways differ, or share a number that left torch."""
+        with Leaving() as leaving:
+            self._function(*self._trees)
+        if self.listed[1].leaves_torch or not READING.isdisjoint(leaving.counts):
+            raise UsageError(f"{what}: a number leaves torch in it, and differences cannot judge it (kinks). {CURE}")
+        for way in ways:
+            one, other = self.by_torch(way), self.by_list(way)
+            if not abs(one - other) <= RIGHT * abs(other) + FLOOR * norm(self._leaves):
+                raise UsageError(
+                    f"{what}: two ways to take its derivative give {one:.6g} and {other:.6g} along a direction, and "
+                    f"differences cannot judge it (kinks). {CURE}"
+                )
 
 
 def _pushed(function: Function, at: list[Tensor], direction: list[Tensor], u: list[Tensor]) -> float:

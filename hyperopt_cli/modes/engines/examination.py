@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import NoMemoryError, UsageError, first_line
-from hyperopt_cli.modes.checks.judge import agree, kinds_at, value_at
+from hyperopt_cli.modes.checks.judge import LEAVES_TORCH, agree, kinds_at, leaves_torch, value_at
 from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import GROSS, Truth
@@ -131,6 +131,8 @@ class Examination:
 
     def _alone(self, name: str, products: list[list[Tensor]]) -> str | None:
         """Compares with engines of other constructions, where differences cannot judge."""
+        if self._leaves_torch:
+            return LEAVES_TORCH
         for other, same in CONSTRUCTIONS.items():
             if name in same or name == other:
                 continue
@@ -141,6 +143,10 @@ class Examination:
                 self.not_judged.add(name)
                 return None
         return "no engine of another construction gives the same, and differences cannot judge (kinks, rounding)"
+
+    @cached_property
+    def _leaves_torch(self) -> bool:
+        return leaves_torch(self.truth, self.kind)
 
     def _product(self, name: str) -> list[list[Tensor]] | None:
         try:

@@ -181,3 +181,45 @@ def test_a_number_in_a_schedule_is_refused_with_the_step(first: int, mode: str) 
     schedule = lambda h, t: {**h, "lr": h["lr"] * (1 if t < first else 1 + float(h["lr"]))}  # noqa: E731
     with pytest.raises(UsageError, match=f"schedule at step {first}: its derivative is not that of its value"):
         hypergradient(scheduled(schedule), HYPER, mode)
+
+
+def at_a_kink(x: Tensor, x0: Tensor) -> Tensor:
+    """Zero, with a decision on its way that comes out otherwise on either side of x0."""
+    return torch.relu(x - x0) * 0
+
+
+FIRST = START**3 + START.cos()  # the gradient at the start, and the slot after a step
+READ: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda x: x.norm().item(),
+    "float": lambda x: float(x.norm()),
+    "numpy": lambda x: torch.from_numpy(x.detach().numpy()),
+    "tolist": lambda x: torch.tensor(x.tolist(), dtype=F64),
+    "an element": lambda x: x[0].item(),
+}
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("where", ["update", "init", "schedule"])
+def test_what_differences_cannot_judge_is_refused_where_a_number_leaves_torch(where: str, name: str, mode: str) -> None:
+    read = lambda x, x0: at_a_kink(x, x0) + READ[name](x)  # noqa: E731
+    if where == "update":
+        rule = rule_of(lambda w, m, g, a, t: (kept(m, g, a), w - a.lr * (kept(m, g, a) + 0.1 * read(m, FIRST))))
+        problem = Problem({"w": START}, loss, lambda p, h: (p["w"] ** 2).sum(), lambda t: None, rule, STEPS)
+    elif where == "init":
+        start = lambda h: START * h["lr"]  # noqa: E731
+        problem = scheduled(None, lambda h: {"w": START + 0 * h["momentum"] + read(start(h), start(HYPER))})
+    else:
+        problem = scheduled(lambda h, t: {**h, "lr": h["lr"] + read(h["lr"].expand(4), HYPER["lr"]).sum() / 50})
+    with pytest.raises(UsageError, match=r"a number leaves torch in it"):
+        hypergradient(problem, HYPER, mode)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_what_differences_cannot_judge_goes_on_where_two_ways_agree_and_is_said(mode: str) -> None:
+    rule = rule_of(lambda w, m, g, a, t: (kept(m, g, a), w - a.lr * (kept(m, g, a) + at_a_kink(m, FIRST))))
+    problem = Problem({"w": START}, loss, lambda p, h: (p["w"] ** 2).sum(), lambda t: None, rule, STEPS)
+    got, want = hypergradient(problem, HYPER, mode), differences(rule)
+    assert "not judged: update" in got.stats["checks"]
+    for key, x in want.items():
+        assert float(got.grad[key]) == pytest.approx(x, rel=1e-6), key
