@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hyperopt_cli.modes.program.aliases import functional, is_view, written_arguments
+from hyperopt_cli.modes.program.rules import DRAWING
 
 aten = torch.ops.aten
 # What no more than renames its argument below autograd; `aten.detach` would cut a derivative of the list.
@@ -146,7 +147,7 @@ def _without_writes(program: Program, inputs: Sequence[Tensor]) -> Program:
     def replayed(*tensors: Tensor) -> list[Tensor]:
         held = dict(zip(program.constants, tensors[len(given) :], strict=True))
         again = Program(program.num_inputs, program.calls, held, program.outputs)
-        return again.replay(tensors[: len(given)])
+        return again.replay(tensors[: len(given)], _of_its_draws)
 
     with torch.no_grad(), _Recorder([*given, *constants]) as recorder:
         results = torch.func.functionalize(replayed, remove="mutations")(*given, *constants)
@@ -181,6 +182,13 @@ def _rebound(program: Program) -> Program | None:
             return None
         calls.append(each._replace(func=plain))
     return Program(program.num_inputs, calls, program.constants, program.outputs, program.leaves_torch)
+
+
+def _of_its_draws(call: Call, args: Any, kwargs: Any) -> Any:
+    """A result that depends on its arguments beside what was drawn goes on depending on them."""
+    if call.drawn is not None and call.func in DRAWING:
+        return DRAWING[call.func](call.drawn, *args, **kwargs)
+    return _as_it_stands(call, args, kwargs)
 
 
 def _as_it_stands(call: Call, args: Any, kwargs: Any) -> Any:
@@ -232,6 +240,12 @@ class _Recorder(TorchDispatchMode):
         """The operator, written down."""
         kwargs = kwargs or {}
         refs, named = tree_map(lambda x: self.reference(x) if isinstance(x, Tensor) else x, (args, kwargs))
+        if func is aten.rrelu_with_noise.default:  # which writes its slopes beside its result
+            out = func(*args, **kwargs)
+            slopes = out.detach().clone(), args[1].detach().clone()
+            numbers = self._number(out), self._number(args[1])
+            self.program.calls.append(Call(aten.rrelu_with_noise_functional.default, refs, named, numbers, slopes))
+            return out
         for i in written_arguments(func):
             if i < len(args) and isinstance(args[i], Tensor):
                 self._keep(args[i])
@@ -241,7 +255,7 @@ class _Recorder(TorchDispatchMode):
                 self.reads.add(refs[0].index)
             return out
         results = tuple(self._result(x) if isinstance(x, Tensor) else None for x in tree_leaves(out))
-        drawn = None
+        drawn: Any = None
         if torch.Tag.nondeterministic_seeded in func.tags:
             drawn = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, out)
         self.program.calls.append(Call(func, refs, named, results, drawn))

@@ -3,7 +3,7 @@
 | operator | what is wrong with torch's derivative |
 |---|---|
 | embedding, its backward | the row of `padding_idx` is taken for one without effect; it is read |
-| embedding_bag, its backward | has no second one |
+| embedding_bag, its backwards | have no second one |
 | index_put, scatter, index_copy | of values for one place the last is there; torch's adjoint goes to all |
 | weight_norm's interface | has none |
 | linalg.lu_solve | the adjoint of the factors is wrong for `left=True, adjoint=False` |
@@ -11,7 +11,7 @@
 | as_strided, its scatter | the adjoint of a chain of them is wrong |
 | slogdet, det, solve | the LU factors that their derivatives take are constants to autograd |
 | cholesky_inverse, cholesky_solve | the forward derivative is wrong (pytorch#196682, #196694) |
-| dropout | takes its mask for what it draws |
+| dropout, rrelu | take their masks, their slopes for what they draw |
 
 Each rule takes what the operator drew (None for most), then its arguments, and is a composition of operators whose
 derivatives are right.
@@ -38,8 +38,13 @@ def _embedding_dense_backward(
     flat = indices.reshape(-1)
     rows = grad.reshape(flat.numel(), -1).masked_fill((flat == padding_idx)[:, None], 0)
     if scale_grad_by_freq:
-        rows = rows / torch.bincount(flat, minlength=num_weights)[flat][:, None]
+        rows = rows / _counts(flat, num_weights, rows)[flat][:, None]
     return rows.new_zeros(num_weights, rows.shape[1]).index_add(0, flat, rows)
+
+
+def _counts(indices: Tensor, num: int, like: Tensor) -> Tensor:
+    """How often each index occurs; bincount would wait for a GPU."""
+    return like.new_zeros(num).index_add(0, indices, like.new_ones(indices.numel()))
 
 
 def _embedding_bag(
@@ -55,10 +60,12 @@ def _embedding_bag(
     padding_idx: int = -1,
 ) -> tuple[Tensor, ...]:
     """Sums (mode 0), means (1) or maxima (2) of rows of the table, bag by bag."""
-    rest = (scale_grad_by_freq, mode, False, weights, include_last_offset, padding_idx)
+    plain = None if weights is None else weights.detach()
+    rest = (scale_grad_by_freq, mode, False, plain, include_last_offset, padding_idx)
     found = aten._embedding_bag.default(weight.detach(), indices, offsets, *rest)
     if mode == 2:
-        return (weight.gather(0, found[3].to(torch.int64)), *found[1:])
+        largest = weight.gather(0, found[3].to(torch.int64))
+        return (largest.masked_fill(found[2][:, None] == 0, 0), *found[1:])  # an empty bag
     starts = offsets[:-1] if include_last_offset else offsets
     bag, share = _shares(indices, starts, mode, weights, padding_idx, weight)
     rows = weight.index_select(0, indices) * share[:, None]
@@ -82,12 +89,28 @@ def _embedding_bag_backward(
 ) -> Tensor:
     table = grad.new_zeros(num_weights, grad.shape[1])
     if mode == 2:
-        return table.scatter_add(0, maximum_indices.to(torch.int64), grad)
+        given = grad.masked_fill(bag_size[:, None] == 0, 0)
+        return table.scatter_add(0, maximum_indices.to(torch.int64), given)
     bag, share = _shares(indices, offsets[: grad.shape[0]], mode, weights, padding_idx, grad)
     rows = grad.index_select(0, bag) * share[:, None]
     if scale_grad_by_freq:
-        rows = rows / torch.bincount(indices, minlength=num_weights)[indices][:, None]
+        rows = rows / _counts(indices, num_weights, rows)[indices][:, None]
     return table.index_add(0, indices, rows)
+
+
+def _embedding_bag_weights_backward(
+    drawn: Any,
+    grad: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    offset2bag: Tensor,
+    mode: int,
+    padding_idx: int = -1,
+) -> Tensor:
+    """The inner product of each row with the adjoint of its bag."""
+    bag, share = _shares(indices, offsets[: grad.shape[0]], 0, None, padding_idx, grad)
+    return (grad.index_select(0, bag) * weight.index_select(0, indices)).sum(1) * share
 
 
 def _shares(
@@ -134,6 +157,8 @@ def _scatter(drawn: Any, x: Tensor, dim: int, index: Tensor, src: Tensor) -> Ten
 
 
 def _index_copy(drawn: Any, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    if x.ndim == 0:
+        return source.reshape(()) if index.numel() else x.clone()
     shape = [1] * x.ndim
     shape[dim] = -1
     return _scatter(None, x, dim, index.view(shape).expand(source.shape), source)
@@ -204,7 +229,8 @@ def _solve_ex(
     b = right.unsqueeze(-1) if is_vector else right
     factors, pivots = _lu_factors(matrix, "_linalg_solve_ex")
     info = torch.zeros(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
-    x = torch.linalg.solve(matrix, b) if left else torch.linalg.solve(matrix.mT, b.mT).mT
+    solve = torch.linalg.solve_ex  # solve would wait for a GPU
+    x = solve(matrix, b)[0] if left else solve(matrix.mT, b.mT)[0].mT
     return x.squeeze(-1) if is_vector else x, factors, pivots, info
 
 
@@ -285,7 +311,18 @@ def _eye_like(matrix: Tensor) -> Tensor:
 
 def _native_dropout(drawn: Any, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     mask = drawn[1]
+    if train is False:
+        return x.clone(), mask
     return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
+
+
+def _rrelu(
+    drawn: Any, x: Tensor, noise: Tensor, lower: Any, upper: Any, train: bool = False, generator: Any = None
+) -> tuple[Tensor, Tensor]:
+    """With the slopes that were drawn, 1 where x is positive."""
+    if not train:
+        return torch.nn.functional.leaky_relu(x, (float(lower) + float(upper)) / 2), noise
+    return x * drawn[1], drawn[1]
 
 
 RULES: dict[Any, Callable[..., Any]] = {
@@ -293,6 +330,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.embedding_dense_backward.default: _embedding_dense_backward,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_backward.default: _embedding_bag_backward,
+    aten._embedding_bag_per_sample_weights_backward.default: _embedding_bag_weights_backward,
     aten.index_put.default: _index_put,
     aten._unsafe_index_put.default: _index_put,
     aten.scatter.src: _scatter,
@@ -310,7 +348,11 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.cholesky_inverse.default: _cholesky_inverse,
     aten.cholesky_solve.default: _cholesky_solve,
     aten.native_dropout.default: _native_dropout,
+    aten.rrelu_with_noise_functional.default: _rrelu,
 }
+
+# What they give is a function of what they draw and of their arguments; of the rest it is what was drawn.
+DRAWING = {func: RULES[func] for func in (aten.native_dropout.default, aten.rrelu_with_noise_functional.default)}
 
 # Autograd does not follow some of their results, which only their own backward takes; that one's derivative does.
 FOLLOWED = frozenset(

@@ -195,6 +195,38 @@ def bagged(mode: str) -> Any:
     return loss
 
 
+def bags_of_weights(mode: str) -> Any:
+    """Bags of one to three examples and an empty one, with weights that follow a parameter where they are summed."""
+
+    def loss(p: Any, h: Any, rows: slice) -> Tensor:
+        weights = torch.tanh(p["table"][INDEX.flatten(), 0]) if mode == "sum" else None
+        starts = torch.tensor([0, 1, 1, 4, *range(5, 35, 5)])
+        z = F.embedding_bag(INDEX.flatten(), p["table"], starts, mode=mode, per_sample_weights=weights)
+        return fit(torch.tanh(z), p, slice(0, 10)) + (p["table"].detach() * p["table"] ** 2).sum() / 20
+
+    return loss
+
+
+def dropped_into_a_buffer(p: Any, h: Any, rows: slice) -> Tensor:
+    """As a GPU drops."""
+    torch.manual_seed(rows.start)
+    z = torch.zeros(10, 6, dtype=F64)
+    z[:, :3] = torch.native_dropout(hidden(p, rows)[:, :3], 0.3, True)[0]
+    z[:, 3:] = torch.native_dropout(hidden(p, rows)[:, 3:], 0.3, False)[0]
+    return fit(z, p, rows) + (z.detach() * z**2).mean()
+
+
+def leaky_at_random(p: Any, h: Any, rows: slice) -> Tensor:
+    torch.manual_seed(rows.start)
+    z = F.rrelu(hidden(p, rows), 0.1, 0.5, training=True)
+    return fit(z, p, rows) + (z.detach() * z**2).mean()
+
+
+def number_copied(p: Any, h: Any, rows: slice) -> Tensor:
+    scale = torch.tensor(1.0, dtype=F64).index_copy(0, torch.tensor([0]), p["f"].norm().detach() * p["f"].norm())
+    return fit(hidden(p, rows), p, rows) * (1 + scale)
+
+
 def weight_norm(p: Any, h: Any, rows: slice) -> Tensor:
     z = F.normalize(hidden(p, rows), dim=1)
     return F.cross_entropy(z @ torch._weight_norm(p["c"].T, p["g"], 0).T, Y[rows])
@@ -263,6 +295,12 @@ RIGHT: dict[str, Any] = {
     "a bag of embeddings, summed": bagged("sum"),
     "a bag of embeddings, averaged": bagged("mean"),
     "a bag of embeddings, its maximum": bagged("max"),
+    "a bag of weighted embeddings, summed": bags_of_weights("sum"),
+    "a bag of embeddings beside an empty one, averaged": bags_of_weights("mean"),
+    "a bag of embeddings beside an empty one, its maximum": bags_of_weights("max"),
+    "dropout into a buffer": dropped_into_a_buffer,
+    "a leaky rectifier with random slopes": leaky_at_random,
+    "a number that is copied": number_copied,
     "a straight-through estimator": rounded,
     "a straight-through estimator by detach": quantised,
     "a checkpoint around a detach": checkpointed,
