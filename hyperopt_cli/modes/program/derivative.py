@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
@@ -51,12 +52,14 @@ def pulled_back(
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
         outputs = (function or differentiable(program))(*leaves)
+    edges = [get_gradient_edge(y) if y.requires_grad else None for y in outputs]  # the values themselves are not kept
+    del outputs
 
     def pull(adjoints: Sequence[Tensor]) -> list[Tensor]:
-        pairs = [(y, a) for y, a in zip(outputs, adjoints, strict=True) if y.requires_grad]
+        pairs = [(edge, a) for edge, a in zip(edges, adjoints, strict=True) if edge is not None]
         if not pairs:
             return [torch.zeros_like(x) for x in leaves]
-        along = [y for y, _ in pairs], leaves, [a for _, a in pairs]
+        along = [edge for edge, _ in pairs], leaves, [a for _, a in pairs]
         return list(torch.autograd.grad(*along, materialize_grads=True))
 
     return pull
