@@ -29,10 +29,10 @@ ENGINES = (
     "dense",
 )
 MODES = {
-    "forward": lambda: Forward(compile=False),
-    "reverse": lambda: Reverse(compile=False),
+    "forward": lambda: Forward(),
+    "reverse": lambda: Reverse(),
     "reverse slots=2": lambda: Reverse(slots=2, compile=False),
-    "reversible": lambda: Reversible(compile=False),
+    "reversible": lambda: Reversible(),
 }
 LIMIT_S = 180
 

@@ -52,9 +52,9 @@ STENCIL = {1: 0.5, -1: -0.5}  # second order
 STEPS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 HYPER = {"lr": torch.tensor(0.02), "momentum": torch.tensor(0.5)}
 MODES = {
-    "forward": lambda: Forward(compile=False),
-    "reverse": lambda: Reverse(compile=False),
-    "reversible": lambda: Reversible(compile=False),
+    "forward": lambda: Forward(),
+    "reverse": lambda: Reverse(),
+    "reversible": lambda: Reversible(),
 }
 
 
