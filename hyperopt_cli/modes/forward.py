@@ -17,6 +17,7 @@ Cost: T (1 gradient + K tangents). Memory: K + 1 states, whatever T.
 Prefer reverse or reversible for many hyperparameters.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -25,22 +26,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError, first_line
+from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError
 from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
-from hyperopt_cli.modes.checks.judge import NOT_JUDGED
-from hyperopt_cli.modes.checks.kinds import Kind
-from hyperopt_cli.modes.checks.outer import OuterJudge
-from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
-from hyperopt_cli.modes.checks.rule import Rules, check_rule, not_judged
-from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.columns import Carried, Columns, divided
 from hyperopt_cli.modes.compiling import WholeStep
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import ENGINES, Engine, check_name, push_columns
-from hyperopt_cli.modes.engines.choice import chosen, replacement
-from hyperopt_cli.modes.engines.examination import Examination, check_given
+from hyperopt_cli.modes.engines.judge import EngineJudge, TakenWronglyError
 from hyperopt_cli.modes.engines.setting import Setting
 from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
 from hyperopt_cli.modes.memory import is_lacking
@@ -52,13 +46,6 @@ from hyperopt_cli.problem import Batch, Hyper, Problem
 from hyperopt_cli.ranks.group import Ranks
 
 TANGENT = "the tangent of the training loss"
-
-
-class _TakenWronglyError(Exception):
-    """An engine is wrong at a step of a kind that it took before: the run begins again with another."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        self.verdict = verdict
 
 
 @dataclass(frozen=True)
@@ -85,36 +72,21 @@ class Forward(Compiling):
     compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
     _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _watch: Watch = field(default_factory=Watch, init=False, compare=False, repr=False)
-    _outer: OuterJudge = field(default_factory=OuterJudge, init=False, compare=False, repr=False)
-    _rules: dict[str, Rules] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _not_judged: set[Kind] = field(default_factory=set, init=False, compare=False, repr=False)
-    _right: dict[str, set[Kind]] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _wrong: dict[str, set[Kind]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _judge: EngineJudge = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_name(self.engine)
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size: got {self.chunk_size}; a chunk has at least 1 column")
         self._check_compile()
+        object.__setattr__(self, "_judge", EngineJudge(self.engine))
 
     def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 2."""
         self.check_ranks(sum(value.numel() for value in hyper.values()), problem.ranks)
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
-        is_new = self._watch.begin(problem, account.examines)
-        if is_new or self._watch.affords:
-            self._right.clear()
-            self._wrong.clear()
-        if is_new:
-            self._not_judged.clear()
-            self._rules.clear()
-            self._outer.forget()
-        self._outer.begin(account.examines, self._watch.affords)
-        dynamics = Dynamics.of(problem, hyper).watched_by(self._watch)
-        if account.examines:
-            dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "jvp", self._rules).as_operators)
+        dynamics = self._judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
         lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
         if (begun := account.begun_with("engine")) is not None and begun in ENGINES:
@@ -124,7 +96,7 @@ class Forward(Compiling):
             verdict = replace(verdict, engine=problem.ranks.agreed(verdict.engine))
         try:
             return self._differentiated(dynamics, hyper, lambda_at, verdict, account)
-        except _TakenWronglyError as found:
+        except TakenWronglyError as found:
             self._known[found.verdict.made_for] = found.verdict
             account.forget()
         except (UsageError, VerificationError) as error:
@@ -141,25 +113,26 @@ class Forward(Compiling):
         carried = Carried.begun(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
         account.growth.tangents(0, [block.z.params for block in carried.blocks])
         first, state, carried = _begun(account, dynamics, carried)
-        self._watch.met.clear()
+        self._judge.watch.met.clear()
         for t in range(first, problem.steps):
             before, engine = (state, carried), verdict.engine
+            setting_of = partial(_setting, dynamics, lambda_at, t, state)
             try:
                 state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
-                verdict = self._examined(dynamics, before[0], lambda_at, t, verdict)
+                verdict = self._judge.look(dynamics, t, setting_of, verdict)
             except (NonFiniteError, UsageError, RuntimeError) as error:
-                verdict = self._without(dynamics, before[0], lambda_at, t, verdict, step.is_compiled, error)
+                verdict = self._without(setting_of, verdict, step.is_compiled, error)
             if verdict.engine != engine:
                 step = self._step(dynamics, verdict.engine, compiled=False)
                 account.take_back(t, sum(len(block.active) for block in carried.blocks))
                 state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
-            del before
+            del before, setting_of
             account.growth.tangents(t + 1, [block.z.params for block in carried.blocks])
             account.step_done("forward", t + 1, problem.steps)
             account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account, verdict.engine))
         params = dynamics.layout.unpack(dynamics.result(state))
         left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account, verdict.engine)
-        objective = outer_objective(problem, params, hyper, partial(account.offer, left), self._outer)
+        objective = outer_objective(problem, params, hyper, partial(account.offer, left), self._judge.outer)
         if problem.ranks.size > 1:
             account.check()
             account.meet()
@@ -169,9 +142,7 @@ class Forward(Compiling):
         result = account.close(objective.value, grad, params)
         why = {"engine_why": verdict.why} if self.engine == "auto" else {}
         told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
-        told |= told_of_checks(
-            [*self._outer.said, *not_judged(self._rules), *([NOT_JUDGED] if self._not_judged else [])]
-        )
+        told |= told_of_checks(self._judge.said)
         return result._replace(stats={**result.stats, **told})
 
     def smaller(self, problem: Problem, hyper: Hyper) -> "Forward | None":
@@ -204,10 +175,7 @@ class Forward(Compiling):
         block = self._blocks(dynamics.problem, hyper)[0]
         directions = tree_map(lambda x: x[block], directions)
         setting = Setting.of(dynamics, 0, dynamics.start, plain, directions, None)
-        verdict = self._trusted(dynamics, hyper, setting)
-        if verdict is None:
-            with self._watch.clocked():
-                verdict = self._found_right(dynamics, hyper, setting)
+        verdict = self._judge.at_start(self._known, dynamics, hyper, setting)
         drawn = torch.Generator().manual_seed(0)  # at Z = 0 no product with H would be compared
 
         def rows(x: Tensor) -> Tensor:
@@ -217,115 +185,29 @@ class Forward(Compiling):
         step = self._step(dynamics, verdict.engine, compiled=False)
         return self._settled(verdict, step, 0, dynamics.start, z, setting.hyper, setting.hyper_dot)
 
-    def _trusted(self, dynamics: Dynamics, hyper: Hyper, setting: Setting) -> Verdict | None:
-        """The verdict of earlier runs of this problem, where they were right and no more can be afforded."""
-        known = self._known.get(Circumstances.of(dynamics, hyper, setting.num_columns))
-        return known if known is not None and self._right.get(known.engine) else None
-
-    def _found_right(self, dynamics: Dynamics, hyper: Hyper, setting: Setting) -> Verdict:
-        """A verdict whose engine is right at step 0."""
-        examination = Examination(setting)
-        if self.engine == "auto":
-            verdict = chosen(self._known, dynamics, hyper, setting, examination)
-        else:
-            check_given(self.engine, examination)
-            made_for = Circumstances.of(dynamics, hyper, setting.num_columns)
-            known = self._known.get(made_for)
-            given = Verdict(self.engine, "set by hand", made_for)
-            verdict = known if known is not None and known.engine == self.engine else given
-        self._confirm(verdict.engine, examination)
-        return verdict
-
-    def _examined(self, dynamics: Dynamics, state: State, lambda_at: LambdaAt, t: int, verdict: Verdict) -> Verdict:
-        """After a step: the verdict with an engine that is right there too, where it is to be examined.
-
-        Raises:
-            UsageError: none is right, or the one that was set by hand is not.
-            NonDeterministicError: taken twice, the step gives two results.
-        """
-        right = self._right.setdefault(verdict.engine, set())
-        new = self._watch.taken(t, right)
-        if new is None:
-            return verdict
-        if new & self._wrong.get(verdict.engine, set()):  # met again: what took its place then does so now
-            for name, kinds in self._right.items():
-                if new <= kinds:
-                    return replace(verdict, engine=name)
-        setting = Setting.of(dynamics, t, state, *lambda_at(t), None)
-        with self._watch.clocked():
-            return self._examined_at(dynamics, setting, verdict, new)
-
-    def _examined_at(self, dynamics: Dynamics, setting: Setting, verdict: Verdict, new: set[Kind]) -> Verdict:
-        check_step(dynamics.watched_by(None), setting.params, setting.hyper, setting.t)
-        rest, due = set(new), due_term(setting.loss, self._watch.looks)
-        for i, term in enumerate(terms(setting.loss)):
-            if i > due and not rest:
-                break
-            examination = Examination(setting._replace(loss=term))
-            if i != due and not (rest and examination.kinds & rest):
-                continue
-            if self.engine != "auto":
-                check_given(self.engine, examination)
-            elif not examination.passes(verdict.engine):
-                met_before = examination.kinds & self._right[verdict.engine]
-                verdict = self._replaced(verdict, examination)
-                if met_before:
-                    raise _TakenWronglyError(verdict)
-            self._confirm(verdict.engine, examination)
-            rest -= examination.kinds
-        self._right.setdefault(verdict.engine, set()).update(rest)  # of many kinds, those that are not examined
-        return verdict
-
-    def _confirm(self, engine: str, examination: Examination) -> None:
-        """The engine is right at steps of this kind."""
-        self._right.setdefault(engine, set()).update(examination.kinds)
-        if engine in examination.not_judged:
-            self._not_judged.update(examination.kinds)
-
-    def _replaced(self, verdict: Verdict, examination: Examination) -> Verdict:
-        engine = replacement(examination)
-        self._wrong.setdefault(verdict.engine, set()).update(examination.kinds)
-        why = f"{verdict.why}; from step {examination.t} on {engine}, for {verdict.engine} is not right there"
-        return replace(verdict, engine=engine, why=f"{why} ({examination.reasons[verdict.engine]})")
-
     def _without(
-        self,
-        dynamics: Dynamics,
-        state: State,
-        lambda_at: LambdaAt,
-        t: int,
-        verdict: Verdict,
-        compiled: bool,
-        error: Exception,
+        self, setting_of: Callable[[], Setting], verdict: Verdict, compiled: bool, error: Exception
     ) -> Verdict:
         """Another engine at a step where this one fails, or has a tangent that is not finite though the loss is.
 
         Raises:
             Exception: `error`, where no engine can take the step, or it is not of the engine.
-            UsageError: the engine was set by hand, and another has a finite tangent.
         """
-        of_tangent = isinstance(error, NonFiniteError) and error.what == TANGENT and error.step == t
+        of_tangent = isinstance(error, NonFiniteError) and error.what == TANGENT
         failed = not isinstance(error, NonFiniteError | NonDeterministicError) and not is_lacking(error)
         if not of_tangent and (not failed or compiled or self.engine != "auto"):
             raise error
-        examination = Examination(Setting.of(dynamics, t, state, *lambda_at(t), None))
-        said = f"its tangent is not finite at step {t}, and the loss is" if of_tangent else first_line(error)
-        examination.reasons[verdict.engine] = said
-        try:
-            examination.truth  # noqa: B018
-            verdict = self._replaced(verdict, examination)
-        except UsageError as none_left:
-            raise error if of_tangent else none_left from error
-        except RuntimeError:  # plain training fails there too
-            raise error from None
-        if self.engine != "auto":
-            check_given(self.engine, examination)
-        self._watch.taken(t, set())
-        self._confirm(verdict.engine, examination)
-        return verdict
+        setting = setting_of()
+        if isinstance(error, NonFiniteError) and error.step != setting.t:
+            raise error
+        return self._judge.instead(setting, verdict, error, of_tangent)
 
     def _step(self, dynamics: Dynamics, engine: str, compiled: bool) -> StepAt:
         return self._step_at(dynamics, engine, partial(tangent_step, engine=ENGINES[engine]), compiled)
+
+
+def _setting(dynamics: Dynamics, lambda_at: LambdaAt, t: int, state: State) -> Setting:
+    return Setting.of(dynamics, t, state, *lambda_at(t), None)
 
 
 def _advanced(
