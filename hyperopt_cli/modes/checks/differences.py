@@ -79,12 +79,12 @@ def differenced(
             last = None
             continue
         value, size = found
-        if not any(bool(x.any()) for x in value):  # it does not depend on what is moved
-            return Difference(value, 0.0, 0.0, (0.0,) * len(value))
+        floor = ROUNDING * torch.finfo(torch.float64).eps * size / h
+        if exact and not any(bool(x.any()) for x in value):  # it does not depend on what is moved
+            return Difference(value, floor, 0.0, (floor,) * len(value))
         if last is not None:
             apart = norm([x - y for x, y in zip(value, last[0], strict=True)])
             of_value = norm(last[0])
-            floor = ROUNDING * torch.finfo(torch.float64).eps * size / h
             if exact and max(apart, of_value) <= floor:
                 return Difference(last[0], floor, of_value, (floor,) * len(value))
             if apart <= COUNTS * of_value:

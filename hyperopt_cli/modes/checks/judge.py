@@ -188,9 +188,7 @@ class Judge:
         rest, loss = set(new), unwatched.loss_at(t)
         due = due_term(loss, self.watch.looks)
         for i, term in enumerate(terms(loss)):
-            if i > due and not rest:
-                break
-            if i < due and not rest:
+            if i != due and not rest:
                 continue
             value = value_at(term, params, hyper)
             kinds = kinds_at(value, term, params, hyper)
@@ -265,19 +263,15 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
             reasons[name] = "right in float64, and not in the precision of the run"
         else:
             return Ruling(name, True, reasons)
-    if not truth.judges and len(products) == len(CANDIDATES):
-        one, other = products.values()
+    if products and not truth.judges:
         if leaves_torch(truth, kind):
-            reasons |= dict.fromkeys(CANDIDATES, LEAVES_TORCH)
-        elif agree([one], [other], truth.near):
+            reasons |= dict.fromkeys(products, LEAVES_TORCH)
+        elif len(products) == len(CANDIDATES) and agree([products[DOUBLE_BACKWARD]], [products[PROGRAM]], truth.near):
             return Ruling(DOUBLE_BACKWARD, False, reasons)
-        elif (right := _third(truth, alongs)) is not None:
+        elif (right := _third(truth, {name: alongs[name] for name in products})) is not None:
             return Ruling(right, False, reasons)
         else:
-            differs = "differs from the other, and differences cannot judge (kinks, rounding)"
-            reasons |= dict.fromkeys(CANDIDATES, differs)
-    elif not truth.judges:
-        reasons |= dict.fromkeys(products, "alone, and differences cannot judge it (kinks, rounding)")
+            reasons |= dict.fromkeys(products, "the only one to say so, and differences cannot judge (kinks, rounding)")
     raise UsageError(refusal(f"the derivative of the training gradient at step {t}", reasons, kind))
 
 
@@ -322,7 +316,7 @@ def _is_gross(truth: Truth, pull: Callable[..., Any]) -> bool:
     if truth.is_exact:
         return False
     try:
-        return truth.error_of_pull(truth.pulled(pull, own=True)[0]) > GROSS
+        return truth.error_of_pull(truth.pulled(pull, own=True)[0], own=True) > GROSS
     except RuntimeError as error:
         if is_lacking(error):
             raise

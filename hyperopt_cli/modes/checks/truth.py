@@ -30,6 +30,7 @@ PROGRAM = "program"  # the candidate that differentiates the list of operators
 RIGHT = 1e-6  # relative error of a product in float64
 SLACK = 5  # times what two differences are apart
 ROUNDING = 1e-12  # of the gradient
+OWN_ROUNDING = 16  # units in the last place of the run's own format
 # Below float64 an error that is no rounding: torch's own wrong derivatives are off by .09 to .4 and more.
 GROSS = 0.3
 LOW = 1e-3  # what two ways may be apart where nothing can be computed in float64
@@ -204,29 +205,39 @@ class Truth:
         least = max(1e-8 * known.size, 1e-300)
         return [1 / max(norm([d]), SLACK * e, least) for d, e in _pairs(known)]
 
-    def error_of_push(self, products: Sequence[Sequence[Tensor]]) -> float:
+    def _rounding(self, own: bool) -> float:
+        """What numbers may be off for no other reason, of `_sizes`."""
+        return OWN_ROUNDING * max(torch.finfo(x.dtype).eps for x in self.params.values()) if own else ROUNDING
+
+    def _sizes(self, own: bool) -> list[float]:
+        """Of each parameter's gradient; in the precision of the run its derivative is rounded too."""
+        known = self.columns[0].difference
+        of_g = [norm([g]) for g in self.gradient.values()]
+        return [x + norm([d]) for x, d in zip(of_g, known.value, strict=True)] if own and known is not None else of_g
+
+    def error_of_push(self, products: Sequence[Sequence[Tensor]], own: bool = False) -> float:
         """The largest relative error beyond what the differences that count leave open; 0 where there is none."""
-        figures = [0.0]
+        figures, rounding, sizes = [0.0], self._rounding(own), self._sizes(own)
         for column, product in zip(self.columns, products, strict=True):
             if column.difference is None:
                 continue
             least = 1e-8 * column.difference.size
             figures += [
-                _relative(norm([x - d]), max(norm([x]), norm([d]), least), SLACK * error + ROUNDING * norm([g]))
-                for x, (d, error), g in zip(product, _pairs(column.difference), self.gradient.values(), strict=True)
+                _relative(norm([x - d]), max(norm([x]), norm([d]), least), SLACK * error + rounding * size)
+                for x, (d, error), size in zip(product, _pairs(column.difference), sizes, strict=True)
             ]
         return max(figures)
 
-    def error_of_pull(self, alongs: Sequence[float]) -> float:
+    def error_of_pull(self, alongs: Sequence[float], own: bool = False) -> float:
         """The same of a pullback."""
-        figures = [0.0]
+        figures, rounding, sizes = [0.0], self._rounding(own), self._sizes(own)
         for column, along in zip(self.columns, alongs, strict=True):
             if column.difference is None:
                 continue
             wanted = sum(float((u * d).sum()) for u, d in zip(self.u.values(), column.difference.value, strict=True))
-            parts = list(zip(self._weights, _pairs(column.difference), self.gradient.values(), strict=True))
+            parts = list(zip(self._weights, _pairs(column.difference), sizes, strict=True))
             size = sum(k * norm([d]) for k, (d, _), _ in parts)
-            open_ = sum(k * (SLACK * error + ROUNDING * norm([g])) for k, (_, error), g in parts)
+            open_ = sum(k * (SLACK * error + rounding * x) for k, (_, error), x in parts)
             figures.append(_relative(abs(along - wanted), max(size, abs(along)), open_))
         return max(figures)
 

@@ -160,9 +160,8 @@ class Examination:
         if self.truth.is_exact:
             return False
         try:
-            return (
-                self.truth.error_of_push(self.truth.pushed(ENGINES[name], self._setting.at_once, own=True)[0]) > GROSS
-            )
+            products, _ = self.truth.pushed(ENGINES[name], self._setting.at_once, own=True)
+            return self.truth.error_of_push(products, own=True) > GROSS
         except Exception as error:
             reason_of(error)
             return True

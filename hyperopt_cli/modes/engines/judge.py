@@ -138,8 +138,6 @@ class EngineJudge:
         check_step(dynamics.watched_by(None), setting.params, setting.hyper, setting.t)
         rest, due = set(new), due_term(setting.loss, self.watch.looks)
         for i, term in enumerate(terms(setting.loss)):
-            if i > due and not rest:
-                break
             examination = Examination(setting._replace(loss=term))
             if i != due and not (rest and examination.kinds & rest):
                 continue
