@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import norm
-from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions, reads_numbers
+from hyperopt_cli.modes.checks.kinds import Kind, kind_of, may_be_cut, nodes_of, own_functions
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
 from hyperopt_cli.modes.checks.rule import Rules, check_rule, not_judged
@@ -54,9 +54,6 @@ NOT_JUDGED = (
     "not judged: differences cannot tell whether the training gradient is differentiated rightly (kinks, rounding); "
     "two ways of different construction agree"
 )
-
-
-LEAVES_TORCH = "a number that depends on w or lambda leaves torch, and differences cannot judge (kinks, rounding)"
 
 
 class Ruling(NamedTuple):
@@ -100,18 +97,6 @@ def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Pa
         return dict(zip(g, adjoints, strict=False)), tree_unflatten(adjoints[len(g) :], spec)
 
     return value, g, pullback
-
-
-def leaves_torch(truth: Truth, kind: Kind) -> bool:
-    """Whether a number that depends on w or lambda is handed to Python in the step: no way to differentiate sees it."""
-    if reads_numbers(kind):
-        return True
-    try:
-        return gradient_as_program(truth.loss, truth.params, truth.hyper)[0].leaves_torch
-    except (UsageError, RuntimeError) as error:
-        if is_lacking(error):
-            raise
-        return False
 
 
 CANDIDATES = {DOUBLE_BACKWARD: by_double_backward, PROGRAM: by_program}
@@ -242,7 +227,12 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
     alongs: dict[str, list[float]] = {}
     kind = kind_of(value)
     faults = sorted({fault for node in nodes_of(value) if (fault := double_backward_fault(node)) is not None})
-    for name, pull in CANDIDATES.items():
+    truth.check_numbers(t)
+    # cut, it may be right here and wrong at the next step: a factor that is 0, a clipping that is idle
+    is_cut = truth.cuts.is_cut or may_be_cut(kind)
+    first, second = (PROGRAM, DOUBLE_BACKWARD) if is_cut else (DOUBLE_BACKWARD, PROGRAM)
+    for name in (first, second):
+        pull = CANDIDATES[name]
         if name == DOUBLE_BACKWARD and faults:
             reasons[name] = "; ".join(faults)
             continue
@@ -264,14 +254,11 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
         else:
             return Ruling(name, True, reasons)
     if products and not truth.judges:
-        if leaves_torch(truth, kind):
-            reasons |= dict.fromkeys(products, LEAVES_TORCH)
-        elif len(products) == len(CANDIDATES) and agree([products[DOUBLE_BACKWARD]], [products[PROGRAM]], truth.near):
-            return Ruling(DOUBLE_BACKWARD, False, reasons)
-        elif (right := _third(truth, {name: alongs[name] for name in products})) is not None:
+        if len(products) == len(CANDIDATES) and agree([products[first]], [products[second]], truth.near):
+            return Ruling(first, False, reasons)
+        if (right := _third(truth, {name: alongs[name] for name in products})) is not None:
             return Ruling(right, False, reasons)
-        else:
-            reasons |= dict.fromkeys(products, "the only one to say so, and differences cannot judge (kinks, rounding)")
+        reasons |= dict.fromkeys(products, "the only one to say so, and differences cannot judge (kinks, rounding)")
     raise UsageError(refusal(f"the derivative of the training gradient at step {t}", reasons, kind))
 
 

@@ -19,19 +19,17 @@ UNSEEN = "hyperopt: what leaves the graph"  # under this key in the metadata of 
 Kind = frozenset[Any]
 
 
-LEAVING = {
-    getattr(Tensor, name): name
-    for name in ("detach", "detach_", "register_hook", "item", "tolist", "numpy", "__array__", "requires_grad_")
-} | {
-    Tensor.__float__: "float",
-    Tensor.__int__: "int",
-    Tensor.__bool__: "bool",
+METHODS = (
+    *("detach", "detach_", "register_hook", "requires_grad_", "new_tensor"),
+    *("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "__complex__", "__index__"),
+    *("__format__", "__dlpack__"),
+)
+LEAVING = {getattr(Tensor, name): name for name in METHODS} | {
     Tensor.data.__get__: "data",  # type: ignore[attr-defined]
+    torch.tensor: "tensor",
+    torch.autograd.grad: "grad",
     torch._C._set_grad_enabled: "set_grad_enabled",
 }
-
-
-READING = frozenset({"numpy", "tolist", "__array__"})  # without an operator
 
 
 class Leaving(TorchFunctionMode):
@@ -39,13 +37,16 @@ class Leaving(TorchFunctionMode):
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._graph = torch.is_grad_enabled()
+        self._begun = torch.is_grad_enabled()
+        self._graph = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The function, counted where it is one of those, or no graph is made of it."""
         if func in LEAVING:
             self.counts[LEAVING[func]] += 1
-        elif self._graph and not torch.is_grad_enabled():
+            if func is torch._C._set_grad_enabled:
+                self._graph = args[0] or not self._begun
+        elif not self._graph:
             self.counts[getattr(func, "__name__", "")] += 1
         return func(*args, **(kwargs or {}))
 
@@ -86,9 +87,11 @@ def own_functions(kind: Kind) -> str:
     return f" (there are autograd Functions that are not torch's: {', '.join(sorted(names))})" if names else ""
 
 
-def reads_numbers(kind: Kind) -> bool:
-    """Whether numbers were handed to Python in a way that no operator shows."""
-    return any(name in READING for (name, _), _ in kind)
+def may_be_cut(kind: Kind) -> bool:
+    """Whether a hook, a Function of a user's own or a tensor's `data` may be on the way."""
+    if any(name in ("register_hook", "data") for (name, _), _ in kind):
+        return True
+    return any(isinstance(node, type) and issubclass(node, BackwardCFunction) for (node, _), _ in kind)
 
 
 def code_of(function: Any, depth: int = 3) -> Any:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import differenced, norm, reach
-from hyperopt_cli.modes.checks.kinds import Kind, kind_of, own_functions, reads_numbers
+from hyperopt_cli.modes.checks.flow import Cuts
+from hyperopt_cli.modes.checks.kinds import Kind, kind_of, may_be_cut, own_functions
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.truth import LOW, PROGRAM, RIGHT, SLACK
 from hyperopt_cli.modes.memory import is_lacking
@@ -30,6 +31,7 @@ from hyperopt_cli.modes.program.record import Program, recorded
 
 AUTOGRAD = "autograd"
 SURROGATE = "surrogate: the validation loss rounds, and its straight-through estimator is taken"
+NOT_JUDGED = "not judged: differences of the validation loss do not count (kinks, rounding)"
 SEED = 30
 
 Objective = Callable[..., Tensor]  # of tensors, to E [] or the term of one chunk
@@ -93,32 +95,37 @@ class OuterJudge:
         """
         with torch.enable_grad():
             value = objective(*leaves)
-        if not value.requires_grad:
-            return value, [torch.zeros_like(x) for x in leaves]
         if not self.examines or not bool(value.isfinite()):  # the run itself says what is not finite
-            return value.detach(), torch.autograd.grad(value, leaves, materialize_grads=True)
+            return value.detach(), _gradient(value, leaves)
         kind = kind_of(value)
         known = self._rulings.get(kind)
         if known is None or (again and known.candidate != PROGRAM):
             self._rulings[kind] = _ruled(objective, [x.detach() for x in leaves], kind)
         if self._rulings[kind].candidate == PROGRAM:
             return value.detach(), by_program(objective, leaves)[1]
-        return value.detach(), torch.autograd.grad(value, leaves, materialize_grads=True)
+        return value.detach(), _gradient(value, leaves)
+
+
+def _gradient(value: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Zero where there is no graph."""
+    if not value.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    return torch.autograd.grad(value, leaves, materialize_grads=True)
 
 
 def by_autograd(objective: Objective, at: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of E."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in at]
-        return list(torch.autograd.grad(objective(*leaves), leaves, materialize_grads=True))
+        return list(_gradient(objective(*leaves), leaves))
 
 
 def by_program(objective: Objective, at: Sequence[Tensor]) -> tuple[Program, list[Tensor]]:
     """E as a list of operators, and its gradient."""
-    inputs = [x.detach() for x in at]
-    with torch.no_grad():
+    inputs = [x.detach().requires_grad_() for x in at]
+    with torch.enable_grad():  # E may differentiate inside
         program, (value,) = recorded(lambda *flat: [objective(*flat)], inputs)
-    return program, pulled_back(program, inputs)([torch.ones_like(value)])
+    return program, pulled_back(program, inputs)([torch.ones_like(value.detach())])
 
 
 def _ruled(objective: Objective, at: list[Tensor], kind: Kind) -> OuterRuling:
@@ -129,23 +136,37 @@ def _ruled(objective: Objective, at: list[Tensor], kind: Kind) -> OuterRuling:
     """
     exact = all(x.dtype == torch.float64 for x in at)
     high = raised(at)
+    cuts = Cuts(lambda *leaves: [objective(*leaves)], at)
+    if cuts.uses_numbers:
+        raise UsageError(
+            "outer_loss: its gradient is not that of its value: it depends on a number that leaves torch and comes back "
+            "(item(), float(), numpy(), a branch in Python on it), which has no derivative; keep it a tensor"
+        )
+    is_cut = cuts.is_cut or may_be_cut(kind)
     try:
         with nullcontext() if exact else Raised():
-            return _of_candidates(objective, high, kind, RIGHT)
-    except (RuntimeError, ValueError, TypeError) as error:
+            return _of_candidates(objective, high, kind, is_cut, RIGHT)
+    except UsageError:
+        raise
+    except Exception as error:
         if is_lacking(error):
             return OuterRuling(AUTOGRAD, "the gradient of the validation loss is not judged: no memory for it")
         if exact:
             raise
-    return _of_candidates(objective, at, kind, LOW)  # it refuses a mixture with its own constants
+    return _of_candidates(objective, at, kind, is_cut, LOW)  # it refuses a mixture with its own constants
 
 
-def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, near: float) -> OuterRuling:
+def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, is_cut: bool, near: float) -> OuterRuling:
     drawn = torch.Generator().manual_seed(SEED)
     scale = reach(at) * sum(x.numel() for x in at) ** -0.5
     direction = [scale * torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in at]
     direction = [v.to(x) for v, x in zip(direction, at, strict=True)]
-    difference = differenced(lambda *flat: [objective(*flat)], at, direction)
+
+    def value_at(*flat: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            return [objective(*(x.detach().requires_grad_() for x in flat)).detach()]
+
+    difference = differenced(value_at, at, direction)
     plain = by_autograd(objective, at)
 
     def off(gradient: list[Tensor]) -> float:
@@ -159,14 +180,19 @@ def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, near: flo
     def is_near(one: list[Tensor], other: list[Tensor]) -> bool:
         return norm([x - y for x, y in zip(one, other, strict=True)]) <= near * norm(other)
 
-    if difference is not None and off(plain) <= near:
+    confirmed = difference is not None and off(plain) <= near
+    if confirmed and not is_cut:
         return OuterRuling(AUTOGRAD, None)
     try:
         program, other = by_program(objective, at)
     except UsageError as error:
-        return _without_program(difference is None, first_line(error), kind)
-    if difference is None and is_near(plain, other) and not (program.leaves_torch or reads_numbers(kind)):
-        return OuterRuling(AUTOGRAD, "not judged: differences of the validation loss do not count (kinks, rounding)")
+        return (
+            OuterRuling(AUTOGRAD, None) if confirmed else _without_program(difference is None, first_line(error), kind)
+        )
+    if confirmed:  # cut, it may be right here and wrong elsewhere
+        return OuterRuling(PROGRAM if off(other) <= near else AUTOGRAD, None)
+    if difference is None and is_near(plain, other):
+        return OuterRuling(PROGRAM if is_cut else AUTOGRAD, NOT_JUDGED)
     for clipped in (False, True):
         function = straight_through(program, clipped)
         estimated = pulled_back(program, at, function)([torch.ones((), dtype=at[0].dtype).to(at[0])])

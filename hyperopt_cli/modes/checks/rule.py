@@ -21,21 +21,24 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.checks.differences import differenced, norm
-from hyperopt_cli.modes.checks.kinds import READING, Leaving
+from hyperopt_cli.modes.checks.flow import Cuts
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import RIGHT, SLACK
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.base import gradient
 from hyperopt_cli.modes.memory import is_lacking
-from hyperopt_cli.modes.program.derivative import listed
-from hyperopt_cli.modes.program.record import Program
+from hyperopt_cli.modes.program import as_operators
 from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.problem import Hyper
 
 MOST_STEPS = 100
 FLOOR = 1e-11  # of what is moved
+NUMBERS = (
+    "it depends on a number that leaves torch and comes back (item(), float(), numpy(), a branch in Python on it), "
+    "which has no derivative"
+)
 CURE = (
     "A detach(), item(), float() or no_grad in it makes a constant of what lambda or the state moves; write it with "
     "torch's differentiable operators"
@@ -77,10 +80,16 @@ def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, Rule
             ways: tuple[Way, ...] = ("jvp", "vjp") if part == "schedule" else (way,)
             with nullcontext() if exact else Raised():
                 examined = _Examined(function, raised(at))
+                if examined.cuts.uses_numbers:
+                    raise UsageError(f"{what}: its derivative is not that of its value: {NUMBERS}. {CURE}")
                 if examined.difference is None:
                     examined.check_agreement(what, ways)
                     alone.add(part)
-                elif part in as_lists or not all(examined.is_right(examined.by_torch(each)) for each in ways):
+                elif (
+                    part in as_lists
+                    or examined.cuts.is_cut
+                    or not all(examined.is_right(examined.by_torch(each)) for each in ways)
+                ):
                     examined.check_list(what, ways)
                     as_lists.add(part)
         known[size] = Rules(frozenset(as_lists), frozenset(alone))
@@ -159,9 +168,14 @@ class _Examined:
         return _inner(self._u, self.difference.value)
 
     @cached_property
-    def listed(self) -> tuple[Function, Program]:
+    def cuts(self) -> Cuts:
+        """What is cut in it."""
+        return Cuts(self._flat(self._function), self._leaves)
+
+    @cached_property
+    def listed(self) -> Function:
         """The function as a list of operators."""
-        return listed(self._function, self._trees)
+        return as_operators(self._function, self._trees)
 
     def by_torch(self, way: Way) -> float:
         """The derivative as torch takes it."""
@@ -169,7 +183,7 @@ class _Examined:
 
     def by_list(self, way: Way) -> float:
         """That of the list."""
-        return self._along(self.listed[0], way)
+        return self._along(self.listed, way)
 
     def _along(self, function: Function, way: Way) -> float:
         take = _pushed if way == "jvp" else _pulled
@@ -197,11 +211,7 @@ class _Examined:
                 )
 
     def check_agreement(self, what: str, ways: Sequence[Way]) -> None:
-        """Raises `UsageError` where two ways differ, or share a number that left torch."""
-        with Leaving() as leaving:
-            self._function(*self._trees)
-        if self.listed[1].leaves_torch or not READING.isdisjoint(leaving.counts):
-            raise UsageError(f"{what}: a number leaves torch in it, and differences cannot judge it (kinks). {CURE}")
+        """Raises `UsageError` where two ways differ."""
         for way in ways:
             one, other = self.by_torch(way), self.by_list(way)
             if not abs(one - other) <= RIGHT * abs(other) + FLOOR * norm(self._leaves):

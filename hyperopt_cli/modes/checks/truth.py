@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.checks.decisions import Decisions
 from hyperopt_cli.modes.checks.differences import Difference, decided, differenced, norm, reach
+from hyperopt_cli.modes.checks.flow import Cuts
 from hyperopt_cli.modes.checks.raised import Raised, raised, raising
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import Loss, Pullback, Tangents, gradient
@@ -87,7 +89,7 @@ class Truth:
         is_raised = any(w.dtype != torch.float64 for w in params.values())
         try:
             params, plain = _awake(loss, params, hyper, drawn, is_raised)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             if is_lacking(error) or not is_raised:
                 raise
             is_raised = False
@@ -109,6 +111,30 @@ class Truth:
     def near(self) -> float:
         """How far two products of one thing may be apart, of their size."""
         return RIGHT if self.is_raised or self.is_exact else LOW
+
+    @cached_property
+    def cuts(self) -> Cuts:
+        """What is cut in the training gradient, as a function of w and lambda."""
+        flat, spec = tree_flatten((self.params, self.hyper))
+
+        def field(*leaves: Tensor) -> Sequence[Tensor]:
+            value = self.loss(*tree_unflatten(list(leaves), spec))
+            return torch.autograd.grad(value, leaves[: len(self.params)], create_graph=True, materialize_grads=True)
+
+        return Cuts(field, flat)
+
+    def check_numbers(self, t: int) -> None:
+        """No number that was handed to Python moves the training gradient: it would have no derivative.
+
+        Raises:
+            UsageError: one does.
+        """
+        if self.cuts.uses_numbers:
+            raise UsageError(
+                f"inner_loss: its gradient at step {t} depends on a number that leaves torch and comes back (item(), "
+                "float(), numpy(), a branch in Python on it), which has no derivative; keep it a tensor: torch.where, "
+                "minimum and clamp take the place of Python's"
+            )
 
     @property
     def judges(self) -> bool:
@@ -135,7 +161,7 @@ class Truth:
                 with self.raising():
                     here = here or decided(field, at)
                     return Column(v, mu, differenced(field, at, along, here))
-            except (RuntimeError, ValueError, TypeError, AssertionError):  # beside the point it may not be defined
+            except Exception:  # beside the point it may not be defined
                 return Column(v, mu, None)
 
         zeros = [torch.zeros_like(x) for x in tree_leaves((self.params, self.hyper))]

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import NoMemoryError, UsageError, first_line
-from hyperopt_cli.modes.checks.judge import LEAVES_TORCH, agree, kinds_at, leaves_torch, value_at
-from hyperopt_cli.modes.checks.kinds import Kind, kind_of, nodes_of, own_functions
+from hyperopt_cli.modes.checks.judge import agree, kinds_at, value_at
+from hyperopt_cli.modes.checks.kinds import Kind, kind_of, may_be_cut, nodes_of, own_functions
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import GROSS, Truth
 from hyperopt_cli.modes.engines import ENGINES
@@ -31,6 +31,11 @@ CONSTRUCTIONS = {
     "forward_over_reverse_loop": ("folded", "forward_over_reverse", "forward_over_reverse_loop"),
     "program_loop": ("program", "program_loop"),
 }
+
+
+# They differentiate autograd's graph of the gradient, or of the loss, which a cut leaves out.
+THROUGH_THE_GRAPH = ("reverse_over_reverse", "reverse_over_reverse_loop", "dense", "reverse_over_forward")
+CUT = "autograd is cut (a detach, a no_grad, a hook, a Function of one's own), which a double backward does not see"
 
 
 class Examination:
@@ -75,10 +80,20 @@ class Examination:
     def passes(self, name: str, is_given: bool = False) -> bool:
         """Whether the engine runs, fits and is right; one that was set by hand may take what it needs."""
         if name not in self.errors and name not in self.reasons and name not in self.not_judged:
+            self._check_numbers()
             reason = self._reason(name, is_given)
             if reason is not None:
                 self.reasons[name] = reason
         return name not in self.reasons
+
+    def _check_numbers(self) -> None:
+        """Raises `UsageError` where no engine has a derivative; where training itself fails, the run says so."""
+        try:
+            truth = self.truth
+        except Exception as error:
+            reason_of(error)
+            return
+        truth.check_numbers(self.t)
 
     def _reason(self, name: str, is_given: bool) -> str | None:
         try:
@@ -88,6 +103,8 @@ class Examination:
 
     def _faulty(self, name: str) -> str | None:
         """What torch is known to take wrongly, though it may be right at this point."""
+        if name in THROUGH_THE_GRAPH and (self.truth.cuts.is_cut or may_be_cut(self.kind)):
+            return CUT
         if name in CONSTRUCTIONS["reverse_over_reverse_loop"]:
             found = {double_backward_fault(node) for node in nodes_of(self._value)}
         elif name != "folded":  # which has rules of its own, and refuses by itself
@@ -131,8 +148,6 @@ class Examination:
 
     def _alone(self, name: str, products: list[list[Tensor]]) -> str | None:
         """Compares with engines of other constructions, where differences cannot judge."""
-        if self._leaves_torch:
-            return LEAVES_TORCH
         for other, same in CONSTRUCTIONS.items():
             if name in same or name == other:
                 continue
@@ -143,10 +158,6 @@ class Examination:
                 self.not_judged.add(name)
                 return None
         return "no engine of another construction gives the same, and differences cannot judge (kinks, rounding)"
-
-    @cached_property
-    def _leaves_torch(self) -> bool:
-        return leaves_torch(self.truth, self.kind)
 
     def _product(self, name: str) -> list[list[Tensor]] | None:
         try:

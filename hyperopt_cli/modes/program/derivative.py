@@ -67,11 +67,6 @@ def pulled_back(
 
 def as_operators(function: Callable[..., Any], trees: tuple[Any, ...]) -> Callable[..., Any]:
     """A function of trees of tensors, differentiated as the list of operators that it comes to at `trees`."""
-    return listed(function, trees)[0]
-
-
-def listed(function: Callable[..., Any], trees: tuple[Any, ...]) -> tuple[Callable[..., Any], Program]:
-    """The same, and the list."""
     leaves, spec = tree_flatten(trees)
     shape: list[Any] = []
 
@@ -83,7 +78,7 @@ def listed(function: Callable[..., Any], trees: tuple[Any, ...]) -> tuple[Callab
     with torch.no_grad():
         program, _ = recorded(flat, [x.detach() for x in leaves])
     of_tensors = differentiable(program)
-    return lambda *given: tree_unflatten(of_tensors(*tree_leaves(given)), shape[0]), program
+    return lambda *given: tree_unflatten(of_tensors(*tree_leaves(given)), shape[0])
 
 
 def straight_through(program: Program, clipped: bool = False) -> Callable[..., list[Tensor]]:

@@ -5,8 +5,7 @@ and nothing of Python is frozen from one step to the next. What an operator draw
 has the draws of the step.
 
 What the list does not see is a value that leaves torch and comes back: `.item()`, numpy. Such a value is a number in
-the list, so that its derivative is lost; `Program.leaves_torch` says whether that happens, and central differences tell
-whether it matters (`checks/`).
+the list, so that its derivative is lost; whether it matters is found out in `checks/flow.py`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -65,14 +64,12 @@ class Program:
         calls: the operators, in order.
         constants: tensors that are reached beside the inputs, by their number.
         outputs: what it returns.
-        leaves_torch: whether a number that depends on the inputs was handed to Python.
     """
 
     num_inputs: int
     calls: list[Call] = field(default_factory=list)
     constants: dict[int, Tensor] = field(default_factory=dict)
     outputs: list[Ref] = field(default_factory=list)
-    leaves_torch: bool = False
 
     def replay(self, inputs: Sequence[Tensor], call: Callable[[Call, Any, Any], Any] | None = None) -> list[Tensor]:
         """The outputs at `inputs`.
@@ -121,19 +118,9 @@ def recorded(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
         results = list(function(*inputs))
         recorder.program.outputs = [recorder.reference(x) for x in results]
     program = recorder.program
-    program.leaves_torch = _depends(program, recorder.reads)
     if any(written_arguments(each.func) for each in program.calls):
         program = _without_writes(program, inputs)
     return program, results
-
-
-def _depends(program: Program, numbers: set[int]) -> bool:
-    """Whether one of these values depends on the inputs."""
-    moved = set(range(program.num_inputs))
-    for each in program.calls:
-        if any(ref.index in moved for ref in each.read):
-            moved |= _numbers(each.results)
-    return not moved.isdisjoint(numbers)
 
 
 def _without_writes(program: Program, inputs: Sequence[Tensor]) -> Program:
@@ -155,7 +142,7 @@ def _without_writes(program: Program, inputs: Sequence[Tensor]) -> Program:
     made = recorder.program
     renamed = {len(given) + i: x for i, x in enumerate(program.constants.values())}
     calls = [each for each in made.calls if not written_arguments(each.func)]  # without the last writes into constants
-    return Program(len(given), calls, {**made.constants, **renamed}, outputs, program.leaves_torch)
+    return Program(len(given), calls, {**made.constants, **renamed}, outputs)
 
 
 def _written(call: Call) -> list[Any]:
@@ -181,7 +168,7 @@ def _rebound(program: Program) -> Program | None:
         if target.index in shared or target.index < program.num_inputs or target.index in program.constants:
             return None
         calls.append(each._replace(func=plain))
-    return Program(program.num_inputs, calls, program.constants, program.outputs, program.leaves_torch)
+    return Program(program.num_inputs, calls, program.constants, program.outputs)
 
 
 def _of_its_draws(call: Call, args: Any, kwargs: Any) -> Any:
@@ -210,7 +197,6 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.program = Program(len(inputs))
-        self.reads: set[int] = set()
         self._known: Any = WeakTensorKeyDictionary()
         self._num = 0
         for x in inputs:
@@ -251,8 +237,6 @@ class _Recorder(TorchDispatchMode):
                 self._keep(args[i])
         out = func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
-            if args[0].is_floating_point():  # a branch has no derivative
-                self.reads.add(refs[0].index)
             return out
         results = tuple(self._result(x) if isinstance(x, Tensor) else None for x in tree_leaves(out))
         drawn: Any = None

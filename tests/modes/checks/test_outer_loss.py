@@ -123,5 +123,5 @@ def test_an_estimator_is_taken_and_said_to_be_a_surrogate(name: str) -> None:
     ],
 )
 def test_what_leaves_torch_is_refused(outer: Callable[..., Tensor], mode: str) -> None:
-    with pytest.raises(UsageError, match="outer_loss: its gradient is not confirmed"):
+    with pytest.raises(UsageError, match="outer_loss: its gradient is not that of its value: it depends on a number"):
         hypergradient(problem_of(outer), HYPER, mode)
