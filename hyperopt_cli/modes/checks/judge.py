@@ -256,15 +256,15 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
     if products and not truth.judges:
         if len(products) == len(CANDIDATES) and agree([products[first]], [products[second]], truth.near):
             return Ruling(first, False, reasons)
-        if (right := _third(truth, {name: alongs[name] for name in products})) is not None:
+        if (right := _third(truth, {name: alongs[name] for name in products}, is_cut)) is not None:
             return Ruling(right, False, reasons)
         reasons |= dict.fromkeys(products, "the only one to say so, and differences cannot judge (kinks, rounding)")
     raise UsageError(refusal(f"the derivative of the training gradient at step {t}", reasons, kind))
 
 
-def _third(truth: Truth, alongs: Mapping[str, list[float]]) -> str | None:
+def _third(truth: Truth, alongs: Mapping[str, list[float]], is_cut: bool) -> str | None:
     """The candidate that gives `u.(J v)` and `u.(M mu)` of tangents taken forward: a third construction."""
-    for engine in ("forward_over_reverse_loop", "folded"):
+    for engine in ("folded",) if is_cut else ("forward_over_reverse_loop", "folded"):
         try:
             products, _ = truth.pushed(ENGINES[engine], 1)
         except Exception as error:

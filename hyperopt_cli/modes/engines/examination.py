@@ -33,9 +33,9 @@ CONSTRUCTIONS = {
 }
 
 
-# They differentiate autograd's graph of the gradient, or of the loss, which a cut leaves out.
-THROUGH_THE_GRAPH = ("reverse_over_reverse", "reverse_over_reverse_loop", "dense", "reverse_over_forward")
-CUT = "autograd is cut (a detach, a no_grad, a hook, a Function of one's own), which a double backward does not see"
+# Those that differentiate what runs below autograd; autograd's own derivatives, forward ones too, stop at a detach.
+BELOW_AUTOGRAD = {"folded": ("folded",), "program_loop": ("program", "program_loop")}
+CUT = "autograd is cut (a detach, a no_grad, a hook, a Function of one's own), which this engine does not see"
 
 
 class Examination:
@@ -74,6 +74,10 @@ class Examination:
         return kinds_at(self._value, setting.loss, setting.params, setting.hyper)
 
     @cached_property
+    def _is_cut(self) -> bool:
+        return self.truth.cuts.is_cut or may_be_cut(self.kind)
+
+    @cached_property
     def _value(self) -> Tensor:
         return value_at(self._setting.loss, self._setting.params, self._setting.hyper)
 
@@ -103,7 +107,7 @@ class Examination:
 
     def _faulty(self, name: str) -> str | None:
         """What torch is known to take wrongly, though it may be right at this point."""
-        if name in THROUGH_THE_GRAPH and (self.truth.cuts.is_cut or may_be_cut(self.kind)):
+        if self._is_cut and not any(name in same for same in BELOW_AUTOGRAD.values()):
             return CUT
         if name in CONSTRUCTIONS["reverse_over_reverse_loop"]:
             found = {double_backward_fault(node) for node in nodes_of(self._value)}
@@ -142,13 +146,13 @@ class Examination:
         if not self.truth.judges:
             return self._alone(name, products)
         self.errors[name] = error
-        if self._is_gross(name) and not all(map(self._is_gross, CONSTRUCTIONS)):
+        if self._is_gross(name) and not all(map(self._is_gross, BELOW_AUTOGRAD if self._is_cut else CONSTRUCTIONS)):
             return "right in float64, and not in the precision of the run"
         return None
 
     def _alone(self, name: str, products: list[list[Tensor]]) -> str | None:
         """Compares with engines of other constructions, where differences cannot judge."""
-        for other, same in CONSTRUCTIONS.items():
+        for other, same in (BELOW_AUTOGRAD if self._is_cut else CONSTRUCTIONS).items():
             if name in same or name == other:
                 continue
             if other not in self._products:
