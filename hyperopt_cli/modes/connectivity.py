@@ -117,9 +117,9 @@ def _step(dynamics: Dynamics, params: Params, h: Hyper, t: int) -> set[int]:
 
 
 def _update(dynamics: Dynamics, step_hyper: StepHyper, t: int) -> set[int]:
-    zeros = {name: torch.zeros_like(w) for name, w in dynamics.start.params.items()}
+    ones = {name: torch.ones_like(w) for name, w in dynamics.start.params.items()}  # a rule may divide by a norm
     point = dynamics.point(dynamics.start, step_hyper, t)
-    return _leaves(tree_leaves((point, dynamics.update(dynamics.start, zeros, step_hyper, t))))
+    return _leaves(tree_leaves((point, dynamics.update(dynamics.start, ones, step_hyper, t))))
 
 
 def _leaves(outputs: list[Tensor]) -> set[int]:

@@ -190,10 +190,11 @@ class Judge:
             return by_program(loss, params, hyper)
         value, leaves = evaluated(loss, params, hyper)
         kind = kind_of(value)
-        if kind not in self._rulings and self.watch.examines:  # on the way back of a run that was interrupted there
+        known = set(self._rulings)
+        if kind not in known and self.watch.examines and self.watch.worth({kind}, known):  # the way back of a left run
             self._rule({kind}, self._examined(loss, params, hyper, 0, value))
         ruling = self._rulings.get(kind)
-        if ruling is not None and ruling.candidate == PROGRAM:
+        if self.takes_programs if ruling is None else ruling.candidate == PROGRAM:
             del value, leaves
             return by_program(loss, params, hyper)
         return pullback_of(value, leaves, params, hyper)

@@ -56,7 +56,7 @@ def check_equal(what: str, once: Sequence[Tensor], again: Sequence[Tensor]) -> N
 
 
 def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> None:
-    """Takes the batch of a step twice, and the gradient of its first term.
+    """Takes the batch of a step twice, and the gradient of its first term, with another step in between.
 
     Raises:
         NonDeterministicError: they differ.
@@ -68,6 +68,8 @@ def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> 
     once, again = (next(terms(dynamics.loss_on(batch))) for batch in (one, other))
     with Unwritten(f"inner_loss at step {t}"):
         first = loss_and_gradient(once, params, hyper)
+    with torch.enable_grad():  # step 0 elsewhere in between: whatever the loss keeps of w is another now
+        next(terms(dynamics.loss_at(0)))({name: (1.01 * w).requires_grad_() for name, w in params.items()}, hyper)
     check_equal(f"inner_loss at step {t}", first, loss_and_gradient(again, params, hyper))
 
 

@@ -5,8 +5,9 @@ its vector-Jacobian product. A `no_grad`, a `.detach()`, a `.item()` inside give
 nothing says so; central differences do. Where they confirm that of the list of operators instead, this one is taken;
 where they do not count, both have to be the same. What ships with this package is held by its tests, and not examined.
 
-Examined at up to `MOST_STEPS` steps of the horizon, from the state after the first step, whose slots are not zero. The
-direction moves a number in proportion to its size, so that a second moment stays where it is defined.
+What is cut is looked for at up to `MOST_STEPS` steps of the horizon, from the state after the first step, whose slots
+are not zero; differences are taken at a few. The direction moves a number in proportion to its size, so that a second
+moment stays where it is defined.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch.func import jvp
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.checks.differences import differenced, norm
+from hyperopt_cli.modes.checks.differences import Difference, differenced, norm
 from hyperopt_cli.modes.checks.flow import Cuts
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.replayed import terms
@@ -33,7 +34,7 @@ from hyperopt_cli.modes.sizes import size_of
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.problem import Hyper
 
-MOST_STEPS = 100
+MOST_STEPS, AGAIN, IN_FULL = 100, 20, 5  # at which cuts are looked for in a first run, in later ones; differences taken
 FLOOR = 1e-11  # of what is moved
 NUMBERS = (
     "it depends on a number that leaves torch and comes back (item(), float(), numpy(), a branch in Python on it), "
@@ -72,27 +73,26 @@ def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, Rule
         UsageError: one is wrong by both ways, with its name and step.
     """
     size = repr(size_of(dynamics, hyper))
-    if size not in known:
-        exact = dynamics.like.dtype == torch.float64
-        as_lists, alone = set(), set()
-        for part, what, function, at in _functions(dynamics.watched_by(None), hyper):
+    before = known.get(size)
+    as_lists, alone = (set(), set()) if before is None else (set(before.as_operators), set(before.not_judged))
+    with nullcontext() if dynamics.like.dtype == torch.float64 else Raised():
+        for each in _functions(dynamics.watched_by(None), hyper, MOST_STEPS if before is None else AGAIN):
+            examined = _Examined(each.function, raised(each.at))
+            if examined.cuts.uses_numbers:
+                raise UsageError(f"{each.what}: its derivative is not that of its value: {NUMBERS}. {CURE}")
+            if each.part in as_lists or not (examined.cuts.is_cut or (before is None and each.in_full)):
+                continue
             # forward mode takes a schedule of few numbers by a pass backward for each (`directions.py`)
-            ways: tuple[Way, ...] = ("jvp", "vjp") if part == "schedule" else (way,)
-            with nullcontext() if exact else Raised():
-                examined = _Examined(function, raised(at))
-                if examined.cuts.uses_numbers:
-                    raise UsageError(f"{what}: its derivative is not that of its value: {NUMBERS}. {CURE}")
-                if examined.difference is None:
-                    examined.check_agreement(what, ways)
-                    alone.add(part)
-                elif (
-                    part in as_lists
-                    or examined.cuts.is_cut
-                    or not all(examined.is_right(examined.by_torch(each)) for each in ways)
-                ):
-                    examined.check_list(what, ways)
-                    as_lists.add(part)
-        known[size] = Rules(frozenset(as_lists), frozenset(alone))
+            ways: tuple[Way, ...] = ("jvp", "vjp") if each.part == "schedule" else (way,)
+            if examined.difference is None:
+                examined.check_agreement(each.what, ways)
+                alone.add(each.part)
+            elif examined.cuts.is_cut or not examined.is_right_by_torch(ways):
+                examined.check_list(each.what, ways)
+                as_lists.add(each.part)
+            if examined.cuts.is_cut:
+                as_lists.add(each.part)
+    known[size] = Rules(frozenset(as_lists), frozenset(alone))
     return known[size]
 
 
@@ -102,15 +102,34 @@ def not_judged(known: Mapping[str, Rules]) -> list[str]:
     return [f"not judged: {', '.join(names)}, for differences do not count (kinks, rounding)"] if names else []
 
 
-def _functions(dynamics: Dynamics, hyper: Hyper) -> Iterator[tuple[str, str, Function, tuple[Any, ...]]]:
-    """Every function that a user wrote: which part of the dynamics, its name in words, and where it is examined."""
+class _Part(NamedTuple):
+    """A function that a user wrote, at a step.
+
+    Attributes:
+        part: which of the dynamics.
+        what: its name in words.
+        function, at: of trees of tensors, and where.
+        in_full: whether differences are taken; else only what is cut in it is looked for.
+    """
+
+    part: str
+    what: str
+    function: Function
+    at: tuple[Any, ...]
+    in_full: bool
+
+
+def _functions(dynamics: Dynamics, hyper: Hyper, most: int) -> Iterator[_Part]:
+    """Every function that a user wrote, at up to `most` steps."""
     problem, optimizer = dynamics.problem, dynamics.problem.optimizer
     if callable(problem.init) and _is_of_a_user(problem.init):
-        yield "init", "init", problem.initial, (hyper,)
-    times = _spread(problem.steps)
+        yield _Part("init", "init", problem.initial, (hyper,), True)
+    times = _spread(problem.steps, most)
+    full = set(_spread(problem.steps, IN_FULL))
     if problem.schedule is not None and _is_of_a_user(problem.schedule):
         for t in times:
-            yield "schedule", f"schedule at step {t}", partial(_at_step, dynamics.plain_hyper_at, t), (hyper,)
+            at_t = partial(_at_step, dynamics.plain_hyper_at, t)
+            yield _Part("schedule", f"schedule at step {t}", at_t, (hyper,), t in full)
     if not _is_of_a_user(type(optimizer)):
         return
     step_hyper = dynamics.hyper_at(hyper, 0)
@@ -119,21 +138,22 @@ def _functions(dynamics: Dynamics, hyper: Hyper) -> Iterator[tuple[str, str, Fun
     state, name = dynamics.update(dynamics.start, g, step_hyper, 0), type(optimizer).__name__
     for t in times:
         at = dynamics.hyper_at(hyper, t)
-        yield "update", f"{name}.update at step {t}", partial(_at_step, dynamics.update, t), (state, g, at)
+        update, place = partial(_at_step, dynamics.update, t), partial(_at_step, dynamics.point, t)
+        yield _Part("update", f"{name}.update at step {t}", update, (state, g, at), t in full)
         if not dynamics.point_is_state:
-            yield "point", f"{name}.gradient_at at step {t}", partial(_at_step, dynamics.point, t), (state, at)
+            yield _Part("point", f"{name}.gradient_at at step {t}", place, (state, at), t in full)
     if type(optimizer).result is not InnerOptimizer.result:
-        yield "result", f"{name}.result", dynamics.result, (state,)
+        yield _Part("result", f"{name}.result", dynamics.result, (state,), True)
 
 
 def _at_step(function: Function, t: int, *trees: Any) -> Any:
     return function(*trees, t)
 
 
-def _spread(steps: int) -> Sequence[int]:
-    if steps <= MOST_STEPS:
+def _spread(steps: int, most: int) -> Sequence[int]:
+    if steps <= most:
         return range(steps)
-    return sorted({round(i * (steps - 1) / (MOST_STEPS - 1)) for i in range(MOST_STEPS)})
+    return sorted({round(i * (steps - 1) / (most - 1)) for i in range(most)})
 
 
 def _is_of_a_user(function: Any) -> bool:
@@ -143,20 +163,30 @@ def _is_of_a_user(function: Any) -> bool:
 
 
 class _Examined:
-    """A function, a direction, and an adjoint along which its derivative is one number.
-
-    Attributes:
-        difference: its derivative along the direction; None where differences do not count.
-    """
+    """A function, a direction, and an adjoint along which its derivative is one number."""
 
     def __init__(self, function: Function, trees: tuple[Any, ...]) -> None:
         self._function, self._trees = function, trees
         self._leaves, self._spec = tree_flatten(trees)
         drawn = torch.Generator().manual_seed(len(self._leaves))
         self._direction = [_direction(x, drawn) for x in self._leaves]
-        self.difference = differenced(self._flat(function), self._leaves, self._direction)
-        like = self._flat(function)(*self._leaves)
-        self._u = [torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in like]
+
+    @cached_property
+    def difference(self) -> Difference | None:
+        """The derivative along the direction; None where differences do not count."""
+        return differenced(self._flat(self._function), self._leaves, self._direction)
+
+    @cached_property
+    def _u(self) -> list[Tensor]:
+        """The adjoint, in which every output weighs alike."""
+        drawn = torch.Generator().manual_seed(len(self._leaves))
+        like = self._flat(self._function)(*self._leaves) if self.difference is None else self.difference.value
+        normal = [torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device) for x in like]
+        if self.difference is None:
+            return normal
+        sizes = [norm([d]) for d in like]
+        least = max(1e-12 * max(sizes, default=0.0), 1e-300)
+        return [x / max(size, least) for x, size in zip(normal, sizes, strict=True)]
 
     def _flat(self, function: Function) -> Callable[..., tuple[Tensor, ...]]:
         return lambda *tensors: tuple(tree_leaves(function(*tree_unflatten(list(tensors), self._spec))))
@@ -197,9 +227,14 @@ class _Examined:
     def is_right(self, found: float) -> bool:
         """Whether differences confirm it."""
         assert self.difference is not None
-        size = max(self.difference.size, abs(found))
-        open_ = SLACK * self.difference.error * norm(self._u) + FLOOR * norm(self._leaves)
+        parts = list(zip(self._u, self.difference.value, self.difference.errors, strict=True))
+        size = max(sum(norm([u]) * norm([d]) for u, d, _ in parts), abs(found))
+        open_ = sum(norm([u]) * SLACK * error for u, _, error in parts)
         return abs(found - self.wanted) <= RIGHT * size + open_
+
+    def is_right_by_torch(self, ways: Sequence[Way]) -> bool:
+        """Whether torch's own derivatives are."""
+        return all(self.is_right(self.by_torch(way)) for way in ways)
 
     def check_list(self, what: str, ways: Sequence[Way]) -> None:
         """Raises `UsageError` where the derivative of the list is wrong too."""
@@ -236,13 +271,16 @@ def _pulled(function: Function, at: list[Tensor], direction: list[Tensor], u: li
 
 
 def _direction(x: Tensor, drawn: torch.Generator) -> Tensor:
-    """In proportion to each number, of norm one at the most; where there is nothing but zeros, any.
+    """In proportion to each number, of norm one at the most; where it is zero, to the others.
 
     A second moment stays positive where the step is below its own size.
     """
     normal = torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device)
     size = float(torch.linalg.vector_norm(x.double()))
-    return normal * x / max(1.0, size) if size > 0 else normal * max(1, x.numel()) ** -0.5
+    if size == 0:
+        return normal * max(1, x.numel()) ** -0.5
+    scale: Tensor = torch.where(x == 0, size * x.numel() ** -0.5, x) / max(1.0, size)
+    return normal * scale
 
 
 def _inner(x: Sequence[Tensor], y: Sequence[Tensor]) -> float:

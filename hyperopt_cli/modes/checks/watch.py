@@ -12,7 +12,7 @@ from hyperopt_cli.problem import Problem
 
 FIRST = 3  # later steps that are examined in the first run of a problem; one in every run after it, if affordable
 SHARE, AT_LEAST_S = 0.05, 2.0  # of the time of all runs, for what is examined again
-MOST_KINDS = 16  # examined in full; of more, those with an operator on another that no kind had
+FEW_KINDS, MOST_KINDS = 3, 16  # examined in any case; at most, but for those with an operator on another not met so
 
 
 class Watch:
@@ -80,10 +80,14 @@ class Watch:
     def taken(self, t: int, known: set[Kind], due: bool = False) -> set[Kind] | None:
         """The kinds met since the last look that are not known, where step t is to be examined; else None."""
         met, self.met = self.met, set()
-        new = met - known
-        if len(known) >= MOST_KINDS:
-            edges = {edge for kind in known for edge, _ in kind}
-            new = {kind for kind in new if not {edge for edge, _ in kind} <= edges}
+        new = self.worth(met - known, known)
         drawn = t in self._drawn
         self._drawn.discard(t)
         return new if self.examines and (new or drawn or due) else None
+
+    def worth(self, new: set[Kind], known: set[Kind]) -> set[Kind]:
+        """Those that are examined: of many, and where time lacks, only those with an operator on another not met so."""
+        if len(known) < FEW_KINDS or (len(known) < MOST_KINDS and self.affords):
+            return new
+        edges = {edge for kind in known for edge, _ in kind}
+        return {kind for kind in new if not {edge for edge, _ in kind} <= edges}

@@ -226,7 +226,8 @@ class _Recorder(TorchDispatchMode):
         """The operator, written down."""
         kwargs = kwargs or {}
         refs, named = tree_map(lambda x: self.reference(x) if isinstance(x, Tensor) else x, (args, kwargs))
-        if func is aten.rrelu_with_noise.default:  # which writes its slopes beside its result
+        # these write their slopes beside their result
+        if func in (aten.rrelu_with_noise.default, aten.rrelu_with_noise_.default):
             out = func(*args, **kwargs)
             slopes = out.detach().clone(), args[1].detach().clone()
             numbers = self._number(out), self._number(args[1])

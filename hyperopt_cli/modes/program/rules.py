@@ -4,7 +4,7 @@
 |---|---|
 | embedding, its backward | the row of `padding_idx` is taken for one without effect; it is read |
 | embedding_bag, its backwards | have no second one |
-| index_put, scatter, index_copy | of values for one place the last is there; torch's adjoint goes to all |
+| index_put, put, scatter, index_copy | of values for one place the last is there; torch's adjoint goes to all |
 | weight_norm's interface | has none |
 | linalg.lu_solve | the adjoint of the factors is wrong for `left=True, adjoint=False` |
 | copy, slice_scatter of complex numbers | have none as functions |
@@ -140,6 +140,10 @@ def _index_put(drawn: Any, x: Tensor, indices: list[Tensor | None], values: Tens
     return _put(cleared, indices, values.expand(at.shape).masked_fill(~is_last, 0), True)
 
 
+def _put_flat(drawn: Any, x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    return _index_put(None, x.reshape(-1), [index.reshape(-1)], source.reshape(-1), accumulate).view(x.shape)
+
+
 def _put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool) -> Tensor:
     put: Tensor = aten.index_put.default(x, indices, values, accumulate)
     return put
@@ -188,7 +192,8 @@ def _weight_norm_interface_backward(
 def _slogdet(drawn: Any, matrix: Tensor) -> tuple[Tensor, ...]:
     factors, pivots = _lu_factors(matrix, "_linalg_slogdet")
     diagonal = factors.diagonal(dim1=-2, dim2=-1)
-    sign = diagonal.detach().sgn().prod(-1) * _parity(pivots).to(diagonal)
+    phase = diagonal.sgn() if matrix.is_complex() else diagonal.detach().sgn()
+    sign = phase.prod(-1) * _parity(pivots).to(diagonal)
     return sign, diagonal.abs().log().sum(-1), factors, pivots
 
 
@@ -237,12 +242,15 @@ def _solve_ex(
 def _lu_solve(
     drawn: Any, factors: Tensor, pivots: Tensor, right: Tensor, *, left: bool = True, adjoint: bool = False
 ) -> Tensor:
-    """X of A X = B, A^T X = B, X A = B or X A^T = B for A = P L U."""
+    """X of A X = B, A^H X = B, X A = B or X A^H = B for A = P L U; the last two transposed."""
     permutation, lower, upper = torch.lu_unpack(factors, pivots)
     b = right if left else right.mT
+    if adjoint and not left:
+        lower, upper = lower.conj(), upper.conj()
     solve = torch.linalg.solve_triangular
-    if adjoint == left:  # A^T x = b
-        x: Tensor = permutation @ solve(lower.mT, solve(upper.mT, b, upper=False), upper=True, unitriangular=True)
+    if adjoint == left:
+        lower, upper = (lower.mH, upper.mH) if adjoint else (lower.mT, upper.mT)
+        x: Tensor = permutation @ solve(lower, solve(upper, b, upper=False), upper=True, unitriangular=True)
     else:
         x = solve(upper, solve(lower, permutation.mT @ b, upper=False, unitriangular=True), upper=True)
     return x if left else x.mT
@@ -295,11 +303,11 @@ def _slice_scatter(
 def _cholesky_inverse(drawn: Any, factor: Tensor, upper: bool = False) -> Tensor:
     """(L L^T)^-1, or (U^T U)^-1."""
     inverse: Tensor = torch.linalg.solve_triangular(factor, _eye_like(factor), upper=upper)
-    return inverse @ inverse.mT if upper else inverse.mT @ inverse
+    return inverse @ inverse.mH if upper else inverse.mH @ inverse
 
 
 def _cholesky_solve(drawn: Any, right: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
-    first, second = (factor.mT, factor) if upper else (factor, factor.mT)
+    first, second = (factor.mH, factor) if upper else (factor, factor.mH)
     half = torch.linalg.solve_triangular(first, right, upper=False)
     whole: Tensor = torch.linalg.solve_triangular(second, half, upper=True)
     return whole
@@ -317,7 +325,13 @@ def _native_dropout(drawn: Any, x: Tensor, p: float, train: bool | None) -> tupl
 
 
 def _rrelu(
-    drawn: Any, x: Tensor, noise: Tensor, lower: Any, upper: Any, train: bool = False, generator: Any = None
+    drawn: Any,
+    x: Tensor,
+    noise: Tensor,
+    lower: Any = 1 / 8,
+    upper: Any = 1 / 3,
+    train: bool = False,
+    generator: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """With the slopes that were drawn, 1 where x is positive."""
     if not train:
@@ -333,6 +347,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten._embedding_bag_per_sample_weights_backward.default: _embedding_bag_weights_backward,
     aten.index_put.default: _index_put,
     aten._unsafe_index_put.default: _index_put,
+    aten.put.default: _put_flat,
     aten.scatter.src: _scatter,
     aten.index_copy.default: _index_copy,
     aten._weight_norm_interface.default: _weight_norm_interface,
@@ -357,6 +372,7 @@ DRAWING = {func: RULES[func] for func in (aten.native_dropout.default, aten.rrel
 # Autograd does not follow some of their results, which only their own backward takes; that one's derivative does.
 FOLLOWED = frozenset(
     {
+        aten.lu_unpack.default,
         aten.native_batch_norm.default,
         aten._native_batch_norm_legit.default,
         aten._native_batch_norm_legit.no_stats,
