@@ -2,8 +2,8 @@
 
 Its recurrent layers have no second derivative. Its batch normalisation, which instance normalisation takes too, hands
 the statistics of the batch to its way back, and torch has no derivative of these: an engine that goes through both
-operator by operator would take them for constants. Torch's own kernels, as on a CPU, have both. Convolutions stay with
-cuDNN. Where the loss is evaluated it is chosen; the way back follows from it.
+operator by operator would take them for constants. Torch's own kernels, as on a CPU, have both; but on a CPU oneDNN's
+LSTM has neither. Convolutions stay with cuDNN. Where the loss is evaluated it is chosen; the way back follows from it.
 """
 
 from typing import Any
@@ -51,3 +51,14 @@ class WithoutCudnn(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         finally:
             cudnn.enabled = before
+
+
+def without_onednn(func: Any, args: Any, kwargs: Any) -> Any:
+    """A function as torch computes it on a CPU: the LSTM of oneDNN has no second derivative and no forward one."""
+    onednn: Any = torch._C
+    before = onednn._get_mkldnn_enabled()
+    onednn._set_mkldnn_enabled(False)
+    try:
+        return func(*args, **kwargs)
+    finally:
+        onednn._set_mkldnn_enabled(before)

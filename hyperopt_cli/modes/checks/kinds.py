@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
+from hyperopt_cli.modes.cudnn import without_onednn
+
 UNSEEN = "hyperopt: what leaves the graph"  # under this key in the metadata of the graph's last node
 Kind = frozenset[Any]
 
@@ -33,7 +35,7 @@ LEAVING = {getattr(Tensor, name): name for name in METHODS} | {
 
 
 class Leaving(TorchFunctionMode):
-    """Counts what leaves autograd's graph inside, by name."""
+    """Counts what leaves autograd's graph inside, by name; an LSTM is computed so that it has its derivatives."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -48,6 +50,8 @@ class Leaving(TorchFunctionMode):
                 self._graph = args[0] or not self._begun
         elif not self._graph:
             self.counts[getattr(func, "__name__", "")] += 1
+        if func is torch.lstm:
+            return without_onednn(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
     def mark(self, value: Tensor) -> None:
@@ -89,7 +93,7 @@ def own_functions(kind: Kind) -> str:
 
 def may_be_cut(kind: Kind) -> bool:
     """Whether a hook, a Function of a user's own or a tensor's `data` may be on the way."""
-    if any(name in ("register_hook", "data") for (name, _), _ in kind):
+    if any(name in ("register_hook", "data", "__dlpack__") for (name, _), _ in kind):
         return True
     return any(isinstance(node, type) and issubclass(node, BackwardCFunction) for (node, _), _ in kind)
 

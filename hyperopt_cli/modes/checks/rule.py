@@ -277,10 +277,8 @@ def _direction(x: Tensor, drawn: torch.Generator) -> Tensor:
     """
     normal = torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x.device)
     size = float(torch.linalg.vector_norm(x.double()))
-    if size == 0:
-        return normal * max(1, x.numel()) ** -0.5
-    scale: Tensor = torch.where(x == 0, size * x.numel() ** -0.5, x) / max(1.0, size)
-    return normal * scale
+    mean = float(max(1, x.numel()) ** -0.5)
+    return normal * (torch.where(x == 0, size * mean, x) / max(1.0, size) if size > 0 else mean)
 
 
 def _inner(x: Sequence[Tensor], y: Sequence[Tensor]) -> float:

@@ -52,4 +52,4 @@ def _together(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper
 def _tangents(x: Tensor, columns: int) -> Tensor:
     """[K, *shape]: zero where nothing moves x."""
     tangents = dot(x)
-    return x.new_zeros(columns, *x.shape) if tangents is None else tangents
+    return primal(x).new_zeros(columns, *x.shape) if tangents is None else tangents

@@ -124,6 +124,10 @@ class Dual(Tensor):
         """Its shape."""
         return f"Dual({list(self.primal.shape)}, columns={self.tangents.shape[0]})"
 
+    def __dlpack__(self, *given: Any, **named: Any) -> Any:
+        """Refused: its memory has no tangents."""
+        raise RuntimeError("a tensor that carries tangents cannot be handed on by DLPack")
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """`func`, or a function with the same value, whose way back autograd makes of operators that have tangents."""
