@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,8 +23,8 @@ ALLOW_IMPORT = "HYPEROPT_ALLOW_IMPORT"
 
 def _with_environment(patterns: list[str] | None) -> list[str]:
     """Leave comes from the command line and from the environment, and from nowhere else."""
-    of_environment = os.environ.get(ALLOW_IMPORT, "").replace(",", " ").split()
-    return list(dict.fromkeys([*(patterns or ()), *of_environment]))
+    of_environment = re.split(r"[\s,:]+", os.environ.get(ALLOW_IMPORT, ""))
+    return list(dict.fromkeys([*(patterns or ()), *filter(None, of_environment)]))
 
 
 AllowImport = Annotated[

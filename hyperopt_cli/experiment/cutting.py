@@ -117,13 +117,16 @@ def _difference(experiment: Experiment, model: nn.Module, cut: Cut) -> str | Non
 
 
 def _tried(cut: Cut, rng: torch.Generator) -> Tensor:
-    """Examples that are drawn, and one of each class: what is rare may be all that is weighed or ignored."""
+    """Examples that are drawn, one of each class, the extremes: what is rare may be all that is weighed or ignored."""
     drawn = cut.examples[torch.randperm(len(cut.examples), generator=rng)]
     chosen = drawn[:NUM_TRIED].tolist()
     if cut.targets is not None and is_integral(cut.targets):
         targets = cut.targets.cpu()[drawn].reshape(len(drawn), -1)
         for label in torch.unique(targets)[:NUM_TRIED]:
             chosen.append(int(drawn[(targets == label).any(dim=1).nonzero()[0, 0]]))
+    elif cut.targets is not None:
+        for column in cut.targets.cpu()[cut.examples].reshape(len(cut.examples), -1).T[:NUM_TRIED]:
+            chosen += [int(cut.examples[column.argmin()]), int(cut.examples[column.argmax()])]
     return torch.tensor(sorted(set(chosen)))
 
 

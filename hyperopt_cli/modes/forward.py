@@ -119,9 +119,10 @@ class Forward(Compiling):
             setting_of = partial(_setting, dynamics, lambda_at, t, state)
             try:
                 state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
-                verdict = self._judge.look(dynamics, t, setting_of, verdict)
             except (NonFiniteError, UsageError, RuntimeError) as error:
                 verdict = self._without(setting_of, verdict, step.is_compiled, error)
+            else:
+                verdict = self._judge.look(dynamics, t, setting_of, verdict)
             if verdict.engine != engine:
                 step = self._step(dynamics, verdict.engine, compiled=False)
                 account.take_back(t, sum(len(block.active) for block in carried.blocks))

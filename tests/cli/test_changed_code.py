@@ -114,8 +114,9 @@ def test_leave_comes_from_the_command_line_or_the_environment_alone(own: Own, mo
     code, _, err = own.run("--resume", "o", "outer.steps=2")  # a run directory gives no leave
     assert code == 2
     assert pasted(err, "to give that leave") == ["--resume", "o", "outer.steps=2", *own.allow]
-    monkeypatch.setenv("HYPEROPT_ALLOW_IMPORT", f"other.* {own.own}.*")
-    assert own.run("--resume", "o", "outer.steps=2")[0] == 0
+    for between in " ,:":
+        monkeypatch.setenv("HYPEROPT_ALLOW_IMPORT", f"other.*{between}{own.own}.*")
+        assert own.run("--resume", "o", "outer.steps=2")[0] == 0
     monkeypatch.setenv("HYPEROPT_ALLOW_IMPORT", "other.*")
     assert own.run("--resume", "o", "outer.steps=3")[0] == 2
     assert own.run("--resume", "o", "outer.steps=3", *own.allow)[0] == 0

@@ -46,6 +46,14 @@ def rare():
     y[::500] = 2  # one in 500
     return x, y
 def ignoring_rare(outputs, targets): return F.cross_entropy(outputs, targets, ignore_index=2)
+def tail():
+    x, y = drawn(3000, 1)[0], torch.zeros(3000, 1, dtype=torch.float64)
+    y[:, 0] = x[:, 0]
+    y[::500] += 9  # one in 500 is far out
+    return x, y
+def weighs_the_tail(outputs, targets):
+    w = 1 + 100 * (targets > 6).to(outputs)
+    return (w * (outputs - targets) ** 2).sum() / w.sum()
 def line():
     x, _ = drawn(150, 1)
     return x, x[:, :1] ** 2 + 3
@@ -197,6 +205,7 @@ REFUSED = [
     ("own.worst", "line", "one"),
     ("own.ratio", "line", "one"),
     ("own.by_size", "line", "one"),
+    ("own.weighs_the_tail", "tail", "one"),
 ]
 
 

@@ -192,7 +192,7 @@ class Judge:
         kind = kind_of(value)
         known = set(self._rulings)
         if kind not in known and self.watch.examines and self.watch.worth({kind}, known):  # the way back of a left run
-            self._rule({kind}, self._examined(loss, params, hyper, 0, value))
+            self._rule({kind}, self._examined(loss, params, hyper, None, value))
         ruling = self._rulings.get(kind)
         if self.takes_programs if ruling is None else ruling.candidate == PROGRAM:
             del value, leaves
@@ -206,17 +206,17 @@ class Judge:
             if known is None or known.candidate != PROGRAM:
                 self._rulings[kind] = ruling
 
-    def _examined(self, loss: Loss, params: Params, hyper: StepHyper, t: int, value: Tensor) -> Ruling:
+    def _examined(self, loss: Loss, params: Params, hyper: StepHyper, t: int | None, value: Tensor) -> Ruling:
         try:
-            return ruled(Truth.at(loss, params, hyper, t), t, value)
+            return ruled(Truth.at(loss, params, hyper, t or 0), t, value)
         except Exception as error:
             if not is_lacking(error):
                 raise
             return Ruling(DOUBLE_BACKWARD, False, {"differences": "do not fit into the memory"})
 
 
-def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
-    """The first candidate that is right at step t, whose loss with its graph is `value`.
+def ruled(truth: Truth, t: int | None, value: Tensor) -> Ruling:
+    """The first candidate that is right at step t, whose loss with its graph is `value`; None: met on a way back.
 
     Raises:
         UsageError: none is.
@@ -228,7 +228,8 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
     alongs: dict[str, list[float]] = {}
     kind = kind_of(value)
     faults = sorted({fault for node in nodes_of(value) if (fault := double_backward_fault(node)) is not None})
-    truth.check_numbers(t)
+    where = "a step that was met on the way back" if t is None else f"step {t}"
+    truth.check_numbers(where)
     # cut, it may be right here and wrong at the next step: a factor that is 0, a clipping that is idle
     is_cut = truth.cuts.is_cut or may_be_cut(kind)
     first, second = (PROGRAM, DOUBLE_BACKWARD) if is_cut else (DOUBLE_BACKWARD, PROGRAM)
@@ -260,7 +261,7 @@ def ruled(truth: Truth, t: int, value: Tensor) -> Ruling:
         if (right := _third(truth, {name: alongs[name] for name in products}, is_cut)) is not None:
             return Ruling(right, False, reasons)
         reasons |= dict.fromkeys(products, "the only one to say so, and differences cannot judge (kinks, rounding)")
-    raise UsageError(refusal(f"the derivative of the training gradient at step {t}", reasons, kind))
+    raise UsageError(refusal(f"the derivative of the training gradient at {where}", reasons, kind))
 
 
 def _third(truth: Truth, alongs: Mapping[str, list[float]], is_cut: bool) -> str | None:

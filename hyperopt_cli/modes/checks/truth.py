@@ -123,7 +123,7 @@ class Truth:
 
         return Cuts(field, flat)
 
-    def check_numbers(self, t: int) -> None:
+    def check_numbers(self, where: str) -> None:
         """No number that was handed to Python moves the training gradient: it would have no derivative.
 
         Raises:
@@ -131,7 +131,7 @@ class Truth:
         """
         if self.cuts.uses_numbers:
             raise UsageError(
-                f"inner_loss: its gradient at step {t} depends on a number that leaves torch and comes back (item(), "
+                f"inner_loss: its gradient at {where} depends on a number that leaves torch and comes back (item(), "
                 "float(), numpy(), a branch in Python on it), which has no derivative; keep it a tensor: torch.where, "
                 "minimum and clamp take the place of Python's"
             )

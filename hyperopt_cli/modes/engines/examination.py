@@ -97,7 +97,7 @@ class Examination:
         except Exception as error:
             reason_of(error)
             return
-        truth.check_numbers(self.t)
+        truth.check_numbers(f"step {self.t}")
 
     def _reason(self, name: str, is_given: bool) -> str | None:
         try:
