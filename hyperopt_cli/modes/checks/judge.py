@@ -109,6 +109,7 @@ class Judge:
         self.watch, self.outer = Watch(), OuterJudge()
         self._rulings: dict[Kind, Ruling] = {}
         self._rules: dict[str, Rules] = {}
+        self._presumes = False
 
     def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool) -> Dynamics:
         """A run begins: the same dynamics, watched, with right derivatives of what is cheap.
@@ -121,14 +122,34 @@ class Judge:
         Raises:
             UsageError: `init`, the schedule or the update rule has a derivative that is not that of its value.
         """
-        if self.watch.begin(dynamics.problem, examines):
+        if self.watch.begin(dynamics.problem, examines) or self._presumes:
             self._rulings.clear()
             self._rules.clear()
             self.outer.forget()
+        self._presumes = not examines
         self.outer.begin(examines, self.watch.affords)
         if examines:
             dynamics = replace(dynamics, as_operators=check_rule(dynamics, hyper, "vjp", self._rules).as_operators)
+        else:
+            self._presume(dynamics.watched_by(None), hyper)
         return dynamics.watched_by(self.watch)
+
+    def _presume(self, dynamics: Dynamics, hyper: Hyper) -> None:
+        """Where only a price is asked: what is cut at step 0, or has no double backward, will be taken as a program."""
+        step_hyper = dynamics.hyper_at(hyper, 0)
+        params = dynamics.layout.unpack(dynamics.point(dynamics.start, step_hyper, 0))
+        loss = next(terms(dynamics.loss_at(0)))
+        value = value_at(loss, params, step_hyper)
+        try:
+            is_cut = may_be_cut(kind_of(value)) or Truth.at(loss, params, step_hyper, 0).cuts.is_cut
+            if not is_cut:
+                by_double_backward(loss, params, step_hyper)[2](params)
+        except Exception as error:
+            if is_lacking(error):
+                raise
+            is_cut = True
+        ruling = Ruling(PROGRAM if is_cut else DOUBLE_BACKWARD, True, {})
+        self._rule(kinds_at(value, loss, params, step_hyper), ruling)
 
     @property
     def said(self) -> list[str]:

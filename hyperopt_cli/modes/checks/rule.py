@@ -185,7 +185,7 @@ class _Examined:
         if self.difference is None:
             return normal
         sizes = [norm([d]) for d in like]
-        least = max(1e-12 * max(sizes, default=0.0), 1e-300)
+        least = 1e-12 * max(sizes, default=0.0) or 1.0
         return [x / max(size, least) for x, size in zip(normal, sizes, strict=True)]
 
     def _flat(self, function: Function) -> Callable[..., tuple[Tensor, ...]]:
