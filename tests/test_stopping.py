@@ -24,7 +24,7 @@ PLACES: dict[str, tuple[dict[str, Any], str, str, int, int]] = {
     "E, of forward": (FORWARD, "hyperopt_cli.modes.forward", "outer_objective", 4, 1),
     "E, of reverse": (MODES["reverse"], "hyperopt_cli.modes.sweep", "outer_objective", 4, 1),
     "E, of reversible": (REVERSIBLE, "hyperopt_cli.modes.sweep", "outer_objective", 4, 1),
-    "the choice of an engine": ({"name": "forward"}, "hyperopt_cli.modes.forward", "chosen", 1, 0),
+    "the choice of an engine": ({"name": "forward"}, "hyperopt_cli.modes.engines.judge", "chosen", 1, 0),
     "the choice to compile": ({"name": "reverse"}, "hyperopt_cli.modes.deciding", "decided", 1, 0),
     "planning": ({"name": "auto"}, "hyperopt_cli.modes.auto", "planned", 1, 0),
     "the test split at the start": (FORWARD, "hyperopt_cli.experiment", "Experiment.test", 1, 1),

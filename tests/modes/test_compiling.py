@@ -711,7 +711,7 @@ def test_the_rules_of_folded_are_what_is_compiled(monkeypatch: pytest.MonkeyPatc
         return Dual(made.primal, 2 * made.tangents)
 
     monkeypatch.setitem(RULES, op, wrong)
-    monkeypatch.setattr("hyperopt_cli.modes.forward.check_given", lambda *given: None)
+    monkeypatch.setattr("hyperopt_cli.modes.engines.judge.check_given", lambda *given: None)
     got, uncompiled = (hypergradient(problem, HYPER, MODES["folded"](compile)) for compile in (True, False))
     close(got, uncompiled)
     assert abs(float(got.grad["lr"] / right.grad["lr"]) - 1) > 1e-3

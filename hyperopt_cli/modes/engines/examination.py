@@ -101,14 +101,13 @@ class Examination:
 
     def _reason(self, name: str, is_given: bool) -> str | None:
         try:
-            return self._faulty(name) or (None if is_given else self._too_large(name)) or self._wrong(name)
+            too_large = None if is_given else self._too_large(name)
+            return self._faulty(name) or too_large or self._wrong(name) or self._blind(name)
         except Exception as error:
             return reason_of(error)
 
     def _faulty(self, name: str) -> str | None:
         """What torch is known to take wrongly, though it may be right at this point."""
-        if self._is_cut and not any(name in same for same in BELOW_AUTOGRAD.values()):
-            return CUT
         if name in CONSTRUCTIONS["reverse_over_reverse_loop"]:
             found = {double_backward_fault(node) for node in nodes_of(self._value)}
         elif name != "folded":  # which has rules of its own, and refuses by itself
@@ -117,6 +116,10 @@ class Examination:
             return None
         faults = sorted(fault for fault in found if fault is not None)
         return f"torch has a derivative of the loss wrong, {', '.join(faults)}" if faults else None
+
+    def _blind(self, name: str) -> str | None:
+        """It may be right here and wrong at the next step."""
+        return CUT if self._is_cut and not any(name in same for same in BELOW_AUTOGRAD.values()) else None
 
     def _too_large(self, name: str) -> str | None:
         """Two columns, never more at once than in the run, tell what all of them would take."""
