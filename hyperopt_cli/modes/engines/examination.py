@@ -102,7 +102,7 @@ class Examination:
     def _reason(self, name: str, is_given: bool) -> str | None:
         try:
             too_large = None if is_given else self._too_large(name)
-            return self._faulty(name) or too_large or self._wrong(name) or self._blind(name)
+            return self._faulty(name) or too_large or self._wrong(name) or self._blind(name, is_given)
         except Exception as error:
             return reason_of(error)
 
@@ -117,9 +117,10 @@ class Examination:
         faults = sorted(fault for fault in found if fault is not None)
         return f"torch has a derivative of the loss wrong, {', '.join(faults)}" if faults else None
 
-    def _blind(self, name: str) -> str | None:
-        """It may be right here and wrong at the next step."""
-        return CUT if self._is_cut and not any(name in same for same in BELOW_AUTOGRAD.values()) else None
+    def _blind(self, name: str, is_given: bool) -> str | None:
+        """It may be right here and wrong at the next step; a Function of a user's own may well have its derivatives."""
+        is_cut = self.truth.cuts.is_cut if is_given else self._is_cut
+        return CUT if is_cut and not any(name in same for same in BELOW_AUTOGRAD.values()) else None
 
     def _too_large(self, name: str) -> str | None:
         """Two columns, never more at once than in the run, tell what all of them would take."""
