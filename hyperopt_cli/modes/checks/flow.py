@@ -141,7 +141,11 @@ class Cuts:
     """
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -> None:
-        found, flow = self._evaluated(function, leaves, 1.0)
+        try:
+            found, flow = self._evaluated(function, leaves, 1.0)
+        except Exception:  # no second derivative, no memory for its graph: what can be cut may be
+            self.is_cut, self.uses_numbers = True, False
+            return
         self.is_cut = any(flow.is_cut(x) for x in found)
         self.uses_numbers = flow.reads and any(self._differs(function, leaves, found, factor) for factor in FACTORS)
 
