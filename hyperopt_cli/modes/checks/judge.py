@@ -26,7 +26,7 @@ from hyperopt_cli.modes.checks.kinds import Kind, kind_of, may_be_cut, nodes_of,
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
 from hyperopt_cli.modes.checks.rule import Rules, check_rule, not_judged
-from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, Truth
+from hyperopt_cli.modes.checks.truth import GROSS, PROGRAM, Truth, cuts_of
 from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.engines import ENGINES
@@ -141,7 +141,7 @@ class Judge:
         loss = next(terms(dynamics.loss_at(0)))
         value = value_at(loss, params, step_hyper)
         try:
-            is_cut = may_be_cut(kind_of(value)) or Truth.at(loss, params, step_hyper, 0).cuts.is_cut
+            is_cut = may_be_cut(kind_of(value)) or cuts_of(loss, params, step_hyper).is_cut
             if not is_cut:
                 by_double_backward(loss, params, step_hyper)[2](params)
         except Exception as error:

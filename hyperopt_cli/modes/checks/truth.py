@@ -115,13 +115,7 @@ class Truth:
     @cached_property
     def cuts(self) -> Cuts:
         """What is cut in the training gradient, as a function of w and lambda."""
-        flat, spec = tree_flatten((self.params, self.hyper))
-
-        def field(*leaves: Tensor) -> Sequence[Tensor]:
-            value = self.loss(*tree_unflatten(list(leaves), spec))
-            return torch.autograd.grad(value, leaves[: len(self.params)], create_graph=True, materialize_grads=True)
-
-        return Cuts(field, flat)
+        return cuts_of(self.loss, self.params, self.hyper)
 
     def check_numbers(self, where: str) -> None:
         """No number that was handed to Python moves the training gradient: it would have no derivative.
@@ -272,6 +266,17 @@ class Truth:
         plain = list(self.gradient.values())
         away = norm([x - y for x, y in zip(grads.values(), plain, strict=True)])
         return away / norm(plain) if norm(plain) > 0 else 0.0
+
+
+def cuts_of(loss: Loss, params: Params, hyper: StepHyper) -> Cuts:
+    """What is cut in the training gradient at a point."""
+    flat, spec = tree_flatten((params, hyper))
+
+    def field(*leaves: Tensor) -> Sequence[Tensor]:
+        value = loss(*tree_unflatten(list(leaves), spec))
+        return torch.autograd.grad(value, leaves[: len(params)], create_graph=True, materialize_grads=True)
+
+    return Cuts(field, flat)
 
 
 def _pairs(difference: Difference) -> list[tuple[Tensor, float]]:
