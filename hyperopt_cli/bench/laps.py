@@ -9,10 +9,13 @@ import torch
 from hyperopt_cli.bench.measuring import Lap
 from hyperopt_cli.bench.problems import Workload
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes import Mode, hypergradient
+from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines import gradient
 from hyperopt_cli.modes.memory import available_bytes
 from hyperopt_cli.modes.planning.probe import synchronize
+from hyperopt_cli.modes.surroundings import surroundings
 
 SHARE_OF_FREE = 0.8
 
@@ -43,7 +46,7 @@ def matrix_products(edge: int, dtype: torch.dtype, times: int, device: torch.dev
 
 
 def steps_but_the_first(mode: Mode, workload: Workload, device: torch.device, needs_bytes: float = 0.0) -> Lap:
-    """Mean seconds of the steps of a hypergradient's run but its first, and the hypergradient.
+    """Mean seconds of the steps of a hypergradient's run but its first, none of them examined, and the hypergradient.
 
     Args:
         mode: one that goes once over the run.
@@ -64,5 +67,9 @@ def steps_but_the_first(mode: Mode, workload: Workload, device: torch.device, ne
             synchronize(device)
             ends.append(time.perf_counter())
 
-    result = hypergradient(*workload, mode, on_step=on_step)
-    return Lap((ends[-1] - ends[0]) / (workload.problem.steps - 1), result.grad)
+    problem, hyper = workload.problem, {name: value.detach() for name, value in workload.hyper.items()}
+    with surroundings(problem.precision):
+        account = Account(problem.steps, Dynamics.of(problem, hyper).like, on_step)
+        account.examines = False  # a few steps of a run are; of these few it would be all
+        result = mode.differentiate(problem, hyper, account)
+    return Lap((ends[-1] - ends[0]) / (problem.steps - 1), result.grad)
