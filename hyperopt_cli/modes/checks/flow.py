@@ -22,7 +22,7 @@ from hyperopt_cli.modes.program.aliases import written_arguments
 from hyperopt_cli.modes.program.record import ITSELF
 
 aten = torch.ops.aten
-FACTORS = (1.001, 1e3, 1e-3, -1.0)  # by which a number is changed that is handed to Python
+FACTORS = (1.001, 1e3, 1e9, 1e-3, 1e-9, -1.0)  # by which a number is changed that is handed to Python
 READERS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)  # which no operator shows
 
 

@@ -24,6 +24,7 @@ from hyperopt_cli.modes.checks.differences import differenced, norm, reach
 from hyperopt_cli.modes.checks.flow import Cuts
 from hyperopt_cli.modes.checks.kinds import Kind, kind_of, may_be_cut, own_functions
 from hyperopt_cli.modes.checks.raised import Raised, raised
+from hyperopt_cli.modes.checks.replayed import check_equal
 from hyperopt_cli.modes.checks.truth import LOW, PROGRAM, RIGHT, SLACK
 from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.modes.program.derivative import pulled_back, straight_through
@@ -101,6 +102,8 @@ class OuterJudge:
         known = self._rulings.get(kind)
         if known is None or (again and known.candidate != PROGRAM):
             self._rulings[kind] = _ruled(objective, [x.detach() for x in leaves], kind)
+            with torch.enable_grad():
+                check_equal("outer_loss", [value], [objective(*leaves)])
         if self._rulings[kind].candidate == PROGRAM:
             return value.detach(), by_program(objective, leaves)[1]
         return value.detach(), _gradient(value, leaves)
@@ -189,15 +192,15 @@ def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, is_cut: b
         return (
             OuterRuling(AUTOGRAD, None) if confirmed else _without_program(difference is None, first_line(error), kind)
         )
-    if confirmed:  # cut, it may be right here and wrong elsewhere
-        return OuterRuling(PROGRAM if off(other) <= near else AUTOGRAD, None)
-    if difference is None and is_near(plain, other):
-        return OuterRuling(PROGRAM if is_cut else AUTOGRAD, NOT_JUDGED)
     for clipped in (False, True):
         function = straight_through(program, clipped)
         estimated = pulled_back(program, at, function)([torch.ones((), dtype=at[0].dtype).to(at[0])])
         if not is_near(other, estimated) and is_near(plain, estimated):
             return OuterRuling(AUTOGRAD, SURROGATE)
+    if confirmed:  # cut, it may be right here and wrong elsewhere
+        return OuterRuling(PROGRAM if off(other) <= near else AUTOGRAD, None)
+    if difference is None and is_near(plain, other):
+        return OuterRuling(PROGRAM if is_cut else AUTOGRAD, NOT_JUDGED)
     if difference is not None and off(other) <= near:
         return OuterRuling(PROGRAM, None)
     if difference is None:

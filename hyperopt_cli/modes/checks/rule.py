@@ -135,6 +135,7 @@ def _functions(dynamics: Dynamics, hyper: Hyper, most: int) -> Iterator[_Part]:
     step_hyper = dynamics.hyper_at(hyper, 0)
     point = dynamics.layout.unpack(dynamics.point(dynamics.start, step_hyper, 0))
     g = dynamics.layout.pack(gradient(next(terms(dynamics.loss_at(0))), point, step_hyper)[1])
+    g = {key: x if bool(x.any()) else torch.ones_like(x) for key, x in g.items()}  # one of zero shows nothing
     state, name = dynamics.update(dynamics.start, g, step_hyper, 0), type(optimizer).__name__
     for t in times:
         at = dynamics.hyper_at(hyper, t)
