@@ -208,7 +208,10 @@ override_keys |= st.builds(
 )
 override_keys |= st.integers(1, 3000).map(lambda length: ".".join("a" * length))
 override_values = values.map(lambda value: dump(value).removesuffix("...\n")) | soup | st.text(max_size=5)
-overrides = st.lists(st.builds("{}={}".format, override_keys, override_values) | st.text(max_size=8), max_size=2)
+plain_overrides = st.sampled_from(["steps=3", "seed=7", "outer.steps=2", "precision=float64", "device=cpu"])
+overrides = st.lists(
+    st.builds("{}={}".format, override_keys, override_values) | st.text(max_size=8) | plain_overrides, max_size=2
+)
 
 
 def cases(number: int) -> Callable[[Any], Any]:
@@ -288,7 +291,7 @@ def fuzz(check: Callable[[bytes, list[str]], Any], contents: Any, changes: Any, 
     run()
     counted = Counter(outcomes)
     assert len(counted) == 2, "nothing is valid, or everything"
-    assert min(counted.values()) >= len(outcomes) / 400, "nearly nothing is valid, or nearly everything"
+    assert min(counted.values()) >= len(outcomes) / 250, "nearly nothing is valid, or nearly everything"
 
 
 PARTS = {

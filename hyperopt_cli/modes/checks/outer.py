@@ -117,7 +117,7 @@ def _gradient(value: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def by_autograd(objective: Objective, at: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of E."""
+    """Autograd's derivatives of E at a point, like `at`."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in at]
         return list(_gradient(objective(*leaves), leaves))

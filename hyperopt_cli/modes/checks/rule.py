@@ -194,7 +194,7 @@ class _Examined:
 
     @property
     def wanted(self) -> float:
-        """By differences."""
+        """What differences show of `u.(DF v)`."""
         assert self.difference is not None
         return _inner(self._u, self.difference.value)
 
@@ -213,7 +213,7 @@ class _Examined:
         return self._along(self._function, way)
 
     def by_list(self, way: Way) -> float:
-        """That of the list."""
+        """The derivative of the function as a list of operators."""
         return self._along(self.listed, way)
 
     def _along(self, function: Function, way: Way) -> float:
@@ -226,7 +226,7 @@ class _Examined:
             return float("nan")
 
     def is_right(self, found: float) -> bool:
-        """Whether differences confirm it."""
+        """Whether differences confirm this value of `u.(DF v)`."""
         assert self.difference is not None
         parts = list(zip(self._u, self.difference.value, self.difference.errors, strict=True))
         size = max(sum(norm([u]) * norm([d]) for u, d, _ in parts), abs(found))

@@ -58,13 +58,13 @@ class Examination:
 
     @cached_property
     def truth(self) -> Truth:
-        """Of the step."""
+        """What differences show at the step; made when it is first asked for."""
         setting = self._setting
         return Truth.at(setting.loss, setting.params, setting.hyper, setting.t)
 
     @cached_property
     def kind(self) -> Kind:
-        """Of the step."""
+        """The kind of the step."""
         return kind_of(self._value)
 
     @cached_property

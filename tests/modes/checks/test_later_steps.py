@@ -108,7 +108,7 @@ def test_a_cut_in_the_second_chunk_alone(mode: str) -> None:
     if mode in MODES:
         assert error(hypergradient(problem, HYPER, MODES[mode]).grad, want) < 1e-6
     else:
-        with pytest.raises(Exception, match=r"engine reverse_over_reverse: (off by|autograd is cut)"):
+        with pytest.raises(Exception, match="engine reverse_over_reverse: off by"):
             hypergradient(problem, HYPER, Forward(engine="reverse_over_reverse"))
 
 
@@ -184,7 +184,7 @@ def test_what_leaves_the_graph_late_and_without_a_trace(name: str, since: int, m
     batches = lambda t: (t, batch(t))  # noqa: E731
     problem = Problem(START, loss, outer, batches, SGD(), 20)
     if name in LEAVES_TORCH:
-        with pytest.raises(Exception, match=r"leaves torch|silently wrong|off by|cannot be taken"):
+        with pytest.raises(Exception, match="depends on a number that leaves torch"):
             hypergradient(problem, HYPER, MODES[mode])
     else:
         want = truth(START, loss, outer, batches, 20)
