@@ -15,6 +15,7 @@ from collections import namedtuple
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from numbers import Real
 from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -132,10 +133,14 @@ class InnerOptimizer:
         """Refuses what `torch.optim` refuses.
 
         Raises:
+            TypeError: what should be a number is none.
             ValueError: a number below 0, or a decay outside [0, 1).
         """
         for name in self.argument_names():
             value = getattr(self, name)
+            is_number = isinstance(value, Real | Tensor)
+            if not is_number:
+                raise TypeError(f"{name}: got {value!r}; give a number")
             if name in self.taken_from_1 and not 0 <= value < 1:
                 raise ValueError(f"{name}: got {value}; must be at least 0 and below 1")
             if name != "dampening" and not value >= 0:

@@ -190,3 +190,9 @@ def test_a_beta_of_1_and_nesterov_without_momentum_are_refused() -> None:
         Adam(beta1=1.0)
     with pytest.raises(ValueError, match="nesterov: needs a momentum"):
         SGD(nesterov=True).slots({}, frozenset({"lr"}))
+
+
+@pytest.mark.parametrize("given", [None, "abc", [0.1]])
+def test_what_is_no_number_is_refused(given):
+    with pytest.raises(TypeError, match="eps: got .*; give a number"):
+        optimizers.Adam(eps=given)
