@@ -193,6 +193,6 @@ def test_a_beta_of_1_and_nesterov_without_momentum_are_refused() -> None:
 
 
 @pytest.mark.parametrize("given", [None, "abc", [0.1]])
-def test_what_is_no_number_is_refused(given):
-    with pytest.raises(TypeError, match="eps: got .*; give a number"):
-        optimizers.Adam(eps=given)
+def test_what_is_no_number_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"eps: got .*; give a number"):
+        Adam(eps=given)
