@@ -6,6 +6,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,6 @@ import pytest
 import torch
 
 from hyperopt_cli.errors import CheckpointError, StorageError
-from hyperopt_cli.modes.checkpointing.shelf import Copied
-from hyperopt_cli.modes.dynamics import State
-from hyperopt_cli.modes.memory import taken_by
 from hyperopt_cli.runs.checkpoints import MANIFEST, STATE, VERSION, Checkpoints, on_host
 from hyperopt_cli.runs.directory import LATEST
 
@@ -250,29 +249,46 @@ def test_an_iterator_is_written_as_its_items_come_and_comes_back_as_one(
     assert list(found.tree["none"]) == []
 
 
+MANY_STATES = """
+import sys
+from pathlib import Path
+import torch
+from hyperopt_cli.modes.checkpointing.shelf import Copied
+from hyperopt_cli.modes.dynamics import State
+from hyperopt_cli.modes.memory import taken_by
+from hyperopt_cli.runs import checkpoints
+
+checkpoints.PART_BYTES = 2**23
+shelf = Copied(24)
+for i in range(24):
+    shelf.push(State({"": torch.full((2**20,), float(i), dtype=torch.float64)}, {}))
+folder = checkpoints.Checkpoints(Path(sys.argv[1]))
+
+def write():
+    folder.write(1, 0, {"shelf": (state.kept() for state in shelf.states())}, {"threads": 1}, is_best=False)
+
+def read():
+    total = sum(float(kept["params"][""][0]) for kept in folder.newest().tree["shelf"])
+    assert total == 24 * 23 / 2
+
+for work in (write, read):
+    print(taken_by(work, torch.device("cpu")) / checkpoints.PART_BYTES)
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel keeps no peak that can be reset")
-def test_neither_written_nor_read_are_many_states_in_the_memory_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    num, num_bytes, cpu = 24, 2**23, torch.device("cpu")
-    monkeypatch.setattr("hyperopt_cli.runs.checkpoints.PART_BYTES", num_bytes)
-    shelf = Copied(num)
-    for item in items(num, num_bytes):
-        shelf.push(State({"": item["w"]}, {}))
-    checkpoints = Checkpoints(tmp_path)
-
-    def write() -> None:
-        tree = {"shelf": (state.kept() for state in shelf.states())}
-        checkpoints.write(1, 0, tree, DEPENDS, is_best=False)
-
-    def read() -> None:
-        found = checkpoints.newest()
-        assert found is not None
-        total = sum(float(kept["params"][""][0]) for kept in found.tree["shelf"])
-        assert total == num * (num - 1) / 2
-
-    for work in (write, read):
-        assert taken_by(work, cpu) < 5 * num_bytes
+def test_neither_written_nor_read_are_many_states_in_the_memory_at_once(tmp_path: Path) -> None:
+    """In a process of its own, whose C library gives back what is freed: the peak is of what is held."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_STATES, str(tmp_path)],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written, read = (float(line) for line in done.stdout.split())
+    assert written < 3
+    assert read < 3
 
 
 def test_a_damaged_part_is_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
