@@ -3,8 +3,12 @@
 A `detach`, a `no_grad`, a gradient that is taken inside without a graph leave numbers that depend on the inputs and
 require no gradient. Where such a number flows into a result, autograd's derivative of it is not the derivative, at
 this point or at another: a factor that is zero here, a clipping that is idle, may act elsewhere. Where it is only
-logged it does no harm. The same holds for a number that is handed to Python (`item`, numpy): it is handed out changed,
-and is used where the results change with it.
+logged it does no harm.
+
+The same holds for a number that is handed to Python (`item`, numpy). It is handed out multiplied by a factor, and by
+one a little beside it: where the results are not the same it was used, here or where an idle bound acts. Where it is
+only compared (`while error.item() > tolerance`), another factor may lead to another branch, but its neighbours lead to
+the same one, and autograd is right nearly everywhere.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +26,9 @@ from hyperopt_cli.modes.program.aliases import written_arguments
 from hyperopt_cli.modes.program.record import ITSELF
 
 aten = torch.ops.aten
-FACTORS = (1.001, 1e3, 1e9, 1e-3, 1e-9, -1.0)  # by which a number is changed that is handed to Python
+FACTORS = (1.0, 1e3, 1e9, 1e-3, 1e-9, -1.0)  # by which a number is changed that is handed to Python
+BESIDE = (1.001, 0.999)  # of each: what is used differs at both, a comparison hardly ever
+RUNAWAY = 20  # times the operators without a factor: a loop that waits for what a factor keeps away
 READERS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)  # which no operator shows
 
 
@@ -32,15 +38,17 @@ class Flow(TorchDispatchMode):
     Args:
         leaves: tensors that require a gradient.
         factor: of numbers that are handed to Python.
+        most: operators.
 
     Attributes:
         reads: whether a number that depends on them was handed to Python.
+        num: operators that ran inside.
     """
 
-    def __init__(self, leaves: Iterable[Tensor], factor: float = 1.0) -> None:
+    def __init__(self, leaves: Iterable[Tensor], factor: float = 1.0, most: float = float("inf")) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.reads = False
-        self._factor = factor
+        self.reads, self.num = False, 0
+        self._factor, self._most = factor, most
         # depends on the leaves -> whether by way of a cut; of what an operator gives beside its first result, None
         self._moved: Any = WeakTensorKeyDictionary()
         for x in leaves:
@@ -77,7 +85,14 @@ class Flow(TorchDispatchMode):
         return x * self._factor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operator, followed."""
+        """The operator, followed.
+
+        Raises:
+            RuntimeError: there were too many.
+        """
+        self.num += 1
+        if self.num > self._most:
+            raise RuntimeError(f"more than {self._most:.0f} operators")
         kwargs = kwargs or {}
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         depends = [x for x in given if x in self._moved and (x.is_floating_point() or x.is_complex())]
@@ -137,33 +152,40 @@ class Cuts:
 
     Attributes:
         is_cut: whether a result depends on the leaves by a way that autograd does not see.
-        uses_numbers: whether one depends on a number that was handed to Python.
+        uses_numbers: whether one depends on the value of a number that was handed to Python.
     """
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -> None:
+        self._function, self._leaves, self._most = function, leaves, float("inf")
         try:
-            found, flow = self._evaluated(function, leaves, 1.0)
+            found, flow = self._evaluated(1.0)
         except Exception:  # no second derivative, no memory for its graph: what can be cut may be
             self.is_cut, self.uses_numbers = True, False
             return
+        self._most = RUNAWAY * flow.num + 1000
         self.is_cut = any(flow.is_cut(x) for x in found)
-        self.uses_numbers = flow.reads and any(self._differs(function, leaves, found, factor) for factor in FACTORS)
+        self.uses_numbers = flow.reads and any(self._is_used(factor) for factor in FACTORS)
 
-    @staticmethod
-    def _evaluated(
-        function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor], factor: float
-    ) -> tuple[Sequence[Tensor], Flow]:
-        given = [x.detach().requires_grad_() for x in leaves]
-        with torch.enable_grad(), Flow(given, factor) as flow:
-            return function(*given), flow
+    def _evaluated(self, factor: float) -> tuple[Sequence[Tensor], Flow]:
+        given = [x.detach().requires_grad_() for x in self._leaves]
+        with torch.enable_grad(), Flow(given, factor, self._most) as flow:
+            return self._function(*given), flow
 
-    def _differs(
-        self, function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor], found: Sequence[Tensor], by: float
-    ) -> bool:
+    def _is_used(self, factor: float) -> bool:
+        here = self._changed(factor)
+        return here is not None and all(_differ(here, self._changed(factor * beside)) for beside in BESIDE)
+
+    def _changed(self, factor: float) -> Sequence[Tensor] | None:
+        """The results with numbers changed by a factor; None where the function refuses them."""
         try:
-            changed, _ = self._evaluated(function, leaves, by)
-        except Exception as error:  # it checks what it reads
+            return self._evaluated(factor)[0]
+        except Exception as error:
             if is_lacking(error):
                 raise
-            return False
-        return not all(torch.equal(x, y) or bool(x.isnan().any()) for x, y in zip(found, changed, strict=True))
+            return None
+
+
+def _differ(found: Sequence[Tensor], other: Sequence[Tensor] | None) -> bool:
+    if other is None:
+        return False
+    return not all(torch.equal(x, y) or bool(y.isnan().any()) for x, y in zip(found, other, strict=True))

@@ -143,7 +143,7 @@ def _ruled(objective: Objective, at: list[Tensor], kind: Kind) -> OuterRuling:
     if cuts.uses_numbers:
         raise UsageError(
             "outer_loss: its gradient is not that of its value: it depends on a number that leaves torch and comes "
-            "back (item(), float(), numpy(), a branch in Python on it), which has no derivative; keep it a tensor"
+            "back (item(), float(), numpy()), which has no derivative; keep it a tensor"
         )
     is_cut = cuts.is_cut or may_be_cut(kind)
     try:

@@ -36,10 +36,7 @@ from hyperopt_cli.problem import Hyper
 
 MOST_STEPS, AGAIN, IN_FULL = 100, 20, 5  # at which cuts are looked for in a first run, in later ones; differences taken
 FLOOR = 1e-11  # of what is moved
-NUMBERS = (
-    "it depends on a number that leaves torch and comes back (item(), float(), numpy(), a branch in Python on it), "
-    "which has no derivative"
-)
+NUMBERS = "it depends on a number that leaves torch and comes back (item(), float(), numpy()), which has no derivative"
 CURE = (
     "A detach(), item(), float() or no_grad in it makes a constant of what lambda or the state moves; write it with "
     "torch's differentiable operators"

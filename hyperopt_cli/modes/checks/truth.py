@@ -126,7 +126,7 @@ class Truth:
         if self.cuts.uses_numbers:
             raise UsageError(
                 f"inner_loss: its gradient at {where} depends on a number that leaves torch and comes back (item(), "
-                "float(), numpy(), a branch in Python on it), which has no derivative; keep it a tensor: torch.where, "
+                "float(), numpy()), which has no derivative; keep it a tensor: torch.where, "
                 "minimum and clamp take the place of Python's"
             )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -47,6 +47,26 @@ def written(w: Tensor, column: Tensor) -> Tensor:
     return (z * base(w)).mean()
 
 
+def until_it_stands(w: Tensor, read: Callable[[Tensor], float], tolerance: float) -> Tensor:
+    """z = tanh(x w + A z): the number of iterations depends on the values."""
+    z, away = base(w), torch.ones((), dtype=F64)
+    while read(away) > tolerance:
+        following = torch.tanh(X @ w + 0.3 * z.roll(1, 1))
+        away, z = (following - z).norm(), following
+    return z.square().mean()
+
+
+def branched(w: Tensor) -> Tensor:
+    value = plain(w)
+    return value * 2 if value.item() > 0.1 else value
+
+
+def clipped(w: Tensor) -> Tensor:
+    """As `clip_grad_norm_` would be written by hand, with the norm in the graph."""
+    norm = base(w).norm()
+    return plain(w) * (1 / norm) if norm.item() > 1 else plain(w)
+
+
 # name -> the loss, whether it is cut, whether a number comes back from Python
 LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], bool, bool]] = {
     "plain": (plain, False, False),
@@ -71,6 +91,18 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], bool, bool]] = {
     "an idle clipping by an item": (lambda w: plain(w) * min(1.0, 100 / plain(w).item()), False, True),
     "an idle clipping by a float": (lambda w: plain(w) * min(1.0, 100 / float(plain(w))), False, True),
     "numpy": (lambda w: plain(w) * float(base(w).detach().numpy().sum()), False, True),
+    "a fixed point by item": (lambda w: until_it_stands(w, Tensor.item, 1e-6), False, False),
+    "a fixed point by float": (lambda w: until_it_stands(w, float, 1e-9), False, False),
+    "a fixed point by bool": (lambda w: until_it_stands(w, lambda x: x, 1e-6), False, False),  # type: ignore[arg-type, return-value]
+    "a branch": (branched, False, False),
+    "a clipping behind a branch": (clipped, False, False),
+    "a weight by a branch": (lambda w: plain(w) * (2.0 if plain(w).item() > 0.1 else 1.0), False, False),
+    "a rounded number": (lambda w: plain(w) ** (1 + round(plain(w).item())), False, False),
+    "an item behind an idle branch": (
+        lambda w: plain(w) * (100 / plain(w).item() if plain(w).item() > 100 else 1.0),
+        False,
+        True,
+    ),
     "a list": (lambda w: plain(w) * sum(w.flatten().tolist()), False, True),
 }
 
@@ -226,16 +258,60 @@ class Clipped(InnerOptimizer):
 
     lr: float = 0.1
     momentum: float = 0.0
-    by_item: bool = False
+    way: Literal["detach", "item", "branch"] = "detach"
 
     def slots(self, params: Any, driven: Any) -> Any:
         return {"m": {name: torch.zeros_like(w) for name, w in params.items()}}
 
     def update(self, params: Any, slots: Any, grads: Any, hyper: Any, step: int) -> Any:
         norm = sum(g.square().sum() for g in grads.values()) ** 0.5
-        scale = min(1.0, 2.9 / float(norm)) if self.by_item else (2.9 / norm.detach()).clamp(max=1.0)
+        scale: Any = (2.9 / norm.detach()).clamp(max=1.0)
+        if self.way == "item":
+            scale = min(1.0, 2.9 / float(norm))
+        if self.way == "branch":
+            scale = 2.9 / norm if norm.item() > 2.9 else 1.0
         m = {name: hyper["momentum"] * slots["m"][name] + scale * grads[name] for name in params}
         return {name: w - hyper["lr"] * m[name] for name, w in params.items()}, {"m": m}
+
+
+def settled(z: Tensor, read: Callable[[Tensor], float]) -> Tensor:
+    """z = tanh(x + A z), to far below what the tests see."""
+    x, away = z, torch.ones((), dtype=F64)
+    while read(away) > 1e-11:
+        following = torch.tanh(x + 0.2 * z.roll(1, -1))
+        away, z = (following - z).norm(), following
+    return z
+
+
+def doubled_below(value: Tensor, bound: float) -> Tensor:
+    return 2 * value if value.item() < bound else value
+
+
+def at_rest(p: Any, h: Any) -> Tensor:
+    out: Tensor = settled(torch.stack([x.sum() for x in p.values()]), Tensor.item).square().sum()
+    return out
+
+
+# name -> the training loss, the validation loss; numbers that leave torch are compared and nothing else
+COMPARED: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "a fixed point by item": (lambda p, h, rows: fit(settled(hidden(p, rows), Tensor.item), p, rows), outer),
+    "a fixed point by float": (lambda p, h, rows: fit(settled(hidden(p, rows), float), p, rows), outer),
+    "a branch that flips on the way": (lambda p, h, rows: doubled_below(fit(hidden(p, rows), p, rows), 0.5), outer),
+    "a norm that is clipped behind a branch": (
+        lambda p, h, rows: fit(hidden(p, rows) * (1 / p["f"].norm() if p["f"].norm().item() > 1 else 1.0), p, rows),
+        outer,
+    ),
+    "a fixed point in E": (lambda p, h, rows: fit(hidden(p, rows), p, rows), at_rest),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_number_that_is_only_compared_does_no_harm(name: str, mode: str) -> None:
+    loss, end = COMPARED[name]
+    want = truth(START, loss, end, batch, 12)
+    got = hypergradient(Problem(START, loss, end, batch, SGD(), 12), HYPER, MODES[mode]())
+    assert error(got.grad, want) < 1e-6
 
 
 def grown(p: Any, h: Any, at: tuple[float, slice]) -> Tensor:
@@ -260,10 +336,11 @@ def clipped_truth(batches: Any, steps: int) -> dict[str, float]:
 def test_a_rule_that_clips_by_a_norm_that_is_idle_where_it_is_looked_at(mode: str) -> None:
     batches = lambda t: (1.0 if t < 3 else 20.0, batch(t))  # noqa: E731
     want = clipped_truth(batches, 8)
-    got = hypergradient(Problem(START, grown, outer, batches, Clipped(), 8), HYPER, MODES[mode]())
-    assert error(got.grad, want) < 1e-6
+    for way in ("detach", "branch"):
+        got = hypergradient(Problem(START, grown, outer, batches, Clipped(way=way), 8), HYPER, MODES[mode]())
+        assert error(got.grad, want) < 1e-6
     with pytest.raises(UsageError, match=r"Clipped\.update at step 0: .*depends on a number that leaves torch"):
-        hypergradient(Problem(START, grown, outer, batches, Clipped(by_item=True), 8), HYPER, MODES[mode]())
+        hypergradient(Problem(START, grown, outer, batches, Clipped(way="item"), 8), HYPER, MODES[mode]())
 
 
 @pytest.mark.parametrize("mode", MODES)
