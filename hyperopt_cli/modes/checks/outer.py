@@ -100,8 +100,10 @@ class OuterJudge:
             return value.detach(), _gradient(value, leaves)
         kind = kind_of(value)
         known = self._rulings.get(kind)
-        if known is None or (again and known.candidate != PROGRAM):
-            self._rulings[kind] = _ruled(objective, [x.detach() for x in leaves], kind)
+        if known is None or again:
+            ruling = _ruled(objective, [x.detach() for x in leaves], kind)
+            if known is None or known.candidate != PROGRAM or ruling.said == SURROGATE:  # not seen where E was flat
+                self._rulings[kind] = ruling
             with torch.enable_grad():
                 check_equal("outer_loss", [value], [objective(*leaves)])
         if self._rulings[kind].candidate == PROGRAM:

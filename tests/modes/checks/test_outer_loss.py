@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperopt_cli import Problem, hypergradient
+from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers import SGD
 from tests.modes.checks.test_cut_gradients import Reversed
@@ -111,6 +111,21 @@ def test_an_estimator_is_taken_and_said_to_be_a_surrogate(name: str) -> None:
     assert "surrogate" in got.stats["checks"]
     for mode in MODES:
         assert error(hypergradient(problem_of(outer), HYPER, mode).grad, want) < 1e-6, mode
+
+
+@pytest.mark.parametrize("made", [Forward, Reverse, Reversible])
+def test_an_estimator_is_seen_once_E_is_no_longer_flat(made: Any) -> None:
+    estimated = lambda w: w + ((8 * w).round() / 8 - w).detach()  # noqa: E731
+    outer = lambda p, h: torch.relu(fit({**p, "w": estimated(p["w"])}, h, slice(None)) - h["from"])  # noqa: E731
+    mode = made()
+    said = []
+    for low in (100.0, -100.0):
+        hyper = {**HYPER, "from": torch.tensor(low, dtype=F64)}
+        got = hypergradient(problem_of(outer), hyper, mode)
+        said.append("surrogate" in got.stats.get("checks", ""))
+    assert said == [False, True]
+    want = hypergradient(problem_of(outer), hyper, "reverse").grad
+    assert error(got.grad, {name: float(x) for name, x in want.items()}) < 1e-10
 
 
 @pytest.mark.parametrize("mode", MODES)
