@@ -10,13 +10,14 @@ The run is the dynamical system
 with `s_t = (w_t, slots)`. Every mode in `hyperopt_cli.modes` computes the same `dE/dlambda` of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from hyperopt_cli.errors import NonFiniteError, UsageError
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
 from hyperopt_cli.ranks.group import ALONE, Ranks
 
@@ -25,6 +26,7 @@ __all__ = ["Batch", "Chunked", "Hyper", "Params", "Precision", "Problem", "StepH
 Hyper = dict[str, Tensor]
 Batch = Any
 Precision = Literal["tf32", "bf16"]
+NAMED = "a dictionary of tensors, each by its name"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Problem:
             part, and E the sum over those of all.
 
     Raises:
-        TypeError: `optimizer` is not an `InnerOptimizer`, or `steps` is not an integer.
+        TypeError: `optimizer` is not an `InnerOptimizer`, `steps` is not an integer, `batch` is not callable, or `init`
+            is neither callable nor a dictionary.
         ValueError: `steps` is below 1, `outer_batches` is empty, or `precision` is another one.
     """
 
@@ -98,6 +101,14 @@ class Problem:
                 f"optimizer: got {type(self.optimizer).__name__}; pass one of hyperopt_cli.optimizers "
                 "(torch.optim's optimizers update in place and cannot be differentiated exactly)"
             )
+        if not callable(self.init) and not isinstance(self.init, Mapping):
+            got = type(self.init).__name__
+            raise TypeError(f"init: got a {got}; pass {NAMED}, or a function of lambda that returns one")
+        if not callable(self.batch):
+            raise TypeError(
+                f"batch: got a {type(self.batch).__name__}; pass a function of the step, lambda t: None where the loss "
+                "needs no batch"
+            )
         if not isinstance(self.steps, int) or isinstance(self.steps, bool):
             raise TypeError(f"steps: got {self.steps!r}; the horizon is an integer")
         if self.steps < 1:
@@ -111,9 +122,16 @@ class Problem:
             )
 
     def initial(self, hyper: Hyper) -> Params:
-        """w_0, as named tensors; connected to `hyper` in autograd's graph where `init` depends on it."""
+        """w_0, as named tensors; connected to `hyper` in autograd's graph where `init` depends on it.
+
+        Raises:
+            UsageError: `init` returned something else.
+        """
         if callable(self.init):
-            return dict(self.init(dict(hyper)))
+            params = self.init(dict(hyper))
+            if not isinstance(params, Mapping):
+                raise UsageError(f"init: it returned a {type(params).__name__}; return {NAMED}")
+            return dict(params)
         return {name: w.detach() for name, w in self.init.items()}
 
     def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
@@ -121,13 +139,22 @@ class Problem:
         return dict(hyper) if self.schedule is None else self.schedule(dict(hyper), step)
 
     def training_loss(self, params: Params, hyper: StepHyper, batch: Batch) -> Tensor:
-        """L. The loss gets dictionaries of its own: what it rebinds in them (a mask, a cast) stays with it."""
-        return self.inner_loss(dict(params), dict(hyper), batch)
+        """L. The loss gets dictionaries of its own: what it rebinds in them (a mask, a cast) stays with it.
+
+        Raises:
+            UsageError: it is no tensor of one number.
+        """
+        return _scalar("inner_loss", self.inner_loss(dict(params), dict(hyper), batch))
 
     def validation_loss(self, params: Params, hyper: Hyper, *arguments: Batch) -> Tensor:
-        """E, or the term of one chunk; lambda is brought to where the parameters lie."""
+        """E, or the term of one chunk; lambda is brought to where the parameters lie.
+
+        Raises:
+            UsageError: it is no tensor of one number.
+        """
         device = next(iter(params.values())).device
-        return self.outer_loss(dict(params), {name: value.to(device) for name, value in hyper.items()}, *arguments)
+        value = self.outer_loss(dict(params), {name: x.to(device) for name, x in hyper.items()}, *arguments)
+        return _scalar("outer_loss", value)
 
     def outer_chunks(self) -> Sequence[tuple[tuple[Batch, ...], float]]:
         """The further arguments of `outer_loss`, chunk by chunk, with the weight of each."""
@@ -154,11 +181,29 @@ class _Chunks(Sequence[tuple[tuple[Batch, ...], float]]):
             yield (batch,), weight
 
 
+def _scalar(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise UsageError(f"{name}: it returned a {type(value).__name__}; return a tensor of one number")
+    if value.numel() != 1:
+        raise UsageError(f"{name}: it returned a tensor of shape {list(value.shape)}; return its mean or its sum")
+    return value
+
+
 def check_hyper(hyper: Hyper) -> None:
-    """Raises `TypeError` where an entry of `hyper` cannot be differentiated, `ValueError` where there is none."""
+    """Whether it can be differentiated in.
+
+    Raises:
+        TypeError: an entry is no tensor of floating-point numbers.
+        ValueError: there is none.
+        NonFiniteError: one is not a number.
+    """
+    if not isinstance(hyper, Mapping):
+        raise TypeError(f"hyper: got a {type(hyper).__name__}; pass {NAMED}")
     if not hyper:
         raise ValueError("hyper: got no entry; there is nothing to differentiate with respect to")
     for name, value in hyper.items():
         if not isinstance(value, Tensor) or not torch.is_floating_point(value):
             got = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"hyper[{name!r}]: got a {got}; pass a floating-point tensor, e.g. torch.tensor(0.1)")
+        if value.isnan().any():
+            raise NonFiniteError(0, f"hyper[{name!r}]")

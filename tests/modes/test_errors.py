@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient
-from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, NonFiniteError
+from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, NonFiniteError, UsageError
 from hyperopt_cli.optimizers import SGD, InnerOptimizer
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
@@ -183,6 +183,50 @@ def test_an_optimizer_of_torch_is_refused_with_what_to_pass() -> None:
 def test_outer_batches_without_a_chunk_are_refused() -> None:
     with pytest.raises(ValueError, match="outer_batches: got no chunk"):
         replace(square(), outer_batches=[])
+
+
+# name -> what is given in place of a part of the problem, what is said of it
+ODD_PARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "no training loss": (
+        {"inner_loss": lambda *given: None},
+        UsageError,
+        "inner_loss: it returned a NoneType; return a",
+    ),
+    "a number": ({"inner_loss": lambda p, *given: float(p["x"])}, UsageError, "inner_loss: it returned a float"),
+    "a vector": (
+        {"inner_loss": lambda p, *given: p["x"].expand(3)},
+        UsageError,
+        r"inner_loss: it returned a tensor of shape \[3\]; return its mean",
+    ),
+    "no validation loss": ({"outer_loss": lambda *given: None}, UsageError, "outer_loss: it returned a NoneType"),
+    "a vector of E": (
+        {"outer_loss": lambda p, h: p["x"].expand(2, 2)},
+        UsageError,
+        r"outer_loss: it returned a tensor of shape \[2, 2\]",
+    ),
+    "a list of parameters": ({"init": [torch.zeros(1)]}, TypeError, "init: got a list; pass a dictionary"),
+    "a list from init": ({"init": lambda h: [torch.zeros(3)]}, UsageError, "init: it returned a list; return a dict"),
+    "no batch": ({"batch": None}, TypeError, "batch: got a NoneType; pass a function of the step"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", ODD_PARTS)
+def test_a_part_of_another_kind_is_refused_with_what_to_give(name: str, mode: str) -> None:
+    given, kind, said = ODD_PARTS[name]
+    with pytest.raises(kind, match=said):
+        hypergradient(replace(square(), **given), numbers(lr=0.1), mode)
+
+
+def test_a_list_of_hyperparameters_is_refused() -> None:
+    with pytest.raises(TypeError, match="hyper: got a list; pass a dictionary of tensors"):
+        hypergradient(square(), [torch.tensor(0.1)])  # type: ignore[arg-type]
+
+
+@BOTH
+def test_a_hyperparameter_that_is_not_a_number_is_named(mode: str) -> None:
+    with pytest.raises(NonFiniteError, match=r"hyper\['lr'\] is not finite at inner step 0"):
+        hypergradient(square(), numbers(lr=float("nan")), mode)
 
 
 @BOTH
