@@ -21,6 +21,10 @@ _UNSAID = {
     aten.cudnn_batch_norm.default: (3, 4, 5),
     aten.miopen_batch_norm.default: (3, 4, 5),
 }
+CURES = (
+    "take BatchNorm with track_running_stats=False, spectral_norm in eval(), an Embedding without max_norm; write into "
+    "a copy"
+)
 
 
 class Unwritten(TorchDispatchMode):
@@ -44,8 +48,7 @@ class Unwritten(TorchDispatchMode):
             if _memory(x) not in self._own:
                 raise UsageError(
                     f"{self._what}: {func} writes into a tensor {list(x.shape)} that was there before. Modes evaluate "
-                    "a loss more often than training does, so that what it leaves behind would be wrong: let "
-                    "BatchNorm keep no running statistics (track_running_stats=False), write into a copy"
+                    f"a loss more often than training does, so that what it leaves behind would be wrong: {CURES}"
                 )
         result = func(*args, **kwargs)
         given = {_memory(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
