@@ -5,9 +5,9 @@ its vector-Jacobian product. A `no_grad`, a `.detach()`, a `.item()` inside give
 nothing says so; central differences do. Where they confirm that of the list of operators instead, this one is taken;
 where they do not count, both have to be the same. What ships with this package is held by its tests, and not examined.
 
-What is cut is looked for at up to `MOST_STEPS` steps of the horizon, from the state after the first step, whose slots
-are not zero; differences are taken at a few. The direction moves a number in proportion to its size, so that a second
-moment stays where it is defined.
+What is cut is looked for at up to `MOST_STEPS` steps of the horizon, in later runs at others drawn by seed, from the
+state after the first step, whose slots are not zero; differences are taken at a few. The direction moves a number in
+proportion to its size, so that a second moment stays where it is defined.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,10 +51,12 @@ class Rules(NamedTuple):
     Attributes:
         as_operators: those of init, schedule, update, point and result that are differentiated as lists of operators.
         not_judged: those of which differences do not count, and two ways agree.
+        looks: runs in which they were looked at.
     """
 
-    as_operators: frozenset[str]
-    not_judged: frozenset[str]
+    as_operators: frozenset[str] = frozenset()
+    not_judged: frozenset[str] = frozenset()
+    looks: int = 0
 
 
 def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, Rules]) -> Rules:
@@ -70,14 +72,14 @@ def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, Rule
         UsageError: one is wrong by both ways, with its name and step.
     """
     size = repr(size_of(dynamics, hyper))
-    before = known.get(size)
-    as_lists, alone = (set(), set()) if before is None else (set(before.as_operators), set(before.not_judged))
+    before = known.get(size, Rules())
+    as_lists, alone = set(before.as_operators), set(before.not_judged)
     with nullcontext() if dynamics.like.dtype == torch.float64 else Raised():
-        for each in _functions(dynamics.watched_by(None), hyper, MOST_STEPS if before is None else AGAIN):
+        for each in _functions(dynamics.watched_by(None), hyper, before.looks):
             examined = _Examined(each.function, raised(each.at))
             if examined.cuts.uses_numbers:
                 raise UsageError(f"{each.what}: its derivative is not that of its value: {NUMBERS}. {CURE}")
-            if each.part in as_lists or not (examined.cuts.is_cut or (before is None and each.in_full)):
+            if each.part in as_lists or not (examined.cuts.is_cut or (before.looks == 0 and each.in_full)):
                 continue
             # forward mode takes a schedule of few numbers by a pass backward for each (`directions.py`)
             ways: tuple[Way, ...] = ("jvp", "vjp") if each.part == "schedule" else (way,)
@@ -89,7 +91,7 @@ def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, Rule
                 as_lists.add(each.part)
             if examined.cuts.is_cut:
                 as_lists.add(each.part)
-    known[size] = Rules(frozenset(as_lists), frozenset(alone))
+    known[size] = Rules(frozenset(as_lists), frozenset(alone), before.looks + 1)
     return known[size]
 
 
@@ -116,12 +118,12 @@ class _Part(NamedTuple):
     in_full: bool
 
 
-def _functions(dynamics: Dynamics, hyper: Hyper, most: int) -> Iterator[_Part]:
-    """Every function that a user wrote, at up to `most` steps."""
+def _functions(dynamics: Dynamics, hyper: Hyper, looks: int) -> Iterator[_Part]:
+    """Every function that a user wrote, at up to `MOST_STEPS` steps, in later runs at `AGAIN` drawn by seed."""
     problem, optimizer = dynamics.problem, dynamics.problem.optimizer
     if callable(problem.init) and _is_of_a_user(problem.init):
         yield _Part("init", "init", problem.initial, (hyper,), True)
-    times = _spread(problem.steps, most)
+    times = _drawn(problem.steps, looks) if looks else _spread(problem.steps, MOST_STEPS)
     full = set(_spread(problem.steps, IN_FULL))
     if problem.schedule is not None and _is_of_a_user(problem.schedule):
         for t in times:
@@ -152,6 +154,11 @@ def _spread(steps: int, most: int) -> Sequence[int]:
     if steps <= most:
         return range(steps)
     return sorted({round(i * (steps - 1) / (most - 1)) for i in range(most)})
+
+
+def _drawn(steps: int, seed: int) -> Sequence[int]:
+    order = torch.randperm(steps, generator=torch.Generator().manual_seed(seed))
+    return sorted(int(t) for t in order[:AGAIN])
 
 
 def _is_of_a_user(function: Any) -> bool:

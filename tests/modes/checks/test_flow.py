@@ -372,6 +372,27 @@ def test_a_schedule_that_is_cut_in_a_later_run_alone(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_schedule_that_is_cut_at_one_step_of_many_is_found_in_a_later_run(mode: str) -> None:
+    """At 400 steps not all are looked at in each run; 146 is drawn in the second."""
+
+    def schedule(h: Any, t: int, cut: bool = True) -> Any:
+        rate = h["lr"].detach() if cut and t == 146 else h["lr"]
+        return {**h, "lr": h["lr"] * (1 + 200 * rate) if t == 146 else h["lr"]}
+
+    value = lambda p, *rest: p["w"] ** 2 / 2  # noqa: E731
+    problem = Problem({"w": torch.ones((), dtype=F64)}, value, value, lambda t: None, SGD(), 400, schedule)
+    hyper = {"lr": torch.tensor(0.002, dtype=F64), "momentum": torch.tensor(0.5, dtype=F64)}
+    leaf, w, m = hyper["lr"].clone().requires_grad_(), torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
+    for t in range(400):
+        m = 0.5 * m + w
+        w = w - schedule({"lr": leaf}, t, cut=False)["lr"] * m
+    (want,) = torch.autograd.grad(w**2 / 2, [leaf])
+    made = MODES[mode]()
+    got = [float(hypergradient(problem, hyper, made).grad["lr"]) for _ in range(3)]
+    assert got[1:] == pytest.approx([float(want)] * 2, rel=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("every", [10, 25])
 def test_a_loss_that_keeps_the_parameters_of_an_earlier_step_is_refused(every: int, mode: str) -> None:
     kept: dict[str, Tensor] = {}
