@@ -484,3 +484,34 @@ def test_single_precision_is_judged_in_float64() -> None:
     for mode in MODES.values():
         got = hypergradient(Problem(low, loss, outer, batch, SGD(), STEPS), HYPER, mode)
         assert error(got.grad, want) < 1e-3
+
+
+def small(p: Any, rows: slice, dtype: torch.dtype, is_cut: bool, is_low: bool) -> Tensor:
+    """A small network; where `is_low`, it takes float32 alone."""
+    if is_low and any(x.dtype != torch.float32 for x in p.values()):
+        raise TypeError("a kernel of one's own, for float32 alone")
+    drawn = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 4, generator=drawn), torch.randn(60, generator=drawn)
+    z = torch.tanh(x.to(dtype)[rows] @ p["w"])
+    if is_cut:
+        z = z * (1 + z.detach().square().mean(0))
+    out: Tensor = (z @ p["v"] - y.to(dtype)[rows]).square().mean()
+    return out
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("is_cut", [False, True], ids=["plain", "cut"])
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_what_takes_float32_alone_is_judged_in_it(where: str, is_cut: bool, mode: str) -> None:
+    drawn = torch.Generator().manual_seed(1)
+    start = {"w": torch.randn(4, 3, generator=drawn), "v": torch.randn(3, generator=drawn)}
+
+    def found(dtype: torch.dtype, is_low: bool, how: Any) -> Any:
+        of_loss, of_end = (is_low and where == each for each in ("training", "validation"))
+        inner = lambda p, h, rows: small(p, rows, dtype, is_cut and where == "training", of_loss)  # noqa: E731
+        end = lambda p, h: small(p, slice(None), dtype, is_cut and where == "validation", of_end)  # noqa: E731
+        params = {name: x.to(dtype) for name, x in start.items()}
+        return hypergradient(Problem(params, inner, end, batch, SGD(), 3), HYPER, how)
+
+    got, want = found(torch.float32, True, MODES[mode]), found(torch.float64, False, "reverse")
+    assert error(got.grad, {name: float(x) for name, x in want.grad.items()}) < 2e-5

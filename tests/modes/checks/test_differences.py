@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from hyperopt_cli.modes.checks.decisions import SIDES, Decisions
 from hyperopt_cli.modes.checks.differences import differenced
 from hyperopt_cli.modes.checks.raised import Raised, raised
-from hyperopt_cli.modes.checks.truth import RIGHT, Truth
+from hyperopt_cli.modes.checks.truth import LOW, RIGHT, Truth
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import by_double_backward
 
@@ -125,6 +125,19 @@ def test_a_product_that_is_off_by_a_ten_thousandth_is_seen_in_float32(off: float
     truth = Truth.at(low_loss, {"w": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}, {}, seed=1)
     products, _ = truth.pushed(ENGINES["reverse_over_reverse_loop"], 2)
     assert truth.error_of_push([[(1 + off) * x for x in product] for product in products]) > RIGHT
+
+
+def test_only_what_takes_no_float64_may_be_off_by_more() -> None:
+    def low_alone(w: Any, h: Any) -> Tensor:
+        if w["w"].dtype != torch.float32:
+            raise TypeError("a kernel of one's own, for float32 alone")
+        return w["w"].square().sum()
+
+    params = {"w": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}
+    assert Truth.at(low_loss, params, {}, seed=1).near == RIGHT
+    assert Truth.at(low_alone, params, {}, seed=1).near == LOW
+    with pytest.raises(TypeError, match="for float32 alone"):  # what training itself refuses is no matter of precision
+        Truth.at(low_alone, {"w": params["w"].double()}, {}, seed=1)
 
 
 def test_raised_leaves_integers_alone() -> None:
