@@ -36,7 +36,7 @@ def slack(x: Tensor) -> Tensor | float:
     """What two evaluations may be apart: on a GPU sums may be taken in another order from one time to the next."""
     if not x.numel():
         return 0.0
-    of_cpu = max(1e-7, 8 * torch.finfo(x.dtype).eps) if x.is_floating_point() else 0.0
+    of_cpu = max(1e-10, 8 * torch.finfo(x.dtype).eps) if x.is_floating_point() else 0.0
     return (of_cpu if x.device.type == "cpu" else 1e-3) * x.abs().max()
 
 

@@ -361,12 +361,12 @@ def product_of_repeated(p: Any, h: Any, rows: slice) -> Tensor:
     return fit(z, p, rows) + 0.01 * (made.detach() * made).mean()
 
 
-def counted() -> Any:
+def counted(share: float = 0.1, after: int = 12) -> Any:
     calls = [0]
 
     def loss(p: Any, h: Any, rows: slice) -> Tensor:
         calls[0] += 1
-        return fit(hidden(p, rows), p, rows) * (1 + 0.1 * (calls[0] > 12))
+        return fit(hidden(p, rows), p, rows) * (1 + share * (calls[0] > after))
 
     return loss
 
@@ -397,6 +397,7 @@ REFUSED: dict[str, Any] = {
         )
     ),
     "a counter in a closure": counted,
+    "a counter that hardly shows": lambda: counted(7e-8, 3),
     "draws without a seed from a later step on": Counter,
     "torch's own draws": lambda: lambda p, h, rows: fit(F.dropout(hidden(p, rows), 0.3), p, rows),
 }
