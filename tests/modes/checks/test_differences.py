@@ -6,13 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
+from hyperopt_cli import Forward, Problem, Reverse, hypergradient
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.checks.decisions import SIDES, Decisions
 from hyperopt_cli.modes.checks.differences import differenced
+from hyperopt_cli.modes.checks.judge import BY_PROGRAM, CANDIDATES, DOUBLE_BACKWARD
 from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.truth import LOW, RIGHT, Truth
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import by_double_backward
+from hyperopt_cli.optimizers import SGD
 
 F64 = torch.float64
 X = torch.linspace(-2, 2, 7, dtype=F64)
@@ -138,6 +143,38 @@ def test_only_what_takes_no_float64_may_be_off_by_more() -> None:
     assert Truth.at(low_alone, params, {}, seed=1).near == LOW
     with pytest.raises(TypeError, match="for float32 alone"):  # what training itself refuses is no matter of precision
         Truth.at(low_alone, {"w": params["w"].double()}, {}, seed=1)
+
+
+def off_below_float64(right: Any) -> Any:
+    """An engine or a candidate whose products are twice as large, in float32 alone."""
+
+    def wrong(loss: Any, w: Any, h: Any, *more: Any) -> Any:
+        out = right(loss, w, h, *more)
+        if all(x.dtype == F64 for x in w.values()):
+            return out
+        if more:
+            return out._replace(grad_tangents={name: 2 * x for name, x in out.grad_tangents.items()})
+        value, g, pull = out
+        return value, g, lambda u: tree_map(lambda x: 2 * x, pull(u))
+
+    return wrong
+
+
+def test_what_is_right_in_float64_alone_is_not_taken_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = {"w": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}
+    inner = lambda p, h, batch: low_loss(p, h)  # noqa: E731
+    problem = Problem(start, inner, lambda p, h: p["w"].square().sum(), lambda t: None, SGD(), 4)
+    hyper = {"lr": torch.tensor(0.1, dtype=F64)}
+    want = hypergradient(problem, hyper, Reverse()).grad["lr"]
+    monkeypatch.setitem(CANDIDATES, DOUBLE_BACKWARD, off_below_float64(by_double_backward))
+    monkeypatch.setitem(ENGINES, "folded", off_below_float64(ENGINES["folded"]))
+    backward, forward = hypergradient(problem, hyper, Reverse()), hypergradient(problem, hyper, Forward())
+    assert BY_PROGRAM in backward.stats["checks"]
+    assert forward.stats["engine"] != "folded"
+    for found in (backward, forward):
+        torch.testing.assert_close(found.grad["lr"], want, rtol=1e-5, atol=0)
+    with pytest.raises(UsageError, match="engine folded: right in float64, and not in the precision of the run"):
+        hypergradient(problem, hyper, Forward(engine="folded"))
 
 
 def test_raised_leaves_integers_alone() -> None:
