@@ -56,6 +56,21 @@ def until_it_stands(w: Tensor, read: Callable[[Tensor], float], tolerance: float
     return z.square().mean()
 
 
+def test_a_loop_that_would_wait_for_what_a_factor_keeps_away_is_left() -> None:
+    num = [0]
+
+    def loss(w: Tensor) -> Tensor:
+        z, away = base(w), torch.ones((), dtype=F64)
+        while away.item() > 1e-6 and num[0] < 100_000:  # it never comes below 1e-9
+            num[0] += 1
+            following = torch.tanh(X @ w + 0.3 * z.roll(1, 1))
+            away, z = (following - z).norm() + 1e-9, following
+        return z.square().mean()
+
+    assert not Cuts(lambda w: torch.autograd.grad(loss(w), [w], create_graph=True), [W]).uses_numbers
+    assert num[0] < 10_000
+
+
 def branched(w: Tensor) -> Tensor:
     value = plain(w)
     return value * 2 if value.item() > 0.1 else value
@@ -406,6 +421,15 @@ def test_a_loss_that_keeps_the_parameters_of_an_earlier_step_is_refused(every: i
     problem = Problem(START, anchored, outer, lambda t: (t, batch(t)), SGD(), 25)
     with pytest.raises((NonDeterministicError, UsageError)):
         hypergradient(problem, HYPER, MODES[mode]())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_that_nobody_seeds_is_refused_though_no_step_uses_it_that_is_looked_at(mode: str) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    batches = lambda t: (0.0, batch(t), torch.randn(3, generator=drawn))  # noqa: E731
+    loss = lambda p, h, at: fit(hidden(p, at[1]), p, at[1]) + at[0] * at[2].sum() * p["f"].sum()  # noqa: E731
+    with pytest.raises(NonDeterministicError, match=r"batch\(\d\): evaluated twice"):
+        hypergradient(Problem(START, loss, outer, batches, SGD(), 5), HYPER, MODES[mode]())
 
 
 @pytest.mark.parametrize("optimizer", [SGD(), Adam()], ids=["SGD", "Adam"])
