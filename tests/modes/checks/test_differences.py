@@ -145,6 +145,13 @@ def test_only_what_takes_no_float64_may_be_off_by_more() -> None:
         Truth.at(low_alone, {"w": params["w"].double()}, {}, seed=1)
 
 
+def test_zeros_without_memory_are_zeros_in_float64_too() -> None:
+    """Tangents of a constant: below a mode of the dispatcher torch reads them as if they had memory, and dies."""
+    zeros = torch._efficientzerotensor((2, 4), dtype=F64)  # type: ignore[attr-defined]
+    with Raised():
+        assert not torch.ops.aten.mul.Scalar(zeros, 2).any()
+
+
 def off_below_float64(right: Any) -> Any:
     """An engine or a candidate whose products are twice as large, in float32 alone."""
 

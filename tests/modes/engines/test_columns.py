@@ -462,6 +462,8 @@ WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "cat with nothing": lambda w: torch.cat([torch.empty(0, dtype=F64), torch.outer(w, w)], dim=1).pow(3).sum(),
     "trace": lambda w: torch.outer(w, w.exp()).trace() ** 2,
     "index_fill": lambda w: (w.index_fill(0, torch.tensor([0, 2]), w.prod()) * w).pow(3).sum(),
+    "flooding": lambda w: ((w**3).sum() - 0.1).abs() + functional.l1_loss(w.prod()[None], w.sum()[None]) ** 2,
+    "a slope of one number": lambda w: (functional.prelu(w, w[:1].abs()) * w).sum() ** 2,
     "a derivative of sums": lambda w: torch.where(w > 0, w**3, 0.0).sum() * w.pow(2).sum(),
     "masked pooling": lambda w: torch.outer(w, w).masked_fill(w[:, None] < 0, 0.0).sum(0).pow(2).sum(),
     "label smoothing": lambda w: functional.cross_entropy(torch.outer(w, w), torch.arange(4), label_smoothing=0.1) ** 2,

@@ -366,7 +366,9 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
             raise _refused(func, COMPLEX)
         if not value.is_floating_point():
             return value
-        parts.append((partial.detach() * aligned(leaves[i].tangents, partial.ndim)).to(value.dtype))
+        # torch's zeros without memory (of a sign) crash it in a product with one number
+        partial = torch.zeros_like(value) if partial._is_zerotensor() else partial.detach()
+        parts.append((partial * aligned(leaves[i].tangents, partial.ndim)).to(value.dtype))
     return dual(value.detach(), *parts)
 
 
