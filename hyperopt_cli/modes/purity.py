@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes.program.aliases import memory_of
 
 aten = torch.ops.aten
 # operators whose schemas do not say that they write: running mean and variance, and whether they do
@@ -45,14 +46,14 @@ class Unwritten(TorchDispatchMode):
         """The operator, if it may."""
         kwargs = kwargs or {}
         for x in _written(func, args, kwargs):
-            if _memory(x) not in self._own:
+            if memory_of(x) not in self._own:
                 raise UsageError(
                     f"{self._what}: {func} writes into a tensor {list(x.shape)} that was there before. Modes evaluate "
                     f"a loss more often than training does, so that what it leaves behind would be wrong: {CURES}"
                 )
         result = func(*args, **kwargs)
-        given = {_memory(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        made = {_memory(x) for x in tree_leaves(result) if isinstance(x, Tensor)}
+        given = {memory_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = {memory_of(x) for x in tree_leaves(result) if isinstance(x, Tensor)}
         self._own |= made if func is aten.lift_fresh.default else made - given
         return result
 
@@ -65,8 +66,3 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
         x = args[i] if i < len(args) else kwargs.get(argument.name)
         if argument.alias_info is not None and argument.alias_info.is_write:
             yield from (each for each in tree_leaves(x) if isinstance(each, Tensor))
-
-
-def _memory(x: Tensor) -> int:
-    memory: int = x.untyped_storage()._cdata
-    return memory

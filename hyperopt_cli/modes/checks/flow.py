@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hyperopt_cli.modes.memory import is_lacking
-from hyperopt_cli.modes.program.aliases import written_arguments
+from hyperopt_cli.modes.program.aliases import memory_of, written_arguments
 from hyperopt_cli.modes.program.record import ITSELF
 
 aten = torch.ops.aten
@@ -117,13 +117,13 @@ class Flow(TorchDispatchMode):
 
     def _wrote(self, x: Tensor, cut: bool) -> None:
         """Whatever lies in the memory of `x` depends on them too."""
-        memory = x.untyped_storage()._cdata
+        memory = memory_of(x)
         self._moved[x] = cut or bool(self._moved.get(x))
         base = x._base
         for other in [base] if base is not None else []:
             self._moved[other] = cut or bool(self._moved.get(other))
         for other in list(self._moved):
-            if other.untyped_storage()._cdata == memory:
+            if memory_of(other) == memory:
                 self._moved[other] = cut or bool(self._moved[other])
 
 

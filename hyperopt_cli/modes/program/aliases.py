@@ -1,11 +1,20 @@
-"""What an operator's schema says of memory: which arguments it writes, whether its result is a view."""
+"""Memory: whose it is, which arguments an operator's schema says that it writes, whether its result is a view."""
 
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 aten = torch.ops.aten
+
+
+def memory_of(x: Tensor) -> int:
+    """What tells the memory of one tensor from that of another; a sparse one has none but its own parts."""
+    if x.layout != torch.strided:
+        return id(x)
+    memory: int = x.untyped_storage()._cdata
+    return memory
 
 
 @cache

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hyperopt_cli.modes.program.aliases import functional, is_view, written_arguments
+from hyperopt_cli.modes.program.aliases import functional, is_view, memory_of, written_arguments
 from hyperopt_cli.modes.program.rules import DRAWING
 
 aten = torch.ops.aten
@@ -212,9 +212,9 @@ class _Recorder(TorchDispatchMode):
 
     def _keep(self, written: Tensor) -> None:
         """A constant as it was, before an operator writes into its memory."""
-        memory = written.untyped_storage()._cdata
+        memory = memory_of(written)
         for index, x in self.program.constants.items():
-            if x.untyped_storage()._cdata == memory:
+            if memory_of(x) == memory:
                 self.program.constants[index] = x.clone()
 
     def _number(self, x: Tensor) -> int:

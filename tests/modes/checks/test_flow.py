@@ -432,6 +432,21 @@ def test_a_batch_that_nobody_seeds_is_refused_though_no_step_uses_it_that_is_loo
         hypergradient(Problem(START, loss, outer, batches, SGD(), 5), HYPER, MODES[mode]())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sparse", [Tensor.to_sparse, Tensor.to_sparse_csr], ids=["COO", "CSR"])
+def test_a_graph_network_of_a_sparse_adjacency_matrix(sparse: Any, mode: str) -> None:
+    dense = (X @ X.T).relu()
+
+    def found(adjacent: Tensor, how: Any) -> Any:
+        inner = lambda p, h, t: (adjacent @ torch.tanh(adjacent @ (X @ p["w"]))).square().mean()  # noqa: E731
+        end = lambda p, h: p["w"].square().sum()  # noqa: E731
+        return hypergradient(Problem({"w": W}, inner, end, lambda t: t, SGD(), 5), HYPER, how).grad
+
+    want = found(dense, Reverse())
+    assert error(found(sparse(dense), MODES[mode]()), {name: float(x) for name, x in want.items()}) < 1e-12
+
+
 @pytest.mark.parametrize("optimizer", [SGD(), Adam()], ids=["SGD", "Adam"])
 def test_a_parameter_that_training_does_not_use(optimizer: InnerOptimizer) -> None:
     hyper = HYPER if isinstance(optimizer, SGD) else {"lr": HYPER["lr"]}
