@@ -102,14 +102,15 @@ def hypergradient(
         dynamics = Dynamics.of(problem, hyper)
         first = None
         with suppress(Exception):  # what is wrong with the loss is said by the checks that follow
-            first = first_loss(dynamics, hyper)
+            first, kept = first_loss(dynamics, hyper)
         check_constructs(dynamics, hyper)
         check_connected(dynamics, hyper)
-        first = first_loss(dynamics, hyper) if first is None else first
+        if first is None:
+            first, kept = first_loss(dynamics, hyper)
         account = Account(problem.steps, dynamics.like, on_step, keeper, left)
         del dynamics  # its s_0, before the mode makes its own
         result = mode.differentiate(problem, hyper, account)
-        check_still(problem, hyper, first, account.inner_loss[0])
+        check_still(problem, hyper, first, account.inner_loss[0], kept)
         result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})

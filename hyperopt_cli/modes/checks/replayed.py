@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hyperopt_cli.errors import NonDeterministicError
+from hyperopt_cli.modes.checks.flow import Flow
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.base import Loss
 from hyperopt_cli.modes.parts import LossInParts
@@ -73,16 +74,67 @@ def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> 
     check_equal(f"inner_loss at step {t}", first, loss_and_gradient(again, params, hyper))
 
 
-def first_loss(dynamics: Dynamics, hyper: Hyper) -> Tensor:
-    """L of the first term of step 0, at s_0."""
-    step_hyper = dynamics.hyper_at(hyper, 0)
+def first_loss(dynamics: Dynamics, hyper: Hyper) -> tuple[Tensor, list[Tensor]]:
+    """L of the first term of step 0, at s_0, and what the loss has kept of lambda."""
+    value, kept = _evaluated(dynamics, hyper, 0, "lambda")
+    return value.detach(), kept
+
+
+def check_kept(dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> None:
+    """The loss takes nothing for a constant that it kept of lambda at first, or of the weights of a step.
+
+    A loss may keep what it computes once, a teacher by its step, so that taking a step twice gives the same. What it
+    kept at another step, or in an earlier run, is no part of the derivative, though. The weights are followed through
+    two steps behind the horizon, where nothing can have been kept yet.
+
+    Args:
+        dynamics: of the run.
+        hyper: lambda.
+        of_lambda: what `first_loss` found, or nothing.
+
+    Raises:
+        NonDeterministicError: it does.
+    """
+    _check_unused(dynamics, hyper, of_lambda, (0,), "lambda")
+    try:
+        _, of_weights = _evaluated(dynamics, hyper, dynamics.problem.steps, "w")
+    except Exception:  # there is no batch behind the horizon
+        return
+    _check_unused(dynamics, hyper, of_weights, (dynamics.problem.steps, dynamics.problem.steps + 1), "the weights")
+
+
+def _check_unused(dynamics: Dynamics, hyper: Hyper, kept: list[Tensor], steps: Sequence[int], of: str) -> None:
+    for t in steps if kept else ():
+        try:
+            with Flow(kept) as flow:
+                value, _ = _evaluated(dynamics, hyper, t, None)
+        except Exception:
+            return
+        if flow.depends(value):
+            raise NonDeterministicError(
+                f"inner_loss: it keeps tensors that depend on {of} and takes them for constants when it is evaluated "
+                "again (a teacher, an anchor, a cache); what it uses of other steps has to be a parameter or a slot of "
+                "the update rule"
+            )
+
+
+def _evaluated(dynamics: Dynamics, hyper: Hyper, t: int, followed: str | None) -> tuple[Tensor, list[Tensor]]:
+    """L of the first term of step t, at s_0, and what is left of what depends on `followed`, "lambda" or "w"."""
+    step_hyper = dynamics.hyper_at(hyper, min(t, dynamics.problem.steps - 1))
     params = dynamics.layout.unpack(dynamics.point(dynamics.start, step_hyper, 0))
     with torch.enable_grad():  # as training evaluates it: a hook needs a graph
-        leaves = {name: x.detach().requires_grad_() for name, x in params.items()}
-        return next(terms(dynamics.loss_at(0)))(leaves, step_hyper).detach()
+        w = {name: x.detach().requires_grad_() for name, x in params.items()}
+        h = tree_map(lambda x: x.detach().requires_grad_(), step_hyper) if followed == "lambda" else step_hyper
+        leaves = tree_leaves({"lambda": h, "w": w, None: []}[followed])
+        loss = next(terms(dynamics.loss_at(t)))
+        if followed is None:
+            return loss(w, h), []
+        with Flow(leaves) as flow:
+            value = loss(w, h).detach()
+    return value, flow.left(but=[*leaves, value])
 
 
-def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> None:
+def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor, of_lambda: list[Tensor]) -> None:
     """Step 0 after a whole hypergradient is what it was at the very first, and in it: nothing has counted or drawn.
 
     Args:
@@ -90,11 +142,13 @@ def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> N
         hyper: lambda.
         first: `first_loss` before the loss was called for anything else.
         met: L of step 0 in the run; a compiled step rounds otherwise, and chunks add up to another number.
+        of_lambda: what the loss kept of lambda in `first`.
 
     Raises:
-        NonDeterministicError: it is not.
+        NonDeterministicError: it is not, or the loss takes what it kept for a constant.
     """
-    again = first_loss(Dynamics.of(problem, hyper), hyper)
+    dynamics = Dynamics.of(problem, hyper)
+    again, _ = first_loss(dynamics, hyper)
     away = [(again, bool((again - first).abs() > slack(first)))]
     if not isinstance(problem.batch(0), Chunked):
         away.append((met, bool((met.to(first) - first).abs() > ROUNDED * first.abs())))
@@ -104,6 +158,7 @@ def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> N
                 f"inner_loss: at step 0 it gave {float(first)!r} at first and {float(value)!r} later; every draw must "
                 "be a function of the batch (batch(t) carries a seed), and nothing may count how often it is called"
             )
+    check_kept(dynamics, hyper, of_lambda)
 
 
 def loss_and_gradient(loss: Loss, params: Params, hyper: StepHyper) -> list[Tensor]:

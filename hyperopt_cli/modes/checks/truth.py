@@ -11,7 +11,7 @@ penalty of 1e-7 does not hide behind the curvature.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -272,11 +272,11 @@ def cuts_of(loss: Loss, params: Params, hyper: StepHyper) -> Cuts:
     """What is cut in the training gradient at a point."""
     flat, spec = tree_flatten((params, hyper))
 
-    def field(*leaves: Tensor) -> Sequence[Tensor]:
+    def field(*leaves: Tensor, with_graph: bool = True) -> Sequence[Tensor]:
         value = loss(*tree_unflatten(list(leaves), spec))
-        return torch.autograd.grad(value, leaves[: len(params)], create_graph=True, materialize_grads=True)
+        return torch.autograd.grad(value, leaves[: len(params)], create_graph=with_graph, materialize_grads=True)
 
-    return Cuts(field, flat)
+    return Cuts(field, flat, partial(field, with_graph=False))
 
 
 def _pairs(difference: Difference) -> list[tuple[Tensor, float]]:

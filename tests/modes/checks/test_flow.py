@@ -1,9 +1,12 @@
 """What is cut, found by following values: at steps where the cut shows nothing too."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,6 +79,40 @@ def branched(w: Tensor) -> Tensor:
     return value * 2 if value.item() > 0.1 else value
 
 
+def decided(w: Tensor) -> Tensor:
+    value = plain(w)
+    return value * (0.1 / value.detach()) if value > 100 else value
+
+
+def decided_by_all(w: Tensor) -> Tensor:
+    return plain(w) * (base(w) > -2).all().item() if not (base(w) < 2).any() else plain(w) * plain(w).detach()
+
+
+def hooked(w: Tensor) -> Tensor:
+    z = base(w)
+    z.register_hook(lambda g: g * max(1.0, 1e-6 / float(np.linalg.norm(g.numpy()))))  # torch refuses it under a graph
+    return z.square().mean()
+
+
+def pruned(w: Tensor) -> Tensor:
+    big = w.repeat(300, 1) * torch.linspace(0.5, 1.5, 1200, dtype=F64)[:, None]
+    bound = big.abs().quantile(0.5).item()
+    return (big * (big.abs() > bound)).square().mean()
+
+
+def steadied(w: Tensor) -> Tensor:
+    """Softmax and a norm, kept within range by numbers that cancel."""
+    z, most = base(w), base(w).max().item()
+    shares = (z - most).exp() / (z - most).exp().sum()
+    return shares.square().sum() + (z / most).norm() * most
+
+
+def swapped(w: Tensor) -> Tensor:
+    z = base(w) * 1
+    z.data = z.data * (1 + 0 * w.norm())
+    return z.square().mean()
+
+
 def clipped(w: Tensor) -> Tensor:
     """As `clip_grad_norm_` would be written by hand, with the norm in the graph."""
     norm = base(w).norm()
@@ -118,6 +155,24 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], bool, bool]] = {
         False,
         True,
     ),
+    "a number that is zero here": (lambda w: plain(w) * (1 + torch.relu(plain(w) - 50).item()), False, True),
+    "a number between two bounds": (lambda w: plain(w) * float(np.clip(plain(w).item() * 7, 2, 3)), False, True),
+    "a number below zero": (lambda w: plain(w) * (1 + max(0.0, -1 - plain(w).item())), False, True),
+    "a ratio of two numbers": (
+        lambda w: plain(w) * max(1.0, 0.2 * w.norm().item() / base(w).norm().item()),
+        False,
+        True,
+    ),
+    "a tensor of a list of tensors": (lambda w: plain(w) * torch.tensor([1.0, 0 * plain(w)]).sum(), False, True),
+    "a complex number": (lambda w: plain(w) * abs(torch.fft.fft(base(w)[0])[1].item()), False, True),
+    "a pickle": (lambda w: plain(w) * pickle.loads(pickle.dumps(plain(w).detach())), False, True),
+    "a hook through numpy that is idle": (hooked, False, True),
+    "a detach behind a decision": (decided, True, False),
+    "a detach behind a decision of all": (decided_by_all, True, False),
+    "data that are set": (swapped, True, False),
+    "a mask of what exceeds a quantile": (pruned, False, False),
+    "numbers that cancel": (steadied, False, False),
+    "a number that was rounded": (lambda w: plain(w) * (1 + (9 * plain(w)).round().item()), False, False),
     "a list": (lambda w: plain(w) * sum(w.flatten().tolist()), False, True),
 }
 
@@ -126,7 +181,11 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], bool, bool]] = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_cut_is_found_whether_or_not_it_shows(name: str) -> None:
     loss, is_cut, uses_numbers = LOSSES[name]
-    cuts = Cuts(lambda w: torch.autograd.grad(loss(w), [w], create_graph=True), [W])
+
+    def field(w: Tensor, with_graph: bool = True) -> Any:
+        return torch.autograd.grad(loss(w), [w], create_graph=with_graph)
+
+    cuts = Cuts(field, [W], partial(field, with_graph=False))
     assert (cuts.is_cut, cuts.uses_numbers) == (is_cut, uses_numbers)
 
 
@@ -421,6 +480,67 @@ def test_a_loss_that_keeps_the_parameters_of_an_earlier_step_is_refused(every: i
     problem = Problem(START, anchored, outer, lambda t: (t, batch(t)), SGD(), 25)
     with pytest.raises((NonDeterministicError, UsageError)):
         hypergradient(problem, HYPER, MODES[mode]())
+
+
+def teacher_of(kept: dict[Any, Any], p: Any, h: Any, t: int) -> Tensor:
+    """A mean of the weights over the steps, kept by step, so that a step taken twice gives the same."""
+    if t not in kept:
+        kept[t] = p["f"].detach().clone() if t == 0 else 0.9 * kept[t - 1] + 0.1 * p["f"].detach()
+    return kept[t]  # type: ignore[no-any-return]
+
+
+def previous(kept: dict[Any, Any], p: Any, h: Any, t: int) -> Tensor:
+    kept.setdefault(t, p["f"].detach().clone())
+    return kept.get(t - 1, p["f"].detach())  # type: ignore[no-any-return]
+
+
+def rate_of_the_first_call(kept: dict[Any, Any], p: Any, h: Any, t: int) -> Tensor:
+    kept.setdefault("lr", h["lr"].detach().clone())
+    return kept["lr"] * p["f"]  # type: ignore[no-any-return]
+
+
+def start_of_the_run(kept: dict[Any, Any], p: Any, h: Any, t: int) -> Tensor:
+    """L2-SP of Li et al. 2018: it does not depend on lambda."""
+    return kept.setdefault("start", p["f"].detach().clone())  # type: ignore[no-any-return]
+
+
+def logged_beside(kept: dict[Any, Any], p: Any, h: Any, t: int) -> Tensor:
+    kept[len(kept)] = p["f"].detach().norm() + (0.9 * kept[len(kept) - 1] if kept else 0)
+    return torch.ones_like(p["f"])
+
+
+def mask_of_the_first_call(kept: dict[Any, Any], p: Any, h: Any, t: int) -> Tensor:
+    return kept.setdefault("mask", torch.ones_like(p["f"]).tril())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("keep", "is_refused"),
+    [
+        (teacher_of, True),
+        (previous, True),
+        (rate_of_the_first_call, True),
+        (start_of_the_run, False),
+        (logged_beside, False),
+        (mask_of_the_first_call, False),
+    ],
+)
+def test_what_a_loss_keeps_of_other_steps_is_no_constant(keep: Any, is_refused: bool, mode: str) -> None:
+    kept: dict[Any, Any] = {}
+
+    def loss(p: Any, h: Any, at: tuple[int, slice]) -> Tensor:
+        anchor = keep(kept, p, h, at[0])
+        return fit(hidden(p, at[1]), p, at[1]) + 0.1 * (p["f"] - anchor).square().sum()
+
+    problem = Problem(START, loss, outer, lambda t: (t, batch(t % 5)), SGD(), 8)
+    if is_refused:
+        with pytest.raises((NonDeterministicError, UsageError), match=r"it keeps tensors|engine folded: cannot carry"):
+            hypergradient(problem, HYPER, MODES[mode]())
+        return
+    got = hypergradient(problem, HYPER, MODES[mode]())
+    kept.clear()
+    want = truth(START, lambda p, h, at: loss(p, h, at), outer, lambda t: (t, batch(t % 5)), 8)
+    assert error(got.grad, want) < 1e-6
 
 
 @pytest.mark.parametrize("mode", MODES)
