@@ -111,7 +111,7 @@ def _mislabelled(experiment: Experiment, outputs: Tensor, driven: dict[str, Tens
         if not is_integral(targets):
             continue
         bad, said = _out_of_range(experiment, outputs, targets)
-        if targets.ndim == 1 and not experiment.loss.of_classes:
+        if targets.ndim == 1 and outputs.ndim and not experiment.loss.of_classes:
             bad, said = _refused(experiment, outputs, targets, driven)
         if bad is not None and bool(bad.any()):
             first = int(bad.nonzero()[0, 0])

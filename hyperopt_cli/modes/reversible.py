@@ -153,7 +153,7 @@ def _contains_gradient(dynamics: Dynamics, hyper: Hyper, coupling: Coupling) -> 
     parts = {WEIGHTS: w, **{slot: held[name] for slot, held in start.slots.items()}}
     with torch.enable_grad():
         d = torch.ones_like(w).requires_grad_()
-        h = coupling.increment(parts, d, optimizer.coefficients(arguments, 0))
+        h = optimizer.increment_of(coupling, parts, d, optimizer.coefficients(arguments, 0))
     return h.requires_grad
 
 

@@ -22,6 +22,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hyperopt_cli.errors import UsageError
+
 Params = dict[str, Tensor]
 Slots = dict[str, Params]
 StepHyper = dict[str, Tensor | dict[str, Tensor]]
@@ -188,6 +190,9 @@ class InnerOptimizer:
             grads: g_t, like `params`.
             hyper: lambda_t, per name a scalar tensor or a mapping from parameter name to a tensor that broadcasts.
             step: t, from 0; a float64 tensor [] where the whole step is compiled, so that it is the same at every t.
+
+        Raises:
+            UsageError: a coupling moves or reads what there is not, or adds no tensor.
         """
         new: Slots = {name: {} for name in (WEIGHTS, *slots)}
         couplings = self.couplings(slots)
@@ -196,11 +201,36 @@ class InnerOptimizer:
             d = self.drive(w, grads[name], a)
             x = {WEIGHTS: w, **{slot: held[name] for slot, held in slots.items()}}
             for coupling in couplings:
+                moved = self.increment_of(coupling, x, d, a)
                 kept = x[coupling.name] if coupling.factor is None else coupling.factor.of(a) * x[coupling.name]
-                x[coupling.name] = kept + coupling.increment(x, d, a)
+                x[coupling.name] = kept + moved
             for part, value in x.items():
                 new[part][name] = value
         return new.pop(WEIGHTS), new
+
+    def increment_of(self, coupling: Coupling, x: Params, d: Tensor, arguments: Arguments) -> Tensor:
+        """h of a coupling, which does not see what it moves.
+
+        Args:
+            coupling: of this rule.
+            x: everything that the state holds of one parameter.
+            d: the gradient, driven.
+            arguments: for this parameter.
+
+        Raises:
+            UsageError: it moves or reads what there is not, or adds no tensor.
+        """
+        said = f"{type(self).__name__}: the coupling of {coupling.name!r}"
+        if coupling.name not in x:
+            raise UsageError(f"{said} moves what there is not; the state holds {', '.join(x)}")
+        others = {name: value for name, value in x.items() if name != coupling.name}
+        try:
+            h = coupling.increment(others, d, arguments)
+        except KeyError as error:
+            raise UsageError(f"{said} reads {error}; it sees {', '.join(others) or 'nothing'}, not itself") from None
+        if not isinstance(h, Tensor):
+            raise UsageError(f"{said} adds a {type(h).__name__}; return the tensor that is added")
+        return h
 
     def gradient_at(self, params: Params, slots: Slots, hyper: StepHyper, step: int) -> Params:
         """P(s_t), where the gradient is taken: w_t itself for nearly every rule."""

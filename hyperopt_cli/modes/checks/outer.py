@@ -14,7 +14,7 @@ One chunk of each kind is examined, and in every later run one that is drawn by 
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from hyperopt_cli.modes.checks.raised import Raised, raised
 from hyperopt_cli.modes.checks.replayed import check_equal
 from hyperopt_cli.modes.checks.truth import LOW, PROGRAM, RIGHT, SLACK
 from hyperopt_cli.modes.memory import is_lacking
-from hyperopt_cli.modes.program.derivative import pulled_back, straight_through
+from hyperopt_cli.modes.program.derivative import Estimator, pulled_back, straight_through
 from hyperopt_cli.modes.program.record import Program, recorded
 
 AUTOGRAD = "autograd"
@@ -194,8 +194,8 @@ def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, is_cut: b
         return (
             OuterRuling(AUTOGRAD, None) if confirmed else _without_program(difference is None, first_line(error), kind)
         )
-    for clipped in (False, True):
-        function = straight_through(program, clipped)
+    for way in get_args(Estimator):
+        function = straight_through(program, way)
         estimated = pulled_back(program, at, function)([torch.ones((), dtype=at[0].dtype).to(at[0])])
         if not is_near(other, estimated) and is_near(plain, estimated):
             return OuterRuling(AUTOGRAD, SURROGATE)

@@ -7,7 +7,7 @@ that moves the weights is never taken from here.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ DEEPEST = 8
 SIGNS = frozenset({"sign", "sgn", "heaviside"})
 ROUNDING = frozenset({"round", "floor", "ceil", "trunc"}) | SIGNS
 COMPARING = frozenset({"gt", "ge", "lt", "le"})
+BOUNDING = frozenset({"clamp", "clamp_min", "clamp_max", "minimum", "maximum", "hardtanh"})
+Estimator = Literal["through", "clipped", "bounded", "detached"]
 NO_DERIVATIVE = "torch::autograd::NotImplemented"  # of the node that autograd gives such an operator
 
 
@@ -81,32 +83,48 @@ def as_operators(function: Callable[..., Any], trees: tuple[Any, ...]) -> Callab
     return lambda *given: tree_unflatten(of_tensors(*tree_leaves(given)), shape[0])
 
 
-def straight_through(program: Program, clipped: bool = False) -> Callable[..., list[Tensor]]:
+def straight_through(program: Program, way: Estimator = "through") -> Callable[..., list[Tensor]]:
     """The program in which rounding, signs and comparisons that become numbers again have the derivative of nothing.
 
-    The straight-through estimator of Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432, section 3;
-    clipped, that of a sign is 0 beyond -1 and 1 (Hubara et al. 2016, https://arxiv.org/abs/1602.02830, equation 4).
+    Args:
+        program: the list of operators.
+        way: "through", the estimator of Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432, section 3;
+            "clipped", in which that of a sign is 0 beyond -1 and 1 (Hubara et al. 2016,
+            https://arxiv.org/abs/1602.02830, equation 4); "bounded", in which bounds of what was rounded count as
+            rounding; "detached", in which a detach of what was rounded is one, and nothing else is changed.
     """
     compared: dict[int, Tensor] = {}  # by what came of them, the tensors that were compared
+    rounded: set[int] = set()  # what depends on a rounding
+    kept: list[Any] = []  # alive, so that no other tensor has the id of one
 
     def evaluated(call: Call, args: Any, kwargs: Any) -> Any:
         name = call.func._schema.name.split("::")[1]
-        out = _evaluated(call, args, kwargs)
-        if name in ROUNDING and args[0].is_floating_point():
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        was_rounded = any(id(x) in rounded for x in given)
+        out = replaced(name, was_rounded, _evaluated(call, args, kwargs), args)
+        if was_rounded or name in ROUNDING | COMPARING:
+            made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+            rounded.update(map(id, made))
+            kept.extend(made)
+        return out
+
+    def replaced(name: str, was_rounded: bool, out: Any, args: Any) -> Any:
+        if way == "detached":
+            return out.detach() if was_rounded and name == "detach" else out
+        floats = bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point()
+        if (name in ROUNDING or (way == "bounded" and was_rounded and name in BOUNDING)) and floats:
             return out.detach() + estimated(args[0], name in SIGNS)
-        if name in COMPARING and args[0].is_floating_point():
+        if name in COMPARING and floats:
             compared[id(out)] = args[0]
-            kept.append(out)
         if name == "_to_copy" and id(args[0]) in compared and out.is_floating_point():
             return out + estimated(compared[id(args[0])], True).to(out)
         return out
 
     def estimated(x: Tensor, is_sign: bool) -> Tensor:
         """Zero, with the derivative of the estimator."""
-        moved = torch.where(x.detach().abs() < 1, x, x.detach()) if clipped and is_sign else x
+        moved = torch.where(x.detach().abs() < 1, x, x.detach()) if way == "clipped" and is_sign else x
         return moved - moved.detach()
 
-    kept: list[Any] = []  # alive, so that no other tensor has the id of one
     return lambda *inputs: program.replay(inputs, evaluated)
 
 

@@ -87,12 +87,27 @@ def test_the_derivative_is_that_of_the_value(name: str) -> None:
         assert "surrogate" not in got.stats.get("checks", "")
 
 
+def bounded(w: Tensor) -> Tensor:
+    with torch.no_grad():
+        q = torch.clamp((8 * w).round(), -2, 2) / 8
+    return w + (q - w.detach())
+
+
 ESTIMATED: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "a Function": (lambda w: Straight.apply(8 * w) / 8, lambda w: (8 * w).round() / 8),
     "a detach": (lambda w: w + ((8 * w).round() / 8 - w).detach(), lambda w: (8 * w).round() / 8),
     "a sign": (lambda w: w + (w.sign() - w).detach(), torch.sign),
     "a clipped sign": (lambda w: w.clamp(-1, 1) + (w.sign() - w.clamp(-1, 1)).detach(), torch.sign),
     "a comparison": (lambda w: w + ((w > 0).to(w.dtype) - w).detach(), lambda w: (w > 0).to(w.dtype)),
+    "a bound of what is rounded": (
+        lambda w: w + (torch.clamp((8 * w).round(), -2, 2) / 8 - w).detach(),
+        lambda w: torch.clamp((8 * w).round(), -2, 2) / 8,
+    ),
+    "rounding of what is bounded": (
+        lambda w: w + (torch.clamp(8 * w, -2, 2).round() / 8 - w).detach(),
+        lambda w: torch.clamp(8 * w, -2, 2).round() / 8,
+    ),
+    "a bound without gradient": (bounded, lambda w: torch.clamp((8 * w).round(), -2, 2) / 8),
     "a floor": (lambda w: w + (w.floor() - w).detach(), torch.floor),
 }
 
