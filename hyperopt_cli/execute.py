@@ -204,6 +204,9 @@ def _left(
         ).remedied(ANOTHER_RUN, Remedy("to go on anyway", ("--resume-anyway",)))
     if files:
         watcher.said(f"{', '.join(files)} changed since {found.name} was made; goes on anyway, and the record says so")
+    if files and tree["outer"]["inner"]:  # a training run is of one code
+        watcher.said(f"outer step {tree['outer']['n']} starts again: it was begun with other code")
+        tree = {**tree, "outer": {**tree["outer"], "inner": []}}
     for said in (*found.passed_over, *([left_out] if left_out else []), f"continued from {found.name}"):
         watcher.said(said)
     return tree

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from hyperopt_cli.errors import Stopped
+from hyperopt_cli.keeping import RunKeeper
 from hyperopt_cli.runs.reading import read
 
 CODE = """\
@@ -95,6 +97,29 @@ def test_other_code_is_refused_and_goes_on_only_as_the_record_says(own: Own) -> 
     assert read(Path("o")).metrics[-1].sources_changed == [f"{own.helper}.py"]
     own.write_helper("FACTOR = 1.0")
     assert own.run("--resume", "o", "outer.steps=5", *own.allow)[0] == 2
+
+
+def test_an_outer_step_that_was_begun_with_other_code_starts_again(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one training run would be made of both."""
+    often = ("checkpoint_every_s=0.001", "steps=30", *own.allow)
+    with monkeypatch.context() as patched:
+        patched.setattr("hyperopt_cli.keeping.SHARE", 1e6)
+        kept = RunKeeper.keep
+
+        def keep_and_stop(self: RunKeeper, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+            kept(self, outer_step, progress, left)
+            if left["inner"]:
+                raise Stopped(15)
+
+        patched.setattr(RunKeeper, "keep", keep_and_stop)
+        assert own.run("r.yaml", "--out", "o", *often)[0] == 75
+    own.write_helper("FACTOR = 0.5")
+    code, out, _ = own.run("--resume", "o", "--resume-anyway", *own.allow)
+    assert code == 0
+    assert "outer step 0 starts again: it was begun with other code" in out
+    assert own.run("r.yaml", "--out", "other", *often)[0] == 0
+    one, other = (read(Path(folder)).metrics for folder in ("o", "other"))
+    assert [line.validation_loss for line in one] == [line.validation_loss for line in other]
 
 
 def test_the_same_code_is_continued_and_nothing_is_said(own: Own) -> None:
