@@ -62,6 +62,13 @@ class Changed(Mode):
 BIASED = Changed(grad=0.5, stats={"bias": "only half of it"})
 
 
+def test_what_the_checks_say_of_an_exact_mode_is_told() -> None:
+    problem = parabola(outer_loss=lambda params, hyper: params["x"] + (params["x"].round() - params["x"]).detach())
+    told = compare(problem, rate(), {"forward": Forward(), "reverse": Reverse()})
+    assert [each.status for each in told.modes] == ["exact", "exact"]
+    assert all("surrogate" in str(each.reason) for each in told.modes)
+
+
 def compared(**modes: Mode) -> Comparison:
     return compare(parabola(), rate(), modes)
 

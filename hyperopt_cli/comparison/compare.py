@@ -152,7 +152,7 @@ def _with_result(name: str, steps: int, result: Hypergradient, held: int, fixed_
     compared = Compared(
         mode=name,
         status="exact" if bias is None else "biased",
-        reason=bias,
+        reason=result.stats.get("checks") if bias is None else bias,
         validation_loss=float(result.value),
         hypergradient={key: value.tolist() for key, value in result.grad.items()},
         cost=_cost(steps, result.stats, held),

@@ -76,6 +76,13 @@ def _tried(
         return Issue(("loss",), f"it returned {got}; must return one floating-point number, a tensor of shape []"), None
     if not loss.requires_grad:
         return Issue(("loss",), "it depends on no parameter of the model (detached, or an argmax on the way?)"), None
+    if not bool(loss.isfinite()):
+        odd = (
+            "the inputs of the first batch hold numbers that are not finite"
+            if _is_odd(inputs)
+            else "give a smaller init_scale, or mend the model or the loss"
+        )
+        return Issue(("loss",), f"with {shown} it is {loss.item()} before the first step: {odd}"), None
     if targets is not None and (seen := broadcast(lambda: experiment.loss_of(outputs, targets), outputs, targets)):
         return Issue(
             ("loss",),
@@ -90,6 +97,10 @@ def _tried(
             message = f"the gradient of {name} is {grad.layout}; leave out sparse=True, derivatives need a dense one"
             return Issue(("model",), message), None
     return None, outputs
+
+
+def _is_odd(inputs: tuple[Tensor, ...]) -> bool:
+    return any(x.is_floating_point() and not bool(x.isfinite().all()) for x in inputs)
 
 
 def _may_be_a_number(experiment: Experiment, outputs: Tensor, targets: Tensor | None, driven: dict[str, Tensor]) -> str:

@@ -67,7 +67,8 @@ class Compared:
     Attributes:
         mode: as it was named, e.g. `reverse:slots=50`.
         status: exact or biased where it ran to its end.
-        reason: what biases it, or why there is no result; None where it is exact.
+        reason: what biases it, why there is no result, or what the checks say of an exact one (a surrogate, "not
+            judged"); None where there is nothing to say.
         exit_code: what it asks of the command: 0 where it ran to its end.
         validation_loss: E.
         hypergradient: dE/dlambda, nested lists for what has a shape.

@@ -58,6 +58,16 @@ def smooth(outputs, targets, beta=1.0): return F.smooth_l1_loss(outputs, targets
 def by_margin(outputs, targets, margin: float = 0.3): return F.relu(outputs - targets - margin).mean()
 def annealed(outputs, targets, sharpness=0.3): return torch.log1p((outputs - targets) ** 2 / sharpness).mean()
 def rounded(outputs, targets, scale=2.0): return (outputs - targets).square().mean() * float(scale)
+def barrier(outputs, targets): return torch.log(outputs - 100).mean()
+def holes():
+    x = X.clone()
+    x[:, 2] = float("nan")
+    return x, X[:, 0]
+class Twin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+    def forward(self, x): return 1 - F.cosine_similarity(self.layer(x), self.layer(x.flip(0)).detach()).mean()
 def centres(outputs, targets): return (outputs - torch.eye(2).to(outputs)[targets]).square().mean()
 """
 
@@ -127,6 +137,22 @@ def test_a_label_that_the_loss_cannot_take_is_named_by_its_example(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         make(CODE, model, data, loss)
+
+
+def test_a_model_that_is_its_own_loss_may_have_labels(make: Any) -> None:
+    make(CODE, "Twin", "labels", "output")
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "said"),
+    [
+        ("vector", "own.barrier", r"it is nan before the first step: give a smaller init_scale"),
+        ("holes", "mse", r"it is nan before the first step: the inputs of the first batch hold numbers that are not"),
+    ],
+)
+def test_a_loss_that_is_not_finite_at_the_start_is_no_divergence(make: Any, data: str, loss: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        make(CODE, "one", data, loss)
 
 
 def test_ignored_labels_are_none(make: Any) -> None:

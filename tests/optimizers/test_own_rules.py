@@ -1,6 +1,6 @@
 """Update rules that a user writes: both modes give what backpropagation through a plain loop gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli import Problem, hypergradient
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers import InnerOptimizer
-from hyperopt_cli.optimizers.base import Params, Slots, StepHyper
+from hyperopt_cli.optimizers.base import WEIGHTS, Arguments, Coupling, Params, Slots, StepHyper
 from hyperopt_cli.problem import Hyper
 from tests.cases import net_problem, scaled_init
 
@@ -175,3 +176,41 @@ def test_only_numbers_among_the_fields_can_be_driven() -> None:
         loud: bool = False
 
     assert Labelled.argument_names() == ("lr", "width")
+
+
+def nothing(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return None  # type: ignore[return-value]
+
+
+def by_itself(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return -a.lr * x[WEIGHTS]
+
+
+def descent(x: Params, d: Tensor, a: Arguments) -> Tensor:
+    return -a.lr * d
+
+
+DESCENT = Coupling(WEIGHTS, descent)
+
+
+@dataclass(frozen=True)
+class Stated(InnerOptimizer):
+    lr: float = 0.1
+    coupling: Coupling = DESCENT
+
+    def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
+        return (self.coupling,)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse", "reversible"])
+@pytest.mark.parametrize(
+    ("coupling", "said"),
+    [
+        (Coupling("avrage", descent), "the coupling of 'avrage' moves what there is not; the state holds w"),
+        (Coupling(WEIGHTS, nothing), "the coupling of 'w' adds a NoneType; return the tensor that is added"),
+        (Coupling(WEIGHTS, by_itself), "the coupling of 'w' reads 'w'; it sees nothing, not itself"),
+    ],
+)
+def test_a_coupling_that_breaks_its_contract_is_named(coupling: Coupling, said: str, mode: str) -> None:
+    with pytest.raises(UsageError, match=f"Stated: {said}"):
+        hypergradient(net_problem(Stated(coupling=coupling)), numbers(lr=0.1), mode)
