@@ -132,11 +132,23 @@ class Problem:
             if not isinstance(params, Mapping):
                 raise UsageError(f"init: it returned a {type(params).__name__}; return {NAMED}")
             return dict(params)
+        for name, w in self.init.items():
+            if not isinstance(w, Tensor):
+                raise UsageError(f"init: {name!r} is a {type(w).__name__}; pass {NAMED}")
         return {name: w.detach() for name, w in self.init.items()}
 
     def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
-        """lambda_t."""
-        return dict(hyper) if self.schedule is None else self.schedule(dict(hyper), step)
+        """lambda_t.
+
+        Raises:
+            UsageError: `schedule` returned something else.
+        """
+        if self.schedule is None:
+            return dict(hyper)
+        at_step = self.schedule(dict(hyper), step)
+        if not isinstance(at_step, Mapping):
+            raise UsageError(f"schedule: at step {step} it returned a {type(at_step).__name__}; return {NAMED}")
+        return at_step
 
     def training_loss(self, params: Params, hyper: StepHyper, batch: Batch) -> Tensor:
         """L. The loss gets dictionaries of its own: what it rebinds in them (a mask, a cast) stays with it.

@@ -206,6 +206,12 @@ ODD_PARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "a list of parameters": ({"init": [torch.zeros(1)]}, TypeError, "init: got a list; pass a dictionary"),
     "a list from init": ({"init": lambda h: [torch.zeros(3)]}, UsageError, "init: it returned a list; return a dict"),
+    "numbers in a list": ({"init": {"x": [0.0] * 3}}, UsageError, "init: 'x' is a list; pass a dictionary of tensors"),
+    "no schedule": (
+        {"schedule": lambda h, t: None},
+        UsageError,
+        "schedule: at step 0 it returned a NoneType; return a dictionary of tensors",
+    ),
     "no batch": ({"batch": None}, TypeError, "batch: got a NoneType; pass a function of the step"),
 }
 

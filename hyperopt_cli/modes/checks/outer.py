@@ -96,11 +96,13 @@ class OuterJudge:
         """
         with torch.enable_grad():
             value = objective(*leaves)
-        if not self.examines or not bool(value.isfinite()):  # the run itself says what is not finite
+        if not self.examines:
             return value.detach(), _gradient(value, leaves)
         kind = kind_of(value)
         known = self._rulings.get(kind)
-        if known is None or again:
+        if known is None or again:  # a GPU is waited for here alone
+            if not bool(value.isfinite()):  # the run itself says what is not
+                return value.detach(), _gradient(value, leaves)
             ruling = _ruled(objective, [x.detach() for x in leaves], kind)
             if known is None or known.candidate != PROGRAM or ruling.said == SURROGATE:  # not seen where E was flat
                 self._rulings[kind] = ruling
