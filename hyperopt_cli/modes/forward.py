@@ -241,7 +241,7 @@ def _advanced(
     account.watch(t, "the training loss", value)
     for value_dot in value_dots:
         account.watch(t, TANGENT, value_dot)
-    if not step.is_compiled and account.every == 1:  # a column that is lost is seen before anything rests on it
+    if account.every == 1:  # a column that is lost is seen before anything rests on it
         for block in carried.blocks:
             if block.active:
                 account.watch(t, TANGENT, torch.stack([x.sum() for x in block.z.params.values()]))

@@ -147,6 +147,18 @@ def test_folded_takes(name: str) -> None:
     assert_right(of_w({**BIAS_ALONE, **NOT_AT_ZERO}[name]), MODES["folded"])
 
 
+def test_a_tangent_that_is_lost_in_a_compiled_step_is_taken_by_another_engine() -> None:
+    """From step 1 on: what was compiled does not have it, and the step is taken once more."""
+
+    def loss(p: Params, h: Any, scale: Any) -> Tensor:
+        if not isinstance(scale, Tensor):
+            scale = torch.tensor(float(scale == 0), dtype=F64)
+        return (p["w"] ** 4).sum() / 4 + torch.linalg.vector_norm(p["w"] * scale)
+
+    given = replace(of_w(lambda w: w.sum()), inner_loss=loss, batch=lambda t: torch.tensor(float(t == 0), dtype=F64))
+    assert_right(given, Forward(compile=True))
+
+
 def test_layer_normalisation_with_a_bias_alone_is_refused_by_double_backwards() -> None:
     with pytest.raises(UsageError, match="layer normalisation with a bias alone"):
         hypergradient(of_w(BIAS_ALONE["layer norm"]), HYPER, MODES["double backward"])
