@@ -96,6 +96,9 @@ class Problem:
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
+        if isinstance(self.optimizer, type):
+            name = self.optimizer.__name__
+            raise TypeError(f"optimizer: got the class {name}; pass an instance, as {name}()")
         if not isinstance(self.optimizer, InnerOptimizer):
             raise TypeError(
                 f"optimizer: got {type(self.optimizer).__name__}; pass one of hyperopt_cli.optimizers "

@@ -11,6 +11,9 @@
 from contextlib import suppress
 from typing import Any
 
+import torch
+
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
 from hyperopt_cli.modes.checks.replayed import check_still, first_loss
@@ -91,6 +94,8 @@ def hypergradient(
         0.011529 -0.576461
     """
     check_hyper(hyper)
+    if torch.is_inference_mode_enabled():
+        raise UsageError("hypergradient: nothing is differentiated under torch.inference_mode(); call it outside")
     if isinstance(mode, str):
         if mode not in MODES:
             raise ValueError(f"mode: got {mode!r}; allowed are {', '.join(MODES)}, or an instance of one")

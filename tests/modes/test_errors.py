@@ -212,6 +212,12 @@ ODD_PARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         UsageError,
         "schedule: at step 0 it returned a NoneType; return a dictionary of tensors",
     ),
+    "a draw in E without a seed": (
+        {"outer_loss": lambda p, h: p["x"].square() * (1 + torch.rand((), dtype=torch.float64))},
+        NonDeterministicError,
+        "outer_loss: evaluated twice, it gave",
+    ),
+    "the class of an optimizer": ({"optimizer": SGD}, TypeError, r"got the class SGD; pass an instance, as SGD\(\)"),
     "no batch": ({"batch": None}, TypeError, "batch: got a NoneType; pass a function of the step"),
 }
 
@@ -227,6 +233,12 @@ def test_a_part_of_another_kind_is_refused_with_what_to_give(name: str, mode: st
 def test_a_list_of_hyperparameters_is_refused() -> None:
     with pytest.raises(TypeError, match="hyper: got a list; pass a dictionary of tensors"):
         hypergradient(square(), [torch.tensor(0.1)])  # type: ignore[arg-type]
+
+
+@BOTH
+def test_nothing_is_differentiated_under_inference_mode(mode: str) -> None:
+    with torch.inference_mode(), pytest.raises(UsageError, match="call it outside"):
+        hypergradient(square(), numbers(lr=0.1), mode)
 
 
 @BOTH

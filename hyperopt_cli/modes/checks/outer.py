@@ -103,7 +103,12 @@ class OuterJudge:
         if known is None or again:  # a GPU is waited for here alone
             if not bool(value.isfinite()):  # the run itself says what is not
                 return value.detach(), _gradient(value, leaves)
-            ruling = _ruled(objective, [x.detach() for x in leaves], kind)
+            try:
+                ruling = _ruled(objective, [x.detach() for x in leaves], kind)
+            except UsageError:
+                with torch.enable_grad():  # a draw without a seed is the likelier reason
+                    check_equal("outer_loss", [value], [objective(*leaves)])
+                raise
             if known is None or known.candidate != PROGRAM or ruling.said == SURROGATE:  # not seen where E was flat
                 self._rulings[kind] = ruling
             with torch.enable_grad():
