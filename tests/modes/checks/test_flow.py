@@ -173,6 +173,21 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], bool, bool]] = {
     "a mask of what exceeds a quantile": (pruned, False, False),
     "numbers that cancel": (steadied, False, False),
     "a number that was rounded": (lambda w: plain(w) * (1 + (9 * plain(w)).round().item()), False, False),
+    "an item behind a bound far above": (
+        lambda w: plain(w) * (plain(w).item() if plain(w).item() > 1e6 else 1.0),
+        False,
+        True,
+    ),
+    "an item behind a bound far below": (
+        lambda w: plain(w) * (1 + plain(w).item() if plain(w).item() < 1e-6 else 1.0),
+        False,
+        True,
+    ),
+    "a guard that gives nan": (
+        lambda w: plain(w) * (1.0 if plain(w).item() < 1e3 else float("nan") * plain(w).item()),
+        False,
+        False,
+    ),
     "a list": (lambda w: plain(w) * sum(w.flatten().tolist()), False, True),
 }
 

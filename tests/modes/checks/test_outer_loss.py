@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import NonDeterministicError, UsageError
 from hyperopt_cli.optimizers import SGD
 from tests.modes.checks.test_cut_gradients import Reversed
 from tests.modes.checks.training import F64, HYPER, error, truth
@@ -126,6 +126,18 @@ def test_an_estimator_is_taken_and_said_to_be_a_surrogate(name: str) -> None:
     assert "surrogate" in got.stats["checks"]
     for mode in MODES:
         assert error(hypergradient(problem_of(outer), HYPER, mode).grad, want) < 1e-6, mode
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_E_that_counts_is_refused(mode: str) -> None:
+    calls = [0]
+
+    def outer(p: Any, h: Any) -> Tensor:
+        calls[0] += 1
+        return fit(p, h, slice(None)) * (1 if calls[0] < 4 else 2)
+
+    with pytest.raises((NonDeterministicError, UsageError), match="outer_loss"):
+        hypergradient(problem_of(outer), HYPER, mode)
 
 
 @pytest.mark.parametrize("made", [Forward, Reverse, Reversible])

@@ -21,7 +21,9 @@ HYPER = {"lr": torch.tensor(0.05, dtype=F64), "momentum": torch.tensor(0.5, dtyp
 Body = Callable[[Tensor, Tensor, Tensor, Any, int], tuple[Tensor, Tensor]]
 
 
-def rule_of(body: Body, at: Callable[..., Tensor] | None = None) -> InnerOptimizer:
+def rule_of(
+    body: Body, at: Callable[..., Tensor] | None = None, end: Callable[..., Tensor] | None = None
+) -> InnerOptimizer:
     """An optimizer of one slot whose step is `body(w, m, g, arguments, t)`."""
 
     @dataclass(frozen=True)
@@ -43,6 +45,9 @@ def rule_of(body: Body, at: Callable[..., Tensor] | None = None) -> InnerOptimiz
                 return params
             return {name: at(w, slots["m"][name], self.arguments(hyper, name, w)) for name, w in params.items()}
 
+        def result(self, params: Any, slots: Any) -> Any:
+            return params if end is None else {name: end(w, slots["m"][name]) for name, w in params.items()}
+
     return Own()
 
 
@@ -58,7 +63,7 @@ def trained(rule: InnerOptimizer, hyper: Any) -> float:
         point = rule.gradient_at(params, slots, hyper, t)["w"].detach().requires_grad_()
         (g,) = torch.autograd.grad(loss({"w": point}, hyper, None), point)
         params, slots = rule.update(params, slots, {"w": g}, hyper, t)
-    return float((params["w"] ** 2).sum())
+    return float((rule.result(params, slots)["w"] ** 2).sum())
 
 
 def differences(rule: InnerOptimizer, h: float = 1e-5) -> dict[str, float]:
@@ -78,6 +83,12 @@ def kept(m: Tensor, g: Tensor, a: Any) -> Tensor:
     return moved
 
 
+def scaled_down(m: Tensor, g: Tensor) -> Tensor:
+    """At the first steps the slot is small."""
+    size = m.norm()
+    return g * (1.5 / size.detach()) if size > 1.5 else g
+
+
 CUT: dict[str, Any] = {
     "as it should be": rule_of(lambda w, m, g, a, t: (kept(m, g, a), w - a.lr * kept(m, g, a))),
     "a detached slot": rule_of(lambda w, m, g, a, t: (kept(m, g, a), w - a.lr * kept(m, g, a).detach())),
@@ -91,6 +102,17 @@ CUT: dict[str, Any] = {
     "a detached point": rule_of(
         lambda w, m, g, a, t: (kept(m, g, a), w - a.lr * kept(m, g, a)),
         lambda w, m, a: w - a.lr * (a.momentum * m).detach(),
+    ),
+    "a detached result": rule_of(
+        lambda w, m, g, a, t: (kept(m, g, a), w - a.lr * kept(m, g, a)), None, lambda w, m: w - 0.1 * m.detach()
+    ),
+    "a clipping by hand that is idle at first": rule_of(
+        lambda w, m, g, a, t: (kept(m, scaled_down(m, g), a), w - a.lr * kept(m, scaled_down(m, g), a))
+    ),
+    "a result behind a decision": rule_of(
+        lambda w, m, g, a, t: (kept(m, g, a), w - a.lr * kept(m, g, a)),
+        None,
+        lambda w, m: w * (0.9 * w.norm() / w.norm().detach()) if w.norm() < 100 else w,
     ),
     "a clipped gradient": rule_of(lambda w, m, g, a, t: (kept(m, g.clamp(-1, 1), a), w - a.lr * kept(m, g, a))),
 }
