@@ -221,4 +221,4 @@ def check_hyper(hyper: Hyper) -> None:
             got = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"hyper[{name!r}]: got a {got}; pass a floating-point tensor, e.g. torch.tensor(0.1)")
         if value.isnan().any():
-            raise NonFiniteError(0, f"hyper[{name!r}]")
+            raise NonFiniteError(0, name)

@@ -348,7 +348,7 @@ def test_a_coupling_cannot_read_what_it_moves():
         def couplings(self, slots):
             return (Coupling("m", lambda x, d, a: d - x["m"]), Coupling(WEIGHTS, lambda x, d, a: -a.lr * x["m"]))
 
-    with pytest.raises(KeyError, match="'m'"):
+    with pytest.raises(errors.UsageError, match="Selfish: the coupling of 'm' reads 'm'; it sees w, not itself"):
         hypergradient(net_problem(Selfish()), {"lr": scalar(0.05)}, "reversible")
 
 
