@@ -10,7 +10,9 @@ The run is the dynamical system
 with `s_t = (w_t, slots)`. Every mode in `hyperopt_cli.modes` computes the same `dE/dlambda` of it.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -159,7 +161,8 @@ class Problem:
         Raises:
             UsageError: it is no tensor of one number.
         """
-        return _scalar("inner_loss", self.inner_loss(dict(params), dict(hyper), batch))
+        with uncompiled():
+            return _scalar("inner_loss", self.inner_loss(dict(params), dict(hyper), batch))
 
     def validation_loss(self, params: Params, hyper: Hyper, *arguments: Batch) -> Tensor:
         """E, or the term of one chunk; lambda is brought to where the parameters lie.
@@ -168,7 +171,8 @@ class Problem:
             UsageError: it is no tensor of one number.
         """
         device = next(iter(params.values())).device
-        value = self.outer_loss(dict(params), {name: x.to(device) for name, x in hyper.items()}, *arguments)
+        with uncompiled():
+            value = self.outer_loss(dict(params), {name: x.to(device) for name, x in hyper.items()}, *arguments)
         return _scalar("outer_loss", value)
 
     def outer_chunks(self) -> Sequence[tuple[tuple[Batch, ...], float]]:
@@ -194,6 +198,18 @@ class _Chunks(Sequence[tuple[tuple[Batch, ...], float]]):
     def __iter__(self) -> Iterator[tuple[tuple[Batch, ...], float]]:
         for batch, weight in self._chunks:  # a set that streams reads ahead here
             yield (batch,), weight
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Inside, functions that the user's code has compiled run as they were written; nothing where there are none.
+
+    A compiled function is an opaque step that is differentiated only once, and dynamo takes the modes of the
+    dispatcher that are active for a part of it.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled; loading it takes seconds
+        return nullcontext()
+    eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def _scalar(name: str, value: Any) -> Tensor:

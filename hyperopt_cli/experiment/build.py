@@ -17,7 +17,7 @@ from hyperopt_cli.experiment.hyperparameters import Names, make_space
 from hyperopt_cli.experiment.loss import Loss, make_loss
 from hyperopt_cli.experiment.misfit import misfit
 from hyperopt_cli.experiment.mixing import mixes_examples
-from hyperopt_cli.experiment.models import compiles, prepared
+from hyperopt_cli.experiment.models import prepared
 from hyperopt_cli.modes import MODES, Forward, Mode
 from hyperopt_cli.modes.precision import refusal
 from hyperopt_cli.optimizers.base import InnerOptimizer
@@ -138,7 +138,6 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         precision=lowered,
         ranks=ranks,
         class_dim=class_dim,
-        compiles=compiles(model, loss.function),
     )
     if (issue := misfit(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))

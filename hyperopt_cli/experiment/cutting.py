@@ -26,8 +26,9 @@ from hyperopt_cli.data.shares import Shares
 from hyperopt_cli.data.splits import is_integral
 from hyperopt_cli.errors import Issue
 from hyperopt_cli.experiment.experiment import Experiment, seeded
-from hyperopt_cli.experiment.models import attempted, uncompiled
+from hyperopt_cli.experiment.models import attempted
 from hyperopt_cli.modes.precision import products_in
+from hyperopt_cli.problem import uncompiled
 
 NUM_TRIED = 64
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 1e-2}  # relative

@@ -15,13 +15,12 @@ from hyperopt_cli.data.batches import Batch, Chunks, Data
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.experiment.accuracy import Counts, accuracy
 from hyperopt_cli.experiment.loss import Loss
-from hyperopt_cli.experiment.models import uncompiled
 from hyperopt_cli.models.batch_norm import estimate_running_statistics
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
 from hyperopt_cli.outer import Descent
-from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem
+from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem, uncompiled
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.space import Space
 from hyperopt_cli.stopping import stoppable
@@ -55,7 +54,6 @@ class Experiment:
         precision: of the inner gradient's matrix products, where it is lower than the parameters'.
         ranks: the processes that share the work.
         class_dim: the dimension of the outputs that holds the classes, as the model says.
-        compiles: whether the user's code has compiled functions, which run as they were written.
     """
 
     space: Space
@@ -72,7 +70,6 @@ class Experiment:
     precision: Precision | None = None
     ranks: Ranks = ALONE
     class_dim: int = 1
-    compiles: bool = False
 
     def problem(self, seed: int) -> Problem:
         """The training run of one seed: its initial weights, its batches, its dropout.
@@ -121,12 +118,11 @@ class Experiment:
         return lambda t: Chunked(in_chunks(t))
 
     def _loss(self, model: nn.Module, params: Params, batch: Batch | None, driven: Mapping[str, Any]) -> Tensor:
-        with uncompiled(self.compiles):
-            if batch is None:
-                return self.loss_of(functional_call(model, params, ()), None, **driven)
-            with seeded(batch.seed, self.device):
-                outputs = functional_call(model, params, (batch.inputs,))
-            return self.loss_of(outputs, batch.targets, **driven)
+        if batch is None:
+            return self.loss_of(functional_call(model, params, ()), None, **driven)
+        with seeded(batch.seed, self.device):
+            outputs = functional_call(model, params, (batch.inputs,))
+        return self.loss_of(outputs, batch.targets, **driven)
 
     def loss_of(self, outputs: Tensor, targets: Tensor | None, **driven: Any) -> Tensor:
         """The loss of a model's outputs; one of classes has them in dim 1, wherever the model has them."""

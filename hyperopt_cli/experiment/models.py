@@ -5,10 +5,7 @@ once, a lazy parameter has no shape yet, a sparse gradient has none of the opera
 that hangs on the graph of the model's constructor (`torch.nn.utils.weight_norm`) can't be copied.
 """
 
-import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from hyperopt_cli.errors import HyperoptError
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes.memory import is_lacking
+from hyperopt_cli.problem import uncompiled
 
 
 def prepared(
@@ -43,32 +41,6 @@ def prepared(
                 setattr(module, name, value.detach())
     use_batch_statistics(model.train())
     return model
-
-
-def uncompiled(compiles: bool = True) -> AbstractContextManager[object]:
-    """Inside, functions that the user's code has compiled run as they were written; nothing where there are none."""
-    if not compiles or "torch._dynamo" not in sys.modules:  # nothing was compiled; loading it takes seconds
-        return nullcontext()
-    eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return eager
-
-
-def compiles(model: nn.Module, loss: Callable[..., object]) -> bool:
-    """Whether functions are compiled in the packages that a model and a loss come from, or are kept by the model."""
-    if "torch._dynamo" not in sys.modules:
-        return False
-    kept = (value for module in model.modules() for value in [*vars(module).values(), *vars(type(module)).values()])
-    named = [*(type(module).__module__ for module in model.modules()), getattr(loss, "__module__", "")]
-    packages = {_package(name) for name in named} - {_package(name) for name in ("torch", "torchvision", __name__)}
-    modules = [module for name, module in list(sys.modules.items()) if _package(name) in packages]
-    held = [value for module in modules for value in list(vars(module).values())]
-    inside = (x for value in held if isinstance(value, type) for x in vars(value).values())
-    functions = (value for value in (loss, *kept, *held, *inside) if isinstance(value, FunctionType))
-    return any(hasattr(function, "_torchdynamo_orig_callable") for function in functions)
-
-
-def _package(module: str) -> str:
-    return module.partition(".")[0]
 
 
 def attempted(function: Callable[[], Any]) -> tuple[Any, str]:

@@ -147,6 +147,23 @@ def test_folded_takes(name: str) -> None:
     assert_right(of_w({**BIAS_ALONE, **NOT_AT_ZERO}[name]), MODES["folded"])
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loss_that_its_author_has_compiled_runs_as_it_was_written(mode: str, backend: str) -> None:
+    def loss(w: Tensor) -> Tensor:
+        return (torch.tanh(w * GOAL).square().mean() + w.square().sum() / 9).sin()
+
+    compiled: Any = torch.compile(loss, backend=backend)
+    assert_right(of_w(lambda w: compiled(w)), MODES[mode])
+    end = lambda w, hyper: compiled(w["w"])  # noqa: E731
+    got, want = (
+        hypergradient(replace(of_w(loss), outer_loss=each), HYPER, MODES[mode]).grad
+        for each in (end, lambda w, h: loss(w["w"]))
+    )
+    for name, x in want.items():
+        torch.testing.assert_close(got[name], x, rtol=1e-12, atol=0)
+
+
 def test_a_tangent_that_is_lost_in_a_compiled_step_is_taken_by_another_engine() -> None:
     """From step 1 on: what was compiled does not have it, and the step is taken once more."""
 
