@@ -176,7 +176,7 @@ from hyperopt_cli.optimizers import SGD
 torch.set_num_threads(1)
 w, hyper = {"w": torch.ones(50_000)}, {"lr": torch.tensor(0.001), "momentum": torch.tensor(0.5)}
 value = lambda params, *rest: (params["w"] ** 2).sum() / 2
-for steps, slots in ((3, 3), (1000, 50), (1000, None)):
+for steps, slots in ((3, 3), (1000, 100), (1000, 200), (1000, None)):  # the first loads what is loaded late
     problem = Problem(w, value, value, lambda t: None, SGD(), steps)
     print(hypergradient(problem, hyper, Reverse(slots=slots)).stats["peak_bytes"])
 """
@@ -186,10 +186,10 @@ for steps, slots in ((3, 3), (1000, 50), (1000, None)):
 @pytest.mark.slow
 def test_memory_grows_by_the_numbers_in_the_slots_and_little_more() -> None:
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
-    few, some, every = (int(line) for line in done.stdout.split())
+    _, few, some, every = (int(line) for line in done.stdout.split())
     state = 2 * 4 * 50_000
-    assert every - few < 1.05 * 1000 * state
-    assert 0.04 * (every - few) < some - few < 0.065 * (every - few)
+    assert every - few < 1.05 * 900 * state
+    assert 0.1 * (every - few) < some - few < 0.125 * (every - few)  # 100 of 900 states
 
 
 def test_recomputation_moves_no_progress_back() -> None:
