@@ -399,7 +399,7 @@ class _Record:
         return self._initial is not None
 
     def kept(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Returns what a checkpoint holds of it."""
         return {
             "wall_s": time.perf_counter() - self._began,
             "initial": self._initial and asdict(self._initial),

@@ -220,17 +220,20 @@ class InnerOptimizer:
         Raises:
             UsageError: it moves or reads what there is not, or adds no tensor.
         """
-        said = f"{type(self).__name__}: the coupling of {coupling.name!r}"
         if coupling.name not in x:
-            raise UsageError(f"{said} moves what there is not; the state holds {', '.join(x)}")
+            raise self._refused(coupling, f"moves what there is not; the state holds {', '.join(x)}")
         others = {name: value for name, value in x.items() if name != coupling.name}
         try:
             h = coupling.increment(others, d, arguments)
         except KeyError as error:
-            raise UsageError(f"{said} reads {error}; it sees {', '.join(others) or 'nothing'}, not itself") from None
+            seen = ", ".join(others) or "nothing"
+            raise self._refused(coupling, f"reads {error}; it sees {seen}, not itself") from None
         if not isinstance(h, Tensor):
-            raise UsageError(f"{said} adds a {type(h).__name__}; return the tensor that is added")
+            raise self._refused(coupling, f"adds a {type(h).__name__}; return the tensor that is added")
         return h
+
+    def _refused(self, coupling: Coupling, what: str) -> UsageError:
+        return UsageError(f"{type(self).__name__}: the coupling of {coupling.name!r} {what}")
 
     def gradient_at(self, params: Params, slots: Slots, hyper: StepHyper, step: int) -> Params:
         """P(s_t), where the gradient is taken: w_t itself for nearly every rule."""
@@ -259,7 +262,7 @@ def _fitting(value: Tensor, like: Tensor) -> Tensor:
 
 
 def zeros(params: Params) -> Params:
-    """A slot of zeros."""
+    """Makes a slot of zeros, like the parameters."""
     return {name: torch.zeros_like(w) for name, w in params.items()}
 
 

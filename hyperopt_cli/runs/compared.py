@@ -108,7 +108,7 @@ class Moved:
 
     @property
     def relative(self) -> float:
-        """By how much."""
+        """By which share of its value it is moved."""
         return abs(self.used - self.written) / max(abs(self.written), 1e-300)
 
 
@@ -144,7 +144,7 @@ class Comparison:
     modes: tuple[Compared, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of comparison.json."""
+        """Returns the content of comparison.json."""
         return dict(plain(asdict(self)))
 
     @classmethod

@@ -134,7 +134,7 @@ class Flow(TorchDispatchMode):
         return self._change.of(x.detach(), self.reads - 1)
 
     def assigned(self, x: Tensor, data: Tensor) -> None:
-        """`x.data` was set."""
+        """Takes note that `x.data` was set to `data`, a way that autograd does not see."""
         if self.depends(data):
             self._moved[x] = True
 
@@ -279,7 +279,8 @@ class Cuts:
             self.is_cut = self.is_cut or any(flow.is_cut(x) for x in here)
             if not flow.reads or (change != Change() and _are_same(found, here, 0)):
                 return
-            here = self._evaluated(self._values, change)[0]
+            if self._values is not function:
+                here = self._evaluated(self._values, change)[0]
             for beside in (self._beside, -self._beside):
                 if _are_same(here, self._evaluated(self._values, change._replace(beside=beside))[0], APART):
                     return

@@ -148,7 +148,8 @@ def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor, of_l
         NonDeterministicError: it is not, or the loss takes what it kept for a constant.
     """
     dynamics = Dynamics.of(problem, hyper)
-    again, _ = first_loss(dynamics, hyper)
+    again, _ = _evaluated(dynamics, hyper, 0, None)
+    again = again.detach()
     away = [(again, bool((again - first).abs() > slack(first)))]
     if not isinstance(problem.batch(0), Chunked):
         away.append((met, bool((met.to(first) - first).abs() > ROUNDED * first.abs())))
@@ -162,7 +163,7 @@ def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor, of_l
 
 
 def loss_and_gradient(loss: Loss, params: Params, hyper: StepHyper) -> list[Tensor]:
-    """L and g, flat."""
+    """Evaluates L and g, as one list."""
     with torch.enable_grad():
         w = {name: p.detach().requires_grad_() for name, p in params.items()}
         value = loss(w, hyper)

@@ -264,7 +264,7 @@ def aligned(tangents: Tensor, ndim: int) -> Tensor:
 
 
 def spread(tangents: Tensor, shape: Sequence[int]) -> Tensor:
-    """Broadcast to `[K, *shape]`."""
+    """Broadcasts tangents to `[K, *shape]`."""
     return aligned(tangents, len(shape)).expand(tangents.shape[0], *shape)
 
 
