@@ -95,11 +95,11 @@ def late(hyper, t):
 
 
 def scaled_init(hyper):
-    gen = torch.Generator().manual_seed(5)
+    gen, scale = torch.Generator().manual_seed(5), hyper["init_scale"]
     return {
-        "a.weight": hyper["init_scale"] * torch.randn(6, 4, generator=gen, dtype=F64),
-        "a.bias": torch.zeros(6, dtype=F64),
-        "b.weight": hyper["init_scale"] * torch.randn(2, 6, generator=gen, dtype=F64),
+        "a.weight": scale * torch.randn(6, 4, generator=gen, dtype=F64).to(scale.device),
+        "a.bias": torch.zeros(6, dtype=F64, device=scale.device),
+        "b.weight": scale * torch.randn(2, 6, generator=gen, dtype=F64).to(scale.device),
     }
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
 from hyperopt_cli.modes.checks.kinds import nodes_of
-from hyperopt_cli.modes.checks.replayed import check_equal, terms
+from hyperopt_cli.modes.checks.replayed import check_equal, check_evaluated, terms
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.purity import Unwritten
 from hyperopt_cli.optimizers.base import Params, StepHyper
@@ -99,7 +99,7 @@ def _first_step(dynamics: Dynamics, params: Params, h: Hyper) -> set[int]:
         leaves = _leaves(outputs[:1])
         if not leaves & {id(w) for w in params.values()}:
             raise UsageError("inner_loss: depends on no parameter; there is nothing to train")
-        check_equal("inner_loss", *(_loss_and_gradient(loss, params) for loss in outputs))
+        check_evaluated("inner_loss", *(_loss_and_gradient(loss, params) for loss in outputs))
         reached |= leaves
     return reached | _update(dynamics, step_hyper, 0)
 

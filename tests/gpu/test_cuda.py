@@ -22,6 +22,7 @@ from hyperopt_cli.models import convnet
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import Hypergradient, Mode, deciding, reversible
 from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.checkpointing.shelves import Places, Shelves
 from hyperopt_cli.modes.compiling import WholeStep, whole_step
 from hyperopt_cli.modes.dynamics import State
@@ -228,9 +229,18 @@ class Waits:
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.steps, self.reads = 0, dict.fromkeys(("check", "_check_range", "sum_up"), 0)
+        self.steps, self.reads = 0, dict.fromkeys(("check", "_check_range", "sum_up", "examination"), 0)
         for owner, name in ((Account, "check"), (reversible, "_check_range"), (Sweep, "sum_up")):
             patch.setattr(owner, name, self._allowed(name, getattr(owner, name)))
+        clocked = Watch.clocked
+
+        @contextmanager
+        def examined(watch: Watch) -> Iterator[None]:
+            self.reads["examination"] += torch.cuda.get_sync_debug_mode() != 0
+            with sync_debug_mode("default"), clocked(watch):
+                yield
+
+        patch.setattr(Watch, "clocked", examined)
 
     def _allowed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def read(*arguments: Any) -> Any:
@@ -273,6 +283,7 @@ def test_the_host_waits_for_the_device_once_in_many_steps(
     assert waits.reads["check"] <= 2 * -(-2 * waits.steps // Account.EVERY)  # two witnesses a step
     assert waits.reads["_check_range"] <= 1
     assert waits.reads["sum_up"] <= -(-steps // 16)
+    assert waits.reads["examination"] <= 4
 
 
 def rates(hyper: Hyper, t: int) -> Any:
@@ -454,8 +465,9 @@ def test_operators_that_have_other_kernels_on_cuda_give_the_numbers_of_the_cpu(m
     assert_close(figures(got), figures(want), 1e-9)
 
 
-@pytest.mark.parametrize("engine", ["folded", "forward_over_reverse", "reverse_over_reverse"])
+@pytest.mark.parametrize("engine", ["auto", "folded", "forward_over_reverse_loop", "reverse_over_reverse"])
 def test_dropout_draws_the_same_in_every_mode(engine: str) -> None:
+    """Torch draws otherwise under vmap, whose engines are refused."""
     batch = moved(pictures(8))
     model = convnet((3, 8, 8), 4, (8, 16), dropout=0.5).to(CUDA, F64)
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import NonFiniteError, UsageError
 from hyperopt_cli.modes.dynamics import Dynamics, Layout
@@ -40,7 +41,7 @@ Report = Fraction | dict[str, Fraction] | Range
 class Factors:
     """The factors of every step of a run.
 
-    They are computed where lambda lies; keep it on the host, or every step waits for the device.
+    They are computed on the host. Keep lambda there, or every step waits for the device.
 
     Attributes:
         couplings: of the optimizer, for the slots that the run keeps.
@@ -113,7 +114,7 @@ class Factors:
     def _arguments(self, t: int) -> dict[str, Arguments]:
         """By parameter; under "" alone where all have the same."""
         optimizer, layout = self._dynamics.problem.optimizer, self._dynamics.layout
-        step_hyper = self._dynamics.plain_hyper_at(self._hyper, t)
+        step_hyper = tree_map(lambda x: x.cpu(), self._dynamics.plain_hyper_at(self._hyper, t))
         driven = [step_hyper[name] for name in self._dynamics.driven]
         names = layout.shapes if any(isinstance(value, Mapping) for value in driven) else [""]
         like = torch.empty(0, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """Every rule that moves tangents against torch's own forward derivative, or differences; and what has no rule."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain, combinations
 from typing import Any, NamedTuple
@@ -200,6 +201,9 @@ CASES: dict[OpOverload, tuple[Call, ...]] = {
     ),
     aten.masked_fill.Scalar: tuple(call(shape, CHOSEN, 2.0, fixed=(1,)) for shape in (s(2, 3), s(4, 2, 3), s(2, 1))),
     aten.masked_fill.Tensor: tuple(call(shape, CHOSEN, s(), fixed=(1,)) for shape in (s(2, 3), s(3))),
+    # what is drawn is another each time: nothing, or all of it, is dropped here
+    aten.native_dropout.default: (call(s(3, 4), 0.4, False), call(s(3, 4), 1.0, True), call(s(5), 0.0, True)),
+    aten.native_dropout_backward.default: (call(s(2, 3), CHOSEN, 2.5, fixed=(1,)), call(s(4, 2, 3), CHOSEN, 0.0, fixed=(1,))),
     aten.index_fill.int_Tensor: tuple(
         call(shape, dim, torch.tensor([0, 2]), s(), fixed=(2,)) for shape, dim in ((s(3, 4), 0), (s(2, 3), -1))
     ),
@@ -213,6 +217,7 @@ DIFFERENCES_ALONE = {
     aten.native_group_norm.default,
     aten.native_layer_norm.default,
     aten.native_batch_norm.default,
+    aten.native_dropout_backward.default,  # it has no forward derivative
     aten.cholesky_inverse.default,  # pytorch #196682
     aten.cholesky_solve.default,  # pytorch #196694
     aten.detach.default,  # where torch drops tangents; below autograd they stay
@@ -282,7 +287,7 @@ def wanted(results: Any, args: Any) -> list[Tensor]:
     mask = args[-1]
     if isinstance(mask, list) and len(mask) == len(made) == 3 and all(isinstance(each, bool) for each in mask):
         return [x for x, each in zip(made, mask, strict=True) if each]
-    return made
+    return [x for x in made if x.is_floating_point()]
 
 
 def by_differences(function: Callable[..., tuple[Tensor, ...]], at: list[Tensor], along: list[Tensor]) -> list[Tensor]:
@@ -825,6 +830,36 @@ def test_dropout_is_the_same_for_every_column() -> None:
     torch.testing.assert_close(got.grad_tangents, want.grad_tangents, rtol=1e-13, atol=0)
     assert 0 < int((got.grad_tangents["w"][0] == 0).sum()) < 30
     assert all(torch.equal(row, got.grad_tangents["w"][0]) for row in got.grad_tangents["w"])
+
+
+def gpus_dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """It draws otherwise than what vmap makes of dropout."""
+    mask = torch.rand(x.numel() + 3, dtype=x.dtype)[3:].view_as(x) > p
+    return x * mask / (1 - p), mask
+
+
+def gpus_dropout_backward(grad: Tensor, mask: Tensor, scale: float) -> Tensor:
+    assert mask.dtype == torch.bool, f"Mask should be Bool, not {mask.dtype}"
+    return grad * mask * scale
+
+
+def test_dropout_of_a_gpu_draws_what_it_draws_in_training() -> None:
+    def loss(w: Params, hyper: Any, seed: int = 0) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return (aten.native_dropout(w["w"] ** 2, 0.4, True)[0] - 1).pow(2).sum()
+
+    start = {"w": torch.rand(30, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.5}
+    problem, hyper = Problem(start, loss, loss, lambda t: t, SGD(), 3), {"lr": torch.tensor(0.01, dtype=F64)}
+    with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a kernel that is put in the place of another
+        library.impl("native_dropout", gpus_dropout, "CPU")
+        library.impl("native_dropout_backward", gpus_dropout_backward, "CPU")
+        want = hypergradient(problem, hyper, "reverse").grad["lr"]
+        for engine in ("folded", REFERENCE, "auto"):
+            got = hypergradient(problem, hyper, Forward(engine=engine, compile=False))
+            torch.testing.assert_close(got.grad["lr"], want, rtol=1e-12, atol=0)
+        assert got.stats["engine"] == "folded"
 
 
 def test_a_loss_may_rebind_its_keys_and_leave_some_out() -> None:

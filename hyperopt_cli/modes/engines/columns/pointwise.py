@@ -86,3 +86,16 @@ def _masked_fill(op: Any, x: Any, mask: Tensor, number: Any) -> Tensor:
     kept = None if x_dot is None else spread(x_dot, value.shape).masked_fill(mask, 0)
     filled = None if number_dot is None else spread(number_dot, value.shape) * mask
     return dual(value, kept, filled)
+
+
+@rule(aten.native_dropout.default)
+def _native_dropout(op: Any, x: Dual, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """Drawn once, by the operator itself: under vmap torch draws otherwise than the kernel of a GPU."""
+    value, mask = op(x.primal, p, train)
+    kept = 1.0 if train is False else 0.0 if p == 1 else 1 / (1 - p)
+    return Dual(value, x.tangents * (mask.to(value.dtype) * kept)), mask
+
+
+@rule(aten.native_dropout_backward.default)
+def _native_dropout_backward(op: Any, grad: Dual, mask: Tensor, scale: float) -> Dual:
+    return Dual(op(grad.primal, mask, scale), grad.tangents * (mask.to(grad.dtype) * scale))
