@@ -22,8 +22,8 @@ from hyperopt_cli.models import convnet
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import Hypergradient, Mode, deciding, reversible
 from hyperopt_cli.modes.base import Account
-from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.checkpointing.shelves import Places, Shelves
+from hyperopt_cli.modes.checks.watch import Watch
 from hyperopt_cli.modes.compiling import WholeStep, whole_step
 from hyperopt_cli.modes.dynamics import State
 from hyperopt_cli.modes.engines import ENGINES

@@ -203,7 +203,9 @@ CASES: dict[OpOverload, tuple[Call, ...]] = {
     aten.masked_fill.Tensor: tuple(call(shape, CHOSEN, s(), fixed=(1,)) for shape in (s(2, 3), s(3))),
     # what is drawn is another each time: nothing, or all of it, is dropped here
     aten.native_dropout.default: (call(s(3, 4), 0.4, False), call(s(3, 4), 1.0, True), call(s(5), 0.0, True)),
-    aten.native_dropout_backward.default: (call(s(2, 3), CHOSEN, 2.5, fixed=(1,)), call(s(4, 2, 3), CHOSEN, 0.0, fixed=(1,))),
+    aten.native_dropout_backward.default: (
+        call(s(2, 3), CHOSEN, 2.5, fixed=(1,)), call(s(4, 2, 3), CHOSEN, 0.0, fixed=(1,)),
+    ),
     aten.index_fill.int_Tensor: tuple(
         call(shape, dim, torch.tensor([0, 2]), s(), fixed=(2,)) for shape, dim in ((s(3, 4), 0), (s(2, 3), -1))
     ),
