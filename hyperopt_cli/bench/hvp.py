@@ -126,8 +126,9 @@ def _timed_product(engine: str, point: Point) -> None:
 
 def _product(engine: str, point: Point, along: Params) -> Params:
     """H `along`, one column, as forward mode takes it: with a hyperparameter, which does not move."""
-    hyper: StepHyper = {"lr": torch.zeros((), dtype=torch.float64)}
-    still: StepHyper = {"lr": torch.zeros(1, dtype=torch.float64)}
+    device = next(iter(point.params.values())).device
+    hyper: StepHyper = {"lr": torch.zeros((), dtype=torch.float64, device=device)}
+    still: StepHyper = {"lr": torch.zeros(1, dtype=torch.float64, device=device)}
     return ENGINES[engine](point.loss, point.params, hyper, along, still, None).grad_tangents
 
 

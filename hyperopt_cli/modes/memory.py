@@ -43,7 +43,8 @@ def available_bytes(device: torch.device) -> int:
         return host_bytes()
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total) - reserved
+    index = torch.cuda.current_device() if device.index is None else device.index  # asked for by the share alone
+    allowed = int(torch.cuda.get_per_process_memory_fraction(index) * total) - reserved
     return max(0, min(free, allowed)) + reserved - torch.cuda.memory_allocated(device)
 
 

@@ -8,12 +8,14 @@ import torch
 
 from hyperopt_cli.bench import hvp
 from hyperopt_cli.bench.hvp import GRADIENT, measure
-from hyperopt_cli.bench.networks import OWN
+from hyperopt_cli.bench.networks import OWN, networks, ready
 from hyperopt_cli.bench.report import Case, Report, Settings
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.engines import ENGINES
+from hyperopt_cli.modes.surroundings import surroundings
 from tests.bench.sizes import NETWORKS
 from tests.bench.wrong import doubled, lopsided
+from tests.devices import Device, devices
 
 IN_FLOAT64 = replace(NETWORKS, dtype="float64", widths=(4,))
 # which are wrong through a normalisation layer (this is what the benchmark is there to show)
@@ -109,3 +111,13 @@ def test_the_published_networks_have_right_products(name: str) -> None:
         symmetry_error, difference = found[engine]
         assert symmetry_error < 1e-10
         assert difference is None or difference < 1e-10
+
+
+@pytest.mark.parametrize("engine", ["forward_over_reverse", "reverse_over_reverse", "reverse_over_forward", "program"])
+def test_a_product_stays_on_the_device(engine: str) -> None:
+    meta = torch.device("meta")
+    point = hvp._point(ready(networks(NETWORKS, meta)["mlp"], 1, 2, NETWORKS, meta))
+    with surroundings(), Device() as device:
+        product = hvp._product(engine, point, {name: x[1:] for name, x in point.u_and_v.items()})
+    assert devices(product) == {"meta"}
+    assert device.waits == []

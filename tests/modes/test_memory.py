@@ -136,8 +136,10 @@ def test_of_a_cuda_device_the_share_of_the_process_is_there(
         "mem_get_info": (free, 100),
         "memory_reserved": 30,
         "memory_allocated": 25,
-        "get_per_process_memory_fraction": fraction,
     }
     for name, value in given.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", {0: fraction, 1: 0.0}.__getitem__)
     assert memory.available_bytes(torch.device("cuda")) == available
+    assert memory.available_bytes(torch.device("cuda:1")) == 5
