@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from tests.fuzz.truth import HELD, held
+
 
 class Draw:
     """Constants of one case: the same for the same seed."""
@@ -346,6 +348,17 @@ class StraightSign(Function):
         return g * (x.abs() < 1)
 
 
+def straight(z):
+    return z + held(lambda: torch.round(4 * z) / 4 - z) if HELD else Straight.apply(z)
+
+
+def straight_sign(z):
+    if not HELD:
+        return StraightSign.apply(z)
+    within = held(lambda: (z.abs() < 1).to(z))
+    return within * z + held(lambda: torch.sign(z) - within * z)
+
+
 class Reversal(Function):
     @staticmethod
     def forward(ctx, x, by):
@@ -474,8 +487,8 @@ simple(
         "Function: keeps a value on ctx": KeepsValue.apply,
         "Function: keeps its input on ctx": KeepsInput.apply,
         "Function: keeps a number on ctx": KeepsNumber.apply,
-        "Function: straight-through": lambda z: Straight.apply(z) * z,
-        "Function: straight-through sign": lambda z: StraightSign.apply(z) * z,
+        "Function: straight-through": lambda z: straight(z) * z,
+        "Function: straight-through sign": lambda z: straight_sign(z) * z,
         "Function: reversal": lambda z: Reversal.apply(torch.tanh(z), 0.5) + z,
         "Function: wrong and used": WrongScale.apply,
         "Function: once_differentiable": Once.apply,
@@ -488,7 +501,7 @@ simple(
         "detach: factor": lambda z: z * z.detach(),
         "detach: target": lambda z: z + (z - 0.5 * z.flip(1).detach()) ** 2,
         "detach: statistics": lambda z: (z - z.mean(0).detach()) / (0.5 + z.std(0).detach()),
-        "detach: straight-through": lambda z: z * (z + (torch.round(3 * z) / 3 - z).detach()),
+        "detach: straight-through": lambda z: z * (z + held(lambda: torch.round(3 * z) / 3 - z)),
         "detach: cosine": lambda z: z * (1 - F.cosine_similarity(torch.tanh(z), z.flip(1).detach(), dim=1)[:, None]),
         "detach: data": lambda z: z * torch.sigmoid(z.data),
         "detach: numpy": lambda z: z * float(np.tanh(z.detach().numpy()).mean() + 1),
@@ -815,9 +828,9 @@ def running_mean_in_place(d):
 simple(
     SURROGATES,
     **{
-        "surrogate: Function": Straight.apply,
-        "surrogate: detach": lambda z: z + (torch.round(4 * z) / 4 - z).detach(),
-        "surrogate: quantised": lambda z: z + (torch.clamp(torch.round(5 * z), -8, 7) / 5 - z).detach(),
+        "surrogate: Function": straight,
+        "surrogate: detach": lambda z: z + held(lambda: torch.round(4 * z) / 4 - z),
+        "surrogate: quantised": lambda z: z + held(lambda: torch.clamp(torch.round(5 * z), -8, 7) / 5 - z),
     },
 )
 

@@ -10,7 +10,7 @@ from tests.fuzz import cases, judge, rules
 from tests.fuzz.__main__ import counted
 from tests.fuzz.candidates import CANDIDATES
 from tests.fuzz.lines import Lines
-from tests.fuzz.pieces import Straight
+from tests.fuzz.pieces import straight
 from tests.fuzz.truth import Parts, Unjudged, error, train, truth
 
 F64 = torch.float64
@@ -97,7 +97,7 @@ def test_a_difference_beside_a_kink_counts_at_a_smaller_step():
 
 
 def test_a_straight_through_estimator_in_E_has_the_derivative_of_its_surrogate():
-    outer = lambda p, h: (Straight.apply(p["w"]) * torch.tensor([1.0, 2.0, 3.0], dtype=F64)).sum()  # noqa: E731
+    outer = lambda p, h: (straight(p["w"]) * torch.tensor([1.0, 2.0, 3.0], dtype=F64)).sum()  # noqa: E731
     plain = truth(lambda: parts(bowl, outer, steps=2), LR)
     surrogate = truth(lambda: parts(bowl, outer, steps=2), LR, surrogate=True)
     assert float(plain.grad["lr"]) == 0.0

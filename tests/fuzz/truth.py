@@ -11,6 +11,7 @@ decade apart. A difference counts only where
 Otherwise the steps shrink; where none is left, there is no truth (`Unjudged`).
 """
 
+import contextlib
 import math
 import zlib
 from collections.abc import Callable
@@ -27,6 +28,34 @@ aten = torch.ops.aten
 
 class Unjudged(Exception):
     """Differences cannot judge this run; the message says why."""
+
+
+HELD = []  # what `held` gives again, where E is differenced along its straight-through estimators; the last one is used
+
+
+def held(make):
+    """What a straight-through estimator adds: no derivative goes through it, so that differences hold it still.
+
+    Args:
+        make: () -> tensor.
+    """
+    if not HELD:
+        return make().detach()
+    known, place = HELD[-1]
+    if place == len(known):
+        known.append(make().detach())
+    HELD[-1] = known, place + 1
+    return known[place]
+
+
+@contextlib.contextmanager
+def holding(known):
+    """Inside, `held` gives what it gave before, in its order."""
+    HELD.append((known, 0))
+    try:
+        yield
+    finally:
+        HELD.pop()
 
 
 class Parts(NamedTuple):
@@ -241,7 +270,7 @@ def truth(build, hyper, tolerance=1e-7, surrogate=False, stencil=None, ladder=LA
         build: () -> Parts, in float64, new each time.
         hyper: lambda in float64.
         tolerance: how far two step sizes may be apart, as `error` measures it.
-        surrogate: E's own derivative is autograd's, at w_T; w_T is differenced.
+        surrogate: what the straight-through estimators of E add stays what it is at lambda (`held`).
         stencil: offsets with their weights; None: fourth order.
         ladder: step sizes, in units of the size of an entry.
 
@@ -251,28 +280,24 @@ def truth(build, hyper, tolerance=1e-7, surrogate=False, stencil=None, ladder=LA
     value, middle = recorded(build(), hyper)
     if not math.isfinite(value):
         raise Unjudged("E is not finite")
-    direct = {k: torch.zeros_like(x) for k, x in hyper.items()}
-    at_end = None
-    if surrogate:
-        parts = build()
-        w = {k: x.requires_grad_() for k, x in train(parts, hyper).items()}
-        leaves = {k: x.detach().clone().requires_grad_() for k, x in hyper.items()}
-        grads = torch.autograd.grad(
-            parts.outer(dict(w), dict(leaves)), [*w.values(), *leaves.values()], materialize_grads=True
-        )
-        at_end = dict(zip(w, grads, strict=False))
-        direct = dict(zip(leaves, grads[len(w) :], strict=True))
+    known = []
 
     def measure(moved):
-        """What is differenced, and the discrete results on the way to it."""
-        if at_end is None:
-            return recorded(build(), moved)
-        with Recorder() as recorder:
-            w = train(build(), moved)
-        return float(sum((at_end[k] * x).sum() for k, x in w.items())), recorder.sums
+        """E, and the discrete results on the way to it."""
+        parts = build()
+        if surrogate:
+            parts = parts._replace(outer=estimated(parts.outer))
+        return recorded(parts, moved)
 
-    if at_end is not None:
-        middle = measure(hyper)[1]
+    def estimated(outer):
+        def of_held(w, hyper):
+            with holding(known):
+                return outer(w, hyper)
+
+        return of_held
+
+    measure(hyper)  # holds what is rounded
+    middle = measure(hyper)[1]
 
     def at(h):
         grad = {k: torch.zeros_like(x) for k, x in hyper.items()}
@@ -286,7 +311,7 @@ def truth(build, hyper, tolerance=1e-7, surrogate=False, stencil=None, ladder=LA
                     if sums != middle:
                         return None
                     grad[k].view(-1)[i] += weight * found / size
-        return {k: grad[k] + direct[k] for k in grad}
+        return grad
 
     reason, previous = "no step size is free of kinks", None
     for h in ladder:

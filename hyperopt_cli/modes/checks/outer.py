@@ -9,6 +9,11 @@ Through a rounding E is constant nearly everywhere, and its derivative of no use
 is that of the same operators with the derivative of nothing for what rounds (a straight-through estimator), it is a
 surrogate that was wished for: it is taken, and said to be one.
 
+Where autograd is cut elsewhere too, an estimator shows by a detach of what was rounded, if the operators have one and
+the same derivative with that detach and with the derivative of nothing for what rounds: that one is taken. Any other
+estimator (a Function of one's own, for one) is not known there: the derivative of E is taken, in which what rounds is
+constant, and that is said.
+
 One chunk of each kind is examined, and in every later run one that is drawn by seed, if that can be afforded.
 """
 
@@ -32,8 +37,10 @@ from hyperopt_cli.modes.program.record import Program, recorded
 
 AUTOGRAD = "autograd"
 SURROGATE = "surrogate: the validation loss rounds, and its straight-through estimator is taken"
+CONSTANT = "the validation loss rounds: its derivative, in which that is constant, is taken, and no estimator"
 NOT_JUDGED = "not judged: differences of the validation loss do not count (kinks, rounding)"
 SEED = 30
+DETACHED: Estimator = "detached"
 
 Objective = Callable[..., Tensor]  # of tensors, to E [] or the term of one chunk
 
@@ -43,6 +50,7 @@ class OuterRuling(NamedTuple):
 
     candidate: str
     said: str | None
+    estimator: Estimator | None = None  # of the program
 
 
 class OuterJudge:
@@ -113,8 +121,9 @@ class OuterJudge:
                 self._rulings[kind] = ruling
             with torch.enable_grad():
                 check_equal("outer_loss", [value], [objective(*leaves)])
-        if self._rulings[kind].candidate == PROGRAM:
-            return value.detach(), by_program(objective, leaves)[1]
+        ruling = self._rulings[kind]
+        if ruling.candidate == PROGRAM:
+            return value.detach(), by_program(objective, leaves, ruling.estimator)[1]
         return value.detach(), _gradient(value, leaves)
 
 
@@ -132,12 +141,19 @@ def by_autograd(objective: Objective, at: Sequence[Tensor]) -> list[Tensor]:
         return list(_gradient(objective(*leaves), leaves))
 
 
-def by_program(objective: Objective, at: Sequence[Tensor]) -> tuple[Program, list[Tensor]]:
-    """E as a list of operators, and its gradient."""
+def by_program(
+    objective: Objective, at: Sequence[Tensor], estimator: Estimator | None = None
+) -> tuple[Program, list[Tensor]]:
+    """E as a list of operators, and its gradient, by an estimator where what rounds is to have a derivative."""
     inputs = [x.detach().requires_grad_() for x in at]
     with torch.enable_grad():  # E may differentiate inside
-        program, (value,) = recorded(lambda *flat: [objective(*flat)], inputs)
-    return program, pulled_back(program, inputs)([torch.ones_like(value.detach())])
+        program, _ = recorded(lambda *flat: [objective(*flat)], inputs)
+    return program, _pulled_back(program, inputs, estimator)
+
+
+def _pulled_back(program: Program, at: Sequence[Tensor], estimator: Estimator | None) -> list[Tensor]:
+    function = None if estimator is None else straight_through(program, estimator)
+    return pulled_back(program, at, function)([torch.ones((), dtype=at[0].dtype).to(at[0])])
 
 
 def _ruled(objective: Objective, at: list[Tensor], kind: Kind) -> OuterRuling:
@@ -201,17 +217,20 @@ def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, is_cut: b
         return (
             OuterRuling(AUTOGRAD, None) if confirmed else _without_program(difference is None, first_line(error), kind)
         )
-    for way in get_args(Estimator):
-        function = straight_through(program, way)
-        estimated = pulled_back(program, at, function)([torch.ones((), dtype=at[0].dtype).to(at[0])])
-        if not is_near(other, estimated) and is_near(plain, estimated):
-            return OuterRuling(AUTOGRAD, SURROGATE)
+    estimated = {way: _pulled_back(program, at, way) for way in get_args(Estimator)}
+    rounding = [way for way, gradient in estimated.items() if not is_near(other, gradient)]
+    if any(is_near(plain, estimated[way]) for way in rounding):
+        return OuterRuling(AUTOGRAD, SURROGATE)
     if confirmed:  # cut, it may be right here and wrong elsewhere
         return OuterRuling(PROGRAM if off(other) <= near else AUTOGRAD, None)
+    if DETACHED in rounding and (difference is None or off(other) <= near):
+        for way in rounding:
+            if way != DETACHED and is_near(estimated[way], estimated[DETACHED]):
+                return OuterRuling(PROGRAM, SURROGATE, way)
     if difference is None and is_near(plain, other):
         return OuterRuling(PROGRAM if is_cut else AUTOGRAD, NOT_JUDGED)
     if difference is not None and off(other) <= near:
-        return OuterRuling(PROGRAM, None)
+        return OuterRuling(PROGRAM, CONSTANT if rounding else None)
     if difference is None:
         return _without_program(False, "its derivative as a list of operators is another one", kind)
     return _without_program(False, "its derivative as a list of operators is off too", kind)

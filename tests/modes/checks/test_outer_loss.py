@@ -128,6 +128,32 @@ def test_an_estimator_is_taken_and_said_to_be_a_surrogate(name: str) -> None:
         assert error(hypergradient(problem_of(outer), HYPER, mode).grad, want) < 1e-6, mode
 
 
+# These show by autograd's derivative alone, and it is cut elsewhere.
+HIDDEN = ("a Function", "a bound without gradient", "rounding of what is bounded")
+
+
+@pytest.mark.parametrize("name", ESTIMATED)
+def test_an_estimator_beside_a_cut_is_taken_where_it_shows(name: str) -> None:
+    """The cut is mended; what rounds has the derivative of the estimator, or none, and that is said."""
+    estimator, rounded = ESTIMATED[name]
+
+    def outer(p: Any, h: Any) -> Tensor:
+        with torch.no_grad():
+            scale = 1 + p["w"].norm()
+        return fit({**p, "w": estimator(p["w"])}, h, slice(None)) * scale
+
+    got = hypergradient(problem_of(outer), HYPER, "reverse")
+    leaves = {key: x.clone().requires_grad_() for key, x in got.params.items()}
+    w = (rounded if name in HIDDEN else estimator)(leaves["w"])
+    uncut = fit({**leaves, "w": w}, HYPER, slice(None)) * (1 + leaves["w"].norm())
+    by_w = dict(zip(leaves, torch.autograd.grad(uncut, list(leaves.values())), strict=True))
+    want = truth(START, fit, lambda p, h: sum((by_w[key] * x).sum() for key, x in p.items()), batch, 6)
+    for mode in MODES:
+        got = hypergradient(problem_of(outer), HYPER, mode)
+        assert error(got.grad, want) < 1e-6, mode
+        assert ("no estimator" if name in HIDDEN else "surrogate") in got.stats["checks"]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_an_E_that_counts_is_refused(mode: str) -> None:
     calls = [0]
