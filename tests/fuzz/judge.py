@@ -188,9 +188,7 @@ def _located(case, modes):
 
     try:
         seeded(0)
-        other = truth(
-            lambda: cases.doubled(case.fresh())[0]._replace(outer=along), hyper, tolerance=APART[case.dtype]
-        )
+        other = truth(lambda: cases.doubled(case.fresh())[0]._replace(outer=along), hyper, tolerance=APART[case.dtype])
     except Unjudged:
         return
     for v in wrong:
