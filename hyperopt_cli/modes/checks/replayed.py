@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.errors import NonDeterministicError
-from hyperopt_cli.modes.checks.flow import Flow
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines.base import Loss
 from hyperopt_cli.modes.parts import LossInParts
@@ -97,67 +96,15 @@ def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> 
     check_evaluated(f"inner_loss at step {t}", first, loss_and_gradient(again, params, hyper))
 
 
-def first_loss(dynamics: Dynamics, hyper: Hyper) -> tuple[Tensor, list[Tensor]]:
-    """L of the first term of step 0, at s_0, and what the loss has kept of lambda."""
-    value, kept = _evaluated(dynamics, hyper, 0, "lambda")
-    return value.detach(), kept
-
-
-def check_kept(dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> None:
-    """The loss takes nothing for a constant that it kept of lambda at first, or of the weights of a step.
-
-    A loss may keep what it computes once, a teacher by its step, so that taking a step twice gives the same. What it
-    kept at another step, or in an earlier run, is no part of the derivative, though. The weights are followed through
-    two steps behind the horizon, where nothing can have been kept yet.
-
-    Args:
-        dynamics: of the run.
-        hyper: lambda.
-        of_lambda: what `first_loss` found, or nothing.
-
-    Raises:
-        NonDeterministicError: it does.
-    """
-    _check_unused(dynamics, hyper, of_lambda, (0,), "lambda")
-    try:
-        _, of_weights = _evaluated(dynamics, hyper, dynamics.problem.steps, "w")
-    except Exception:  # there is no batch behind the horizon
-        return
-    _check_unused(dynamics, hyper, of_weights, (dynamics.problem.steps, dynamics.problem.steps + 1), "the weights")
-
-
-def _check_unused(dynamics: Dynamics, hyper: Hyper, kept: list[Tensor], steps: Sequence[int], of: str) -> None:
-    for t in steps if kept else ():
-        try:
-            with Flow(kept) as flow:
-                value, _ = _evaluated(dynamics, hyper, t, None)
-        except Exception:
-            return
-        if flow.depends(value):
-            raise NonDeterministicError(
-                f"inner_loss: it keeps tensors that depend on {of} and takes them for constants when it is evaluated "
-                "again (a teacher, an anchor, a cache); what it uses of other steps has to be a parameter or a slot of "
-                "the update rule"
-            )
-
-
-def _evaluated(dynamics: Dynamics, hyper: Hyper, t: int, followed: str | None) -> tuple[Tensor, list[Tensor]]:
-    """L of the first term of step t, at s_0, and what is left of what depends on `followed`, "lambda" or "w"."""
-    step_hyper = dynamics.hyper_at(hyper, min(t, dynamics.problem.steps - 1))
+def first_loss(dynamics: Dynamics, hyper: Hyper) -> Tensor:
+    """L of the first term of step 0, at s_0, as training evaluates it: a hook needs a graph."""
+    step_hyper = dynamics.hyper_at(hyper, 0)
     params = dynamics.layout.unpack(dynamics.point(dynamics.start, step_hyper, 0))
-    with torch.enable_grad():  # as training evaluates it: a hook needs a graph
-        w = {name: x.detach().requires_grad_() for name, x in params.items()}
-        h = tree_map(lambda x: x.detach().requires_grad_(), step_hyper) if followed == "lambda" else step_hyper
-        leaves = tree_leaves({"lambda": h, "w": w, None: []}[followed])
-        loss = next(terms(dynamics.loss_at(t)))
-        if followed is None:
-            return loss(w, h), []
-        with Flow(leaves) as flow:
-            value = loss(w, h).detach()
-    return value, flow.left(but=[*leaves, value])
+    with torch.enable_grad():
+        return next(terms(dynamics.loss_at(0)))(leaves_of(params), step_hyper).detach()
 
 
-def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor, of_lambda: list[Tensor]) -> None:
+def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> None:
     """Step 0 after a whole hypergradient is what it was at the very first, and in it: nothing has counted or drawn.
 
     Args:
@@ -165,14 +112,11 @@ def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor, of_l
         hyper: lambda.
         first: `first_loss` before the loss was called for anything else.
         met: L of step 0 in the run; a compiled step rounds otherwise, and chunks add up to another number.
-        of_lambda: what the loss kept of lambda in `first`.
 
     Raises:
-        NonDeterministicError: it is not, or the loss takes what it kept for a constant.
+        NonDeterministicError: it is not.
     """
-    dynamics = Dynamics.of(problem, hyper)
-    again, _ = _evaluated(dynamics, hyper, 0, None)
-    again = again.detach()
+    again = first_loss(Dynamics.of(problem, hyper), hyper)
     away = [(again, bool((again - first).abs() > slack(first)))]
     if not isinstance(problem.batch(0), Chunked):
         away.append((met, bool((met.to(first) - first).abs() > ROUNDED * first.abs())))
@@ -182,13 +126,17 @@ def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor, of_l
                 f"inner_loss: at step 0 it gave {float(first)!r} at first and {float(value)!r} later; every draw must "
                 "be a function of the batch (batch(t) carries a seed), and nothing may count how often it is called"
             )
-    check_kept(dynamics, hyper, of_lambda)
+
+
+def leaves_of(params: Params) -> Params:
+    """The same numbers, that ask for a gradient."""
+    return {name: w.detach().requires_grad_() for name, w in params.items()}
 
 
 def loss_and_gradient(loss: Loss, params: Params, hyper: StepHyper) -> list[Tensor]:
     """Evaluates L and g, as one list."""
     with torch.enable_grad():
-        w = {name: p.detach().requires_grad_() for name, p in params.items()}
+        w = leaves_of(params)
         value = loss(w, hyper)
         return [value, *torch.autograd.grad(value, list(w.values()), materialize_grads=True)]
 
