@@ -16,7 +16,7 @@ import torch
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
-from hyperopt_cli.modes.checks.keeping import Kept
+from hyperopt_cli.modes.checks.remembered import Remembered
 from hyperopt_cli.modes.checks.replayed import check_still, first_loss
 from hyperopt_cli.modes.connectivity import check_connected
 from hyperopt_cli.modes.constructs import check_constructs
@@ -106,7 +106,7 @@ def hypergradient(
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
-        first, kept = None, Kept(problem)
+        first, remembered = None, Remembered(problem)
         with suppress(Exception):  # what is wrong with the loss is said by the checks that follow
             first = first_loss(dynamics, hyper)
         check_constructs(dynamics, hyper)
@@ -117,7 +117,7 @@ def hypergradient(
         del dynamics  # its s_0, before the mode makes its own
         result = mode.differentiate(problem, hyper, account)
         check_still(problem, hyper, first, account.inner_loss[0])
-        kept.check(hyper)
+        remembered.check(hyper)
         result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient
 from hyperopt_cli.errors import NonDeterministicError, UsageError
-from hyperopt_cli.modes.checks.keeping import Place
+from hyperopt_cli.modes.checks.remembered import Place
 from hyperopt_cli.optimizers import SGD
 from tests.modes.checks.test_cut_gradients import START, batch, fit, hidden, outer
 from tests.modes.checks.training import F64, HYPER, error, truth

@@ -87,9 +87,10 @@ class Place(NamedTuple):
 
 
 Contents = list[tuple[Place, dict[Any, Any]]]
+Changed = list[tuple[Place, list[Any]]]  # the keys of those that hold other numbers
 
 
-class Kept:
+class Remembered:
     """What the training loss of a problem keeps at the time of making."""
 
     def __init__(self, problem: Problem) -> None:
@@ -106,18 +107,17 @@ class Kept:
             NonDeterministicError: the loss takes for a constant what it has kept, and that is none.
         """
         after = [(place, place.content()) for place, _ in self._before]
-        changed = [
-            (place, key)
-            for (place, before), (_, now) in zip(self._before, after, strict=True)
-            for key, x in now.items()
-            if before.get(key, NOTHING) is not x and any(True for _ in _numbers(x))
-        ]
+        changed: Changed = []
+        for (place, before), (_, now) in zip(self._before, after, strict=True):
+            others = [key for key, x in now.items() if before.get(key, NOTHING) is not x]
+            if keys := [key for key in others if next(_numbers(now[key]), None) is not None]:
+                changed.append((place, keys))
         if not changed:
             return
         dynamics = Dynamics.of(self._problem, hyper)
         try:
             if self._is_used(dynamics, hyper, after, changed) and self._differs(dynamics, hyper, changed):
-                names = ", ".join(dict.fromkeys(place.name or str(key) for place, key in changed))
+                names = ", ".join(dict.fromkeys(place.name or str(key) for place, keys in changed for key in keys))
                 raise NonDeterministicError(
                     f"inner_loss: it keeps what depends on the weights of a step or on lambda ({names}), and takes it "
                     "for a constant when it is evaluated again (a teacher, an anchor, a cache); what it uses of other "
@@ -126,22 +126,22 @@ class Kept:
         finally:
             _put(after)
 
-    def _is_used(self, dynamics: Dynamics, hyper: Hyper, after: Contents, changed: list[tuple[Place, Any]]) -> bool:
+    def _is_used(self, dynamics: Dynamics, hyper: Hyper, after: Contents, changed: Changed) -> bool:
         """Whether the loss of some steps is another one where what is kept is another."""
         drawn = torch.randperm(dynamics.problem.steps, generator=torch.Generator().manual_seed(SEED))
         for t in sorted({0, dynamics.problem.steps - 1, *drawn[:STEPS].tolist()}):
             _put(after)
             plain = _value(dynamics, hyper, t)
             _put(after)
-            for place, key in changed:
+            for place, keys in changed:
                 content = place.content()
-                place.put({**content, key: _moved(content[key])})
+                place.put(content | {key: _moved(content[key]) for key in keys})
             moved = _value(dynamics, hyper, t)
             if plain is not None and (moved is None or bool((moved - plain).abs() > slack(plain))):
                 return True
         return False
 
-    def _differs(self, dynamics: Dynamics, hyper: Hyper, changed: list[tuple[Place, Any]]) -> bool:
+    def _differs(self, dynamics: Dynamics, hyper: Hyper, changed: Changed) -> bool:
         """Whether other weights, from step 1 on, and another lambda leave something else behind."""
         left = []
         for factor in (1.0, MOVED):
@@ -149,7 +149,8 @@ class Kept:
             moved = {name: factor * value for name, value in hyper.items()}
             for t in range(dynamics.problem.steps):
                 _value(dynamics, moved, t, factor if t or callable(self._problem.init) else 1.0)
-            left.append([x for place, key in changed for x in _numbers(place.content().get(key))])
+            contents = [(place.content(), keys) for place, keys in changed]
+            left.append([x for content, keys in contents for key in keys for x in _numbers(content.get(key))])
         if len(left[0]) != len(left[1]):
             return True
         return any(
