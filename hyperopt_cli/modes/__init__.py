@@ -8,16 +8,16 @@
 | auto | the quickest of these that fits the memory | | not knowing |
 """
 
-from contextlib import suppress
+import time
 from typing import Any
 
 import torch
 
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import NonDeterministicError, UsageError
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
-from hyperopt_cli.modes.checks.remembered import Remembered
-from hyperopt_cli.modes.checks.replayed import check_still, first_loss
+from hyperopt_cli.modes.checks.remembered import check_order, first_loss
+from hyperopt_cli.modes.checks.replayed import check_still
 from hyperopt_cli.modes.connectivity import check_connected
 from hyperopt_cli.modes.constructs import check_constructs
 from hyperopt_cli.modes.dynamics import Dynamics
@@ -106,18 +106,23 @@ def hypergradient(
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
-        first, remembered = None, Remembered(problem)
-        with suppress(Exception):  # what is wrong with the loss is said by the checks that follow
+        try:
             first = first_loss(dynamics, hyper)
+        except NonDeterministicError:
+            raise
+        except Exception:  # what is wrong with the loss is said by the checks that follow
+            first = None
         check_constructs(dynamics, hyper)
         check_connected(dynamics, hyper)
         if first is None:
             first = first_loss(dynamics, hyper)
         account = Account(problem.steps, dynamics.like, on_step, keeper, left)
         del dynamics  # its s_0, before the mode makes its own
+        began_s = time.perf_counter()
         result = mode.differentiate(problem, hyper, account)
+        run_s = time.perf_counter() - began_s
         check_still(problem, hyper, first, account.inner_loss[0])
-        remembered.check(hyper)
+        check_order(mode, problem, hyper, run_s)
         result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})

@@ -121,6 +121,11 @@ class Flow(TorchDispatchMode):
         """Whether `x` depends on the leaves at all."""
         return bool(x in self._moved)
 
+    def left(self, but: Sequence[Tensor]) -> list[Tensor]:
+        """What depends on the leaves and is still there."""
+        known = {id(x) for x in but}
+        return [x for x in self._moved if id(x) not in known]
+
     def handed(self, x: Any) -> Any:
         """What Python is handed in place of `x`."""
         if not isinstance(x, Tensor) or not self.depends(x) or not x.is_floating_point():

@@ -9,10 +9,9 @@ Through a rounding E is constant nearly everywhere, and its derivative of no use
 is that of the same operators with the derivative of nothing for what rounds (a straight-through estimator), it is a
 surrogate that was wished for: it is taken, and said to be one.
 
-Where autograd is cut elsewhere too, an estimator shows by a detach of what was rounded, if the operators have one and
-the same derivative with that detach and with the derivative of nothing for what rounds: that one is taken. Any other
-estimator (a Function of one's own, for one) is not known there: the derivative of E is taken, in which what rounds is
-constant, and that is said.
+Where autograd is cut elsewhere too, an estimator shows by a detach: it is added to a term whose derivative it would
+cancel otherwise. The operators with that detach are taken then. Of an estimator that a Function of one's own makes
+nothing is known there: the derivative of E is taken, in which what rounds is constant, and that is said.
 
 One chunk of each kind is examined, and in every later run one that is drawn by seed, if that can be afforded.
 """
@@ -219,14 +218,13 @@ def _of_candidates(objective: Objective, at: list[Tensor], kind: Kind, is_cut: b
         )
     estimated = {way: _pulled_back(program, at, way) for way in get_args(Estimator)}
     rounding = [way for way, gradient in estimated.items() if not is_near(other, gradient)]
-    if any(is_near(plain, estimated[way]) for way in rounding):
+    is_estimated = DETACHED in rounding or bool(own_functions(kind))  # else what was rounded is detached by accident
+    if is_estimated and any(is_near(plain, estimated[way]) for way in rounding):
         return OuterRuling(AUTOGRAD, SURROGATE)
     if confirmed:  # cut, it may be right here and wrong elsewhere
         return OuterRuling(PROGRAM if off(other) <= near else AUTOGRAD, None)
     if DETACHED in rounding and (difference is None or off(other) <= near):
-        for way in rounding:
-            if way != DETACHED and is_near(estimated[way], estimated[DETACHED]):
-                return OuterRuling(PROGRAM, SURROGATE, way)
+        return OuterRuling(PROGRAM, SURROGATE, DETACHED)
     if difference is None and is_near(plain, other):
         return OuterRuling(PROGRAM if is_cut else AUTOGRAD, NOT_JUDGED)
     if difference is not None and off(other) <= near:

@@ -96,27 +96,23 @@ def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> 
     check_evaluated(f"inner_loss at step {t}", first, loss_and_gradient(again, params, hyper))
 
 
-def first_loss(dynamics: Dynamics, hyper: Hyper) -> Tensor:
-    """L of the first term of step 0, at s_0, as training evaluates it: a hook needs a graph."""
-    step_hyper = dynamics.hyper_at(hyper, 0)
-    params = dynamics.layout.unpack(dynamics.point(dynamics.start, step_hyper, 0))
-    with torch.enable_grad():
-        return next(terms(dynamics.loss_at(0)))(leaves_of(params), step_hyper).detach()
-
-
 def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> None:
     """Step 0 after a whole hypergradient is what it was at the very first, and in it: nothing has counted or drawn.
 
     Args:
         problem: the run.
         hyper: lambda.
-        first: `first_loss` before the loss was called for anything else.
+        first: L of its first term before the loss was called for anything else.
         met: L of step 0 in the run; a compiled step rounds otherwise, and chunks add up to another number.
 
     Raises:
         NonDeterministicError: it is not.
     """
-    again = first_loss(Dynamics.of(problem, hyper), hyper)
+    dynamics = Dynamics.of(problem, hyper)
+    step_hyper = dynamics.hyper_at(hyper, 0)
+    params = dynamics.layout.unpack(dynamics.point(dynamics.start, step_hyper, 0))
+    with torch.enable_grad():  # as training evaluates it: a hook needs a graph
+        again = next(terms(dynamics.loss_at(0)))(leaves_of(params), step_hyper).detach()
     away = [(again, bool((again - first).abs() > slack(first)))]
     if not isinstance(problem.batch(0), Chunked):
         away.append((met, bool((met.to(first) - first).abs() > ROUNDED * first.abs())))

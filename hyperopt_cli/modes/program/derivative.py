@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -24,6 +25,8 @@ DEEPEST = 8
 SIGNS = frozenset({"sign", "sgn", "heaviside"})
 ROUNDING = frozenset({"round", "floor", "ceil", "trunc"}) | SIGNS
 COMPARING = frozenset({"gt", "ge", "lt", "le"})
+SUMS = frozenset({"add", "sub", "rsub"})
+LINEAR = SUMS | {"neg", "mul", "div", "view", "reshape", "alias", "expand", "clone", "_to_copy"}
 BOUNDING = frozenset({"clamp", "clamp_min", "clamp_max", "minimum", "maximum", "hardtanh"})
 Estimator = Literal["through", "clipped", "bounded", "detached"]
 NO_DERIVATIVE = "torch::autograd::NotImplemented"  # of the node that autograd gives such an operator
@@ -91,14 +94,15 @@ def straight_through(program: Program, way: Estimator = "through") -> Callable[.
         way: "through", the estimator of Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432, section 3;
             "clipped", in which that of a sign is 0 beyond -1 and 1 (Hubara et al. 2016,
             https://arxiv.org/abs/1602.02830, equation 4); "bounded", in which bounds of what was rounded count as
-            rounding; "detached", in which a detach of what was rounded is one, and nothing else is changed.
+            rounding; "detached", in which the detaches that make an estimator are such (`estimating`), and nothing else
+            is changed.
     """
     compared: dict[int, Tensor] = {}  # by what came of them, the tensors that were compared
     rounded: set[int] = set()  # what depends on a rounding
     kept: list[Any] = []  # alive, so that no other tensor has the id of one
 
     def evaluated(call: Call, args: Any, kwargs: Any) -> Any:
-        name = call.func._schema.name.split("::")[1]
+        name = _name(call)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         was_rounded = any(id(x) in rounded for x in given)
         out = replaced(name, was_rounded, _evaluated(call, args, kwargs), args)
@@ -109,8 +113,6 @@ def straight_through(program: Program, way: Estimator = "through") -> Callable[.
         return out
 
     def replaced(name: str, was_rounded: bool, out: Any, args: Any) -> Any:
-        if way == "detached":
-            return out.detach() if was_rounded and name == "detach" else out
         floats = bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point()
         if (name in ROUNDING or (way == "bounded" and was_rounded and name in BOUNDING)) and floats:
             return out.detach() + estimated(args[0], name in SIGNS)
@@ -125,7 +127,67 @@ def straight_through(program: Program, way: Estimator = "through") -> Callable[.
         moved = torch.where(x.detach().abs() < 1, x, x.detach()) if way == "clipped" and is_sign else x
         return moved - moved.detach()
 
+    if way == "detached":
+        return lambda *inputs: _detached(program, inputs)
     return lambda *inputs: program.replay(inputs, evaluated)
+
+
+def _detached(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    ends = estimating(program, inputs)
+
+    def evaluated(call: Call, args: Any, kwargs: Any) -> Any:
+        out = _evaluated(call, args, kwargs)
+        return out.detach() if call.results[0] in ends else out
+
+    return program.replay(inputs, evaluated)
+
+
+def estimating(program: Program, at: Sequence[Tensor]) -> set[int]:
+    """The numbers of the detached values that make a straight-through estimator: they are added where all else cancels.
+
+    In `x + (round(x) - x).detach()` the derivatives of both terms cancel, for that of a rounding is 0, so that without
+    the detach nothing would be left; in a sum with the detached error of a rounding something is.
+
+    Args:
+        program: the list of operators.
+        at: where.
+    """
+    rounded, found = set[int](), set[int]()
+    carried: dict[int, set[int]] = {}  # by what was added up, the detached values in it
+
+    def evaluated(call: Call, args: Any, kwargs: Any) -> Any:
+        out, name = _evaluated(call, args, kwargs), _name(call)
+        result, read = call.results[0], {ref.index for ref in call.read}
+        if result is None or not isinstance(out, Tensor):
+            return out
+        if read & rounded or name in ROUNDING | COMPARING or not out.is_floating_point():
+            rounded.add(result)
+        if name == "detach":
+            carried[result] = {result}
+        elif name in LINEAR:
+            carried[result] = set[int]().union(*(carried.get(n, ()) for n in read))
+        if name in SUMS and result in rounded and carried[result]:
+            largest = max(_rate(x) for x in (*args, out) if isinstance(x, Tensor))
+            if _rate(out) <= 1e3 * torch.finfo(out.dtype).eps * largest and largest > 0:
+                found.update(carried[result])
+        return out
+
+    drawn = torch.Generator().manual_seed(0)
+    with forward_ad.dual_level(), torch.enable_grad():
+        rates = [torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x) for x in at]
+        inputs = [forward_ad.make_dual(x.detach(), dot) for x, dot in zip(at, rates, strict=True)]  # type: ignore[no-untyped-call]
+        program.replay(inputs, evaluated)
+    return found
+
+
+def _rate(x: Tensor) -> float:
+    """The norm of the tangent."""
+    tangent = forward_ad.unpack_dual(x).tangent if x.is_floating_point() else None  # type: ignore[no-untyped-call]
+    return 0.0 if tangent is None else float(torch.linalg.vector_norm(tangent))
+
+
+def _name(call: Call) -> str:
+    return str(call.func._schema.name.split("::")[1])
 
 
 def _evaluated(call: Call, args: Any, kwargs: Any) -> Any:
