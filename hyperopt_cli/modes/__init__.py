@@ -9,14 +9,15 @@
 """
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-from hyperopt_cli.errors import NonDeterministicError, UsageError
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
-from hyperopt_cli.modes.checks.remembered import check_order, first_loss
+from hyperopt_cli.modes.checks.remembered import check_kept, check_order, first_loss
 from hyperopt_cli.modes.checks.replayed import check_still
 from hyperopt_cli.modes.connectivity import check_connected
 from hyperopt_cli.modes.constructs import check_constructs
@@ -106,16 +107,14 @@ def hypergradient(
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
-        try:
-            first = first_loss(dynamics, hyper)
-        except NonDeterministicError:
-            raise
-        except Exception:  # what is wrong with the loss is said by the checks that follow
-            first = None
+        first = None
+        with suppress(Exception):  # what is wrong with the loss is said by the checks that follow
+            first, kept = first_loss(dynamics, hyper)
         check_constructs(dynamics, hyper)
         check_connected(dynamics, hyper)
         if first is None:
-            first = first_loss(dynamics, hyper)
+            first, kept = first_loss(dynamics, hyper)
+        check_kept(dynamics, hyper, kept)
         account = Account(problem.steps, dynamics.like, on_step, keeper, left)
         del dynamics  # its s_0, before the mode makes its own
         began_s = time.perf_counter()

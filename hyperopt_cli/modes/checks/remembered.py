@@ -35,17 +35,27 @@ AT_MOST_S, SHARE = 0.5, 0.02  # of a run, for the second way; of many steps it t
 _REFUSED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # what they have kept is there the next time
 
 
-def first_loss(dynamics: Dynamics, hyper: Hyper) -> Tensor:
-    """L of the first term of step 0, at s_0, before the loss is called for anything else.
+def first_loss(dynamics: Dynamics, hyper: Hyper) -> tuple[Tensor, list[Tensor]]:
+    """L of the first term of step 0, at s_0, before the loss is called otherwise, and what it keeps of lambda."""
+    return _evaluated(dynamics, hyper, 0, "lambda")
+
+
+def check_kept(dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> None:
+    """Before a run: the loss takes no tensor for a constant that it keeps.
+
+    Args:
+        dynamics: of the run.
+        hyper: lambda.
+        of_lambda: what `first_loss` found.
 
     Raises:
-        NonDeterministicError: the loss takes for a constant what it keeps of lambda, or of the weights of other steps.
+        NonDeterministicError: it does, or did in an earlier run.
     """
-    _check_not_refused(dynamics.problem)
-    value, kept = _evaluated(dynamics, hyper, 0, "lambda")
-    _check_unused(dynamics, hyper, kept, (0,))
+    with suppress(TypeError):  # nothing can refer to it weakly
+        if (said := _REFUSED.get(_keeper(dynamics.problem))) is not None:
+            raise NonDeterministicError(said)
+    _check_unused(dynamics, hyper, of_lambda, (0,))
     _check_behind(dynamics, hyper)
-    return value
 
 
 def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None:
@@ -164,14 +174,6 @@ def _refuse(problem: Problem) -> None:
     with suppress(TypeError):  # nothing can refer to it weakly
         _REFUSED[_keeper(problem)] = said
     raise NonDeterministicError(said)
-
-
-def _check_not_refused(problem: Problem) -> None:
-    said = None
-    with suppress(TypeError):
-        said = _REFUSED.get(_keeper(problem))
-    if said is not None:
-        raise NonDeterministicError(said)
 
 
 def _keeper(problem: Problem) -> Any:
