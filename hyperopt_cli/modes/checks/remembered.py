@@ -94,7 +94,7 @@ def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None
                 steps = sorted(torch.randperm(problem.steps, generator=drawn)[:num].tolist())
             _losses(dynamics, other, weights, steps)
             E = _validation_loss(problem, hyper, fixed)
-            ways.append([E, *_losses(start, hyper, fixed, list(reversed(steps)))])
+            ways.append([E, *_losses(start, hyper, fixed, steps, -1)])
     except Exception:  # at other weights it cannot be evaluated
         return
     for x, y in zip(*ways, strict=True):
@@ -112,12 +112,14 @@ def _check_behind(dynamics: Dynamics, hyper: Hyper) -> None:
     _check_unused(dynamics, hyper, kept, (behind, behind + 1))
 
 
-def _losses(dynamics: Dynamics, hyper: Hyper, weights: Any, steps: Sequence[int]) -> list[Tensor]:
+def _losses(dynamics: Dynamics, hyper: Hyper, weights: Any, steps: Sequence[int], order: int = 1) -> list[Tensor]:
+    """Those of every term, upwards, or downwards where `order` is -1."""
     losses = []
-    for t in steps:
+    for t in steps[::order]:
         step_hyper = dynamics.cast(dynamics.hyper_at(hyper, t))
         with torch.enable_grad():  # as training evaluates it: a hook needs a graph
-            losses += [term(leaves_of(weights), step_hyper).detach() for term in terms(dynamics.loss_at(t))]
+            for term in list(terms(dynamics.loss_at(t)))[::order]:
+                losses.append(term(leaves_of(weights), step_hyper).detach())
     return losses
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -303,16 +303,19 @@ def test_what_the_loss_keeps_and_E_reads_is_refused() -> None:
         hypergradient(problem, HYPER, "reverse")
 
 
-def test_what_is_kept_in_the_last_chunk_is_refused() -> None:
+@pytest.mark.parametrize(("chunk", "set_at", "used_from"), [(1, (SET,), USED), (0, range(STEPS), 0)])
+def test_what_is_kept_in_another_chunk_is_refused(chunk: int, set_at: Sequence[int], used_from: int) -> None:
+    """Of another step, or by the first chunk for the second of the same one, at every step."""
     kept: dict[str, Tensor] = {}
 
-    def loss(p: Any, h: Any, at: tuple[int, slice, bool]) -> Tensor:
-        if at[0] == SET and at[2]:
+    def loss(p: Any, h: Any, at: tuple[int, slice, int]) -> Tensor:
+        if at[2] == chunk and at[0] in set_at:
             kept["f"] = p["f"].detach().clone()
-        return plain(p, at[:2]) + (0.3 * (p["f"] - kept["f"]).square().sum() if at[0] >= USED else 0)
+        is_used = at[0] >= used_from and at[2] == 1
+        return plain(p, at[:2]) + (0.3 * (p["f"] - kept["f"]).square().sum() if is_used else 0)
 
     def cut(t: int) -> Chunked:
-        return Chunked([((t, batch(t % 5), False), 0.5), ((t, batch((t + 1) % 5), True), 0.5)])
+        return Chunked([((t, batch((t + i) % 5), i), 0.5) for i in range(2)])
 
     with pytest.raises(NonDeterministicError, match="it keeps what depends"):
         hypergradient(Problem(START, loss, outer, cut, SGD(), STEPS), HYPER, "reverse")
