@@ -114,7 +114,7 @@ def hypergradient(
         check_connected(dynamics, hyper)
         if first is None:
             first, kept = first_loss(dynamics, hyper)
-        check_kept(dynamics, hyper, kept)
+        check_kept(mode, dynamics, hyper, kept)
         account = Account(problem.steps, dynamics.like, on_step, keeper, left)
         del dynamics  # its s_0, before the mode makes its own
         began_s = time.perf_counter()

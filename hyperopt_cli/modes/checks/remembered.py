@@ -5,7 +5,8 @@ takes a step again such a value is a constant, and to the run it is none. Wherev
 ways:
 
 - Before a run, tensors that depend on lambda at step 0, or on the weights behind the horizon, where nothing can have
-  been kept yet, and that outlive the evaluation, are followed into the next ones (`flow.py`).
+  been kept yet, and that outlive the evaluation, are followed into the next ones (`flow.py`); in the first run those
+  of every step, and into E too.
 - After the first run, the steps are evaluated upwards, with weights and lambda moved at random, then downwards at fixed
   ones, and E at the end; and once more with others. Downwards the losses must be the same both times. So numbers are
   found, and whatever is set again.
@@ -31,7 +32,7 @@ from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.problem import Hyper, Problem
 
 MOVED, SEED = 0.03, 31
-AT_MOST_S, SHARE = 0.5, 0.02  # of a run, for the second way; of many steps it takes some, drawn by seed
+FIRST_S, AT_MOST_S, SHARE = 0.2, 0.5, 0.02  # for the two ways, of a run; of many steps they take some, drawn by seed
 _REFUSED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # what they have kept is there the next time
 
 
@@ -40,10 +41,11 @@ def first_loss(dynamics: Dynamics, hyper: Hyper) -> tuple[Tensor, list[Tensor]]:
     return _evaluated(dynamics, hyper, 0, "lambda")
 
 
-def check_kept(dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> None:
+def check_kept(mode: Any, dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> None:
     """Before a run: the loss takes no tensor for a constant that it keeps.
 
     Args:
+        mode: that is to run.
         dynamics: of the run.
         hyper: lambda.
         of_lambda: what `first_loss` found.
@@ -55,7 +57,32 @@ def check_kept(dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> Non
         if (said := _REFUSED.get(_keeper(dynamics.problem))) is not None:
             raise NonDeterministicError(said)
     _check_unused(dynamics, hyper, of_lambda, (0,))
+    if code_of(dynamics.problem.inner_loss) not in _asked(mode):
+        _check_steps(dynamics, hyper)
     _check_behind(dynamics, hyper)
+
+
+def _check_steps(dynamics: Dynamics, hyper: Hyper) -> None:
+    """Of the weights, what is kept at any step but the first: the start of a run depends on no lambda."""
+    kept: list[Tensor] = []
+    order = torch.randperm(dynamics.problem.steps - 1, generator=torch.Generator().manual_seed(SEED))
+    began_s = time.perf_counter()
+    try:
+        _evaluated(dynamics, hyper, 0, "w")
+        num = int(FIRST_S / max(1e-9, time.perf_counter() - began_s))
+        for t in sorted((1 + order[:num]).tolist()):
+            kept += _check_unused(dynamics, hyper, kept, (t,))
+            left = _evaluated(dynamics, hyper, t, "w")[1]
+            kept += [*left, *_check_unused(dynamics, hyper, left, (t,))]
+        if kept:
+            with Flow(kept) as flow:
+                value = _validation_loss(dynamics.problem, hyper, dynamics.layout.unpack(dynamics.start.params))
+            if flow.depends(value):
+                _refuse(dynamics.problem)
+    except NonDeterministicError:
+        raise
+    except Exception:  # a batch that cannot be read, a teacher that is not there yet
+        return
 
 
 def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None:
@@ -72,10 +99,10 @@ def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None
     """
     start = Dynamics.of(problem, hyper)
     _check_behind(start, hyper)  # a teacher of the step before is there now
-    asked, code = vars(mode).setdefault("_asked_of_order", set()), code_of(problem.inner_loss)
-    if code in asked:
+    code = code_of(problem.inner_loss)
+    if code in _asked(mode):
         return
-    asked.add(code)
+    _asked(mode).add(code)
     drawn = torch.Generator().manual_seed(SEED)
     fixed = _moved(start.layout.unpack(start.point(start.start, start.hyper_at(hyper, 0), 0)), drawn)
     steps: Sequence[int] | None = None
@@ -98,8 +125,14 @@ def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None
     except Exception:  # at other weights it cannot be evaluated
         return
     for x, y in zip(*ways, strict=True):
-        if not bool((x - y).abs() <= slack(x)) and bool(x.isfinite() | y.isfinite()):
+        if not bool(((x - y).abs() <= slack(x)).all()) and bool((x.isfinite() | y.isfinite()).all()):
             _refuse(problem)
+
+
+def _asked(mode: Any) -> set[Any]:
+    """The losses that a mode has run."""
+    asked: set[Any] = vars(mode).setdefault("_asked", set())
+    return asked
 
 
 def _check_behind(dynamics: Dynamics, hyper: Hyper) -> None:
@@ -113,10 +146,11 @@ def _check_behind(dynamics: Dynamics, hyper: Hyper) -> None:
 
 
 def _losses(dynamics: Dynamics, hyper: Hyper, weights: Any, steps: Sequence[int], order: int = 1) -> list[Tensor]:
-    """Those of every term, upwards, or downwards where `order` is -1."""
-    losses = []
+    """Those of every term, with lambda_t, upwards, or downwards where `order` is -1."""
+    losses: list[Tensor] = []
     for t in steps[::order]:
         step_hyper = dynamics.cast(dynamics.hyper_at(hyper, t))
+        losses += [x.detach() for x in tree_leaves(step_hyper)]
         with torch.enable_grad():  # as training evaluates it: a hook needs a graph
             for term in list(terms(dynamics.loss_at(t)))[::order]:
                 losses.append(term(leaves_of(weights), step_hyper).detach())
@@ -140,15 +174,19 @@ def _moved(tensors: dict[str, Tensor], drawn: torch.Generator) -> dict[str, Tens
     return {name: moved(x) for name, x in tensors.items()}
 
 
-def _check_unused(dynamics: Dynamics, hyper: Hyper, kept: list[Tensor], steps: Sequence[int]) -> None:
+def _check_unused(dynamics: Dynamics, hyper: Hyper, kept: list[Tensor], steps: Sequence[int]) -> list[Tensor]:
+    """No loss of these steps depends on what is kept; returns what is kept of that anew."""
+    left: list[Tensor] = []
     for t in steps if kept else ():
         try:
             with Flow(kept) as flow:
                 value, _ = _evaluated(dynamics, hyper, t, None)
         except Exception:
-            return
+            return left
         if flow.depends(value):
             _refuse(dynamics.problem)
+        left += flow.left(but=[*kept, *left, value])
+    return left
 
 
 def _evaluated(dynamics: Dynamics, hyper: Hyper, t: int, followed: str | None) -> tuple[Tensor, list[Tensor]]:

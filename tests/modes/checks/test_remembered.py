@@ -152,6 +152,28 @@ def of_itself() -> Loss:
     return loss
 
 
+def once_at_a_step() -> Loss:
+    kept: dict[str, Tensor] = {}
+
+    def loss(p: Any, h: Any, at: tuple[int, slice]) -> Tensor:
+        if at[0] == SET:
+            kept.setdefault("f", p["f"].detach().clone())
+        return plain(p, at) + (0.3 * (p["f"] - kept["f"]).square().sum() if at[0] >= USED else 0)
+
+    return loss
+
+
+def on_the_batch() -> Loss:
+    """A teacher that lies beside the data of its step."""
+    batches: list[dict[str, Tensor]] = [{} for _ in range(STEPS)]
+
+    def loss(p: Any, h: Any, at: tuple[int, slice]) -> Tensor:
+        teacher = batches[at[0]].setdefault("teacher", p["f"].detach().clone())
+        return plain(p, at) + 0.3 * (2 * p["f"] - teacher).square().sum()
+
+    return loss
+
+
 def of_a_helper() -> Loss:
     kept: list[Any] = [Pair(0, torch.zeros((), dtype=F64))]
 
@@ -243,6 +265,8 @@ REFUSED: dict[str, Callable[[], Loss]] = {
     "an array of numpy": partial(late, into_numpy, torch.from_numpy, lambda: np.zeros(START["f"].shape)),
     "weights that are normalised": partial(late, normalised, lambda d: d["x"], dict),
     "a quotient of hyperparameters": partial(late, quotient, lambda d: d["x"], dict),
+    "once, at one step": once_at_a_step,
+    "the batch": on_the_batch,
     "a teacher": partial(by_step, teacher_of),
     "the step before": partial(by_step, previous),
     "the rate of the first call": partial(by_step, rate_of_the_first_call),
@@ -288,15 +312,20 @@ def test_it_is_refused_again_until_it_is_made_anew(name: str) -> None:
             hypergradient(problem_of(loss), HYPER, "reverse")
 
 
-def test_what_the_loss_keeps_and_E_reads_is_refused() -> None:
-    kept: dict[str, Tensor] = {}
+@pytest.mark.parametrize("by_step", [False, True])
+def test_what_the_loss_keeps_and_E_reads_is_refused(by_step: bool) -> None:
+    """The last weights, or a mean of them over the steps."""
+    kept: dict[Any, Tensor] = {}
 
     def loss(p: Any, h: Any, at: tuple[int, slice]) -> Tensor:
-        kept["last"] = p["f"].detach().clone()
+        if by_step:
+            teacher_of(kept, p, h, at[0])
+        else:
+            kept["last"] = p["f"].detach().clone()
         return plain(p, at)
 
     def reading(p: Any, h: Any) -> Tensor:
-        return outer(p, h) + (p["f"] - kept["last"]).square().sum()
+        return outer(p, h) + (p["f"] - kept[max(kept)]).square().sum()
 
     problem = Problem(START, loss, reading, lambda t: (t, batch(t % 5)), SGD(), STEPS)
     with pytest.raises((NonDeterministicError, UsageError), match=r"outer_loss|it keeps what depends"):
@@ -321,7 +350,7 @@ def test_what_is_kept_in_another_chunk_is_refused(chunk: int, set_at: Sequence[i
         hypergradient(Problem(START, loss, outer, cut, SGD(), STEPS), HYPER, "reverse")
 
 
-@pytest.mark.parametrize(("sleep_s", "least", "most"), [(0.0, 4 * 40, 4 * 40 + 8), (0.01, 4 * 2, 4 * 13 + 8)])
+@pytest.mark.parametrize(("sleep_s", "least", "most"), [(0.0, 4 * 40, 5 * 40 + 9), (0.01, 4 * 2, 4 * 13 + 29)])
 def test_a_mode_asks_once_of_a_loss_and_of_a_slow_one_some_steps(sleep_s: float, least: int, most: int) -> None:
     calls = [0]
 
