@@ -1,6 +1,7 @@
 """A loss that takes for a constant what it kept of other steps, or of lambda, is refused, wherever Python keeps it."""
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -366,6 +367,26 @@ def test_a_mode_asks_once_of_a_loss_and_of_a_slow_one_some_steps(sleep_s: float,
         counts.append(calls[0])
     examined = 3 * 14  # steps that the first run examines and later ones do not, at most
     assert least <= counts[0] - counts[1] <= most + examined
+
+
+class Unready:
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("not ready")
+
+    def __call__(self) -> None:
+        raise RuntimeError("not ready")
+
+
+def test_what_a_closure_holds_is_not_looked_into() -> None:
+    """A proxy of what is gone, an object that answers nothing."""
+    gone, unready = weakref.proxy(Shared()), Unready()
+
+    def loss(p: Any, h: Any, at: tuple[int, slice]) -> Tensor:
+        return plain(p, at) if at[0] < 100 else gone.rate * unready()
+
+    want = hypergradient(problem_of(lambda p, h, at: plain(p, at)), HYPER, "reverse")
+    assert torch.equal(hypergradient(problem_of(loss), HYPER, Reverse()).grad["lr"], want.grad["lr"])
 
 
 def test_what_was_logged_is_left_as_the_run_left_it() -> None:
