@@ -1,6 +1,7 @@
 """What the README shows works."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def test_the_own_model_and_data_set_run(hyperopt, tmp_path):
+def test_the_own_model_and_data_set_run(hyperopt, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     code, recipe = (block for block in [*blocks("python"), *blocks("yaml")] if "mine" in block)
     (tmp_path / "mine.py").write_text(code)
     (tmp_path / "mine.yaml").write_text(recipe)
