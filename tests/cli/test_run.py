@@ -239,7 +239,8 @@ def test_show_tells_the_run_again(mode, hyperopt, recipe):
     assert "test accuracy" in out
 
 
-def test_an_own_model_and_data_set_run(hyperopt, tmp_path):
+def test_an_own_model_and_data_set_run(hyperopt, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "def model(width=8):\n"
