@@ -17,8 +17,7 @@ import torch
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
-from hyperopt_cli.modes.checks.remembered import check_kept, check_order, first_loss
-from hyperopt_cli.modes.checks.replayed import check_still
+from hyperopt_cli.modes.checks.remembered import check_kept, check_order, check_still, first_loss
 from hyperopt_cli.modes.connectivity import check_connected
 from hyperopt_cli.modes.constructs import check_constructs
 from hyperopt_cli.modes.dynamics import Dynamics

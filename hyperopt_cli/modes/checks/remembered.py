@@ -1,15 +1,16 @@
 """What a loss remembers of other evaluations must not be a function of lambda, nor of the weights.
 
-An anchor that is set at step 5, a teacher by its step, the best loss so far, a rate that is stored once: to whoever
-takes a step again such a value is a constant, and to the run it is none. Wherever it is kept, it shows in one of two
-ways:
+An anchor that is set at step 5, a teacher by its step, a rate that is stored once: to whoever takes a step again such a
+value is a constant, and to the run it is none. Two ways find it, wherever Python keeps it:
 
 - Before a run, tensors that depend on lambda at step 0, or on the weights behind the horizon, where nothing can have
   been kept yet, and that outlive the evaluation, are followed into the next ones (`flow.py`); in the first run those
   of every step, and into E too.
-- After the first run, the steps are evaluated upwards, with weights and lambda moved at random, then downwards at fixed
-  ones, and E at the end; and once more with others. Downwards the losses must be the same both times. So numbers are
-  found, and whatever is set again.
+- After the first run, the steps are evaluated upwards, with weights and lambda moved at random, then E and the steps
+  downwards at fixed ones; and once more with others. What is evaluated at fixed ones must be the same both times. So
+  numbers are found, and whatever is set again.
+
+Neither sees a number that is kept once for all, such as the best loss so far.
 
 A loss may keep what is the same whatever lambda and the weights are (a mask, data by step), and what it only logs.
 """
@@ -27,9 +28,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from hyperopt_cli.errors import NonDeterministicError
 from hyperopt_cli.modes.checks.flow import Flow
 from hyperopt_cli.modes.checks.kinds import code_of
-from hyperopt_cli.modes.checks.replayed import leaves_of, slack, terms
+from hyperopt_cli.modes.checks.replayed import ROUNDED, leaves_of, slack, terms
 from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.problem import Chunked, Hyper, Problem
 
 MOVED, SEED = 0.03, 31
 FIRST_S, AT_MOST_S, SHARE = 0.2, 0.5, 0.02  # for the two ways, of a run; of many steps they take some, drawn by seed
@@ -83,6 +84,30 @@ def _check_steps(dynamics: Dynamics, hyper: Hyper) -> None:
         raise
     except Exception:  # a batch that cannot be read, a teacher that is not there yet
         return
+
+
+def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> None:
+    """Step 0 after a whole hypergradient is what it was at the very first, and in it: nothing has counted or drawn.
+
+    Args:
+        problem: the run.
+        hyper: lambda.
+        first: of `first_loss`.
+        met: L of step 0 in the run; a compiled step rounds otherwise, and chunks add up to another number.
+
+    Raises:
+        NonDeterministicError: it is not.
+    """
+    again = _evaluated(Dynamics.of(problem, hyper), hyper, 0, None)[0].detach()
+    away = [(again, bool((again - first).abs() > slack(first)))]
+    if not isinstance(problem.batch(0), Chunked):
+        away.append((met, bool((met.to(first) - first).abs() > ROUNDED * first.abs())))
+    for value, differs in away:
+        if differs:
+            raise NonDeterministicError(
+                f"inner_loss: at step 0 it gave {float(first)!r} at first and {float(value)!r} later; every draw must "
+                "be a function of the batch (batch(t) carries a seed), and nothing may count how often it is called"
+            )
 
 
 def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None:
@@ -208,7 +233,7 @@ def _evaluated(dynamics: Dynamics, hyper: Hyper, t: int, followed: str | None) -
 def _refuse(problem: Problem) -> None:
     said = (
         "inner_loss: it keeps what depends on lambda or on the weights of a step, and takes it for a constant when it "
-        "is evaluated again (a teacher, an anchor, a cache, the best so far); what it uses of other steps has to be a "
+        "is evaluated again (a teacher, an anchor, a cache); what it uses of other steps has to be a "
         "parameter or a slot of the update rule. Make the loss anew before you use it again: it still keeps that"
     )
     with suppress(TypeError):  # nothing can refer to it weakly

@@ -17,7 +17,7 @@ from hyperopt_cli.modes.engines.base import Loss
 from hyperopt_cli.modes.parts import LossInParts
 from hyperopt_cli.modes.purity import Unwritten
 from hyperopt_cli.optimizers.base import Params, StepHyper
-from hyperopt_cli.problem import Chunked, Hyper, Problem
+from hyperopt_cli.problem import Chunked
 
 ROUNDED = 1e-3  # of L, by a compiled step or in lower precision
 ROUNDING = 100.0  # of eps: what a sum is off by whose terms cancel
@@ -94,34 +94,6 @@ def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> 
     with torch.enable_grad():  # step 0 elsewhere in between: whatever the loss keeps of w is another now
         next(terms(dynamics.loss_at(0)))({name: (1.01 * w).requires_grad_() for name, w in params.items()}, hyper)
     check_evaluated(f"inner_loss at step {t}", first, loss_and_gradient(again, params, hyper))
-
-
-def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> None:
-    """Step 0 after a whole hypergradient is what it was at the very first, and in it: nothing has counted or drawn.
-
-    Args:
-        problem: the run.
-        hyper: lambda.
-        first: L of its first term before the loss was called for anything else.
-        met: L of step 0 in the run; a compiled step rounds otherwise, and chunks add up to another number.
-
-    Raises:
-        NonDeterministicError: it is not.
-    """
-    dynamics = Dynamics.of(problem, hyper)
-    step_hyper = dynamics.hyper_at(hyper, 0)
-    params = dynamics.layout.unpack(dynamics.point(dynamics.start, step_hyper, 0))
-    with torch.enable_grad():  # as training evaluates it: a hook needs a graph
-        again = next(terms(dynamics.loss_at(0)))(leaves_of(params), step_hyper).detach()
-    away = [(again, bool((again - first).abs() > slack(first)))]
-    if not isinstance(problem.batch(0), Chunked):
-        away.append((met, bool((met.to(first) - first).abs() > ROUNDED * first.abs())))
-    for value, differs in away:
-        if differs:
-            raise NonDeterministicError(
-                f"inner_loss: at step 0 it gave {float(first)!r} at first and {float(value)!r} later; every draw must "
-                "be a function of the batch (batch(t) carries a seed), and nothing may count how often it is called"
-            )
 
 
 def leaves_of(params: Params) -> Params:

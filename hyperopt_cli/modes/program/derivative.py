@@ -97,6 +97,8 @@ def straight_through(program: Program, way: Estimator = "through") -> Callable[.
             rounding; "detached", in which the detaches that make an estimator are such (`estimating`), and nothing else
             is changed.
     """
+    if way == "detached":
+        return lambda *inputs: _detached(program, inputs)
     compared: dict[int, Tensor] = {}  # by what came of them, the tensors that were compared
     rounded: set[int] = set()  # what depends on a rounding
     kept: list[Any] = []  # alive, so that no other tensor has the id of one
@@ -127,8 +129,6 @@ def straight_through(program: Program, way: Estimator = "through") -> Callable[.
         moved = torch.where(x.detach().abs() < 1, x, x.detach()) if way == "clipped" and is_sign else x
         return moved - moved.detach()
 
-    if way == "detached":
-        return lambda *inputs: _detached(program, inputs)
     return lambda *inputs: program.replay(inputs, evaluated)
 
 
@@ -151,7 +151,12 @@ def estimating(program: Program, at: Sequence[Tensor]) -> set[int]:
     Args:
         program: the list of operators.
         at: where.
+
+    Returns:
+        None of them where there is no detach, or an operator has no forward derivative, by which they are found.
     """
+    if not any(_name(call) == "detach" for call in program.calls):
+        return set()
     rounded, found = set[int](), set[int]()
     carried: dict[int, set[int]] = {}  # by what was added up, the detached values in it
 
@@ -176,7 +181,10 @@ def estimating(program: Program, at: Sequence[Tensor]) -> set[int]:
     with forward_ad.dual_level(), torch.enable_grad():
         rates = [torch.randn(x.shape, generator=drawn, dtype=torch.float64).to(x) for x in at]
         inputs = [forward_ad.make_dual(x.detach(), dot) for x, dot in zip(at, rates, strict=True)]  # type: ignore[no-untyped-call]
-        program.replay(inputs, evaluated)
+        try:
+            program.replay(inputs, evaluated)
+        except (UsageError, NotImplementedError):
+            return set()
     return found
 
 

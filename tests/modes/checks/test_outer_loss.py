@@ -85,6 +85,9 @@ RIGHT: dict[str, Callable[..., Tensor]] = {
         fit(p, h, slice(None)) + 30 * off_grid(p["w"]).square().sum().detach()
     ),
     "a detached error beside another cut": beside_another_cut,
+    "an operator without a forward derivative beside a cut": lambda p, h: (
+        normalised(p, h) + torch.pdist(X @ p["w"]).mean() * p["v"].detach().norm()
+    ),
     "a target of its own": lambda p, h: ((X @ p["w"]) ** 2 - (X @ p["w"]).detach().roll(1)).square().mean(),
 }
 
