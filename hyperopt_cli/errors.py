@@ -3,7 +3,8 @@
 A message says what was given, what is allowed and what to do. Programmers' mistakes stay `ValueError` and `TypeError`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 
@@ -210,20 +211,29 @@ class FixedPointRangeError(NonFiniteError):
         name: which: "w" or a slot.
         size: how large it is.
         radix: its bits after the binary point.
+
+    Args:
+        given: radixes that were set by hand, kept in what is proposed.
     """
 
-    def __init__(self, step: int, name: str, size: float, radix: int) -> None:
+    def __init__(self, step: int, name: str, size: float, radix: int, given: Mapping[str, int] | None = None) -> None:
         super().__init__(step, name)
         self.name, self.size, self.radix = name, size, radix
-        self.args = (
+        told = (
             f"{name} reaches {size:.3g} at inner step {step}, outside of its fixed-point range of "
-            f"+-2^{62 - radix} = {2.0 ** (62 - radix):g} (radix {radix}); if the run does not diverge, give it more "
-            f"room: Reversible(radix={{{name!r}: {radix - 8}}}), in a recipe mode: {{name: reversible, radix: "
-            f"{{{name}: {radix - 8}}}}}",
+            f"+-2^{62 - radix} = {2.0 ** (62 - radix):g} (radix {radix}); "
         )
-        self.remedied(
-            Remedy("to do so", (f"mode={{name: reversible, radix: {{{name}: {radix - 8}}}}}",), ANOTHER_RUN.drop)
+        roomy = min(radix - 8, math.floor(61 - math.log2(size)))  # with a bit to spare
+        if roomy < 1:
+            self.args = (f"{told}no radix from 1 on has room for it: the run diverges",)
+            return
+        radixes = {**(given or {}), name: roomy}
+        mode = f"{{name: reversible, radix: {{{', '.join(f'{part}: {bits}' for part, bits in radixes.items())}}}}}"
+        self.args = (
+            f"{told}if the run does not diverge, give it more room: Reversible(radix={radixes}), in a recipe mode: "
+            f"{mode}",
         )
+        self.remedied(Remedy("to do so", (f"mode={mode}",), ANOTHER_RUN.drop))
 
 
 class ReversalError(VerificationError):

@@ -238,7 +238,7 @@ class _Reversed(WayBack):
     def _out_of_range(self, outgrown: "_OutgrownError") -> FixedPointRangeError:
         least = min(c.least_radix for c in self._factors.couplings if c.name == outgrown.name)
         radix = self._given.get(outgrown.name, least)
-        return FixedPointRangeError(outgrown.step, outgrown.name, outgrown.size * 2.0**-radix, radix)
+        return FixedPointRangeError(outgrown.step, outgrown.name, outgrown.size * 2.0**-radix, radix, self._given)
 
     def _run(self) -> None:
         """s_t -> s_T in place, with the fingerprint of every state."""

@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
-from hyperopt_cli.errors import NonFiniteError, UsageError, VerificationError
+from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError, UsageError, VerificationError
 from tests.fuzz import cases
 from tests.fuzz.candidates import CANDIDATES
 from tests.fuzz.truth import E, Unjudged, error, recorded, train, truth
@@ -112,6 +112,8 @@ def verdict(case, mode, found, must_refuse):
         with within(LIMIT_S), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             out = hypergradient(*fresh.problem(), mode)
+    except FixedPointRangeError as e:  # a run that grows beyond any fixed point is refused by name
+        return {"verdict": "refused", "message": f"{type(e).__name__}: {e}"}
     except NonFiniteError as e:
         return {"verdict": "crash" if found is not None else "not finite", "message": f"NonFiniteError: {e}"}
     except (UsageError, VerificationError) as e:

@@ -432,3 +432,25 @@ def test_where_nothing_is_decided_no_verdict_is_left(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, mode=given, outer={"steps": 0})
     execute(build(recipe), recipe, "as written", directory, Silent())
     assert not directory.engine.exists()
+
+
+@pytest.mark.parametrize("hook", ["tensor", "node"])
+@pytest.mark.parametrize("engine", ["reverse_over_reverse_loop", "forward_over_reverse_loop", "dense"])
+def test_an_engine_set_by_hand_is_refused_beside_a_hook_that_seldom_clips(engine: str, hook: str) -> None:
+    """At the steps that are examined it may be idle; a double backward calls it again, on another gradient."""
+
+    def hooked(w: Params, h: Hyper, x: Tensor) -> Tensor:
+        z = (w["w"] * x).sum() ** 2
+        if hook == "tensor":
+            z.register_hook(lambda g: g.clamp(-1e6, 1e6))
+        else:
+            z.grad_fn.register_hook(lambda into, out: tuple(g.clamp(-1e6, 1e6) for g in into))  # type: ignore[union-attr]
+        return z + (w["w"] ** 4).sum()
+
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = Problem({"w": x[0]}, hooked, lambda w, h: (w["w"] ** 2).sum(), lambda t: x[t], SGD(), 6)
+    hyper = {"lr": torch.tensor(0.01, dtype=torch.float64)}
+    with pytest.raises(UsageError, match=r"autograd is cut .*a hook"):
+        hypergradient(given, hyper, Forward(engine=engine))
+    want = hypergradient(given, hyper, Forward(engine="program_loop")).grad
+    torch.testing.assert_close(hypergradient(given, hyper, "reverse").grad, want)

@@ -258,6 +258,25 @@ def test_a_number_outside_of_the_range_raises_before_it_wraps(size, step):
         hypergradient(replace(problem, init={"w": torch.ones(3) * 5}), hyper, Reversible(radix={"w": 60}))
 
 
+@pytest.mark.parametrize(("size", "radix"), [(1e14, {"w": 12, "momentum_buffer": 11}), (1e40, None)])
+def test_a_number_outside_of_the_range_names_a_radix_that_has_room(size, radix):
+    problem = replace(noisy(optimizers.SGD(), 5, 3), init={"w": torch.full((3,), size, dtype=F64)})
+    hyper = {"lr": scalar(0.1), "momentum": scalar(0.9)}
+    given = {}
+    for name, bits in (radix or {}).items():
+        with pytest.raises(errors.FixedPointRangeError) as caught:
+            hypergradient(problem, hyper, Reversible(radix=given))
+        given |= {name: bits}
+        told = ", ".join(f"{k}: {v}" for k, v in given.items())
+        assert [each.add for each in caught.value.remedies] == [(f"mode={{name: reversible, radix: {{{told}}}}}",)]
+    if radix is None:
+        with pytest.raises(errors.FixedPointRangeError, match="diverges") as caught:
+            hypergradient(problem, hyper, "reversible")
+        assert not caught.value.remedies
+    else:
+        hypergradient(problem, hyper, Reversible(radix=given))
+
+
 def test_a_run_that_diverges_says_so():
     problem = noisy(optimizers.SGD(), 500, 3)
     with pytest.raises(errors.NonFiniteError):

@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from hyperopt_cli.modes.cudnn import without_onednn
 
+# A hook is called again by a double backward, on another gradient; a node's is set through grad_fn.
+HOOKS = {"register_hook", "grad_fn"}
 UNSEEN = "hyperopt: what leaves the graph"  # under this key in the metadata of the graph's last node
 Kind = frozenset[Any]
 
@@ -29,6 +31,7 @@ METHODS = (
 )
 LEAVING = {getattr(Tensor, name): name for name in METHODS} | {
     Tensor.data.__get__: "data",  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__: "grad_fn",  # type: ignore[attr-defined]
     torch.tensor: "tensor",
     torch.autograd.grad: "grad",
     torch._C._set_grad_enabled: "set_grad_enabled",
@@ -92,9 +95,14 @@ def own_functions(kind: Kind) -> str:
     return f" (there are autograd Functions that are not torch's: {', '.join(sorted(names))})" if names else ""
 
 
+def has_hook(kind: Kind) -> bool:
+    """Whether a hook may be on the way."""
+    return any(name in HOOKS for (name, _), _ in kind)
+
+
 def may_be_cut(kind: Kind) -> bool:
     """Whether a hook, a Function of a user's own or a tensor's `data` may be on the way."""
-    if any(name in ("register_hook", "data", "__dlpack__") for (name, _), _ in kind):
+    if has_hook(kind) or any(name in ("data", "__dlpack__") for (name, _), _ in kind):
         return True
     return any(isinstance(node, type) and issubclass(node, BackwardCFunction) for (node, _), _ in kind)
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import NoMemoryError, UsageError, first_line
 from hyperopt_cli.modes.checks.judge import agree, kinds_at, value_at
-from hyperopt_cli.modes.checks.kinds import Kind, kind_of, may_be_cut, nodes_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, has_hook, kind_of, may_be_cut, nodes_of, own_functions
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import GROSS, Truth
 from hyperopt_cli.modes.engines import ENGINES
@@ -119,7 +119,7 @@ class Examination:
 
     def _blind(self, name: str, is_given: bool) -> str | None:
         """It may be right here and wrong at the next step; a Function of a user's own may well have its derivatives."""
-        is_cut = self.truth.cuts.is_cut if is_given else self._is_cut
+        is_cut = self.truth.cuts.is_cut or has_hook(self.kind) if is_given else self._is_cut
         return CUT if is_cut and not any(name in same for same in BELOW_AUTOGRAD.values()) else None
 
     def _too_large(self, name: str) -> str | None:

@@ -68,14 +68,14 @@ def chosen(
         if part in given:
             largest = max(float(size.max()) for size in named.values())
             if largest * 2.0 ** given[part] >= LIMIT:
-                raise FixedPointRangeError(steps - 1, part, largest, given[part])
+                raise FixedPointRangeError(steps - 1, part, largest, given[part], given)
             radixes[part] = dict.fromkeys(named, given[part])
             continue
         highest, least = preferred[part]
         radixes[part] = {name: _radix(size, max(highest, least)) for name, size in named.items()}
         for name, size in named.items():
             if _smallest(radixes[part][name]) < least:
-                raise FixedPointRangeError(steps - 1, part, float(size.max()), least)
+                raise FixedPointRangeError(steps - 1, part, float(size.max()), least, given)
     return radixes
 
 

@@ -160,6 +160,18 @@ def clipped_by_a_hook(p: Any, h: Any, rows: slice) -> Tensor:
     return fit(z, p, rows)
 
 
+def clipped_by_a_hook_of_a_node(p: Any, h: Any, rows: slice) -> Tensor:
+    z = hidden(p, rows) * 1.0
+    z.grad_fn.register_hook(lambda into, out: tuple(None if g is None else g.clamp(-0.02, 0.02) for g in into))
+    return fit(z, p, rows)
+
+
+def hooked_before_a_node(p: Any, h: Any, rows: slice) -> Tensor:
+    z = hidden(p, rows) * 1.0
+    z.grad_fn.register_prehook(lambda out: tuple(g / (1 + g.norm()) for g in out))
+    return fit(z, p, rows)
+
+
 def repeated(p: Any, h: Any, rows: slice) -> Tensor:
     z = hidden(p, rows)
     at = torch.tensor([0, 0, 2, 2, 1])
@@ -284,6 +296,8 @@ RIGHT: dict[str, Any] = {
     "gradient reversal": adversarial,
     "a hook that reverses": hooked,
     "a hook that clips": clipped_by_a_hook,
+    "a hook of a node that clips": clipped_by_a_hook_of_a_node,
+    "a hook before a node": hooked_before_a_node,
     "a value on ctx": lambda p, h, rows: fit(Kept.apply(X[rows] @ p["f"]), p, rows),
     "a backward of its own": lambda p, h, rows: fit(Clipped.apply(X[rows] @ p["f"]), p, rows),
     "once differentiable": lambda p, h, rows: fit(Once.apply(hidden(p, rows)), p, rows),

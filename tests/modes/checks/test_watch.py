@@ -51,6 +51,7 @@ UNSEEN: dict[str, Callable[[Tensor], Any]] = {
     "__format__": lambda w: f"{w.sum():.3f}",
     "__dlpack__": lambda w: torch.from_dlpack(w.detach()),
     "data": lambda w: w.data,
+    "grad_fn": lambda w: w.square().grad_fn,
     "tensor": lambda w: torch.tensor(1.0),
     "grad": lambda w: torch.autograd.grad(w.square().sum(), w),
     "set_grad_enabled": without_gradient,
