@@ -31,7 +31,7 @@ METHODS = (
 )
 LEAVING = {getattr(Tensor, name): name for name in METHODS} | {
     Tensor.data.__get__: "data",  # type: ignore[attr-defined]
-    Tensor.grad_fn.__get__: "grad_fn",  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__: "grad_fn",  # type: ignore[union-attr]
     torch.tensor: "tensor",
     torch.autograd.grad: "grad",
     torch._C._set_grad_enabled: "set_grad_enabled",
