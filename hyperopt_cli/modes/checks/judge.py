@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import norm
-from hyperopt_cli.modes.checks.kinds import Kind, kind_of, may_be_cut, nodes_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, coarse_formats, kind_of, may_be_cut, nodes_of, own_functions
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
 from hyperopt_cli.modes.checks.rule import Rules, check_rule, not_judged
@@ -282,7 +282,9 @@ def ruled(truth: Truth, t: int | None, value: Tensor) -> Ruling:
         if (right := _third(truth, {name: alongs[name] for name in products}, is_cut)) is not None:
             return Ruling(right, False, reasons)
         reasons |= dict.fromkeys(products, "the only one to say so, and differences cannot judge (kinks, rounding)")
-    raise UsageError(refusal(f"the derivative of the training gradient at {where}", reasons, kind))
+    what = f"the derivative of the training gradient at {where}"
+    formats = coarse_formats(value, torch.float64) if truth.is_exact else ""
+    raise UsageError(refusal(what, reasons, own_functions(kind) + formats))
 
 
 def _third(truth: Truth, alongs: Mapping[str, list[float]], is_cut: bool) -> str | None:
@@ -311,11 +313,11 @@ def agree(one: list[list[Tensor]], other: list[list[Tensor]], near: float) -> bo
     )
 
 
-def refusal(what: str, reasons: Mapping[str, str], kind: Kind) -> str:
-    """Why nothing can be taken, with the constructs of the user's own that are on the way."""
+def refusal(what: str, reasons: Mapping[str, str], constructs: str) -> str:
+    """Why nothing can be taken, with the constructs that are on the way."""
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     return (
-        f"inner_loss: {what} would be silently wrong by every way to take it ({told}){own_functions(kind)}. What "
+        f"inner_loss: {what} would be silently wrong by every way to take it ({told}){constructs}. What "
         "leaves torch and comes back (item(), numpy()) has no derivative, nor has an operator that is named here: "
         "write it with torch's differentiable operators"
     )

@@ -95,6 +95,14 @@ def own_functions(kind: Kind) -> str:
     return f" (there are autograd Functions that are not torch's: {', '.join(sorted(names))})" if names else ""
 
 
+def coarse_formats(value: Tensor, of: torch.dtype) -> str:
+    """Names the formats with fewer digits than `of` that the graph of `value` passes through."""
+    made = {each.dtype for node in nodes_of(value) for each in node._input_metadata if each.dtype.is_floating_point}
+    eps = torch.finfo(of).eps
+    names = sorted(str(x).removeprefix("torch.") for x in made if torch.finfo(x).eps > eps)
+    return f" (a run in float64 shows the rounding of what is in {' and '.join(names)}: use float32)" if names else ""
+
+
 def has_hook(kind: Kind) -> bool:
     """Whether a hook may be on the way."""
     return any(name in HOOKS for (name, _), _ in kind)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Mapping
 
 from hyperopt_cli.errors import NoMemoryError, UsageError
-from hyperopt_cli.modes.checks.kinds import own_functions
 from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.engines.base import Loss
@@ -140,7 +139,7 @@ def _nothing_left(disqualified: Mapping[str, str], examination: Examination) -> 
     if any(map(is_of_memory, disqualified.values())):
         return NoMemoryError(f"engine: none is left ({reasons}); use the mode reverse, smaller batches or a chunk_size")
     return UsageError(
-        f"engine: none is left at step {examination.t} ({reasons}){own_functions(examination.kind)}; what leaves torch "
+        f"engine: none is left at step {examination.t} ({reasons}){examination.constructs}; what leaves torch "
         "and comes back (item(), numpy()) has no derivative, nor has an operator that is named here: write it with "
         "torch's differentiable operators, or try the mode reverse"
     )

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import NoMemoryError, UsageError, first_line
 from hyperopt_cli.modes.checks.judge import agree, kinds_at, value_at
-from hyperopt_cli.modes.checks.kinds import Kind, has_hook, kind_of, may_be_cut, nodes_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, coarse_formats, has_hook, kind_of, may_be_cut, nodes_of, own_functions
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import GROSS, Truth
 from hyperopt_cli.modes.engines import ENGINES
@@ -66,6 +66,12 @@ class Examination:
     def kind(self) -> Kind:
         """The kind of the step."""
         return kind_of(self._value)
+
+    @property
+    def constructs(self) -> str:
+        """What a refusal names, of what is on the way."""
+        exact = all(w.dtype == torch.float64 for w in self._setting.params.values())
+        return own_functions(self.kind) + (coarse_formats(self._value, torch.float64) if exact else "")
 
     @cached_property
     def kinds(self) -> set[Kind]:
@@ -206,7 +212,7 @@ def check_given(name: str, examination: Examination) -> None:
         raise NoMemoryError(f"engine {name}: {reason}; use a chunk_size, smaller batches or the mode reverse")
     raise UsageError(
         f"engine {name}: {reason}; the hypergradient would be wrong at step {examination.t}"
-        f"{own_functions(examination.kind)}. Use engine auto, which takes one that is right"
+        f"{examination.constructs}. Use engine auto, which takes one that is right"
     )
 
 

@@ -424,6 +424,16 @@ def test_what_has_no_derivative_is_refused_before_a_number_is_shown(name: str, m
         hypergradient(problem_of(REFUSED[name]()), HYPER, MODES[mode])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_lower_format_in_a_run_in_float64_is_named(mode: str) -> None:
+    def lowered(p: Any, h: Any, rows: slice) -> Tensor:
+        z = torch.tanh(X[rows].bfloat16() @ p["f"].bfloat16())
+        return fit(z.double(), p, rows)
+
+    with pytest.raises(UsageError, match="the rounding of what is in bfloat16: use float32"):
+        hypergradient(problem_of(lowered), HYPER, MODES[mode])
+
+
 def test_a_product_whose_forward_derivative_torch_has_wrong_is_right_or_refused() -> None:
     want = truth(START, product_of_repeated, outer, batch, STEPS)
     right = 0
