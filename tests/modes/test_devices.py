@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
+from torch._subclasses import fake_tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli import Chunked, Forward, Problem, Reverse, optimizers
@@ -271,7 +271,7 @@ def test_a_mixture_on_a_cuda_device_is_seen() -> None:
     with pretended_cuda():
         x = torch.ones(3, device=CUDA)
         assert (x * torch.ones(())).device.type == "cuda"  # a number of the host may stand beside it
-        with pytest.raises(FakeTensorDeviceMismatchError):
+        with pytest.raises(getattr(fake_tensor, "FakeTensorDeviceMismatchError", RuntimeError)):
             x * torch.ones(3)
 
 

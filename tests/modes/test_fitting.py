@@ -118,7 +118,7 @@ def test_where_no_mode_fits_it_is_said_what_each_needs(monkeypatch: pytest.Monke
 
 
 def test_where_no_engine_is_left_for_lack_of_memory_fewer_columns_are_a_way_out() -> None:
-    examination: Any = SimpleNamespace(t=0, kind=frozenset())
+    examination: Any = SimpleNamespace(t=0, constructs="")
     lacking = {"folded": "would need about 5 MiB, 1 MiB are free", "dense": "failed (...)"}
     of_memory = choice._nothing_left(lacking, examination)
     of_operators = choice._nothing_left({"folded": "has no forward derivative"}, examination)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.dynamics import Layout
 from hyperopt_cli.modes.engines import ENGINES, gradient_and_pullback
 from hyperopt_cli.modes.surroundings import surroundings
@@ -111,6 +112,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+# which torch's own derivatives do not take before 2.14: the CPU's kernel asks how the numbers lie
+NOT_YET = {("group norm", "forward_over_reverse", "cpu"), ("maxima", "reverse_over_reverse", "cpu")}
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("engine", ["folded", "forward_over_reverse", "reverse_over_reverse"])
 @pytest.mark.parametrize("model", MODELS)
@@ -136,6 +141,10 @@ def test_pictures_with_channels_last_have_the_products_of_others(model: str, eng
     def last(x: Tensor) -> Tensor:
         return x.to(memory_format=LAST) if x.ndim == 4 else x
 
+    if torch.__version__ < (2, 14) and (model, engine, device) in NOT_YET:
+        with surroundings(), pytest.raises((RuntimeError, UsageError), match="view size|memory_format"):
+            products(last(x), {name: last(w) for name, w in params.items()})
+        return
     with surroundings():
         want = products(x, params)
         got = products(last(x), {name: last(w) for name, w in params.items()})

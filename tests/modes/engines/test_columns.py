@@ -200,6 +200,8 @@ CASES: dict[OpOverload, tuple[Call, ...]] = {
         call(CHOSEN, s(), s(2, 3), fixed=(0,)), call(CHOSEN, s(4, 1, 1), s(1), fixed=(0,)),
     ),
     aten.masked_fill.Scalar: tuple(call(shape, CHOSEN, 2.0, fixed=(1,)) for shape in (s(2, 3), s(4, 2, 3), s(2, 1))),
+    aten.copy.default: tuple(call(a, b) for a, b in ((s(2, 3), s(2, 3)), (s(2, 3), s(3)), (s(4, 2, 3), s(2, 1)))),
+    aten.fill.Tensor: tuple(call(shape, s()) for shape in (s(2, 3), s(3))),
     aten.masked_fill.Tensor: tuple(call(shape, CHOSEN, s(), fixed=(1,)) for shape in (s(2, 3), s(3))),
     # what is drawn is another each time: nothing, or all of it, is dropped here
     aten.native_dropout.default: (call(s(3, 4), 0.4, False), call(s(3, 4), 1.0, True), call(s(5), 0.0, True)),
@@ -220,6 +222,7 @@ DIFFERENCES_ALONE = {
     aten.native_layer_norm.default,
     aten.native_batch_norm.default,
     aten.native_dropout_backward.default,  # it has no forward derivative
+    aten.copy.default,  # nor has it
     aten.cholesky_inverse.default,  # pytorch #196682
     aten.cholesky_solve.default,  # pytorch #196694
     aten.detach.default,  # where torch drops tangents; below autograd they stay
@@ -450,6 +453,8 @@ WITHOUT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "where, maximum": lambda w: (torch.where(w > 0, w**3, w**2) * torch.maximum(w, w**2)).sum(),
     "addcmul, lerp": lambda w: torch.addcmul(w, w, w.flip(0)).square().sum() + torch.lerp(w, w**2, 0.3).prod(),
     "reciprocal of a number": lambda w: (2 / w).sum() + (w / 3 - 1).pow(3).sum() + (1 - w).pow(3).sum(),
+    "filled in place": lambda w: (w.clone().fill_(w.prod()) * w).pow(3).sum(),
+    "filled beside": lambda w: (torch.stack([w, w.new_zeros(w.shape).fill_(w[0])]) * w).pow(3).sum(),
     "masked fill": lambda w: w.masked_fill(w < 0, 2.0).pow(3).sum(),
     # by torch's forward derivative
     "topk, sort, max": lambda w: w.topk(2).values.pow(3).sum() + w.max(0).values ** 2 * w.sort().values[0],

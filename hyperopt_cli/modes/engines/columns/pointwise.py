@@ -88,6 +88,13 @@ def _masked_fill(op: Any, x: Any, mask: Tensor, number: Any) -> Tensor:
     return dual(value, kept, filled)
 
 
+@rule(aten.copy.default, aten.fill.Tensor)
+def _copy(op: Any, x: Any, source: Any, *rest: Any) -> Tensor:
+    """What was there before has no part in it; older releases of torch lack its derivative, or one under vmap."""
+    value, moved = op(primal(x), primal(source), *rest), dot(source)
+    return value if moved is None else dual(value, spread(moved, value.shape).to(value.dtype))
+
+
 @rule(aten.native_dropout.default)
 def _native_dropout(op: Any, x: Dual, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     """Drawn once, by the operator itself: under vmap torch draws otherwise than the kernel of a GPU."""
