@@ -142,7 +142,7 @@ def test_pictures_with_channels_last_have_the_products_of_others(model: str, eng
         return x.to(memory_format=LAST) if x.ndim == 4 else x
 
     if torch.__version__ < (2, 14) and (model, engine, device) in NOT_YET:
-        with surroundings(), pytest.raises((RuntimeError, UsageError), match="view size|memory_format"):
+        with surroundings(), pytest.raises((RuntimeError, UsageError), match=r"view size|memory_format"):
             products(last(x), {name: last(w) for name, w in params.items()})
         return
     with surroundings():
