@@ -108,6 +108,22 @@ def test_divergence_is_named_by_its_step_in_forward() -> None:
     assert e.value.step == overflow(lambda x, dx: 2 * x * dx) < overflow(lambda x, dx: x * x)
 
 
+@pytest.mark.parametrize("mode", ["forward", "reverse", Forward("reverse_over_reverse_loop")])
+def test_a_step_that_no_way_can_differentiate_is_refused_and_not_called_divergence(mode: Any) -> None:
+    """No engine but one has a derivative of `pdist`, and that one none of a norm at zero, which begins at step 3."""
+
+    def loss(p: Params, h: StepHyper, t: int) -> Tensor:
+        value = p["x"].square().sum() + torch.pdist(p["x"]).sum()
+        return value + torch.linalg.vector_norm(p["x"] * 0) if t >= 3 else value
+
+    start = {"x": torch.tensor([[0.3, 1.0], [2.0, -1.0], [0.5, 0.2]], dtype=torch.float64)}
+    problem = replace(
+        square(steps=6), init=start, inner_loss=loss, outer_loss=lambda p, h: p["x"].square().sum(), batch=lambda t: t
+    )
+    with pytest.raises(UsageError, match="at step 3"):
+        hypergradient(problem, numbers(lr=0.01), mode)
+
+
 @BOTH
 def test_an_outer_objective_that_is_not_finite_is_named_by_the_horizon(mode: str) -> None:
     problem = replace(square(steps=3), outer_loss=lambda params, hyper: params["x"] * float("inf"))

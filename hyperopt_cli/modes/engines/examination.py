@@ -173,6 +173,11 @@ class Examination:
                 return None
         return "no engine of another construction gives the same, and differences cannot judge (kinks, rounding)"
 
+    def is_finite(self, name: str) -> bool:
+        """Whether the engine's tangents along drawn directions are: those of a run may be too large for any engine."""
+        products = self._product(name) or []
+        return bool(products) and all(bool(x.isfinite().all()) for column in products for x in column)
+
     def _product(self, name: str) -> list[list[Tensor]] | None:
         try:
             return self.truth.pushed(ENGINES[name], 1)[0]

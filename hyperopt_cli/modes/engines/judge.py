@@ -163,7 +163,7 @@ class EngineJudge:
             of_tangent: it is the tangent that is not finite.
 
         Raises:
-            Exception: `error`, where it is not of the engine, or no engine has a finite tangent.
+            Exception: `error`, where it is not of the engine, or the tangents of the run are too large for any.
             UsageError: no engine is left; or one was set by hand, and another has a finite tangent.
         """
         examination = Examination(setting)
@@ -173,7 +173,7 @@ class EngineJudge:
             examination.truth  # noqa: B018
             verdict = self._replaced(verdict, examination)
         except UsageError as none_left:
-            if of_tangent:
+            if of_tangent and examination.is_finite(verdict.engine):
                 raise error from None
             raise none_left from error
         except RuntimeError:  # plain training fails there too
