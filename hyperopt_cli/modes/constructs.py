@@ -35,10 +35,10 @@ def check_constructs(dynamics: Dynamics, hyper: Hyper) -> None:
 
 
 def _check_graph(what: str, loss: Callable[[], Tensor]) -> None:
-    nodes: list[Any] = []
+    made: list[Tensor] = []  # before torch 2.13 the node of a user's own Function has no name once its tensor is gone
     with suppress(Exception), torch.enable_grad():  # what fails is said by the checks that follow
-        nodes.extend(nodes_of(loss()))
-    for node in nodes:
+        made.append(loss())
+    for node in (node for value in made for node in nodes_of(value)):
         if node.name() == "CheckpointFunctionBackward":
             raise UsageError(
                 f"{what}: got torch.utils.checkpoint with use_reentrant=True, through which torch.autograd.grad "
