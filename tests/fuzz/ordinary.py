@@ -584,7 +584,7 @@ row(
 
 # sides of the images, where 64 pixels do not do
 SIDES = {"inception_v3": 299, "maxvit_t": 224, "mvit_v1_b": 224, "mvit_v2_s": 224, "vit_b_16": 64, "vit_b_32": 64}
-VIDEOS = {"mc3_18": (8, 32), "r2plus1d_18": (8, 32), "r3d_18": (8, 32), "s3d": (16, 64), "mvit_v1_b": (16, 224),
+VIDEOS = {"mc3_18": (8, 32), "r2plus1d_18": (8, 32), "r3d_18": (8, 32), "s3d": (14, 224), "mvit_v1_b": (16, 224),
           "mvit_v2_s": (16, 224), "swin3d_t": (4, 64), "swin3d_s": (4, 64), "swin3d_b": (4, 64)}  # fmt: skip
 LEFT_OUT = ("quantized", "rcnn", "retinanet", "ssd", "fcos", "raft")  # integers; detectors; pairs of 128 pixels
 
