@@ -216,7 +216,7 @@ class FixedPointRangeError(NonFiniteError):
         given: radixes that were set by hand, kept in what is proposed.
     """
 
-    def __init__(self, step: int, name: str, size: float, radix: int, given: Mapping[str, int] | None = None) -> None:
+    def __init__(self, step: int, name: str, size: float, radix: int, given: Mapping[str, int]) -> None:
         super().__init__(step, name)
         self.name, self.size, self.radix = name, size, radix
         told = (
@@ -227,7 +227,7 @@ class FixedPointRangeError(NonFiniteError):
         if roomy < 1:
             self.args = (f"{told}no radix from 1 on has room for it: the run diverges",)
             return
-        radixes = {**(given or {}), name: roomy}
+        radixes = {**given, name: roomy}
         mode = f"{{name: reversible, radix: {{{', '.join(f'{part}: {bits}' for part, bits in radixes.items())}}}}}"
         self.args = (
             f"{told}if the run does not diverge, give it more room: Reversible(radix={radixes}), in a recipe mode: "

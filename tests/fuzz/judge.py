@@ -112,8 +112,9 @@ def verdict(case, mode, found, must_refuse):
         with within(LIMIT_S), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             out = hypergradient(*fresh.problem(), mode)
-    except FixedPointRangeError as e:  # a run that grows beyond any fixed point is refused by name
-        return {"verdict": "refused", "message": f"{type(e).__name__}: {e}"}
+    except FixedPointRangeError as e:  # a run that really grows so far is refused by name
+        said = "refused" if _outgrows(case, e) else "crash"
+        return {"verdict": said, "message": f"{type(e).__name__}: {e}"}
     except NonFiniteError as e:
         return {"verdict": "crash" if found is not None else "not finite", "message": f"NonFiniteError: {e}"}
     except (UsageError, VerificationError) as e:
@@ -137,6 +138,23 @@ def verdict(case, mode, found, must_refuse):
     if case.surrogate and "surrogate" not in told and "no estimator" not in told and _matters(case, found):
         return {"verdict": "WRONG", "error": wrong, "message": "a surrogate, and stats do not say so", **said}
     return {"verdict": "right", "error": wrong, **said}
+
+
+def _outgrows(case, error):
+    """Whether a number of the plain run comes near the end of a fixed point's range; its increments may be larger."""
+    largest, (parts, hyper) = 0.0, cases.doubled(case.fresh())
+    rule = parts.rule
+
+    def watched(w, slots, gradients, now, t):
+        nonlocal largest
+        w, slots = rule(w, slots, gradients, now, t)
+        numbers = [x for x in torch.utils._pytree.tree_leaves((w, slots, gradients)) if isinstance(x, torch.Tensor)]
+        largest = max(largest, *(float(x.abs().max()) for x in numbers))
+        return w, slots
+
+    seeded(case.number)
+    train(parts._replace(rule=watched), hyper)
+    return largest >= 2.0 ** (62 - error.radix - 6)
 
 
 def candidates_right(case, found):

@@ -271,7 +271,7 @@ def test_a_mixture_on_a_cuda_device_is_seen() -> None:
     with pretended_cuda():
         x = torch.ones(3, device=CUDA)
         assert (x * torch.ones(())).device.type == "cuda"  # a number of the host may stand beside it
-        with pytest.raises(getattr(fake_tensor, "FakeTensorDeviceMismatchError", RuntimeError)):
+        with pytest.raises(getattr(fake_tensor, "FakeTensorDeviceMismatchError", RuntimeError), match="device"):
             x * torch.ones(3)
 
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.modes.checks.differences import norm
-from hyperopt_cli.modes.checks.kinds import Kind, coarse_formats, kind_of, may_be_cut, nodes_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, constructs_of, kind_of, may_be_cut, nodes_of
 from hyperopt_cli.modes.checks.outer import OuterJudge
 from hyperopt_cli.modes.checks.replayed import check_step, due_term, terms
 from hyperopt_cli.modes.checks.rule import Rules, check_rule, not_judged
@@ -283,8 +283,7 @@ def ruled(truth: Truth, t: int | None, value: Tensor) -> Ruling:
             return Ruling(right, False, reasons)
         reasons |= dict.fromkeys(products, "the only one to say so, and differences cannot judge (kinks, rounding)")
     what = f"the derivative of the training gradient at {where}"
-    formats = coarse_formats(value, torch.float64) if truth.is_exact else ""
-    raise UsageError(refusal(what, reasons, own_functions(kind) + formats))
+    raise UsageError(refusal(what, reasons, constructs_of(value, truth.is_exact)))
 
 
 def _third(truth: Truth, alongs: Mapping[str, list[float]], is_cut: bool) -> str | None:

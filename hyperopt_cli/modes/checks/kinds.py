@@ -95,11 +95,14 @@ def own_functions(kind: Kind) -> str:
     return f" (there are autograd Functions that are not torch's: {', '.join(sorted(names))})" if names else ""
 
 
-def coarse_formats(value: Tensor, of: torch.dtype) -> str:
-    """Names the formats with fewer digits than `of` that the graph of `value` passes through."""
+def constructs_of(value: Tensor, is_exact: bool) -> str:
+    """What a refusal names of the graph of `value`: own Functions, and in a run in float64 what has fewer digits."""
+    return own_functions(kind_of(value)) + (_coarse_formats(value) if is_exact else "")
+
+
+def _coarse_formats(value: Tensor) -> str:
     made = {each.dtype for node in nodes_of(value) for each in node._input_metadata if each.dtype.is_floating_point}
-    eps = torch.finfo(of).eps
-    names = sorted(str(x).removeprefix("torch.") for x in made if torch.finfo(x).eps > eps)
+    names = sorted(str(x).removeprefix("torch.") for x in made if x != torch.float64)
     return f" (a run in float64 shows the rounding of what is in {' and '.join(names)}: use float32)" if names else ""
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from hyperopt_cli.errors import NoMemoryError, UsageError, first_line
 from hyperopt_cli.modes.checks.judge import agree, kinds_at, value_at
-from hyperopt_cli.modes.checks.kinds import Kind, coarse_formats, has_hook, kind_of, may_be_cut, nodes_of, own_functions
+from hyperopt_cli.modes.checks.kinds import Kind, constructs_of, has_hook, kind_of, may_be_cut, nodes_of
 from hyperopt_cli.modes.checks.replayed import terms
 from hyperopt_cli.modes.checks.truth import GROSS, Truth
 from hyperopt_cli.modes.engines import ENGINES
@@ -70,8 +70,7 @@ class Examination:
     @property
     def constructs(self) -> str:
         """What a refusal names, of what is on the way."""
-        exact = all(w.dtype == torch.float64 for w in self._setting.params.values())
-        return own_functions(self.kind) + (coarse_formats(self._value, torch.float64) if exact else "")
+        return constructs_of(self._value, all(w.dtype == torch.float64 for w in self._setting.params.values()))
 
     @cached_property
     def kinds(self) -> set[Kind]:
