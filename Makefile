@@ -20,7 +20,7 @@ survey: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz.survey $(SURVEY)
 
 TORCH_VENV ?= .venv-torch-$(VERSION)
-TORCH_TESTS ?= tests/modes tests/optimizers
+TORCH_TESTS ?= tests/program tests/dynamics tests/engines tests/checks tests/modes tests/optimizers
 test-torch: $(TORCH_VENV)/.installed-torch
 	$(TORCH_VENV)/bin/python -c 'import torch; print("torch", torch.__version__)'
 	$(TORCH_VENV)/bin/python -m pytest $(TORCH_TESTS)

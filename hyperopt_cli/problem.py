@@ -76,7 +76,7 @@ class Problem:
         schedule: `(Hyper, t) -> StepHyper`; None: lambda is the same at every step.
         outer_batches: fixed chunks with their weights; E is then the weighted sum over them.
         precision: "tf32" or "bf16": of the inner gradient's matrix products and of theirs alone, for float32
-            parameters (`modes/precision.py`); None: that of the parameters.
+            parameters (`dynamics/precision.py`); None: that of the parameters.
         ranks: the processes that take this run together. Where they divide its batches, `outer_batches` are this one's
             part, and E the sum over those of all.
 

@@ -13,8 +13,8 @@ from hyperopt_cli.comparison import FLOOR, TOLERANCES, check, compare, relative_
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper
-from hyperopt_cli.runs.compared import Comparison, Moved
-from hyperopt_cli.runs.comparison_rows import COST_HEADER, cost_rows, hypergradient_rows, notes
+from hyperopt_cli.run_directory.compared import Comparison, Moved
+from hyperopt_cli.run_directory.comparison_rows import COST_HEADER, cost_rows, hypergradient_rows, notes
 from tests.cases import net_problem
 
 STEPS, RATE = 10, 0.1

@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hyperopt_cli import Forward, Reverse, hypergradient
 from hyperopt_cli.comparison import TOLERANCES, check, compare, relative_difference
-from hyperopt_cli.runs.compared import Comparison
-from hyperopt_cli.runs.comparison_rows import AGAINST, COST_HEADER, cost_header, cost_rows
-from tests.modes.test_precision import HYPER, least_squares
+from hyperopt_cli.run_directory.compared import Comparison
+from hyperopt_cli.run_directory.comparison_rows import AGAINST, COST_HEADER, cost_header, cost_rows
+from tests.dynamics.test_precision import HYPER, least_squares
 
 MODES: dict[str, Any] = {"reverse": Reverse(), "forward": Forward(engine="reverse_over_reverse")}
 

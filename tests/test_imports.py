@@ -17,47 +17,83 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "stopping": set(),
     "allocator": set(),
+    "memory": {"errors"},
     "optimizers": {"errors"},
-    "ranks": {"runs", "errors"},
+    "ranks": {"run_directory", "errors"},
     "problem": {"optimizers", "ranks", "errors"},
-    "losses": set(),
-    "sign_descent": set(),
+    "task": set(),
     "data": {"stopping", "errors"},
     "models": {"errors"},
-    "modes": {"problem", "optimizers", "ranks", "stopping", "errors"},
-    "space": {"problem", "optimizers", "errors"},
-    "noise": {"problem"},
-    "replicas": {"modes", "problem", "ranks", "errors"},
-    "outer": {
-        "modes",
-        "space",
+    "program": {"memory", "stopping", "errors"},
+    "dynamics": {"program", "problem", "optimizers", "ranks", "errors"},
+    "engines": {"dynamics", "program", "optimizers", "memory", "errors"},
+    "checks": {"engines", "dynamics", "program", "problem", "optimizers", "ranks", "memory", "stopping", "errors"},
+    "modes": {
+        "checks",
+        "engines",
+        "dynamics",
+        "program",
         "problem",
         "optimizers",
-        "data",
-        "sign_descent",
-        "noise",
-        "replicas",
         "ranks",
+        "memory",
+        "stopping",
         "errors",
     },
-    "agreement": {"outer", "ranks", "runs", "errors"},
-    "comparison": {"modes", "problem", "optimizers", "runs", "errors"},
+    "space": {"problem", "optimizers", "errors"},
+    "outer": {"modes", "space", "problem", "optimizers", "data", "ranks", "memory", "errors"},
+    "comparison": {"modes", "dynamics", "problem", "optimizers", "memory", "run_directory", "errors"},
+    "instantiate": {
+        "outer",
+        "modes",
+        "engines",
+        "dynamics",
+        "problem",
+        "optimizers",
+        "space",
+        "data",
+        "models",
+        "task",
+        "ranks",
+        "recipe",
+        "memory",
+        "stopping",
+        "errors",
+    },
     "bench": {
-        "allocator",
+        "commands",
         "comparison",
         "modes",
+        "checks",
+        "engines",
+        "dynamics",
         "problem",
         "optimizers",
         "models",
         "data",
         "ranks",
-        "agreement",
-        "runs",
+        "run_directory",
+        "memory",
+        "allocator",
         "errors",
     },
     "recipe": {"errors"},
-    "runs": {"stopping", "errors"},
-    "cluster": {"recipe", "runs", "errors"},
+    "run_directory": {"stopping", "errors"},
+    "cluster": {"recipe", "run_directory", "errors"},
+    "commands": {
+        "instantiate",
+        "comparison",
+        "outer",
+        "modes",
+        "checks",
+        "optimizers",
+        "recipe",
+        "ranks",
+        "run_directory",
+        "memory",
+        "stopping",
+        "errors",
+    },
 }
 ALL = {path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.suffix in ("", ".py")}
 
@@ -105,18 +141,9 @@ def test_nothing_below_the_command_line_imports_it() -> None:
     assert not {str(path) for path in modules() if part_of(path) not in above and "cli" in parts_imported(path)}
 
 
-def test_only_what_runs_a_recipe_imports_build() -> None:
-    assert {part_of(path) for path in modules() if "experiment" in parts_imported(path)} <= {
-        "experiment",
-        "cli",
-        "execute",
-    }
-
-
-def test_experiment_imports_neither_runs_nor_the_command_line() -> None:
-    for path in modules():
-        if part_of(path) == "experiment":
-            assert not parts_imported(path) & {"runs", "cli", "execute"}
+def test_only_what_runs_a_recipe_makes_its_objects() -> None:
+    above = {"instantiate", "cli", "commands"}
+    assert {part_of(path) for path in modules() if "instantiate" in parts_imported(path)} <= above
 
 
 def test_only_the_recipe_reads_yaml() -> None:
@@ -135,13 +162,13 @@ def test_only_one_file_calls_slurm() -> None:
     assert {str(path.relative_to(ROOT)) for path in modules() if calls_of_slurm(path)} == {"cluster/slurm.py"}
 
 
-def test_only_runs_write_for_tensorboard() -> None:
+def test_only_the_run_directory_writes_for_tensorboard() -> None:
     written = {name for path in modules() for name in imports(path) if "tensorboard" in name}
     there = {
         part_of(path) for path in modules() if any(name.startswith("torch.utils.tensorboard") for name in imports(path))
     }
     assert written
-    assert there | users("tensorboard") == {"runs"}
+    assert there | users("tensorboard") == {"run_directory"}
 
 
 def test_the_reading_of_imports_sees_those_inside_functions(tmp_path: Path) -> None:

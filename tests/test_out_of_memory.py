@@ -12,10 +12,10 @@ from hyperopt_cli import Forward, Problem, Reverse, Reversible
 from hyperopt_cli.errors import NoMemoryError, Stopped
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.optimizers import SGD
-from hyperopt_cli.outer import Descent, OuterStep, descend
-from hyperopt_cli.runs.stopping import StopFlag
+from hyperopt_cli.outer.descent import Descent, OuterStep, descend
+from hyperopt_cli.run_directory.stopping import StopFlag
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
-from tests.experiment.recipes import recipe_of
+from tests.instantiate.recipes import recipe_of
 from tests.limited import needs_a_limit, within
 from tests.test_resume import Watching, run, written
 

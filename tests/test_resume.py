@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from hyperopt_cli import keeping
+from hyperopt_cli.commands import keeping
+from hyperopt_cli.commands.keeping import bits_depend_on
+from hyperopt_cli.commands.run import execute
 from hyperopt_cli.data.resident import Resident
 from hyperopt_cli.errors import CheckpointError, Stopped, UsageError
-from hyperopt_cli.execute import execute
-from hyperopt_cli.experiment import build
-from hyperopt_cli.keeping import bits_depend_on
-from hyperopt_cli.runs.checkpoints import MANIFEST, STATE, Checkpoints
-from hyperopt_cli.runs.directory import RunDirectory
-from hyperopt_cli.runs.environment import environment
-from hyperopt_cli.runs.status import LiveStatus
-from hyperopt_cli.runs.stopping import StopFlag
-from tests.experiment.recipes import recipe_of
+from hyperopt_cli.instantiate import build
+from hyperopt_cli.run_directory.checkpoints import MANIFEST, STATE, Checkpoints
+from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.environment import environment
+from hyperopt_cli.run_directory.status import LiveStatus
+from hyperopt_cli.run_directory.stopping import StopFlag
+from tests.instantiate.recipes import recipe_of
 
 MODES: dict[str, dict[str, Any]] = {
     "forward": {"name": "forward", "engine": "folded", "compile": False},

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from hyperopt_cli.data.batches import Loading, load
 from hyperopt_cli.data.splits import as_splits
 from hyperopt_cli.errors import Stopped
-from hyperopt_cli.runs.stopping import StopFlag
+from hyperopt_cli.run_directory.stopping import StopFlag
 from hyperopt_cli.stopping import may_stop, stoppable
 from tests.test_resume import MODES, recipe, run, written
 
@@ -22,13 +22,13 @@ REVERSIBLE, FORWARD = MODES["reversible"], MODES["forward"]
 PLACES: dict[str, tuple[dict[str, Any], str, str, int, int]] = {
     "the trial for a radix": (REVERSIBLE, "hyperopt_cli.modes.reversible", "chosen", 5, 2),
     "E, of forward": (FORWARD, "hyperopt_cli.modes.forward", "outer_objective", 4, 1),
-    "E, of reverse": (MODES["reverse"], "hyperopt_cli.modes.sweep", "outer_objective", 4, 1),
-    "E, of reversible": (REVERSIBLE, "hyperopt_cli.modes.sweep", "outer_objective", 4, 1),
-    "the choice of an engine": ({"name": "forward"}, "hyperopt_cli.modes.engines.judge", "chosen", 1, 0),
+    "E, of reverse": (MODES["reverse"], "hyperopt_cli.modes.adjoint.sweep", "outer_objective", 4, 1),
+    "E, of reversible": (REVERSIBLE, "hyperopt_cli.modes.adjoint.sweep", "outer_objective", 4, 1),
+    "the choice of an engine": ({"name": "forward"}, "hyperopt_cli.checks.engine_judge", "chosen", 1, 0),
     "the choice to compile": ({"name": "reverse"}, "hyperopt_cli.modes.deciding", "decided", 1, 0),
     "planning": ({"name": "auto"}, "hyperopt_cli.modes.auto", "planned", 1, 0),
-    "the test split at the start": (FORWARD, "hyperopt_cli.experiment", "Experiment.test", 1, 1),
-    "the test split at the end": (FORWARD, "hyperopt_cli.experiment", "Experiment.test", 2, 4),
+    "the test split at the start": (FORWARD, "hyperopt_cli.instantiate", "Experiment.test", 1, 1),
+    "the test split at the end": (FORWARD, "hyperopt_cli.instantiate", "Experiment.test", 2, 4),
 }
 
 

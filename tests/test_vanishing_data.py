@@ -14,9 +14,9 @@ import torch
 from hyperopt_cli.cli.display import PlainLines
 from hyperopt_cli.data.streaming import Streaming
 from hyperopt_cli.errors import DatasetError
-from hyperopt_cli.runs.checkpoints import Checkpoints
+from hyperopt_cli.run_directory.checkpoints import Checkpoints
 from tests.data.test_image_folder import fill
-from tests.experiment.recipes import recipe_of
+from tests.instantiate.recipes import recipe_of
 from tests.test_resume import Watching, run, written
 
 MODES = [{"name": "forward", "engine": "folded", "compile": False}, {"name": "reverse", "slots": 3, "compile": False}]

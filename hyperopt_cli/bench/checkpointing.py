@@ -1,6 +1,6 @@
 """`hyperopt bench checkpointing`: is recomputation as cheap as its counts say?
 
-With n slots reverse mode takes E(T, n) + 1 steps of training and T steps of the sweep (`modes/checkpointing/`). The
+With n slots reverse mode takes E(T, n) + 1 steps of training and T steps of the sweep (`modes/adjoint/`). The
 time that these counts predict is
 
     num_steps t_step + num_hvps t_adjoint
@@ -23,13 +23,13 @@ from hyperopt_cli.bench.machine import machine
 from hyperopt_cli.bench.measuring import Ratio, Samples, interleaved
 from hyperopt_cli.bench.problems import Workload, classification
 from hyperopt_cli.bench.report import Figure, Report, Settings, compared
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.dynamics.surroundings import surroundings
+from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.models import mlp
 from hyperopt_cli.modes import Hypergradient, Reverse, hypergradient
+from hyperopt_cli.modes.adjoint.straight_line import Line
 from hyperopt_cli.modes.base import Account
-from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.memory import state_bytes
-from hyperopt_cli.modes.straight_line import Line
-from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.optimizers import SGD
 
 TRAINING, ALL = "plain training", "reverse, slots: all"

@@ -10,7 +10,7 @@ Two checks stand beside each time, for u and v of independent standard normal nu
     difference        |H v - reference| / |reference|, the reference by the loop of double backwards
 
 An error e of H v that is spread over its elements moves u.(H v) by about |e|, so the first is of the size of the
-relative error of H v (`modes/engines/symmetry.py`), and needs no reference.
+relative error of H v (`checks/symmetry.py`), and needs no reference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ from hyperopt_cli.bench.networks import OWN, Network, Ready, Sizes, chosen, netw
 from hyperopt_cli.bench.problems import start_and_loss
 from hyperopt_cli.bench.report import Case, Figure, Report, Settings, compared
 from hyperopt_cli.bench.variants import LOOP
+from hyperopt_cli.checks.symmetry import asymmetry, directions
 from hyperopt_cli.comparison import relative_difference
-from hyperopt_cli.modes.engines import ENGINES, Loss, gradient
-from hyperopt_cli.modes.engines.symmetry import asymmetry, directions
-from hyperopt_cli.modes.surroundings import surroundings
+from hyperopt_cli.dynamics.surroundings import surroundings
+from hyperopt_cli.engines import ENGINES, Loss, gradient
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 GRADIENT = "gradient"

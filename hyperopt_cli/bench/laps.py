@@ -8,14 +8,14 @@ import torch
 
 from hyperopt_cli.bench.measuring import Lap
 from hyperopt_cli.bench.problems import Workload
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.dynamics.surroundings import surroundings
+from hyperopt_cli.engines import gradient
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.memory import available_bytes
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.base import Account
-from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines import gradient
-from hyperopt_cli.modes.memory import available_bytes
 from hyperopt_cli.modes.planning.probe import synchronize
-from hyperopt_cli.modes.surroundings import surroundings
 
 SHARE_OF_FREE = 0.8
 

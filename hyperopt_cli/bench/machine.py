@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hyperopt_cli import allocator
-from hyperopt_cli.runs.environment import environment
+from hyperopt_cli.run_directory.environment import environment
 
 # What sets the number of threads, how memory is taken and given back, and whether what was compiled before is found
 # again; nothing else of the environment is read.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.memory import peak_bytes
+from hyperopt_cli.memory import peak_bytes
 from hyperopt_cli.modes.planning.probe import held_bytes, synchronize
 
 Call = Callable[[], Any]

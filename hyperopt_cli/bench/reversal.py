@@ -21,9 +21,9 @@ from hyperopt_cli.bench.measuring import Samples, interleaved
 from hyperopt_cli.bench.pieces import held_at_end, reverse_pieces, reversible_pieces
 from hyperopt_cli.bench.problems import Workload, classification, noisy_quadratic
 from hyperopt_cli.bench.report import Case, Figure, Report, Settings, Table, compared, largest_difference
+from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.models import convnet, mlp
 from hyperopt_cli.modes import Mode, Reverse, Reversible, hypergradient
-from hyperopt_cli.modes.memory import state_bytes
 from hyperopt_cli.modes.reversal.kernels import EAGER, compiled
 from hyperopt_cli.optimizers import SGD, Adam, AdamW
 from hyperopt_cli.optimizers.base import InnerOptimizer

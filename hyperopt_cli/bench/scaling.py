@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hyperopt_cli.agreement import EVERY_S
+from hyperopt_cli.commands.agreement import EVERY_S
 from hyperopt_cli.ranks.group import Shard
 
 NUM_ASKED, MEETINGS = 5, 3  # numbers in a message of the agreement; messages that come in any case

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hyperopt_cli.agreement import Agreement
 from hyperopt_cli.bench.laps import gradients, lap, steps_but_the_first
 from hyperopt_cli.bench.scaling import NUM_ASKED
 from hyperopt_cli.bench.task import Task
 from hyperopt_cli.bench.variants import COMPILED
+from hyperopt_cli.commands.agreement import Agreement
+from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.modes import Forward, Hypergradient, hypergradient
 from hyperopt_cli.modes.planning.probe import synchronize
-from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.ranks.group import ALONE, Ranks
-from hyperopt_cli.runs.stopping import StopFlag
+from hyperopt_cli.run_directory.stopping import StopFlag
 
 ENGINE = COMPILED  # the quickest where steps are eager, as they are where ranks divide columns or batches
 UNITS_TIMED, SUMS_TIMED, ASKED_TIMED = 8, 10, 200

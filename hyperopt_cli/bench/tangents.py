@@ -29,8 +29,8 @@ from hyperopt_cli.bench.networks import Network, Ready, Sizes, chosen, networks,
 from hyperopt_cli.bench.problems import Workload, blend, supervised
 from hyperopt_cli.bench.report import Case, Curves, Figure, Report, Settings, compared, largest_difference
 from hyperopt_cli.bench.variants import LOOP, by_engine
+from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.problem import Hyper
 

@@ -5,8 +5,8 @@ No engine is named here but the two that have a part: one that is added to `ENGI
 
 from collections.abc import Callable, Sequence
 
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.modes import Forward, Mode, Reverse
-from hyperopt_cli.modes.engines import ENGINES
 
 LOOP = "reverse_over_reverse_loop"  # what every framework could do first: the others are compared with it
 COMPILED = "folded"  # the one whose step is compiled too: compiling takes many times what is measured

@@ -83,7 +83,7 @@ def bench(
     from hyperopt_cli.bench.drawing import save
     from hyperopt_cli.bench.report import Settings
     from hyperopt_cli.cli.bench_tables import print_report
-    from hyperopt_cli.runs.json_files import to_text, write_json
+    from hyperopt_cli.run_directory.json_files import to_text, write_json
 
     named = None if engines is None else _engines(engines)
     chosen = _device(device)
@@ -126,7 +126,7 @@ def _check_taken(name: str, options: Iterable[str]) -> None:
 
 
 def _engines(given: str) -> tuple[str, ...]:
-    from hyperopt_cli.modes.engines import ENGINES
+    from hyperopt_cli.engines import ENGINES
 
     names = tuple(given.split(","))
     if unknown := [name for name in names if name not in ENGINES]:
@@ -154,7 +154,7 @@ def _check_new(option: str, path: Path | None, endings: tuple[str, ...]) -> None
 
 
 def _device(name: str) -> "torch.device":
-    from hyperopt_cli.experiment.build import pick_device
+    from hyperopt_cli.instantiate.build import pick_device
 
     try:
         return pick_device(name)

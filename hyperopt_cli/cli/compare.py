@@ -15,8 +15,8 @@ from hyperopt_cli.errors import Issue, RecipeError, Remedy, UsageError
 
 if TYPE_CHECKING:
     from hyperopt_cli.modes import Mode
-    from hyperopt_cli.runs.compared import Comparison
-    from hyperopt_cli.runs.directory import RunDirectory
+    from hyperopt_cli.run_directory.compared import Comparison
+    from hyperopt_cli.run_directory.directory import RunDirectory
 
 _MODES_HELP = "NAME[:KEY=VALUE]... separated by commas, e.g. forward,reverse:slots=50,reverse:window=20"
 _TOLERANCE_HELP = (
@@ -52,10 +52,10 @@ def compare(
     changes = with_options(overrides, steps=steps, device=device)
     loaded = load_recipe(recipe, changes, allow_import)
 
+    from hyperopt_cli.commands.run import execute_comparison
     from hyperopt_cli.comparison import check
-    from hyperopt_cli.execute import execute_comparison
-    from hyperopt_cli.experiment import build
-    from hyperopt_cli.runs.directory import RunDirectory
+    from hyperopt_cli.instantiate import build
+    from hyperopt_cli.run_directory.directory import RunDirectory
 
     made = _make_modes(recipe, changes, chosen, allow_import)
     experiment = build(loaded, allow_import or ())
@@ -85,7 +85,7 @@ def _make_modes(
     recipe: str, changes: list[str], chosen: dict[str, list[str]], allow_import: list[str] | None
 ) -> "dict[str, Mode]":
     """The modes, by the name that was typed; all that is wrong with them at once."""
-    from hyperopt_cli.experiment.build import check, make_mode
+    from hyperopt_cli.instantiate.build import check, make_mode
 
     made: dict[str, Mode] = {}
     issues: list[Issue] = []
@@ -123,7 +123,7 @@ def _show(comparison: "Comparison", directory: "RunDirectory", json: bool) -> No
     import shlex
 
     from hyperopt_cli.cli.comparison_tables import print_comparison
-    from hyperopt_cli.runs.json_files import to_text
+    from hyperopt_cli.run_directory.json_files import to_text
 
     if json:
         typer.echo(to_text({"comparison": comparison.to_json(), "directory": str(directory.root)}))

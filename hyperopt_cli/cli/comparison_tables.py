@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from hyperopt_cli.runs.compared import Comparison
-from hyperopt_cli.runs.comparison_rows import cost_header, cost_rows, hypergradient_rows, notes
+from hyperopt_cli.run_directory.compared import Comparison
+from hyperopt_cli.run_directory.comparison_rows import cost_header, cost_rows, hypergradient_rows, notes
 
 # Without a terminal nobody sees the lines break: as wide as the tables need.
 PIPE_WIDTH = 200

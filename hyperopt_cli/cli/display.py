@@ -18,13 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperopt_cli.cli.tables import bias_line, brief, duration, outcome_table, sources_lines
-from hyperopt_cli.execute import Watcher
-from hyperopt_cli.experiment import Experiment
-from hyperopt_cli.outer import OuterStep
-from hyperopt_cli.runs.directory import TRUSTED, RunDirectory
-from hyperopt_cli.runs.json_files import to_text
-from hyperopt_cli.runs.measured import factors_text
-from hyperopt_cli.runs.result import Point, Result
+from hyperopt_cli.commands.run import Watcher
+from hyperopt_cli.instantiate import Experiment
+from hyperopt_cli.outer.descent import OuterStep
+from hyperopt_cli.run_directory.directory import TRUSTED, RunDirectory
+from hyperopt_cli.run_directory.json_files import to_text
+from hyperopt_cli.run_directory.measured import factors_text
+from hyperopt_cli.run_directory.result import Point, Result
 
 NUM_ROWS = 12
 FEW_DIGITS = 2.0  # fewer are told; products in bf16 leave 2.7

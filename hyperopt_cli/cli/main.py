@@ -117,7 +117,7 @@ def _said_by_lead() -> bool:
 def _is_lack_of_memory(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return False
-    from hyperopt_cli.modes.memory import is_lacking
+    from hyperopt_cli.memory import is_lacking
 
     return is_lacking(error)
 

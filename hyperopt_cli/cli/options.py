@@ -66,7 +66,7 @@ def load_recipe(name: str, overrides: list[str] | None, allow_import: list[str] 
     except UnsoundError as error:
         if error.rest is None:
             raise
-        from hyperopt_cli.experiment import check_rest
+        from hyperopt_cli.instantiate import check_rest
 
         check_rest(error.rest, error, allow_import or ())
         raise

@@ -12,7 +12,7 @@ from hyperopt_cli.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hyperopt_cli.experiment import Experiment
+    from hyperopt_cli.instantiate import Experiment
     from hyperopt_cli.modes import Plan
     from hyperopt_cli.modes.planning.predictions import Prediction
 
@@ -42,9 +42,9 @@ def plan(
 
     from rich.console import Console
 
-    from hyperopt_cli.experiment import build
+    from hyperopt_cli.instantiate import build
     from hyperopt_cli.modes import plan as make_plan
-    from hyperopt_cli.runs.json_files import to_text
+    from hyperopt_cli.run_directory.json_files import to_text
 
     experiment = build(loaded, allow_import or ())
     space, seed = experiment.space, experiment.descent.seeds(experiment.seed, 0)[0]

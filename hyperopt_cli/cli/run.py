@@ -24,13 +24,13 @@ from hyperopt_cli.errors import (
     UsageError,
     VerificationError,
 )
-from hyperopt_cli.runs.directory import LATEST, RunDirectory
-from hyperopt_cli.runs.stopping import StopFlag
+from hyperopt_cli.run_directory.directory import LATEST, RunDirectory
+from hyperopt_cli.run_directory.stopping import StopFlag
 
 if TYPE_CHECKING:
     from hyperopt_cli.ranks.group import Ranks
     from hyperopt_cli.recipe import Recipe
-    from hyperopt_cli.runs.result import Result
+    from hyperopt_cli.run_directory.result import Result
 
 _WORDS = ("never", "auto")
 _RECIPE_HELP = "A path, or the name of a recipe that ships; with --resume DIR, that of the run there by default."
@@ -129,12 +129,12 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
     try:
         with flag:
             from hyperopt_cli.cli.display import summary, watching
-            from hyperopt_cli.execute import Code, execute
-            from hyperopt_cli.experiment import build, check_dividing
+            from hyperopt_cli.commands.run import Code, execute
+            from hyperopt_cli.instantiate import build, check_dividing
             from hyperopt_cli.recipe.difference import difference
             from hyperopt_cli.recipe.load import read_text
             from hyperopt_cli.recipe.sources import sources
-            from hyperopt_cli.runs.resuming import locked, opened
+            from hyperopt_cli.run_directory.resuming import locked, opened
 
             experiment = ranks.each(lambda: build(loaded, asked.allow, ranks))
             ranks.each(lambda: check_dividing(experiment, loaded))
@@ -183,8 +183,8 @@ def _gentler(asked: _Asked, result: "Result") -> str:
 
 def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> int:
     """A rank that is not the lead: it ends with the exit code of the lead, which says why."""
-    from hyperopt_cli.execute import follow
-    from hyperopt_cli.experiment import build, check_dividing
+    from hyperopt_cli.commands.run import follow
+    from hyperopt_cli.instantiate import build, check_dividing
     from hyperopt_cli.ranks.group import TOLD_BY_LEAD
 
     try:
@@ -279,7 +279,7 @@ def _continuing(directory: RunDirectory, asked: _Asked) -> str:
 
 def _kept(directory: RunDirectory, asked: _Asked) -> str:
     """What a run that has failed can be continued from, and how."""
-    from hyperopt_cli.runs.checkpoints import Checkpoints
+    from hyperopt_cli.run_directory.checkpoints import Checkpoints
 
     names, resume = Checkpoints(directory.checkpoints).names(), _continuing(directory, asked)
     if not names:

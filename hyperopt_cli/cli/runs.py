@@ -12,7 +12,7 @@ from hyperopt_cli.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hyperopt_cli.runs.overview import RunRow
+    from hyperopt_cli.run_directory.overview import RunRow
 
 RUNS = Path("runs")
 
@@ -25,8 +25,8 @@ def runs(
 
     Example: hyperopt runs
     """
-    from hyperopt_cli.runs.json_files import to_text
-    from hyperopt_cli.runs.overview import as_json, runs_below, to_continue
+    from hyperopt_cli.run_directory.json_files import to_text
+    from hyperopt_cli.run_directory.overview import as_json, runs_below, to_continue
 
     if not directory.is_dir() and directory != RUNS:
         raise UsageError(f"{directory} is not a directory; give one that holds runs, such as runs")

@@ -12,8 +12,8 @@ def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.
 
     from hyperopt_cli.cli.comparison_tables import print_comparison
     from hyperopt_cli.cli.tables import bias_line, outcome_table, sources_lines, steps_table
-    from hyperopt_cli.runs.reading import read
-    from hyperopt_cli.runs.status import read_status
+    from hyperopt_cli.run_directory.reading import read
+    from hyperopt_cli.run_directory.status import read_status
 
     run = read(directory)
     console = Console()

@@ -30,7 +30,7 @@ def status(
     """
     from hyperopt_cli.cluster.job import find_jobs, select
     from hyperopt_cli.cluster.overview import overview
-    from hyperopt_cli.runs.json_files import to_text
+    from hyperopt_cli.run_directory.json_files import to_text
 
     names = [str(folder.root) for folder in find_jobs()]
     if job is None and not names and not json:

@@ -99,7 +99,7 @@ def submit(
 
 def _submit(job: "Job", folder: "JobFolder", script: str, recipes: list[tuple["Element", str]], json: bool) -> None:
     from hyperopt_cli.cluster.submit import submit
-    from hyperopt_cli.runs.json_files import to_text
+    from hyperopt_cli.run_directory.json_files import to_text
 
     job, expected = submit(job, folder, script, recipes)
     if json:
@@ -122,7 +122,7 @@ def _loaded(
     num_ranks: int,
 ) -> list["Recipe"]:
     """Every element's recipe, valid."""
-    from hyperopt_cli.experiment import check
+    from hyperopt_cli.instantiate import check
     from hyperopt_cli.recipe.sharding import shard_of
 
     recipes = []
@@ -141,7 +141,7 @@ def _loaded(
 
 def _try(recipes: list["Recipe"], elements: tuple["Element", ...], allow_import: list[str] | None) -> None:
     """Takes one inner step of each distinct recipe, and says of all of them what went wrong."""
-    from hyperopt_cli.experiment.trial import distinct, try_step
+    from hyperopt_cli.instantiate.trial import distinct, try_step
 
     failed = []
     for n in distinct(recipes):

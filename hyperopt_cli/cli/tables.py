@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from hyperopt_cli.runs.reading import Metrics
-    from hyperopt_cli.runs.result import Result
+    from hyperopt_cli.run_directory.reading import Metrics
+    from hyperopt_cli.run_directory.result import Result
 
 MAX_ELEMENTS = 10
 

@@ -12,7 +12,7 @@ def validate(recipe: RecipeName, overrides: Overrides = None, allow_import: Allo
     """
     loaded = load_recipe(recipe, overrides, allow_import)
 
-    from hyperopt_cli.experiment import check
+    from hyperopt_cli.instantiate import check
     from hyperopt_cli.recipe.load import ascii_name
 
     check(loaded, allow_import or (), may_open=True)

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, Self
 
 from hyperopt_cli.cluster.array import Element
 from hyperopt_cli.errors import Remedy, UsageError
-from hyperopt_cli.runs.directory import RunDirectory
-from hyperopt_cli.runs.json_files import read_json, write_json, write_text
-from hyperopt_cli.runs.naming import folder_name
+from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.json_files import read_json, write_json, write_text
+from hyperopt_cli.run_directory.naming import folder_name
 
 VERSION = 1
 IN_ANOTHER = Remedy("to make one below runs/", drop=("--out",))

@@ -8,9 +8,9 @@ from hyperopt_cli.cluster import slurm
 from hyperopt_cli.cluster.array import Element
 from hyperopt_cli.cluster.job import Job, JobFolder, Selection
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.runs.directory import RunDirectory
-from hyperopt_cli.runs.reading import read_metrics
-from hyperopt_cli.runs.status import read_status, state_of
+from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.reading import read_metrics
+from hyperopt_cli.run_directory.status import read_status, state_of
 
 
 class Row(NamedTuple):

@@ -16,7 +16,7 @@ from hyperopt_cli.cluster.array import Element
 from hyperopt_cli.cluster.job import Job, JobFolder
 from hyperopt_cli.cluster.request import Request
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.runs.naming import folder_name
+from hyperopt_cli.run_directory.naming import folder_name
 
 _SCRIPT = Template("""\
 #!/bin/sh

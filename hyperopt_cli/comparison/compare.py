@@ -22,13 +22,13 @@ from hyperopt_cli.errors import (
     NonFiniteError,
     UsageError,
 )
+from hyperopt_cli.memory import is_lacking, peak_bytes, reset_peak, tidy_up
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
 from hyperopt_cli.modes.base import OnStep
-from hyperopt_cli.modes.memory import is_lacking, peak_bytes, reset_peak, tidy_up
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.runs.compared import Compared, Comparison, Cost, Difference, Status
+from hyperopt_cli.run_directory.compared import Compared, Comparison, Cost, Difference, Status
 
 # Called after each inner step: the mode as it was named, the phase, steps done, steps in the phase.
 OnModeStep = Callable[[str, str, int, int], None]

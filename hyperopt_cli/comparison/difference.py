@@ -29,7 +29,7 @@ from torch import Tensor
 from hyperopt_cli.errors import Remedy, VerificationError
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Precision
-from hyperopt_cli.runs.compared import Comparison
+from hyperopt_cli.run_directory.compared import Comparison
 
 FLOOR = 1e-3
 # of the parameters, or of the inner gradient's products where that is lower

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.modes import Mode
-from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.reversal.factors import Factors, Range, Report, at_factors
 from hyperopt_cli.modes.reversible import Reversible, refusal
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.runs.compared import CommonFactors, FactorFrom, Moved
+from hyperopt_cli.run_directory.compared import CommonFactors, FactorFrom, Moved
 
 # Steps that are looked at for the report.
 MAX_STEPS = 64

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
+from hyperopt_cli.checks.connectivity import check_connected
+from hyperopt_cli.checks.constructs import check_constructs
+from hyperopt_cli.checks.remembered import check_kept, check_order, check_still, first_loss
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
-from hyperopt_cli.modes.checks.remembered import check_kept, check_order, check_still, first_loss
-from hyperopt_cli.modes.connectivity import check_connected
-from hyperopt_cli.modes.constructs import check_constructs
-from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.planning.plan import Plan, plan
 from hyperopt_cli.modes.reverse import Reverse
 from hyperopt_cli.modes.reversible import Reversible
-from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.problem import Hyper, Problem, check_hyper
 
 __all__ = [

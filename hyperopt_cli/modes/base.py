@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from hyperopt_cli.checks.growth import Growth
 from hyperopt_cli.errors import NonDeterministicError, NonFiniteError
-from hyperopt_cli.modes.growth import Growth
-from hyperopt_cli.modes.memory import peak_bytes, reset_peak
+from hyperopt_cli.memory import peak_bytes, reset_peak
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.stopping import may_stop
@@ -36,7 +36,7 @@ class Hypergradient(NamedTuple):
             step, [T]; `progress`, steps there and back, counted for checkpoints; `bias`, what biases the
             hypergradient, only where it is not exact; `checks`, what the comparison with central differences has to say
             of it, only where that is something ("not judged", "surrogate"); `growth` of the tangents or adjoints over
-            the run, and `digits`, the decimal digits that it leaves (`modes/growth.py`). Modes add their own.
+            the run, and `digits`, the decimal digits that it leaves (`checks/growth.py`). Modes add their own.
     """
 
     value: Tensor

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hyperopt_cli.checks.verdict import Circumstances, Verdict
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.dynamics.stepping import StepAt
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.modes.base import Mode
-from hyperopt_cli.modes.compiling import Compilation, WholeStep, cannot_compile, decided
-from hyperopt_cli.modes.compiling.failures import is_of_compiling, reason_without
-from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
-from hyperopt_cli.modes.stepping import StepAt
+from hyperopt_cli.program import Compilation, WholeStep, cannot_compile, decided
+from hyperopt_cli.program.failures import is_of_compiling, reason_without
 from hyperopt_cli.ranks.group import Ranks
 
 
@@ -36,7 +36,7 @@ class Compiling(Deciding):
     """A mode that decides whether its steps are compiled.
 
     Attributes:
-        compile: true, false, or "auto": where the horizon repays it (`compiling/repaying.py`).
+        compile: true, false, or "auto": where the horizon repays it (`program/repaying.py`).
     """
 
     compile: bool | str

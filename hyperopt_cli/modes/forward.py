@@ -26,23 +26,23 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
+from hyperopt_cli.checks.engine_judge import EngineJudge, TakenWronglyError
+from hyperopt_cli.checks.setting import Setting
+from hyperopt_cli.checks.verdict import Circumstances, Verdict
+from hyperopt_cli.dynamics.dynamics import Dynamics, State
+from hyperopt_cli.dynamics.stepping import StepAt
+from hyperopt_cli.engines import ENGINES, Engine, check_name, push_columns
 from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError
+from hyperopt_cli.memory import is_lacking
+from hyperopt_cli.modes.adjoint.sweep import train_step
 from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
 from hyperopt_cli.modes.columns import Carried, Columns, divided
-from hyperopt_cli.modes.compiling import WholeStep
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
-from hyperopt_cli.modes.dynamics import Dynamics, State
-from hyperopt_cli.modes.engines import ENGINES, Engine, check_name, push_columns
-from hyperopt_cli.modes.engines.judge import EngineJudge, TakenWronglyError
-from hyperopt_cli.modes.engines.setting import Setting
-from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
-from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.modes.objective import outer_objective
-from hyperopt_cli.modes.stepping import StepAt
-from hyperopt_cli.modes.sweep import train_step
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper, Problem
+from hyperopt_cli.program import WholeStep
 from hyperopt_cli.ranks.group import Ranks
 
 TANGENT = "the tangent of the training loss"
@@ -54,7 +54,7 @@ class Forward(Compiling):
 
     `stats["engine"]` is the engine that ran last; where `auto` chose it, `stats["engine_why"]` is the reason. At step 0
     of each run, at steps of a kind that was not met before and at a few drawn by seed, its tangents are compared with
-    central differences of the training gradient (`engines/examination.py`).
+    central differences of the training gradient (`checks/examination.py`).
 
     Args:
         engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`: the quickest of those

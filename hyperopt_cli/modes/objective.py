@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyperopt_cli.modes.checks.kinds import Leaving
-from hyperopt_cli.modes.checks.outer import OuterJudge
-from hyperopt_cli.modes.checks.raised import as_due
-from hyperopt_cli.modes.precision import products_in
+from hyperopt_cli.checks.outer import OuterJudge
+from hyperopt_cli.dynamics.kinds import Leaving
+from hyperopt_cli.dynamics.precision import products_in
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.program.raised import as_due
 from hyperopt_cli.stopping import may_stop
 
 

@@ -1,4 +1,4 @@
-"""Reverse mode: the adjoint of the state is swept back through the run (`sweep.py` has the recursion).
+"""Reverse mode: the adjoint of the state is swept back through the run (`adjoint/sweep.py` has the recursion).
 
 Synonyms: backpropagation through training, unrolled differentiation, reverse-HG; with slots, checkpointing or revolve;
 with a window, truncated backpropagation, K-RMD; along a line, DrMAD.
@@ -10,17 +10,17 @@ The sweep wants s_{T-1}, ..., s_0, the last one first. Where it takes them from 
 | | time: steps + gradients and HVPs of the sweep | memory in states | exact |
 |---|---|---|---|
 | slots None, "all" | T + T (1 gradient + 1 HVP) | T | yes |
-| slots n | E(T, n) + 1 + the same (`checkpointing/`); with n = 50 of T = 1,000, 1,949 steps | n | yes, bit for bit |
+| slots n | E(T, n) + 1 + the same (`adjoint/replay.py`); with n = 50 of T = 1,000, 1,949 steps | n | yes, bit for bit |
 | window k | as without, but sweeps k steps, and keeps or recomputes no others | k, or n slots | no |
 | path "linear" | T + the same; nothing is recomputed | 2 | no |
 
 slots "auto" takes as many as fit into the memory that is free at the first hypergradient. Slots may lie farther away,
-in the host's memory or on the disk (`checkpointing/shelves.py`), while less is recomputed.
+in the host's memory or on the disk (`adjoint/stores.py`), while less is recomputed.
 
 window: the sweep ends at s_{T-k}, which is taken for a constant: what lambda did before, init included, is left out.
 The bias falls with k as fast as the adjoint does: exponentially where the loss is strongly convex around the end.
 Shaban, Cheng, Hatch and Boots 2019, "Truncated back-propagation for bilevel optimization" (K-RMD),
-https://arxiv.org/abs/1810.10667. path: see `straight_line.py`.
+https://arxiv.org/abs/1810.10667. path: see `adjoint/straight_line.py`.
 
 Prefer all slots where they fit, "auto" where they may not, host and disk before fewer than about 5% of T. Prefer a
 window for what acts up to the end (regularisers, data weights), not for schedules; the line only where two states are
@@ -34,23 +34,23 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from hyperopt_cli.checks.judge import Judge
+from hyperopt_cli.checks.verdict import Circumstances, Verdict
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.dynamics.sizes import size_of
+from hyperopt_cli.dynamics.stepping import StepInHalves
 from hyperopt_cli.errors import UsageError, VerificationError
+from hyperopt_cli.memory import available_bytes, state_bytes, taken_by
+from hyperopt_cli.modes.adjoint.replay import Replayed
+from hyperopt_cli.modes.adjoint.segments import Segments, segment_length
+from hyperopt_cli.modes.adjoint.stores import ALLOWED, Places, Shelves
+from hyperopt_cli.modes.adjoint.straight_line import Line
+from hyperopt_cli.modes.adjoint.sweep import Steps, WayBack, adjoint_step, both_steps, linearise, swept_back
 from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
-from hyperopt_cli.modes.checkpointing.replay import Replayed
-from hyperopt_cli.modes.checkpointing.segments import Segments, segment_length
-from hyperopt_cli.modes.checkpointing.shelves import ALLOWED, Places, Shelves
-from hyperopt_cli.modes.checks.judge import Judge
-from hyperopt_cli.modes.compiling import Compilation, TwoHalves
 from hyperopt_cli.modes.deciding import Compiling
-from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines.verdict import Circumstances, Verdict
-from hyperopt_cli.modes.memory import available_bytes, state_bytes, taken_by
 from hyperopt_cli.modes.objective import outer_objective
-from hyperopt_cli.modes.sizes import size_of
-from hyperopt_cli.modes.stepping import StepInHalves
-from hyperopt_cli.modes.straight_line import Line
-from hyperopt_cli.modes.sweep import Steps, WayBack, adjoint_step, both_steps, linearise, swept_back
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.program import Compilation, TwoHalves
 
 PULLBACK = "reverse_over_reverse_loop"
 

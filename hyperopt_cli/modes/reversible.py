@@ -30,19 +30,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from hyperopt_cli.checks.judge import Judge
+from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, NonFiniteError, ReversalError, UsageError
+from hyperopt_cli.modes.adjoint.sweep import Back, WayBack, adjoint_step, linearise, swept_back
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode, told_of_checks
-from hyperopt_cli.modes.checks.judge import Judge
-from hyperopt_cli.modes.compiling.failures import is_of_compiling, reason_without
-from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
 from hyperopt_cli.modes.reversal.radix import chosen
-from hyperopt_cli.modes.sweep import Back, WayBack, adjoint_step, linearise, swept_back
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import LIMIT
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.program.failures import is_of_compiling, reason_without
 
 MOST_ATTEMPTS = 8  # to find a radix
 REVERSED = "the state run backwards"  # not finite: not what it was

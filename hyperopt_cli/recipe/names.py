@@ -19,7 +19,7 @@ from hyperopt_cli.recipe.limits import MAX_KEY
 from hyperopt_cli.recipe.permitted import PACKAGES, Kind, misfit, shipped_callables
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 
-_LOSSES = {"cross_entropy": "hyperopt_cli.losses.cross_entropy", "mse": "hyperopt_cli.losses.mse"}
+_LOSSES = {"cross_entropy": "hyperopt_cli.task.losses.cross_entropy", "mse": "hyperopt_cli.task.losses.mse"}
 
 
 class NoLeaveError(UsageError):

@@ -14,7 +14,7 @@ Kind = Literal["model", "dataset", "loss", "optimizer"]
 PACKAGES: dict[Kind, tuple[str, ...]] = {
     "model": ("hyperopt_cli.models", "torch.nn", "torchvision.models"),
     "dataset": ("hyperopt_cli.data",),
-    "loss": ("hyperopt_cli.losses", "torch.nn"),
+    "loss": ("hyperopt_cli.task.losses", "torch.nn"),
     "optimizer": ("hyperopt_cli.optimizers",),
 }
 _FORMS: dict[Kind, str] = {
@@ -72,7 +72,7 @@ def _is_loss(found: object) -> bool:
     if not isinstance(found, FunctionType):
         return False
     # where it was compiled: torch writes other modules into __module__ of what it generates
-    return found.__globals__.get("__name__") in (functional.__name__, "hyperopt_cli.losses")
+    return found.__globals__.get("__name__") in (functional.__name__, "hyperopt_cli.task.losses")
 
 
 def _is_optimizer(found: object) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hyperopt_cli.modes.compiling import whole_step
+from hyperopt_cli.program import whole_step
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,9 +10,9 @@ from hyperopt_cli.bench import hvp
 from hyperopt_cli.bench.hvp import GRADIENT, measure
 from hyperopt_cli.bench.networks import OWN, networks, ready
 from hyperopt_cli.bench.report import Case, Report, Settings
+from hyperopt_cli.dynamics.surroundings import surroundings
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.engines import ENGINES
-from hyperopt_cli.modes.surroundings import surroundings
 from tests.bench.sizes import NETWORKS
 from tests.bench.wrong import doubled, lopsided
 from tests.devices import Device, devices

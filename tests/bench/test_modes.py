@@ -12,8 +12,8 @@ from hyperopt_cli.bench.problems import mnist_batches
 from hyperopt_cli.bench.report import Report, Settings, Variant
 from hyperopt_cli.bench.variants import by_engine
 from hyperopt_cli.data import InMemory, Splits
+from hyperopt_cli.engines import ENGINES, Engine
 from hyperopt_cli.modes import Forward
-from hyperopt_cli.modes.engines import ENGINES, Engine
 from tests.bench.sizes import MODES
 from tests.bench.wrong import doubled, lopsided
 

@@ -12,7 +12,7 @@ from hyperopt_cli.bench.report import Report, Settings
 from hyperopt_cli.bench.scaling import Work
 from hyperopt_cli.bench.shares import Share
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.runs.json_files import to_text
+from hyperopt_cli.run_directory.json_files import to_text
 from tests.bench.sizes import NETWORKS
 
 WORK = Work("columns", steps=3, columns=16, batch=8, parameters=5)

@@ -8,7 +8,7 @@ import pytest
 from hyperopt_cli.bench.report import Report, Settings
 from hyperopt_cli.bench.reversal import ALL, IN_COMPILED, IN_EAGER, measure
 from hyperopt_cli.modes.reversal import kernels
-from hyperopt_cli.runs.json_files import to_text
+from hyperopt_cli.run_directory.json_files import to_text
 from tests.bench.sizes import REVERSAL
 
 

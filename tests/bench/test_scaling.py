@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from hyperopt_cli.agreement import EVERY_S
 from hyperopt_cli.bench.scaling import Costs, Link, Work, predicted
+from hyperopt_cli.commands.agreement import EVERY_S
 
 COSTS = Costs(step_s=0.5, share_s=0.25, rest_s=3.0)
 FREE = Link(latency_s=0.0, bytes_per_s=math.inf)

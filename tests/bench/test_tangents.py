@@ -10,10 +10,10 @@ from hyperopt_cli.bench.measuring import Ratio
 from hyperopt_cli.bench.report import Report, Settings
 from hyperopt_cli.bench.tangents import GRADIENT, measure, tuned
 from hyperopt_cli.bench.variants import LOOP, by_engine
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes import Forward, hypergradient
-from hyperopt_cli.modes.engines import ENGINES
-from hyperopt_cli.runs.json_files import to_text
+from hyperopt_cli.run_directory.json_files import to_text
 from tests.bench.sizes import NETWORKS, RATE
 from tests.bench.wrong import doubled
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from hyperopt_cli.modes.engines import ENGINES
-from hyperopt_cli.modes.engines.base import Tangents
+from hyperopt_cli.engines import ENGINES
+from hyperopt_cli.engines.base import Tangents
 
 RIGHT = "forward_over_reverse"
 

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperopt_cli import Reverse
-from hyperopt_cli.runs.reading import read
+from hyperopt_cli.run_directory.reading import read
 from tests.cli.test_bad_input import GOOD
 
 BIAS = Reverse(window=2).bias(3)

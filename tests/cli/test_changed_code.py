@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from hyperopt_cli.commands.keeping import RunKeeper
 from hyperopt_cli.errors import Stopped
-from hyperopt_cli.keeping import RunKeeper
-from hyperopt_cli.runs.reading import read
+from hyperopt_cli.run_directory.reading import read
 
 CODE = """\
 import torch
@@ -103,7 +103,7 @@ def test_an_outer_step_that_was_begun_with_other_code_starts_again(own: Own, mon
     """Else one training run would be made of both."""
     often = ("checkpoint_every_s=0.001", "steps=30", *own.allow)
     with monkeypatch.context() as patched:
-        patched.setattr("hyperopt_cli.keeping.SHARE", 1e6)
+        patched.setattr("hyperopt_cli.commands.keeping.SHARE", 1e6)
         kept = RunKeeper.keep
 
         def keep_and_stop(self: RunKeeper, outer_step: int, progress: int, left: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hyperopt_cli import Reverse, errors
 from hyperopt_cli.modes import MODES
-from hyperopt_cli.runs.comparison_log import mode_folder
-from hyperopt_cli.runs.reading import read
+from hyperopt_cli.run_directory.comparison_log import mode_folder
+from hyperopt_cli.run_directory.reading import read
 from tests.cli.test_bad_input import GOOD
 
 HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hyperopt_cli.runs.reading import read
+from hyperopt_cli.run_directory.reading import read
 
 pytestmark = pytest.mark.slow
 

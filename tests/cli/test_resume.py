@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from hyperopt_cli.runs.directory import RunDirectory
-from hyperopt_cli.runs.reading import read
-from hyperopt_cli.runs.resuming import locked
+from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.reading import read
+from hyperopt_cli.run_directory.resuming import locked
 from tests.cli.test_bad_input import GOOD
 
 HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperopt_cli.runs.reading import read
+from hyperopt_cli.run_directory.reading import read
 from tests.cli.test_bad_input import GOOD
 
 HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]
@@ -301,7 +301,7 @@ def test_what_does_not_fit_together_is_told_before_anything_is_written(hyperopt,
 
 
 def test_models_of_torchvision_get_the_number_of_classes(tmp_path):
-    from hyperopt_cli.experiment import build
+    from hyperopt_cli.instantiate import build
     from hyperopt_cli.recipe import load
 
     text = GOOD.replace("mlp, hidden: [8]", "torchvision.models.resnet18").replace(

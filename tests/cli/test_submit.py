@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hyperopt_cli.recipe import load
-from hyperopt_cli.runs.status import LiveStatus
+from hyperopt_cli.run_directory.status import LiveStatus
 from tests.cli.test_bad_input import GOOD
 
 ACCEPTED = 'echo "sbatch: Job 7 to start at 2026-01-01T00:00:00 using 1 processors on nodes n1" >&2'

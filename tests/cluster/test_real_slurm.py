@@ -13,7 +13,7 @@ import pytest
 from hyperopt_cli.cluster import slurm as calls
 from hyperopt_cli.cluster.job import JobFolder, read_job, select
 from hyperopt_cli.cluster.overview import Row, overview
-from hyperopt_cli.runs.json_files import write_text
+from hyperopt_cli.run_directory.json_files import write_text
 from tests.cluster.conftest import CPUS, wait_until
 
 pytestmark = pytest.mark.slow

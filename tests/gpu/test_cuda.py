@@ -17,26 +17,26 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from hyperopt_cli import Auto, Chunked, Forward, Problem, Reverse, Reversible, hypergradient, optimizers
+from hyperopt_cli.checks.watch import Watch
+from hyperopt_cli.dynamics.dynamics import State
+from hyperopt_cli.dynamics.precision import products_in
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.models import convnet
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import Hypergradient, Mode, deciding, reversible
+from hyperopt_cli.modes.adjoint.stores import Places, Shelves
+from hyperopt_cli.modes.adjoint.sweep import Sweep
 from hyperopt_cli.modes.base import Account
-from hyperopt_cli.modes.checkpointing.shelves import Places, Shelves
-from hyperopt_cli.modes.checks.watch import Watch
-from hyperopt_cli.modes.compiling import WholeStep, whole_step
-from hyperopt_cli.modes.dynamics import State
-from hyperopt_cli.modes.engines import ENGINES
-from hyperopt_cli.modes.precision import products_in
 from hyperopt_cli.modes.reversal import kernels
 from hyperopt_cli.modes.reversal.factors import at_factors
-from hyperopt_cli.modes.sweep import Sweep
-from hyperopt_cli.outer import Descent, OuterStep, descend
+from hyperopt_cli.outer.descent import Descent, OuterStep, descend
 from hyperopt_cli.problem import Hyper
+from hyperopt_cli.program import WholeStep, whole_step
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests import devices
 from tests.cases import CASES, scalar
-from tests.modes.test_shelves import assert_same, tensors
+from tests.modes.adjoint.test_stores import assert_same, tensors
 from tests.reference import unroll
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -11,17 +11,17 @@ from torch._subclasses import fake_tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli import Chunked, Forward, Problem, Reverse, optimizers
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.engines import ENGINES, push_columns
+from hyperopt_cli.modes.adjoint.sweep import Sweep, back_step, train_step
 from hyperopt_cli.modes.base import Account
 from hyperopt_cli.modes.columns import Carried, Columns
 from hyperopt_cli.modes.directions import tangents_of_schedule
-from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines import ENGINES, push_columns
 from hyperopt_cli.modes.forward import _advanced, tangent_step
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
 from hyperopt_cli.modes.reversal.kernels import EAGER
-from hyperopt_cli.modes.sweep import Sweep, back_step, train_step
 from hyperopt_cli.problem import Hyper
 from tests.cases import CASES, T, net_problem, scalar
 from tests.devices import Device, MixedDevicesError, UnawaitedError, devices, placed, pretended_cuda

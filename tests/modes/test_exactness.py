@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hyperopt_cli import Forward, Reverse, hypergradient
-from hyperopt_cli.modes import sweep
+from hyperopt_cli.modes.adjoint import sweep
 from tests.cases import CASES, net_problem, scalar
 from tests.reference import differences, unroll
 

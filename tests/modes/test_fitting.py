@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
+from hyperopt_cli.checks import choice
 from hyperopt_cli.errors import NoMemoryError, UsageError
+from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.described import described, revived
-from hyperopt_cli.modes.engines import choice
 from hyperopt_cli.modes.fitting import smaller, told
-from hyperopt_cli.modes.memory import is_lacking
 from hyperopt_cli.optimizers import SGD
 from tests.cases import net_problem, scalar
 
@@ -111,7 +111,7 @@ def test_where_nothing_gets_smaller_the_modes_that_fit_are_named() -> None:
 
 
 def test_where_no_mode_fits_it_is_said_what_each_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hyperopt_cli.modes.memory.available_bytes", lambda device: -(2**50))
+    monkeypatch.setattr("hyperopt_cli.memory.available_bytes", lambda device: -(2**50))
     needs = r"forward needs [0-9.]+ [MG]iB, reverse needs [0-9.]+ [MG]iB"
     with pytest.raises(NoMemoryError, match=rf"and can't do with less; mode: none fits into .*: {needs}"):
         smaller(Reversible(), PROBLEM, {"lr": scalar(0.1)}, "no memory left")

@@ -11,8 +11,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
-from hyperopt_cli.modes.compiling import TwoHalves, WholeStep
-from hyperopt_cli.runs.checkpoints import on_host
+from hyperopt_cli.program import TwoHalves, WholeStep
+from hyperopt_cli.run_directory.checkpoints import on_host
 from tests.cases import CASES
 
 MODES: dict[str, Any] = {

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient, optimizers
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
 from hyperopt_cli.modes import MODES, Auto, Hypergradient, Mode, Reversible, auto, plan
-from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines import ENGINES
 from hyperopt_cli.modes.planning.column_costs import Point, at
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.plan import bytes_text, chosen, seconds_text
 from hyperopt_cli.modes.planning.predictions import Prediction, spelled
 from hyperopt_cli.modes.planning.probe import carrying, shortened, spread
 from hyperopt_cli.modes.reversal.factors import Factors
-from hyperopt_cli.outer import Descent, descend
+from hyperopt_cli.outer.descent import Descent, descend
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests.cases import CASES, F64, T, net_problem, per_step, scalar, scaled_init, windows
@@ -109,7 +109,7 @@ def test_forward_is_listed_as_refused_where_no_engine_can_take_an_operator(monke
     only = ENGINES["forward_over_reverse"]
     for module in ("choice", "examination"):
         there = {REFERENCE: only, "forward_over_reverse": only}
-        monkeypatch.setattr(f"hyperopt_cli.modes.engines.{module}.ENGINES", there)
+        monkeypatch.setattr(f"hyperopt_cli.checks.{module}.ENGINES", there)
     made = plan(opaque, MOMENTUM)
     assert "forward" in {p.name for p in made.predictions if p.note}
     assert made.choice.name.startswith("reverse")
@@ -356,7 +356,7 @@ def test_a_mode_is_spelled_as_a_user_types_it() -> None:
 
 MEASURED = """
 import torch
-from hyperopt_cli.experiment import build
+from hyperopt_cli.instantiate import build
 from hyperopt_cli.modes import Reverse, hypergradient, plan
 from hyperopt_cli.recipe import load
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hyperopt_cli import Problem, Reverse, Reversible, errors, hypergradient, optimizers
+from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.modes.base import Account
-from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.reversal.factors import Factors, at_factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
 from hyperopt_cli.modes.reversal.kernels import EAGER, compiled

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient
-from hyperopt_cli.modes.checkpointing.binomial import num_forward_steps
+from hyperopt_cli.modes.adjoint.binomial import num_forward_steps
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper

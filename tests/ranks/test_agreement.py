@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from hyperopt_cli.agreement import Agreement
+from hyperopt_cli.commands.agreement import Agreement
 from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped, StorageError, VerificationError
-from hyperopt_cli.experiment import build
-from hyperopt_cli.outer import OuterStep, descend
+from hyperopt_cli.instantiate import build
+from hyperopt_cli.outer.descent import OuterStep, descend
 from hyperopt_cli.ranks.group import Ranks, Shard
 from hyperopt_cli.recipe.schema import Recipe
-from hyperopt_cli.runs.checkpoints import on_host
-from hyperopt_cli.runs.stopping import StopFlag
-from tests.experiment.recipes import recipe_of
+from hyperopt_cli.run_directory.checkpoints import on_host
+from hyperopt_cli.run_directory.stopping import StopFlag
+from tests.instantiate.recipes import recipe_of
 from tests.ranks.processes import on_ranks, raised
 
 STEPS, OUTER = 10, 2

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from hyperopt_cli.errors import DatasetError, RecipeError
-from hyperopt_cli.experiment import build, check_dividing
+from hyperopt_cli.instantiate import build, check_dividing
 from hyperopt_cli.modes import Hypergradient, hypergradient
 from hyperopt_cli.ranks.group import Ranks
 from hyperopt_cli.recipe.schema import Recipe
-from tests.experiment.recipes import recipe_of
+from tests.instantiate.recipes import recipe_of
 from tests.ranks.processes import on_ranks, raised
 
 MODES: dict[str, dict[str, Any]] = {

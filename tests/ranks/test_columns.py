@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.checks import choice
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.experiment import build
+from hyperopt_cli.instantiate import build
 from hyperopt_cli.modes import Hypergradient, hypergradient
 from hyperopt_cli.modes.columns import divided
-from hyperopt_cli.modes.engines import choice
 from hyperopt_cli.ranks.group import Ranks
 from hyperopt_cli.recipe.schema import Recipe
-from tests.experiment.recipes import recipe_of
+from tests.instantiate.recipes import recipe_of
 from tests.ranks.processes import on_ranks, raised
 
 NINE = {

@@ -196,7 +196,7 @@ WITHIN_THE_PACKAGES = [  # in packages that a section may call, or in hyperopt_c
     ("hyperopt_cli.cli.run.run", "model"),
     ("hyperopt_cli.cli.run.run", "dataset"),
     ("hyperopt_cli.cli.recipes.cp", "dataset"),
-    ("hyperopt_cli.runs.directory.RunDirectory.create", "dataset"),
+    ("hyperopt_cli.run_directory.directory.RunDirectory.create", "dataset"),
     ("hyperopt_cli.recipe.names.resolve", "loss"),
     ("hyperopt_cli.optimizers.SGD", "model"),
     ("hyperopt_cli.models.mlp", "dataset"),

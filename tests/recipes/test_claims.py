@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperopt_cli.runs.reading import read
+from hyperopt_cli.run_directory.reading import read
 
 DATA = os.environ.get("HYPEROPT_DATA", "")
 

@@ -7,9 +7,9 @@ carries. Where the most would take too long or too much memory to measure, fewer
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.modes.forward import Forward
-from hyperopt_cli.modes.memory import state_bytes
 from hyperopt_cli.modes.planning.probe import carrying, held_bytes, probed, spread
 from hyperopt_cli.problem import Hyper
 

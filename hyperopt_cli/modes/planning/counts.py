@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from hyperopt_cli.modes.checkpointing.binomial import num_forward_steps
-from hyperopt_cli.modes.dynamics import Dynamics
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.modes.adjoint.binomial import num_forward_steps
 from hyperopt_cli.problem import Hyper
 
 MAX_ASKED = 2000  # steps of whose lambda_t it is asked what moves it

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import torch
 
+from hyperopt_cli import memory
+from hyperopt_cli.checks.connectivity import check_connected
+from hyperopt_cli.checks.constructs import check_constructs
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes import memory
-from hyperopt_cli.modes.connectivity import check_connected
-from hyperopt_cli.modes.constructs import check_constructs
-from hyperopt_cli.modes.dynamics import Dynamics
 from hyperopt_cli.modes.planning.predictions import Prediction, predictions
 from hyperopt_cli.modes.planning.probe import held_bytes
-from hyperopt_cli.modes.surroundings import surroundings
 from hyperopt_cli.problem import Hyper, Problem, check_hyper
 
 TIE = 1.05

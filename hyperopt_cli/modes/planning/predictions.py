@@ -22,15 +22,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import NamedTuple
 
+from hyperopt_cli.checks.examination import reason_of
+from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, ReversalError, UsageError
+from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.modes.base import Mode
-from hyperopt_cli.modes.compiling.failures import is_of_compiling
-from hyperopt_cli.modes.compiling.repaying import may_repay
 from hyperopt_cli.modes.deciding import Compiling
-from hyperopt_cli.modes.dynamics import Dynamics
-from hyperopt_cli.modes.engines.examination import reason_of
 from hyperopt_cli.modes.forward import Forward
-from hyperopt_cli.modes.memory import state_bytes
 from hyperopt_cli.modes.planning.column_costs import Allowance, at, measured_points
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.probe import Cost, Measured, objective_cost, probed, spread
@@ -39,6 +37,8 @@ from hyperopt_cli.modes.reversal.kernels import EAGER, choose
 from hyperopt_cli.modes.reverse import Reverse
 from hyperopt_cli.modes.reversible import Reversible, refusal
 from hyperopt_cli.problem import Hyper
+from hyperopt_cli.program.failures import is_of_compiling
+from hyperopt_cli.program.repaying import may_repay
 
 SHARE_OF_RUN, AT_LEAST_S = 0.05, 2.0
 NUM_PROBES = 8

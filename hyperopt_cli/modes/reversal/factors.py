@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from hyperopt_cli.dynamics.dynamics import Dynamics, Layout
 from hyperopt_cli.errors import NonFiniteError, UsageError
-from hyperopt_cli.modes.dynamics import Dynamics, Layout
 from hyperopt_cli.optimizers.base import Arguments, Coupling, StepHyper
 from hyperopt_cli.optimizers.exact import Rational, rational, rational_number
 from hyperopt_cli.problem import Hyper, Problem

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyperopt_cli.modes.dynamics import Dynamics, State
+from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.kernels import Kernels
 from hyperopt_cli.modes.reversal.radix import Radixes, parts

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli.errors import UsageError, VerificationError
-from hyperopt_cli.modes.compiling import cannot_compile
-from hyperopt_cli.modes.compiling.comparing import AGREES
-from hyperopt_cli.modes.compiling.failures import named_as_of_compiling
 from hyperopt_cli.optimizers import exact
 from hyperopt_cli.optimizers.base import Arguments, Coupling, as_arguments
+from hyperopt_cli.program import cannot_compile
+from hyperopt_cli.program.comparing import AGREES
+from hyperopt_cli.program.failures import named_as_of_compiling
 
 REPAYS = 5e8  # parameters times steps: at some 40 ns saved by each, more than compiling takes (4 to 12 s seen)
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError
+from hyperopt_cli.modes.adjoint.sweep import train_step
 from hyperopt_cli.modes.base import Account
-from hyperopt_cli.modes.dynamics import Dynamics, State
 from hyperopt_cli.modes.reversal.factors import Factors
-from hyperopt_cli.modes.sweep import train_step
 from hyperopt_cli.optimizers.base import WEIGHTS, Params
 from hyperopt_cli.optimizers.exact import LIMIT, Radix
 from hyperopt_cli.problem import Hyper

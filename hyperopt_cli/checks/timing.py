@@ -1,0 +1,80 @@
+"""Engines in turns over a few steps of a run: the medians tell which is the quickest.
+
+The first turn is the warm-up, and whoever is hopeless in it takes part no longer. Directions in w are random, those in
+lambda are the run's own.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from hyperopt_cli.checks.examination import reason_of
+from hyperopt_cli.checks.setting import Setting
+from hyperopt_cli.checks.symmetry import directions
+from hyperopt_cli.dynamics.chunked_loss import LossInParts
+from hyperopt_cli.engines.base import Engine, Loss
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.ranks.group import ALONE, Ranks
+from hyperopt_cli.stopping import stoppable
+
+HOPELESS = 3.0  # times the time of the quickest
+
+
+class Times(NamedTuple):
+    """Seconds that K columns of a step took, by engine; and why some could not be taken."""
+
+    step_s: dict[str, float]
+    disqualified: dict[str, str]
+
+
+def timed(
+    engines: Mapping[str, Engine], setting: Setting, loss_at: Callable[[int], Loss], steps: Sequence[int]
+) -> Times:
+    """K columns of each of `steps`, by every engine.
+
+    Args:
+        engines: by name.
+        setting: step 0 of the run; of other steps the loss is taken.
+        loss_at: t -> the loss of step t.
+        steps: one for each turn, the first for the warm-up.
+    """
+    w_dot = directions(setting.params, setting.num_columns)
+    laps: dict[str, list[float]] = {}
+    lost: dict[str, str] = {}
+    running = list(engines)
+    for turn, t in enumerate(steps):
+        here = setting._replace(loss=loss_at(t))
+        for name in stoppable(running):
+            try:
+                lap_s = _ranks(here.loss).agreed(_clocked(engines[name], here, w_dot))  # each sums over all of them
+                laps.setdefault(name, []).append(lap_s)
+            except (UsageError, RuntimeError) as error:
+                lost[name] = reason_of(error)
+        running = [name for name in running if name not in lost]
+        if turn == 0 and running:
+            best = min(laps[name][0] for name in running)
+            running = [name for name in running if laps[name][0] <= HOPELESS * best]
+    return Times({name: statistics.median(each[1:] or each) for name, each in laps.items() if name not in lost}, lost)
+
+
+def _clocked(engine: Engine, setting: Setting, w_dot: Params) -> float:
+    """Seconds of all K columns; the device has finished when they end."""
+    device = next(iter(w_dot.values())).device
+    _wait(device)
+    began = time.perf_counter()
+    setting.taken_by(engine, w_dot, setting.hyper_dot)
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _ranks(loss: Loss) -> Ranks:
+    return loss.ranks if isinstance(loss, LossInParts) else ALONE
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,104 @@
+"""What `engine: auto` has decided, what it was decided on, and for what it holds."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.dynamics.sizes import size_of
+from hyperopt_cli.problem import Hyper
+from hyperopt_cli.program import Compilation
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a verdict was made for; it fits where all of this is the same.
+
+    Attributes:
+        num_columns: K; 0 of a mode that carries none.
+        chunk_size: columns treated at once; None: all.
+        steps: T.
+        num_parameters: P.
+        dtype: of the parameters.
+        precision: of the products, where it is lower.
+        device: its kind, and its name on a GPU.
+        threads: of the CPU.
+        torch: its version.
+        sizes: a digest of the shapes of lambda, parameters and slots, and of the optimizer.
+    """
+
+    num_columns: int
+    chunk_size: int | None
+    steps: int
+    num_parameters: int
+    dtype: str
+    precision: str | None
+    device: str
+    threads: int
+    torch: str
+    sizes: str
+
+    @classmethod
+    def of(
+        cls, dynamics: Dynamics, hyper: Hyper, num_columns: int = 0, chunk_size: int | None = None
+    ) -> "Circumstances":
+        """Of a run on this machine, now."""
+        device, params = dynamics.like.device, tree_leaves(dynamics.start.params)
+        return cls(
+            num_columns=num_columns,
+            chunk_size=chunk_size,
+            steps=dynamics.problem.steps,
+            num_parameters=sum(w.numel() for w in params),
+            dtype=", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in params})),
+            precision=dynamics.problem.precision,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            sizes=hashlib.sha256(repr(size_of(dynamics, hyper)).encode()).hexdigest()[:16],
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which engine, and why.
+
+    Attributes:
+        engine: its name.
+        why: one line.
+        made_for: where it holds.
+        step_s: seconds that K columns of a step took, of each candidate that was measured.
+        errors: relative error beside central differences of the training gradient, of each that was tried.
+        disqualified: the reasons, by engine.
+        compilation: whether the whole step is compiled; None: not decided.
+    """
+
+    engine: str
+    why: str
+    made_for: Circumstances
+    step_s: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    disqualified: Mapping[str, str] = field(default_factory=dict)
+    compilation: Compilation | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Dictionaries, strings and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Verdict":
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError: it lacks something, or has something else.
+            KeyError: it lacks what it was made for, or whether steps are compiled.
+        """
+        compilation = content["compilation"]
+        made = {
+            "made_for": Circumstances(**content["made_for"]),
+            "compilation": None if compilation is None else Compilation(**compilation),
+        }
+        return cls(**{**content, **made})

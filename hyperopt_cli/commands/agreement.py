@@ -1,0 +1,115 @@
+"""What the ranks decide together: at which inner step a checkpoint is kept, that a signal came, that one has failed.
+
+A signal reaches ranks at different moments, or one of them alone. So the flags go from rank to rank, by their maximum,
+in a message of five numbers, once in so many steps that it comes about four times a second. The interval is part of the
+message: all ranks count the same steps. A rank whose work is done takes part until the others' is.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hyperopt_cli.errors import HyperoptError
+from hyperopt_cli.outer.descent import OuterKeeper
+from hyperopt_cli.ranks.group import Ranks
+from hyperopt_cli.run_directory.stopping import SIGNALS, StopFlag
+
+EVERY_S = 0.25
+MOST_STEPS = 1000
+
+
+class FailedElsewhere(HyperoptError):
+    """Another rank has failed; what with, it says at the end of the step."""
+
+
+class Agreement:
+    """An `OuterKeeper` of several ranks.
+
+    Args:
+        ranks: all of them.
+        flag: of this one.
+        keeper: of the lead; None on the others.
+    """
+
+    def __init__(self, ranks: Ranks, flag: StopFlag, keeper: OuterKeeper | None) -> None:
+        self._ranks, self._flag, self._keeper = ranks, flag, keeper
+        self._due = self._over = False
+        self._interval = self._to_go = 1
+        self._last_s = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether all are to keep what they have, now."""
+        if not self._due:
+            self._to_go -= 1
+            if self._to_go <= 0:
+                self._round(busy=True)
+        return self._due
+
+    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+        """The lead writes it; what that raises, all raise."""
+        self._due, error = False, None
+        try:
+            if self._keeper is not None:
+                self._keeper.keep(outer_step, progress, left)
+        except Exception as raised:
+            error = raised
+        self._over = self._ranks.agreed(error is not None)
+        if self._over:  # a signal that has come to another rank alone waits for the next message
+            self._ranks.raise_first(error)
+
+    def meet(self) -> None:
+        """Waits until all are here; raises `FailedElsewhere` where one has failed on its way."""
+        due = self._due
+        self._round(busy=True)
+        self._due = due
+
+    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+        """Does this rank's part of an outer step, and waits for the others; what one raises, all raise.
+
+        Args:
+            work: the part; it asks `due` after each step.
+            keep_idle: gives what is kept of a rank whose part is done.
+        """
+        error: Exception | None = None
+        try:
+            work()
+            self._wait(keep_idle)
+        except FailedElsewhere:
+            pass
+        except Exception as raised:
+            if self._over:  # all of them raise it
+                raise
+            if self._ranks.divides("batch"):  # what is not the same on all leaves the others in the middle of a sum
+                raise
+            error = raised
+            self._round(busy=False, failed=True)
+        self._ranks.raise_first(error)
+
+    def _wait(self, keep_idle: Callable[[], None]) -> None:
+        busy = True
+        while busy:
+            busy = self._round(busy=False)
+            if busy and self._due:
+                self._round(busy=False)  # where the others meet
+                keep_idle()
+
+    def _round(self, busy: bool, failed: bool = False) -> bool:
+        """Whether any is busy; raises `FailedElsewhere` where any other has failed."""
+        come = 1 + SIGNALS.index(self._flag.signal) if self._flag.signal is not None else 0
+        wants = self._keeper is not None and self._keeper.due()
+        given = [come, wants, busy, failed, -self._steps() if busy else -math.inf]
+        signal, due, any_busy, any_failed, steps = self._ranks.highest(given)
+        if signal and self._flag.signal is None:
+            self._flag.signal = SIGNALS[int(signal) - 1]
+        self._due = bool(signal or due)
+        self._interval = self._to_go = int(-steps) if any_busy else 1
+        self._last_s = time.monotonic()
+        if any_failed and not failed:
+            raise FailedElsewhere("another rank has failed")
+        return bool(any_busy)
+
+    def _steps(self) -> int:
+        """Steps until the next message."""
+        step_s = (time.monotonic() - self._last_s) / self._interval
+        return max(1, min(MOST_STEPS, 2 * self._interval, int(EVERY_S / max(step_s, 1e-9))))

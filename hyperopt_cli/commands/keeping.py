@@ -1,0 +1,120 @@
+"""When a run writes a checkpoint, what stands in it, and what ends the run after it.
+
+outer     where the outer loop stands, and inside of a training run what the mode goes on from (`outer/descent.py`)
+record    the start and the best so far
+mode      what it has decided by measuring
+"""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperopt_cli.errors import Stopped
+from hyperopt_cli.ranks.group import ALONE, Ranks
+from hyperopt_cli.run_directory.checkpoints import Checkpoint, Checkpoints
+from hyperopt_cli.run_directory.environment import device_name
+from hyperopt_cli.run_directory.stopping import StopFlag
+
+DRIVER = Path("/proc/driver/nvidia/version")
+SHARE = 0.1  # of the time may go into writing
+
+
+class RunKeeper:
+    """Writes a checkpoint every so often, and when a signal has come.
+
+    Args:
+        checkpoints: where.
+        every_s: seconds from one to the next; more where writing one takes long.
+        flag: set by signals.
+        bits: what those of a gradient depend on.
+        rest: what else stands in a checkpoint, and whether the best so far is in none yet.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        every_s: float,
+        flag: StopFlag,
+        bits: dict[str, Any],
+        rest: Callable[[], tuple[dict[str, Any], bool]],
+    ) -> None:
+        self._checkpoints, self._every_s, self._flag, self._rest = checkpoints, every_s, flag, rest
+        self._bits = bits
+        self._last_s, self._took_s = time.monotonic(), 0.0
+        self.last: str | None = None
+
+    def due(self) -> bool:
+        """Whether a signal has come, or it is time."""
+        wait_s = max(self._every_s, self._took_s / SHARE)
+        return self._flag.signal is not None or time.monotonic() - self._last_s >= wait_s
+
+    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+        """Writes one.
+
+        Raises:
+            Stopped: a signal had come.
+            StorageError: it cannot be written.
+        """
+        began, (rest, is_best) = time.monotonic(), self._rest()
+        self.last = self._checkpoints.write(outer_step, progress, {"outer": left, **rest}, self._bits, is_best)
+        self._last_s = time.monotonic()
+        self._took_s = self._last_s - began
+        if self._flag.signal is not None:
+            raise Stopped(self._flag.signal)
+
+    def meet(self) -> None:
+        """There is nobody else."""
+
+    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+        """There is nobody else."""
+        work()
+
+
+def bits_depend_on(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """What the bits of a gradient depend on, beside the recipe."""
+    return {
+        "torch": torch.__version__,
+        "device": f"{device.type} {device_name(device)}",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        **(_of_cuda() if device.type == "cuda" else {}),
+        "threads": torch.get_num_threads(),
+        "ranks": ranks.size if ranks.divides("batch") else 1,
+    }
+
+
+def _of_cuda() -> dict[str, Any]:
+    cudnn: Any = torch.backends.cudnn
+    return {"cuda": torch.version.cuda, "cudnn": cudnn.version(), "driver": _driver()}
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, which compiles what a library holds no kernels for; None where it is not told."""
+    try:
+        found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text())
+    except OSError:
+        return None
+    return None if found is None else found[0]
+
+
+def taken_up(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """What a run goes on from, without what needs the bits of another machine; and why that was left out.
+
+    Args:
+        checkpoint: as it was written.
+        now: what the bits of a gradient depend on here.
+    """
+    tree, before = checkpoint.tree, checkpoint.bits_depend_on
+    inner = tree["outer"]["inner"]
+    free = [[replica, left] for replica, left in inner if not left["mode"].get("same_bits")]
+    if len(free) == len(inner) or now == before:
+        return tree, None
+    changed = [f"{key} {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    why = (
+        f"outer step {tree['outer']['n']} starts again: its steps would be undone with other bits than they were made "
+        f"({'; '.join(changed)})"
+    )
+    return {**tree, "outer": {**tree["outer"], "inner": free}}, why

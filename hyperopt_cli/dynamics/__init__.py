@@ -1,0 +1,1 @@
+"""What every mode stands on: the state, a training step, chunked losses, precision."""

@@ -1,0 +1,44 @@
+"""Derivatives of the inner gradient: the expensive part of every mode, and the only place that knows how to take them.
+
+With `g(w, lambda) = grad_w L(w, lambda, batch)`:
+
+    tangents   g'_k = H w'_k + d2L/dw dlambda lambda'_k     for K columns at once       (forward mode)
+    pullback   u -> (H u, (d2L/dw dlambda)^T u)              one vector a step           (reverse mode)
+
+An engine is a way to take the tangents, one a file, its loop beside it; `ENGINES` names them as a user types them.
+`auto` measures them (`choice.py`).
+"""
+
+from hyperopt_cli.engines.base import Engine, Loss, Tangents, gradient, gradient_and_pullback, in_parts, push_columns
+from hyperopt_cli.engines.dense import dense
+from hyperopt_cli.engines.folded import folded
+from hyperopt_cli.engines.forward_over_reverse import forward_over_reverse, forward_over_reverse_loop
+from hyperopt_cli.engines.program import program, program_loop
+from hyperopt_cli.engines.refusals import strict
+from hyperopt_cli.engines.reverse_over_forward import reverse_over_forward
+from hyperopt_cli.engines.reverse_over_reverse import reverse_over_reverse, reverse_over_reverse_loop
+
+__all__ = ["ENGINES", "Engine", "Loss", "Tangents", "check_name", "gradient", "gradient_and_pullback", "push_columns"]
+
+_FUNCTIONS: dict[str, Engine] = {
+    "folded": folded,
+    "forward_over_reverse": forward_over_reverse,
+    "forward_over_reverse_loop": forward_over_reverse_loop,
+    "reverse_over_reverse": reverse_over_reverse,
+    "reverse_over_reverse_loop": reverse_over_reverse_loop,
+    "reverse_over_forward": reverse_over_forward,
+    "program": program,
+    "program_loop": program_loop,
+    "dense": dense,
+}
+ENGINES: dict[str, Engine] = {name: strict(name, in_parts(function)) for name, function in _FUNCTIONS.items()}
+
+
+def check_name(name: str) -> None:
+    """Refuses what is neither `auto` nor the name of an engine.
+
+    Raises:
+        ValueError: no such engine.
+    """
+    if name != "auto" and name not in ENGINES:
+        raise ValueError(f"engine: got {name!r}; allowed are auto, {', '.join(ENGINES)}")

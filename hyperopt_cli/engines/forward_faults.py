@@ -1,0 +1,96 @@
+"""Operators whose tangents torch takes wrongly, or not at all, and says nothing.
+
+Each was compared with differences of the plain gradient (`tests/engines/test_forward_faults.py`); all are part of
+https://github.com/pytorch/pytorch/issues/198017. A fault is looked up by the name of the node that the operator leaves
+in autograd's graph of the loss. `FORWARD_FAULTS` concerns whatever takes the tangent of a gradient by torch's forward
+derivatives (forward over reverse). `FAULTS_OF_TANGENTS` are right there, and wrong where a tangent is differentiated
+once more (reverse over forward), which has the others too.
+
+An autograd.Function with a `jvp` of its own is wrong under nested forward derivatives alone (pytorch#197867), which no
+engine takes.
+
+`double_backward_fault` is the like of what differentiates a gradient in reverse.
+"""
+
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+# Wrong on torch 2.11 to 2.14.
+FORWARD_FAULTS: dict[str, str] = {
+    "LogcumsumexpBackward0": "pytorch#196705",  # a prefix far below a later element
+    "CholeskyInverseBackward0": "pytorch#196682",
+    "CholeskySolveBackward0": "pytorch#196694",
+    "TriangularSolveBackward0": "pytorch#198017",
+    "LinalgDetBackward0": "pytorch#192521",  # where singular values coincide
+    "ScatterReduceBackward0": "pytorch#196702",  # of reduce="prod" alone
+    "SincBackward0": "pytorch#198017",  # at zero
+}
+FAULTS_OF_TANGENTS: dict[str, str] = {
+    "LinalgSlogdetBackward0": "pytorch#196697",
+    "LinalgSolveExBackward0": "pytorch#196695",
+    "LinalgHouseholderProductBackward0": "pytorch#196698",
+    "CumprodBackward0": "pytorch#196701",  # where a factor is zero
+    "NativeLayerNormBackward0": "pytorch#196700",
+    "NativeBatchNormBackward0": "pytorch#196699",
+}
+
+_BY_AUTOGRAD = ("Autograd", "AutogradCPU", "AutogradCUDA")
+
+
+def forward_fault(node: Any, of_tangents: bool = False) -> str | None:
+    """The thread that says what is wrong with the tangents that torch takes of an operator.
+
+    Args:
+        node: of autograd's graph of the loss, left there by the operator.
+        of_tangents: they are differentiated once more, as reverse over forward does.
+
+    Returns:
+        Such as "pytorch#196705"; None where no fault is known.
+    """
+    name = node.name()
+    if name == "ScatterReduceBackward0" and node._saved_reduce != "prod":
+        return None
+    return FORWARD_FAULTS.get(name) or (FAULTS_OF_TANGENTS.get(name) if of_tangents else None)
+
+
+def double_backward_fault(node: Any) -> str | None:
+    """What is wrong with torch's second derivative in reverse of an operator, in words; None where nothing is known.
+
+    Args:
+        node: of autograd's graph of the loss, left there by the operator.
+    """
+    name = node.name()
+    if name == "NativeLayerNormBackward0" and node._saved_weight is None and node.next_functions[2][0] is not None:
+        return "layer normalisation with a bias alone: zero or an error, pytorch#79705"
+    if name == "WeightNormInterfaceBackward0":
+        return "torch._weight_norm: it takes the norm for a constant, pytorch#198017"
+    return None
+
+
+def lacks_forward_derivative(given: Any) -> bool:
+    """Whether an operator outside of ATen, or an autograd.Function, has no forward derivative of its own.
+
+    ATen's operators say so themselves. Others may pass as constants in silence: one without a kernel for autograd does,
+    and so does one whose derivative is registered by `torch.library.register_autograd`, wherever autograd is not at
+    work at the same time.
+
+    Args:
+        given: a node of autograd's graph, or an operator. An operator whose kernel for autograd is an
+            autograd.Function counts as one that has a derivative: the Function says that it lacks a `jvp` when it is
+            differentiated, where its inputs require a gradient.
+
+    Returns:
+        Whether its tangents are known to be lacking.
+    """
+    if isinstance(given, OpOverload):
+        name: str = given._schema.name
+        if given.namespace in ("aten", "prims"):  # whose kernel for autograd is there to stop it
+            return given.namespace == "prims"
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        return not any(has(name, key) for key in ("CompositeImplicitAutograd", *_BY_AUTOGRAD))
+    function = getattr(type(given), "_forward_cls", None)
+    if function is not None and not given.name().startswith("GeneratedBackwardFor_"):
+        return bool(function.jvp is torch.autograd.Function.jvp)
+    return given.name().startswith("GeneratedBackwardFor_") or "CppNode" in given.name()

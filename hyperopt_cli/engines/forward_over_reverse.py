@@ -1,0 +1,69 @@
+"""Forward over reverse: the tangent of the gradient.
+
+    g'_k = d/de grad L(w + e w'_k, lambda + e lambda'_k)  at e = 0
+
+Pearlmutter 1994, "Fast exact multiplication by the Hessian", https://doi.org/10.1162/neco.1994.6.1.147.
+
+`forward_over_reverse` is `vmap(jvp(grad))`, K columns at once or chunk by chunk: the gradient once a chunk, memory for
+the chunk. `forward_over_reverse_loop` is one `jvp(grad)` a column: K gradients, memory for one column. The loop needs
+no batching rule, and grouped convolutions that `vmap` makes of the columns can be slower than it.
+
+The mean squared error is taken by its definition: of torch's own operator the gradient has no tangent where the target
+has none ("ZeroTensors are immutable"). A model's formats of memory (channels_last) are left out: vmap cannot set them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from hyperopt_cli.engines.base import Loss, Tangents, push_columns
+from hyperopt_cli.optimizers.base import Params, StepHyper
+
+FORMATS = (torch.channels_last, torch.channels_last_3d)
+
+
+def forward_over_reverse(
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
+) -> Tangents:
+    """K columns by `vmap(jvp(grad))`, `chunk_size` of them at once; a chunk of one column is a plain jvp."""
+    num_columns = next(iter(w_dot.values())).shape[0]
+    size = chunk_size or num_columns
+    gradient_and_loss, dots = grad_and_value(loss), []
+    for k in range(0, num_columns, size):
+        chunk = tree_map(lambda x: x[k : k + size], (w_dot, hyper_dot))  # noqa: B023
+        with _Batchable():
+            (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
+        dots.append(dot)
+    g_dot, value_dot = dots[0] if len(dots) == 1 else tree_map(lambda *parts: torch.cat(parts), *dots)
+    return Tangents(value, g, value_dot, g_dot)
+
+
+def forward_over_reverse_loop(
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
+) -> Tangents:
+    """K columns by K times `jvp(grad)`; `chunk_size` has no effect."""
+    return forward_over_reverse(loss, params, hyper, w_dot, hyper_dot, 1)
+
+
+class _Batchable(TorchFunctionMode):
+    """`functional.mse_loss` as (input - target)^2, reduced, and no format of memory, which vmap cannot set."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The function, or what stands in for it."""
+        given = {name: value for name, value in (kwargs or {}).items() if value is not None}
+        if func is functional.mse_loss and len(args) <= 2 and given.keys() <= {"input", "target", "reduction"}:
+            return _squares(*args, **given)
+        if given.get("memory_format") in FORMATS and args:
+            del given["memory_format"]
+            return func(*args, **given) if given or len(args) > 1 or func is not Tensor.to else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _squares(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    squares = (input - target).square()
+    return squares if reduction == "none" else squares.mean() if reduction == "mean" else squares.sum()

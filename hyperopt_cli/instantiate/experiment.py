@@ -1,0 +1,215 @@
+"""What a recipe describes, ready to run."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hyperopt_cli.data.batches import Batch, Chunks, Data
+from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.dynamics.precision import products_in
+from hyperopt_cli.instantiate.accuracy import Counts, accuracy
+from hyperopt_cli.instantiate.loss import Loss
+from hyperopt_cli.models.batch_norm import estimate_running_statistics
+from hyperopt_cli.modes import Mode
+from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
+from hyperopt_cli.outer.descent import Descent
+from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem, uncompiled
+from hyperopt_cli.ranks.group import ALONE, Ranks
+from hyperopt_cli.space import Space
+from hyperopt_cli.stopping import stoppable
+
+NUM_DIGESTED = 64
+
+
+class TestFigures(NamedTuple):
+    """On the test split: mean loss, and accuracy where there are classes."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a recipe describes, ready to run.
+
+    Attributes:
+        space: the hyperparameters.
+        mode: how to differentiate.
+        descent: how the outer loop walks.
+        data: None where the loss needs none.
+        optimizer: the inner one.
+        steps: the horizon T.
+        loss: `(outputs, targets, **hyperparameters) -> Tensor []`.
+        loss_names: its arguments that lambda_t may drive.
+        make_model: seed -> model, on the device.
+        device: where everything runs.
+        seed: of the recipe.
+        precision: of the inner gradient's matrix products, where it is lower than the parameters'.
+        ranks: the processes that share the work.
+        class_dim: the dimension of the outputs that holds the classes, as the model says.
+    """
+
+    space: Space
+    mode: Mode
+    descent: Descent
+    data: Data | None
+    optimizer: InnerOptimizer
+    steps: int
+    loss: Loss
+    loss_names: frozenset[str]
+    make_model: Callable[[int], nn.Module]
+    device: torch.device
+    seed: int
+    precision: Precision | None = None
+    ranks: Ranks = ALONE
+    class_dim: int = 1
+
+    def problem(self, seed: int) -> Problem:
+        """The training run of one seed: its initial weights, its batches, its dropout.
+
+        The outer loss sees the model in evaluation mode, with the batch statistics of each fixed chunk.
+        """
+        model = self.make_model(derive(seed, "init"))
+        evaluated = copy.deepcopy(model).eval()
+
+        def inner_loss(params: Params, hyper: StepHyper, batch: Batch | None) -> Tensor:
+            driven = {name: hyper[name] for name in self.loss_names if name in hyper}
+            loss = self._loss(model, params, batch, driven)
+            return loss + penalty(params, hyper["l2"]) if "l2" in hyper else loss
+
+        def outer_loss(params: Params, hyper: Hyper, batch: Batch | None = None) -> Tensor:
+            return self._loss(evaluated, params, batch, {})
+
+        together = ALONE if self.ranks.divides("replicas") else self.ranks
+        return Problem(
+            init=self._init({name: w.detach() for name, w in trained(model).items()}),
+            inner_loss=inner_loss,
+            outer_loss=outer_loss,
+            batch=self._batches(seed),
+            optimizer=self.optimizer,
+            steps=self.steps,
+            schedule=self.space.at,
+            outer_batches=self._validation(),
+            precision=self.precision,
+            ranks=together,
+        )
+
+    def _validation(self) -> Chunks | None:
+        if self.data is None or not self.ranks.divides("batch"):
+            return None if self.data is None else self.data.validation
+        return self.data.validation.of_rank(self.ranks.rank, self.ranks.size)
+
+    def _batches(self, seed: int) -> Callable[[int], Batch | Chunked | None]:
+        if self.data is None:
+            return lambda t: None
+        if self.ranks.divides("batch"):
+            part = self.data.batches_in_chunks(seed, self.ranks.rank, self.ranks.size)
+            return lambda t: Chunked(part(t), self.ranks)
+        if not self.data.in_chunks:
+            return self.data.batches(seed)
+        in_chunks = self.data.batches_in_chunks(seed)
+        return lambda t: Chunked(in_chunks(t))
+
+    def _loss(self, model: nn.Module, params: Params, batch: Batch | None, driven: Mapping[str, Any]) -> Tensor:
+        if batch is None:
+            return self.loss_of(functional_call(model, params, ()), None, **driven)
+        with seeded(batch.seed, self.device):
+            outputs = functional_call(model, params, (batch.inputs,))
+        return self.loss_of(outputs, batch.targets, **driven)
+
+    def loss_of(self, outputs: Tensor, targets: Tensor | None, **driven: Any) -> Tensor:
+        """The loss of a model's outputs; one of classes has them in dim 1, wherever the model has them."""
+        if self.class_dim != 1 and self.loss.of_classes:
+            outputs = outputs.movedim(self.class_dim, 1)
+        return self.loss(outputs, targets, **driven)
+
+    def _init(self, start: Params) -> Callable[[Hyper], Params] | Params:
+        """w_0: every weight of two or more dimensions times `init_scale`, where the recipe has one."""
+        scale = next((hp for hp in self.space.hyperparameters if hp.name == "init_scale"), None)
+        if scale is None:
+            return start
+
+        def init(hyper: Hyper) -> Params:
+            factor = scale.grouping.spread(scale.value_at(hyper, 0), scale.fixed)
+            return {
+                name: (factor[name] if isinstance(factor, dict) else factor).to(w) * w if w.ndim > 1 else w
+                for name, w in start.items()
+            }
+
+        return init
+
+    def data_digest(self) -> str | None:
+        """Of the first examples of the training and validation splits, as they are stored; None without data."""
+        if self.data is None:
+            return None
+        digest, steps, validation = hashlib.sha256(), self.data.steps, self.data.validation
+        for source, index in ((steps.source, steps.index), (validation.source, validation.indices[0])):
+            for part in source.read(index[:NUM_DIGESTED]):
+                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def test(self, params: Params, outer_step: int) -> TestFigures | None:
+        """Figures on the test split, None without one; running statistics are estimated on training data first.
+
+        Args:
+            params: w_T of the first replica.
+            outer_step: whose; it says which seed made the rest of the model (buffers, frozen parameters).
+        """
+        if self.data is None or self.data.test is None:
+            return None
+        seed = self.descent.seeds(self.seed, outer_step)[0]
+        batches = (batch for batch, _ in stoppable(self.data.train_chunks))
+        model = estimate_running_statistics(self.make_model(derive(seed, "init")), params, batches)
+        loss, right, num = 0.0, 0, 0
+        with products_in(None), torch.no_grad(), uncompiled():
+            for batch, weight in stoppable(self.data.test):
+                outputs = model(batch.inputs)
+                loss += weight * float(self.loss_of(outputs, batch.targets))
+                if (counts := self.counts(outputs, batch.targets)) is not None:
+                    right, num = right + counts.right, num + counts.num
+        return TestFigures(loss, right / num if num else None)
+
+    def counts(self, outputs: Tensor, targets: Tensor) -> Counts | None:
+        """How many targets a model's outputs meet; None where there are no classes."""
+        if self.data is None or self.data.num_classes is None:
+            return None
+        return accuracy(outputs, targets, self.class_dim, self.loss.ignore_index)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves: those that are not frozen."""
+    return {name: w for name, w in model.named_parameters() if w.requires_grad}
+
+
+def penalty(params: Params, l2: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """`sum l2 |w|^2 / 2`, whose gradient is `l2 w`; l2 [] or one for each parameter."""
+    terms = [(l2[name] if isinstance(l2, Mapping) else l2) * w.square().sum() / 2 for name, w in params.items()]
+    return torch.stack(terms).sum()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws inside are a function of `seed`; those outside are not disturbed.
+
+    The generators are seeded one by one: `torch.manual_seed` goes to every device there might be, which takes longer
+    than a step of a small network.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -1,0 +1,127 @@
+"""The loss of a recipe: what it is called with, what of it may be tuned, and how much each example counts in it."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hyperopt_cli.recipe.names import resolve
+from hyperopt_cli.recipe.schema import Recipe
+from hyperopt_cli.task import losses
+
+# losses of classes, [B, C, ...] and [B, ...]: the mean is over the weights of the targets that count
+OF_CLASSES = (losses.cross_entropy, functional.cross_entropy, functional.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss)
+TENSORS = ("weight", "pos_weight")  # arguments of torch's losses that a recipe gives as lists
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`(outputs, targets, **hyperparameters) -> Tensor []`.
+
+    Attributes:
+        function: what is called.
+        tunable: its arguments that lambda_t may drive.
+        numbers: those that it takes as a number alone, so that nothing is differentiated in them.
+        arguments: what the recipe fixes.
+        summed: it is a sum over the batch, no mean.
+        of_classes: classes are in dim 1 of the outputs, and each target is a class.
+        ignore_index: targets of this number count nothing.
+        class_weights: [C] or None: all classes count alike.
+    """
+
+    function: Callable[..., Tensor]
+    tunable: frozenset[str] = frozenset()
+    numbers: frozenset[str] = frozenset()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    summed: bool = False
+    of_classes: bool = False
+    ignore_index: int | None = None
+    class_weights: Tensor | None = None
+
+    def __call__(self, outputs: Tensor, targets: Tensor | None, **driven: Any) -> Tensor:
+        """The loss of a batch."""
+        value: Tensor = self.function(outputs, targets, **{**self.arguments, **driven})
+        return value
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Loss":
+        """The same, with its tensors where and in what the outputs are."""
+        if isinstance(self.function, nn.Module):
+            return replace(self, function=copy.deepcopy(self.function).to(device, dtype))
+        moved = {name: x.to(device, dtype) if isinstance(x, Tensor) else x for name, x in self.arguments.items()}
+        return replace(self, arguments=moved)
+
+    def example_weights(self, targets: Tensor) -> Tensor | None:
+        """How much each example counts in the mean: the weights of its classes, added up, 0 where they are ignored.
+
+        Args:
+            targets: [N] or [N, ...].
+
+        Returns:
+            [N] in float64, on the CPU; None: all count alike.
+        """
+        if not self.of_classes or targets.is_floating_point():
+            return None
+        targets = targets.cpu()
+        counts = torch.ne(targets, -100 if self.ignore_index is None else self.ignore_index)
+        if self.class_weights is None and bool(counts.all()):
+            return None
+        weights = counts.double()
+        if self.class_weights is not None:
+            known = torch.where(counts, targets, 0).long().clamp(0, len(self.class_weights) - 1)
+            weights = self.class_weights.double().cpu()[known] * weights
+        totals: Tensor = weights.reshape(len(targets), -1).sum(dim=1)
+        return totals
+
+
+def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
+    """The loss that a recipe names."""
+    written = recipe.loss
+    function = losses.output if written.call == "output" else resolve(written.call, "loss", allow)
+    arguments = written.arguments
+    if getattr(function, "__module__", "").startswith(("torch.nn", "hyperopt_cli")):
+        arguments = {name: _tensor(x) if name in TENSORS else x for name, x in arguments.items()}
+    if inspect.isclass(function):
+        made = cast(Callable[..., Tensor], function(**arguments))
+        told = {name: getattr(made, name, None) for name in ("reduction", "ignore_index", "weight")}
+        numbers = frozenset(inspect.signature(function).parameters)
+        return _counted(Loss(made, numbers=numbers), isinstance(made, nn.CrossEntropyLoss | nn.NLLLoss), told)
+    tunable, numbers = _tunable(function)
+    if any(name in recipe.hyperparameters for name in tunable):
+        function = losses.DIFFERENTIABLE.get(function, function)
+    loss = Loss(function, tunable, numbers, arguments)
+    return _counted(loss, function in OF_CLASSES, {"ignore_index": -100, **arguments})
+
+
+def _counted(loss: Loss, of_classes: bool, told: Mapping[str, Any]) -> Loss:
+    weight = told.get("weight")
+    return replace(
+        loss,
+        summed=told.get("reduction") == "sum" or told.get("size_average") is False,
+        of_classes=of_classes,
+        ignore_index=told["ignore_index"] if of_classes else None,
+        class_weights=weight if of_classes and isinstance(weight, Tensor) else None,
+    )
+
+
+def _tunable(function: Callable[..., Tensor]) -> tuple[frozenset[str], frozenset[str]]:
+    """Arguments that take a tensor, and those that take a number alone."""
+    further = list(inspect.signature(function).parameters.values())[2:]
+    if function in losses.DIFFERENTIABLE:
+        tensors, _ = _tunable(losses.DIFFERENTIABLE[function])
+    elif function.__module__ in (functional.__name__, losses.__name__):
+        tensors = frozenset(p.name for p in further if "Tensor" in str(p.annotation) and p.name not in TENSORS)
+    else:  # one's own: whether it takes tensors is tried on the first batch
+        tensors = frozenset(p.name for p in further if p.annotation not in (bool, int, str))
+    return tensors, frozenset(p.name for p in further) - tensors
+
+
+def _tensor(given: Any) -> Any:
+    """A list of numbers as a tensor; anything else is left for the loss to refuse."""
+    if isinstance(given, list | tuple) and all(isinstance(x, int | float) for x in given):
+        return torch.tensor(cast(list[float], given), dtype=torch.float64)
+    return given

@@ -1,0 +1,197 @@
+"""Do model, data and loss fit together? Tried on a batch, a chunk and every class, before a run directory is made."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hyperopt_cli.data.batches import Batch, Data
+from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.data.splits import is_integral
+from hyperopt_cli.errors import Issue
+from hyperopt_cli.instantiate.accuracy import has_classes
+from hyperopt_cli.instantiate.broadcasting import broadcast
+from hyperopt_cli.instantiate.cutting import cut_wrongly
+from hyperopt_cli.instantiate.experiment import Experiment, seeded, trained
+from hyperopt_cli.instantiate.models import attempted
+
+
+def misfit(experiment: Experiment) -> Issue | None:
+    """What is wrong with model, data and loss together; None if they work.
+
+    Tried are the first training batch (or chunk of one) with its gradient, the first chunks of the validation and of
+    the test split, and the loss of every class.
+    """
+    model = experiment.make_model(derive(experiment.seed, "init"))
+    starts = {
+        hp.name: hp.value_at({}, 0).to(experiment.device)
+        for hp in experiment.space.hyperparameters
+        if hp.name in experiment.loss_names
+    }
+    data = experiment.data
+    if data is None:
+        return _tried(experiment, model, None, starts)[0]
+    issue, outputs = _tried(experiment, model, _first_batch(data, experiment.seed), starts)
+    if issue is not None:
+        return issue
+    assert outputs is not None
+    return (
+        _mislabelled(experiment, outputs.detach(), starts)
+        or _tried(experiment, model.eval(), data.validation[0][0], {})[0]
+        or _scored(experiment, model)
+        or cut_wrongly(experiment, starts)
+    )
+
+
+def _first_batch(data: Data, seed: int) -> Batch:
+    """What the model is called with first: a batch, or a chunk of it."""
+    if not data.in_chunks:
+        return data.batches(seed)(0)
+    return next(iter(data.batches_in_chunks(seed)(0)))[0]
+
+
+def _tried(
+    experiment: Experiment, model: nn.Module, batch: Batch | None, driven: dict[str, Tensor]
+) -> tuple[Issue | None, Tensor | None]:
+    """What is wrong with the loss of a batch and its gradient, and the model's outputs."""
+    inputs = () if batch is None else (batch.inputs,)
+    shown = f"inputs of shape {[list(x.shape) for x in inputs]}"
+    params = dict[str, Tensor](trained(model))
+    with seeded(0, experiment.device):
+        outputs, said = attempted(lambda: functional_call(model, params, inputs))
+    if said:
+        return Issue(("model",), f"with {shown} it raised {said}"), None
+    if not isinstance(outputs, Tensor):
+        return Issue(("model", "call"), f"it returned a {type(outputs).__name__}; must return one tensor"), None
+    targets = None if batch is None else batch.targets
+    shown = f"outputs of shape {list(outputs.shape)}"
+    if targets is not None:
+        shown += f" and targets of shape {list(targets.shape)}, {targets.dtype}"
+    driven = {name: x.detach().requires_grad_() for name, x in driven.items()}
+    loss, said = attempted(lambda: experiment.loss_of(outputs, targets, **driven))
+    if said:
+        said += _may_be_a_number(experiment, outputs, targets, driven)
+        return Issue(("loss",), f"with {shown} it raised {said}"), None
+    if not isinstance(loss, Tensor) or loss.ndim > 0 or not loss.is_floating_point():
+        got = f"a tensor of shape {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+        return Issue(("loss",), f"it returned {got}; must return one floating-point number, a tensor of shape []"), None
+    if not loss.requires_grad:
+        return Issue(("loss",), "it depends on no parameter of the model (detached, or an argmax on the way?)"), None
+    if not bool(loss.isfinite()):
+        odd = (
+            "the inputs of the first batch hold numbers that are not finite"
+            if _is_odd(inputs)
+            else "give a smaller init_scale, or mend the model or the loss"
+        )
+        return Issue(("loss",), f"with {shown} it is {loss.item()} before the first step: {odd}"), None
+    if targets is not None and (seen := broadcast(lambda: experiment.loss_of(outputs, targets), outputs, targets)):
+        return Issue(
+            ("loss",),
+            f"with {shown} it broadcasts one against the other ({seen}), so that every output meets every target; "
+            "bring both to one shape, e.g. outputs.reshape(targets.shape), or give targets of the outputs' shape",
+        ), None
+    grads, said = attempted(lambda: torch.autograd.grad(loss, list(params.values()), allow_unused=True))
+    if said:
+        return Issue(("loss",), f"with {shown} its gradient raised {said}"), None
+    for name, grad in zip(params, grads, strict=True):
+        if grad is not None and grad.layout != torch.strided:
+            message = f"the gradient of {name} is {grad.layout}; leave out sparse=True, derivatives need a dense one"
+            return Issue(("model",), message), None
+    return None, outputs
+
+
+def _is_odd(inputs: tuple[Tensor, ...]) -> bool:
+    return any(x.is_floating_point() and not bool(x.isfinite().all()) for x in inputs)
+
+
+def _may_be_a_number(experiment: Experiment, outputs: Tensor, targets: Tensor | None, driven: dict[str, Tensor]) -> str:
+    """What to do where a loss works with numbers in place of the hyperparameters that it is given."""
+    plain = {name: x.item() for name, x in driven.items() if x.numel() == 1}
+    if not plain or attempted(lambda: experiment.loss_of(outputs, targets, **{**driven, **plain}))[1]:
+        return ""
+    return (
+        f". It takes {', '.join(plain)} as a number, in which nothing is differentiated: compute with the tensor that "
+        "it is given, or fix it under loss"
+    )
+
+
+def _mislabelled(experiment: Experiment, outputs: Tensor, driven: dict[str, Tensor]) -> Issue | None:
+    """A label that the loss cannot take, told by its example."""
+    assert experiment.data is not None
+    outputs, driven = outputs.cpu(), {name: x.cpu() for name, x in driven.items()}  # a GPU would not survive one
+    for name, targets in experiment.data.targets.items():
+        if not is_integral(targets):
+            continue
+        bad, said = _out_of_range(experiment, outputs, targets)
+        if targets.ndim == 1 and outputs.ndim and not experiment.loss.of_classes:
+            bad, said = _refused(experiment, outputs, targets, driven)
+        if bad is not None and bool(bad.any()):
+            first = int(bad.nonzero()[0, 0])
+            return Issue(
+                ("dataset",),
+                f"example {first} of the {name} split has a label that the loss cannot take ({said}; the model's "
+                f"outputs are of shape {list(outputs.shape)}). {int(bad.sum())} labels are so: mend them, or the "
+                "number of classes of the model",
+            )
+    return None
+
+
+def _out_of_range(experiment: Experiment, outputs: Tensor, targets: Tensor) -> tuple[Tensor | None, str]:
+    """Where targets are no classes of the outputs."""
+    if not experiment.loss.of_classes or targets.shape[1:] != _without(outputs, experiment.class_dim)[1:]:
+        return None, ""
+    num = outputs.shape[experiment.class_dim]
+    bad = ((targets < 0) | (targets >= num)) & (targets != experiment.loss.ignore_index)
+    return bad, f"allowed are 0 ... {num - 1}, and {experiment.loss.ignore_index} for what is ignored"
+
+
+def _without(outputs: Tensor, dim: int) -> torch.Size:
+    return outputs.select(dim, 0).shape
+
+
+def _refused(
+    experiment: Experiment, outputs: Tensor, targets: Tensor, driven: dict[str, Tensor]
+) -> tuple[Tensor | None, str]:
+    """Where targets are labels on which a loss of one's own raises an error: all are tried, alone if need be."""
+
+    def raised(labels: Tensor) -> str:
+        given = labels.repeat(-(-len(outputs) // len(labels)))[: len(outputs)]
+        return attempted(lambda: experiment.loss_of(outputs, given, **driven))[1]
+
+    for labels in torch.unique(targets).long().cpu().split(len(outputs)):
+        if raised(labels):
+            for label in labels:
+                if said := raised(label[None]):
+                    return targets == label, f"on {int(label)} it raised {said}"
+    return None, ""
+
+
+def _scored(experiment: Experiment, model: nn.Module) -> Issue | None:
+    """Tries the figures of the test split on its first chunk, which a run takes only after its last step."""
+    data = experiment.data
+    if data is None or data.test is None:
+        return None
+    batch, _ = data.test[0]
+    issue, outputs = _figures(experiment, model, batch)
+    if issue is not None or outputs is None or data.num_classes is None:
+        return issue
+    targets = batch.targets
+    if not has_classes(outputs, targets, experiment.class_dim) and has_classes(outputs, targets, -1):
+        return Issue(
+            ("model",),
+            f"with outputs of shape {list(outputs.shape)} and targets of shape {list(targets.shape)} there is no "
+            f"accuracy: classes are looked for in dimension {experiment.class_dim}. Where they are in the last one, "
+            "let the model say so, by an attribute class_dim = -1",
+        )
+    return None
+
+
+def _figures(experiment: Experiment, model: nn.Module, batch: Batch) -> tuple[Issue | None, Tensor | None]:
+    outputs, said = attempted(lambda: model(batch.inputs).detach())
+    if said:
+        return Issue(("model",), f"with inputs of the test split, {list(batch.inputs.shape)}, it raised {said}"), None
+    shown = f"outputs of shape {list(outputs.shape)} and targets of shape {list(batch.targets.shape)}"
+    _, said = attempted(lambda: float(experiment.loss_of(outputs, batch.targets)))
+    if said:
+        return Issue(("loss",), f"on the test split, with {shown}, it raised {said}"), None
+    _, said = attempted(lambda: experiment.counts(outputs, batch.targets))
+    return (Issue(("model",), f"with {shown} the accuracy raised {said}") if said else None), outputs

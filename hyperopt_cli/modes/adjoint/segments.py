@@ -1,0 +1,122 @@
+"""The way back in segments, where a step can keep what its way back takes (`program/partition.py`).
+
+The run keeps s_t at the beginning of each segment, and of the last segment everything, so that its steps are not
+taken again. Every other segment is taken once more from its beginning, this time keeping everything. With segments of
+c steps, of which each keeps k states' worth,
+
+    steps: 2 T - c          memory, in states: about T / c - 1 + k c
+
+A state at which a step begins that is kept whole is held by it already: some of them are marked, about sqrt(c) steps
+apart, at no cost. Another process that goes on from here has none of what steps keep, and takes a few of them again
+from the mark before; so it comes further however soon it is interrupted in its turn.
+
+Where the adjoint of a step can only be had from s_t itself, fewer states can be traded for more steps (`binomial.py`);
+here the gradient of a step is never taken a third time. Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 3.1
+and algorithm 1, with the last segment kept.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+
+from hyperopt_cli.dynamics.dynamics import State
+from hyperopt_cli.modes.adjoint.sweep import Back, Steps, WayBack, told_of
+from hyperopt_cli.modes.base import Account
+
+
+def segment_length(num: int, slots: int, kept: float) -> int | None:
+    """The longest segment for which `slots` states' worth of memory suffices; None where no length does.
+
+    Args:
+        num: steps that are met again.
+        slots: states that may be held.
+        kept: what a step keeps, in states.
+
+    >>> segment_length(100, 70, 1.35)
+    50
+    """
+    fitting = (c for c in range(num, 0, -1) if -(-num // c) - 1 + kept * c <= slots)
+    return next(fitting, None)
+
+
+class Segments(WayBack):
+    """The run, and the way back through its last `num` steps.
+
+    Args:
+        steps: compiled.
+        account: told of every step.
+        num: steps that are met again.
+        length: of a segment.
+        slots: states' worth that may be held.
+    """
+
+    def __init__(self, steps: Steps, account: Account, num: int, length: int, slots: int) -> None:
+        self._steps, self._account, self.slots = steps, account, slots
+        self._total = steps.dynamics.problem.steps
+        self._first, self._apart = self._total - num, max(1, isqrt(length))
+        self._starts = {max(self._first, self._total - k * length) for k in range(1, -(-num // length) + 1)}
+        self._held: dict[int, State] = {}  # s_t where a segment begins, and at marks, as far as they are not behind
+        self._t, self._state = 0, steps.dynamics.start  # in hand, where steps are being taken
+        self._until = self._total  # on the way back: alpha_until is known
+        self._backs: list[tuple[int, Back]] = []
+
+    def found(self, place: Mapping[str, Any]) -> None:
+        """Goes on from where `place` stood; steps that have to be taken again for that are not counted again."""
+        device = self._steps.dynamics.like.device
+        self._held = {t: State.found(state, device) for t, state in place["held"]}
+        self._until = place["until"]
+        self._account.uncount(place["counted"])
+        if self.sweep is None:
+            self._t = max(self._held)
+            self._state = self._held[self._t]
+
+    def place(self) -> dict[str, Any]:
+        """States; the one in hand among them. What steps have kept is lost."""
+        states = self._held | ({self._t: self._state} if self._t < self._until or self.sweep is None else {})
+        held = ([t, state.kept()] for t, state in states.items())
+        return {"held": held, "until": self._until, "counted": len(self._backs)}
+
+    def end(self) -> State:
+        """The run: s_T."""
+        while self._t < self._total:
+            value = self._taken(is_kept=self._t >= max(self._starts))
+            told_of(self._t - 1, value, self._total, self._account)
+            self._account.offer(self.left)
+        return self._state
+
+    def __iter__(self) -> Iterator[tuple[int, Back]]:
+        """The last step first."""
+        self._held.pop(self._total, None)
+        while self._until > self._first:
+            if not self._backs:
+                self._take_again()
+            self._state = self._steps.dynamics.start  # s_until is needed no longer
+            self._until, back = self._backs.pop()
+            self._held.pop(self._until, None)
+            yield self._until, back
+            del back
+
+    def _take_again(self) -> None:
+        """The steps up to `until`, from the last state before it."""
+        self._t = max(self._held)
+        self._state = self._held[self._t]
+        while self._t < self._until:
+            self._taken(is_kept=True)
+            self._account.step_repeated()
+            if self._t < self._until:
+                self._account.offer(self.left)
+
+    def _taken(self, is_kept: bool) -> Tensor:
+        """s_t -> s_{t+1}, for the first time or again: L."""
+        t, state = self._t, self._state
+        if t in self._starts or (is_kept and t % self._apart == 0):
+            self._held[t] = state
+        if is_kept:
+            (self._state, value), back = self._steps.kept(t, state, self._account)
+            self._backs.append((t, back))
+        else:
+            self._state, value = self._steps.train(t, state, self._account)
+        self._t = t + 1
+        return value

@@ -1,0 +1,103 @@
+"""A shelf: a stack of states, wherever they lie; and those of the memory that they are computed in."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch.utils._pytree import tree_map
+
+from hyperopt_cli.dynamics.dynamics import State
+from hyperopt_cli.modes.adjoint.snapshot import Record, Rows
+
+
+class Shelf(ABC):
+    """A stack of states, which come back with the same bits and strides, on the device that they came from."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many states lie here."""
+
+    @abstractmethod
+    def push(self, state: State) -> None:
+        """Keeps `state`, which nobody may change meanwhile, on top."""
+
+    @abstractmethod
+    def top(self) -> State:
+        """The state on top, which stays."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Forgets the state on top."""
+
+    @abstractmethod
+    def states(self) -> Iterable[State]:
+        """All of them, the lowest first; they stay."""
+
+    def ahead(self) -> None:  # noqa: B027
+        """The next call will be `top`: a far state may be fetched while something else is computed."""
+
+    def close(self) -> None:  # noqa: B027
+        """Gives back what is more than memory."""
+
+
+class Held(Shelf):
+    """States held where they are: not a number is copied."""
+
+    def __init__(self) -> None:
+        self._states: list[State] = []
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def push(self, state: State) -> None:
+        """By reference."""
+        self._states.append(state)
+
+    def top(self) -> State:
+        """By reference."""
+        return self._states[-1]
+
+    def drop(self) -> None:
+        """Its memory is free once nobody else holds it."""
+        self._states.pop()
+
+    def states(self) -> Iterable[State]:
+        """By reference."""
+        return self._states
+
+
+class Copied(Shelf):
+    """States copied into standing memory of the host: many of them take no more of it than their numbers do.
+
+    On the CPU, states that are merely held leave holes between them which their successors do not fit into, and take up
+    to twice their numbers.
+
+    Args:
+        num_slots: how many states may lie here at once.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._rows = Rows(num_slots)
+        self._states: list[State] = []
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def push(self, state: State) -> None:
+        """Over what lay there before."""
+        record = Record(state)
+        into = record.views(self._rows.row(len(self._states), record.num_bytes))
+        tree_map(torch.Tensor.copy_, into, state)
+        self._states.append(into)
+
+    def top(self) -> State:
+        """Not a copy: until the next `push` after it is dropped."""
+        return self._states[-1]
+
+    def drop(self) -> None:
+        """Its place is free."""
+        self._states.pop()
+
+    def states(self) -> Iterable[State]:
+        """Not copies."""
+        return self._states

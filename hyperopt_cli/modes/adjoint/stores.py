@@ -1,0 +1,124 @@
+"""Where the states lie that checkpointed reverse keeps: on the device, in the host's memory, on the disk.
+
+Slots are filled and emptied like a stack (`binomial.py`). Those at the bottom hold the early states, which are
+read rarely: they lie farthest, on the disk; above them those in the host's memory, and on top those on the device. On
+the CPU the host's memory is the device's.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from hyperopt_cli.dynamics.dynamics import State
+from hyperopt_cli.modes.adjoint.disk_store import DiskShelf, NoLift
+from hyperopt_cli.modes.adjoint.pinned_store import PinnedShelf, SideStream
+from hyperopt_cli.modes.adjoint.store import Copied, Held, Shelf
+
+ALLOWED = (
+    'None or "all" (every state is kept), "auto" (as many as fit), a number of at least 1, or a mapping with some of '
+    "device, host and disk"
+)
+
+
+class Places(NamedTuple):
+    """Numbers of slots by where they lie."""
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+    @classmethod
+    def of(cls, slots: int | Mapping[str, int]) -> "Places":
+        """From the number on the device, or a mapping.
+
+        Raises:
+            ValueError: neither, an unknown place, a number below 0, or no slot at all.
+        """
+        if not isinstance(slots, Mapping):
+            slots = {"device": _number(slots, 1, f"got {slots!r}; allowed are {ALLOWED}")}
+        for place, number in slots.items():
+            if place not in cls._fields:
+                raise ValueError(f"slots: got {place!r} in {dict(slots)}; allowed are {', '.join(cls._fields)}")
+            _number(number, 0, f"got {number!r} for {place}; allowed is a number of at least 0")
+        places = cls(**slots)
+        if sum(places) == 0:
+            raise ValueError(f"slots: got {dict(slots)}; w_0 needs one: give device, host or disk at least 1")
+        return places
+
+    def at_most(self, slots: int) -> "Places":
+        """Without those of more than `slots` that lie farthest."""
+        device = min(self.device, slots)
+        host = min(self.host, slots - device)
+        return Places(device, host, min(self.disk, slots - device - host))
+
+
+def _number(given: Any, least: int, otherwise: str) -> int:
+    if not isinstance(given, int) or isinstance(given, bool) or given < least:
+        raise ValueError(f"slots: {otherwise}")
+    return given
+
+
+class Shelves(Shelf):
+    """A stack of states over several shelves, each of which is filled before the next; a context that closes them.
+
+    Args:
+        shelves: with how many states each may hold, the farthest first.
+    """
+
+    def __init__(self, shelves: Sequence[tuple[int, Shelf]]) -> None:
+        self._shelves = shelves
+
+    @classmethod
+    def on(cls, places: Places, device: torch.device) -> Self:
+        """For the states of `device`.
+
+        Raises:
+            HyperoptError: there is no place for a file.
+        """
+        side = SideStream(device) if device.type == "cuda" else None
+        shelves: list[tuple[int, Shelf]] = []
+        if places.disk:
+            shelves.append((places.disk, DiskShelf(places.disk, side or NoLift())))
+        if side is not None:
+            return cls([*shelves, (places.host, PinnedShelf(places.host, side)), (places.device, Held())])
+        num_near = places.host + places.device
+        return cls([*shelves, (num_near, Copied(num_near) if device.type == "cpu" else Held())])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return sum(len(shelf) for _, shelf in self._shelves)
+
+    def push(self, state: State) -> None:
+        """Onto the farthest shelf with room."""
+        next(shelf for num_slots, shelf in self._shelves if len(shelf) < num_slots).push(state)
+
+    def top(self) -> State:
+        """From the nearest shelf that is not empty."""
+        return self._last().top()
+
+    def ahead(self) -> None:
+        """On the shelf that is read next; nothing if all are empty."""
+        if len(self):
+            self._last().ahead()
+
+    def drop(self) -> None:
+        """From the nearest shelf that is not empty."""
+        self._last().drop()
+
+    def states(self) -> Iterable[State]:
+        """The farthest shelf's first."""
+        return (state for _, shelf in self._shelves for state in shelf.states())
+
+    def close(self) -> None:
+        """Closes every shelf."""
+        for _, shelf in self._shelves:
+            shelf.close()
+
+    def _last(self) -> Shelf:
+        return next(shelf for _, shelf in reversed(self._shelves) if len(shelf))

@@ -1,0 +1,74 @@
+"""DrMAD: the states of the run replaced by those on the straight line between its ends.
+
+    s_t = (1 - t/T) s_0 + (t/T) s_T
+
+Fu, Luo, Feng, Low and Chua 2016, "DrMAD: Distilling reverse-mode automatic differentiation for optimizing
+hyperparameters of deep neural networks", https://arxiv.org/abs/1601.00917.
+
+The paper writes the line for the weights, under gradient descent with momentum. Here it runs through the whole state,
+the optimizer's slots included, so that any update rule can be swept back along it. Batches and lambda_t are those of
+the run.
+
+Cost: no recomputation. Memory: 2 states. The hypergradient is biased, and nothing bounds by how much.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from hyperopt_cli.dynamics.dynamics import State
+from hyperopt_cli.modes.adjoint.sweep import Back, Steps, WayBack, told_of
+from hyperopt_cli.modes.base import Account
+
+
+class Line(WayBack):
+    """The run, of which only the ends are kept, and the way back through its last `num` steps along the line.
+
+    Args:
+        steps: of the run.
+        account: told of every step.
+        num: steps that are met again.
+    """
+
+    slots = 2
+
+    def __init__(self, steps: Steps, account: Account, num: int) -> None:
+        self._steps, self._account = steps, account
+        self._total = steps.dynamics.problem.steps
+        self._first, self._t, self._state = self._total - num, 0, steps.dynamics.start
+        self._back = self._total  # the step that was met last
+
+    def found(self, place: Mapping[str, Any]) -> None:
+        """Goes on from where `place` stood."""
+        self._t, self._back = place["t"], place["back"]
+        self._state = State.found(place["state"], self._steps.dynamics.like.device)
+
+    def place(self) -> dict[str, Any]:
+        """The state in hand, and the step that was met last."""
+        return {"t": self._t, "state": self._state.kept(), "back": self._back}
+
+    def end(self) -> State:
+        """The run: s_T."""
+        while self._t < self._total:
+            state, value = self._steps.train(self._t, self._state, self._account)
+            self._t, self._state = self._t + 1, state
+            told_of(self._t - 1, value, self._total, self._account)
+            self._account.offer(self.left)
+        return self._state
+
+    def __iter__(self) -> Iterator[tuple[int, Back]]:
+        """The last step first."""
+        while self._back > self._first:
+            self._back -= 1
+            between = _between(self._steps.dynamics.start, self._state, self._back / self._total)
+            back = self._steps.met_again(self._back, between, self._account, of_the_run=False)
+            del between
+            yield self._back, back
+            del back
+
+
+def _between(start: State, end: State, u: float) -> State:
+    between: State = tree_map(lambda a, b: torch.add((1 - u) * a, b, alpha=u), start, end)
+    return between

@@ -1,0 +1,402 @@
+"""The adjoint sweep, over any source of the run's past: the recursion of reverse mode and of reversible mode.
+
+    alpha_T = dE/ds_T
+    dE/dlambda += alpha_{t+1} B_t,    alpha_t = alpha_{t+1} A_t        for t = T-1 ... 0
+
+One step of it is the vector-Jacobian product of the update rule, then that of the gradient:
+
+    (a_s, a_g, a_lambda) = alpha_{t+1} dU,     a_s += (H a_g) dP,     a_lambda += (d2L/dw dlambda)^T a_g
+
+Franceschi et al. 2017, algorithm 1 (Reverse-HG), https://proceedings.mlr.press/v70/franceschi17a; the sweep of
+Maclaurin et al. 2015, algorithm 2, https://arxiv.org/abs/1502.03492, for any update rule.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+
+from hyperopt_cli.checks.judge import Judge
+from hyperopt_cli.checks.outer import OuterJudge
+from hyperopt_cli.checks.replayed import ROUNDED, slack
+from hyperopt_cli.dynamics.dynamics import Dynamics, State
+from hyperopt_cli.dynamics.stepping import StepInHalves
+from hyperopt_cli.engines import Loss, gradient, gradient_and_pullback
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.memory import state_bytes
+from hyperopt_cli.modes.base import MET_AGAIN, Account, Hypergradient
+from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.optimizers.base import Params, StepHyper
+from hyperopt_cli.problem import Batch, Hyper
+
+# lambda may lie on the host, and its schedule is a few small operators: adjoints of lambda_t are pulled back through it
+# some steps at a time, so that few steps wait for the device; many small tensors that stay leave holes in the memory
+MOST_WAITING, MOST_BYTES = 16, 2**20
+
+
+class Past(NamedTuple):
+    """The gradient of one step, ready to be differentiated.
+
+    Attributes:
+        t: which step.
+        state: s_t.
+        hyper: lambda_t.
+        value: L.
+        grads: g_t, held like the state.
+        pullback: `u -> (H u, (d2L/dw dlambda)^T u)` at s_t, named; may be called once.
+    """
+
+    t: Any
+    state: State
+    hyper: StepHyper
+    value: Tensor
+    grads: Params
+    pullback: Callable[[Params], tuple[Params, StepHyper]]
+
+
+# alpha_{t+1} -> alpha_t and the adjoint of lambda_t, at a step that is met again on the way back; may be called once
+Back = Callable[[State], tuple[State, StepHyper]]
+
+
+def told_of(t: int, value: Tensor, num: int, account: Account) -> None:
+    """A step of the run is done, and has shown L."""
+    account.inner_loss[t] = value
+    account.watch(t, "the training loss", value)
+    account.step_done("forward", t + 1, num)
+
+
+class Steps(NamedTuple):
+    """The two steps of a run, there and back: as torch runs them, or compiled in halves.
+
+    Attributes:
+        dynamics: whose.
+        hyper: lambda.
+        both: `both_steps` at t.
+        judge: says how the gradient is differentiated, step by step.
+    """
+
+    dynamics: Dynamics
+    hyper: Hyper
+    both: StepInHalves
+    judge: Judge
+
+    def train(self, t: int, state: State, account: Account) -> tuple[State, Tensor]:
+        """s_t -> s_{t+1}, and L."""
+        step_hyper = self._hyper_at(t)
+        if self.both.is_compiled:
+            result = self.kept(t, state, account)[0]
+        else:
+            _count(account, steps=1, gradients=1)
+            result = train_step(self.dynamics, self.dynamics.problem.batch(t), t, state, step_hyper)
+            self.judge.look(self.dynamics, t, state, step_hyper)
+        return result
+
+    def kept(self, t: int, state: State, account: Account) -> tuple[tuple[State, Tensor], Back]:
+        """The same, and the way back through it, for which everything is kept; compiled."""
+        _count(account, steps=1, gradients=1)
+        step_hyper = self._hyper_at(t)
+        early, kept = self.both.there(t, state, state, step_hyper)  # an adjoint is like a state
+        self.judge.look(self.dynamics, t, state, step_hyper, unseen=True)
+        if self.judge.takes_programs:
+            raise UsageError(
+                "compile: what is compiled is a double backward, which is not the derivative of this training "
+                "gradient; set compile: false"
+            )
+
+        def back(adjoint: State) -> tuple[State, StepHyper]:
+            _count(account, hvps=1)
+            late: tuple[State, StepHyper] = self.both.back(kept, adjoint)
+            return late
+
+        return early, back
+
+    def kept_bytes(self) -> int:
+        """What `kept` holds of a compiled step beside its state, found at step 0: its batch too, if no other has it."""
+        state, batch = self.dynamics.start, self.dynamics.problem.batch
+        _, kept = self.both.there(0, state, state, self._hyper_at(0))
+        others = (
+            {_memory(x) for x in tree_leaves(batch(1)) if isinstance(x, Tensor)}
+            if self.dynamics.problem.steps > 1
+            else set()
+        )
+        return state_bytes(kept.more) + state_bytes([x for x in kept.batch if _memory(x) not in others])
+
+    def met_again(self, t: int, state: State, account: Account, of_the_run: bool = True) -> Back:
+        """The way back through step t from s_t alone: its gradient is taken again, now.
+
+        Args:
+            t: the step.
+            state: s_t.
+            account: told of it, and whether L is what it was.
+            of_the_run: whether `state` is the one that the run had.
+        """
+        _count(account, gradients=1, hvps=1)
+        step_hyper = self._hyper_at(t)
+        if self.both.is_compiled:
+            (_, value), kept = self.both.there(t, state, state, step_hyper)
+            back: Back = lambda adjoint: self.both.back(kept, adjoint)  # noqa: E731
+        else:
+            past = linearise(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper, self.judge)
+            value, back = past.value, partial(adjoint_step, self.dynamics, past)
+        if of_the_run:
+            known = account.inner_loss[t]
+            apart = ROUNDED * known.abs() if self.both.is_compiled else slack(known)
+            account.watch(t, MET_AGAIN, torch.where((value.to(known) - known).abs() > apart, float("nan"), 0.0))
+        return back
+
+    def _hyper_at(self, t: int) -> StepHyper:
+        return self.dynamics.hyper_at(self.hyper, t)
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def _count(account: Account, steps: int = 0, gradients: int = 0, hvps: int = 0) -> None:
+    account.num_steps += steps
+    account.num_gradients += gradients
+    account.num_hvps += hvps
+
+
+def train_step(dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper) -> tuple[State, Tensor]:
+    """s_t -> s_{t+1}, and L."""
+    point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
+    value, g = gradient(dynamics.loss_on(batch), point, step_hyper)
+    return dynamics.update(state, dynamics.layout.pack(g), step_hyper, t), value
+
+
+def back_step(
+    dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
+) -> tuple[State, StepHyper]:
+    """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t, from s_t."""
+    return adjoint_step(dynamics, linearise(dynamics, dynamics.loss_on(batch), t, state, step_hyper), adjoint)
+
+
+def both_steps(
+    dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
+) -> tuple[tuple[State, Tensor], tuple[State, StepHyper]]:
+    """There, and back."""
+    there = train_step(dynamics, batch, t, state, step_hyper)
+    return there, back_step(dynamics, batch, t, state, step_hyper, adjoint)
+
+
+def linearise(
+    dynamics: Dynamics, loss: Loss, t: Any, state: State, step_hyper: StepHyper, judge: Judge | None = None
+) -> Past:
+    """The gradient at s_t, ready to be differentiated: as `judge` says, or by a double backward."""
+    point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
+    take = gradient_and_pullback if judge is None else judge.pullback
+    value, g, pullback = take(loss, point, step_hyper)
+    return Past(t, state, step_hyper, value, dynamics.layout.pack(g), pullback)
+
+
+@dataclass
+class Sweep:
+    """How far a sweep has come.
+
+    Attributes:
+        adjoint: alpha.
+        total: dE/dlambda, as far as it is summed up.
+        waiting: adjoints of lambda_t that are not yet in it, each with its t.
+        done: steps.
+        value, by_hyper, params: of the objective at s_T.
+    """
+
+    adjoint: State
+    total: Hyper
+    waiting: list[tuple[int, StepHyper]]
+    done: int
+    value: Tensor
+    by_hyper: Hyper
+    params: Params
+
+    @classmethod
+    def begun(
+        cls,
+        dynamics: Dynamics,
+        hyper: Hyper,
+        end: State,
+        account: Account,
+        left: Callable[[], dict[str, Any]],
+        judge: OuterJudge | None,
+    ) -> "Sweep":
+        """At s_T; `left` is what the run goes on from there, `judge` takes the gradient of the objective."""
+        params = dynamics.layout.unpack(dynamics.result(end))
+        objective = outer_objective(dynamics.problem, params, hyper, partial(account.offer, left), judge)
+        account.watch(dynamics.problem.steps, "the outer objective", objective.value)
+        adjoint = _result_adjoint(dynamics, end, objective.by_params)
+        zeros = {name: torch.zeros_like(value) for name, value in hyper.items()}
+        return cls(adjoint, zeros, [], 0, objective.value, objective.by_hyper, params)
+
+    def back_through(self, t: int, back: Back) -> None:
+        """alpha_{t+1} -> alpha_t."""
+        self.adjoint, a_at = back(self.adjoint)
+        self.waiting.append((t, a_at))
+        self.done += 1
+
+    def sum_up(self, dynamics: Dynamics, hyper: Hyper) -> None:
+        """What waits goes into the total."""
+        by_hyper = _pulled_back(dynamics, hyper, self.waiting)
+        self.total = {name: self.total[name] + by_hyper[name] for name in self.total}
+        self.waiting.clear()
+
+    @property
+    def many_wait(self) -> bool:
+        """Whether more should not wait."""
+        return len(self.waiting) >= MOST_WAITING or len(self.waiting) * state_bytes(self.waiting[-1][1]) > MOST_BYTES
+
+    def kept(self) -> dict[str, Any]:
+        """As dictionaries and lists, which a checkpoint can hold."""
+        waiting = [[t, a_at] for t, a_at in self.waiting]
+        at_end = {"value": self.value, "by_hyper": self.by_hyper, "params": self.params}
+        return {"adjoint": self.adjoint.kept(), "total": self.total, "waiting": waiting, "done": self.done, **at_end}
+
+    @classmethod
+    def found(cls, kept: Mapping[str, Any], dynamics: Dynamics, hyper: Hyper) -> "Sweep":
+        """The inverse of `kept`: what is of lambda goes where lambda lies, the rest where the state does."""
+        device = dynamics.like.device
+        waiting, value, params = tree_map_only(
+            Tensor, lambda x: x.to(device), (kept["waiting"], kept["value"], kept["params"])
+        )
+        total, by_hyper = (
+            {name: x.to(hyper[name].device) for name, x in kept[key].items()} for key in ("total", "by_hyper")
+        )
+        adjoint, pairs = State.found(kept["adjoint"], device), [(t, a_at) for t, a_at in waiting]
+        return cls(adjoint, total, pairs, kept["done"], value, by_hyper, params)
+
+
+class WayBack(ABC):
+    """A run, then its steps met again, the last one first; and what another process can go on from.
+
+    Attributes:
+        sweep: that goes along it; None as long as the run itself is not done.
+        slots: states that may be held.
+    """
+
+    sweep: Sweep | None = None
+    slots: int
+
+    @abstractmethod
+    def end(self) -> State:
+        """The run, or the rest of it: s_T. From here on, until there is a sweep, `place` is that of s_T."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[int, Back]]:
+        """Each step with its t."""
+
+    @abstractmethod
+    def place(self) -> dict[str, Any]:
+        """Where it stands, once the step that was met last has been gone back through."""
+
+    @abstractmethod
+    def found(self, place: Mapping[str, Any]) -> None:
+        """Goes on from where `place` stood, for the same run and as many slots."""
+
+    def left(self) -> dict[str, Any]:
+        """Where it stands, and the sweep."""
+        sweep = None if self.sweep is None else self.sweep.kept()
+        return {"sweep": sweep, "kind": type(self).__name__, "past": self.place(), "slots": self.slots}
+
+
+def swept_back(
+    dynamics: Dynamics,
+    hyper: Hyper,
+    past: WayBack,
+    account: Account,
+    num_swept: int | None = None,
+    left: dict[str, Any] | None = None,
+    judge: OuterJudge | None = None,
+) -> Hypergradient:
+    """The hypergradient from a run and its way back, which may stop short of its beginning.
+
+    Args:
+        dynamics: of the run.
+        hyper: lambda.
+        past: the run.
+        account: told of every step.
+        num_swept: steps to go back; None: T.
+        left: where another process was interrupted; it is emptied.
+        judge: takes the gradient of the objective; None: autograd, whatever that gives.
+    """
+    num = dynamics.problem.steps if num_swept is None else num_swept
+    if left is not None:
+        if left["sweep"] is not None:
+            past.sweep = Sweep.found(left["sweep"], dynamics, hyper)
+        past.found(left["past"])
+        left.clear()
+    if past.sweep is None:
+        past.sweep = Sweep.begun(dynamics, hyper, past.end(), account, past.left, judge)
+        account.growth.adjoint(dynamics.problem.steps, past.sweep.adjoint.params)
+    sweep = past.sweep
+    for t, back in past:
+        sweep.back_through(t, back)
+        del back  # its gradient's graph, before the next one is made
+        if sweep.many_wait or sweep.done == num:
+            sweep.sum_up(dynamics, hyper)
+        account.growth.adjoint(t, sweep.adjoint.params)
+        account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in sweep.adjoint.params.values()]))
+        account.step_done("backward", sweep.done, num)
+        account.offer(past.left)
+    total = {name: d + sweep.total[name] for name, d in sweep.by_hyper.items()}
+    if num == dynamics.problem.steps:
+        with torch.enable_grad():
+            h = tree_map(_leaf, hyper)
+            start = dynamics.derivable("init", dynamics.initial, (h,))(h)
+        (by_init,) = _vjp(start, (h,), sweep.adjoint)
+        total = {name: total[name] + by_init[name] for name in total}
+    return account.close(sweep.value, total, sweep.params)
+
+
+def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]]) -> Hyper:
+    """Adjoints of lambda_t, each with its t, pulled back through the schedule."""
+    with torch.enable_grad():
+        h = tree_map(_leaf, hyper)
+        given = [dynamics.derivable("schedule", partial(_schedule, dynamics, t), (h,))(h) for t, _ in waiting]
+    (by_hyper,) = _vjp(given, (h,), [a_at for _, a_at in waiting])
+    return cast(Hyper, by_hyper)
+
+
+def _schedule(dynamics: Dynamics, t: int, hyper: Hyper) -> StepHyper:
+    return dynamics.plain_hyper_at(hyper, t)
+
+
+def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State, StepHyper]:
+    """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t."""
+    layout, t = dynamics.layout, past.t
+    with torch.enable_grad():
+        state, at, g = tree_map(_leaf, (past.state, past.hyper, past.grads))
+        point = dynamics.derivable("point", lambda s, h: dynamics.point(s, h, t), (state, at))(state, at)
+        after = dynamics.derivable("update", lambda s, d, h: dynamics.update(s, d, h, t), (state, g, at))(state, g, at)
+    a_state, a_g, a_at = _vjp(after, (state, g, at), adjoint)
+    a_point, a_at_loss = past.pullback(layout.unpack(a_g))
+    a_state_point, a_at_point = _vjp(point, (state, at), layout.pack(a_point))
+    a_at = tree_map(lambda x, y, z: x + y + z, a_at, a_at_loss, a_at_point)
+    return tree_map(torch.add, a_state, a_state_point), a_at
+
+
+def _result_adjoint(dynamics: Dynamics, end: State, by_params: Params) -> State:
+    """alpha_T = dE/dR dR/ds_T."""
+    with torch.enable_grad():
+        leaf = tree_map(_leaf, end)
+        outcome = dynamics.derivable("result", dynamics.result, (leaf,))(leaf)
+    adjoint: State = _vjp(outcome, (leaf,), dynamics.layout.pack(by_params))[0]
+    return adjoint
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def _vjp(outputs: Any, inputs: Any, adjoints: Any) -> Any:
+    """Adjoints of `inputs` (a tuple of trees) given those of `outputs` (a tree); zero where nothing is connected."""
+    leaves, spec = tree_flatten(inputs)
+    pairs = [(y, a.to(y)) for y, a in zip(tree_leaves(outputs), tree_leaves(adjoints), strict=True) if y.requires_grad]
+    if not pairs:
+        return tree_unflatten([torch.zeros_like(x) for x in leaves], spec)
+    grads = torch.autograd.grad([y for y, _ in pairs], leaves, [a for _, a in pairs], materialize_grads=True)
+    return tree_unflatten(list(grads), spec)

@@ -1,0 +1,478 @@
+"""The outer loop: hypergradients, and the steps that they make in raw coordinates.
+
+    raw_{n+1} = project(raw_n - step(dE/draw)),      dE/draw = dE/dnatural dnatural/draw
+
+Where a step leads to a run that diverges, or whose hypergradient is noise (`noise.py`), it is halved, five times at the
+most. A generator of what was measured: it neither prints nor writes.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped
+from hyperopt_cli.memory import is_lacking
+from hyperopt_cli.modes import Hypergradient, Mode
+from hyperopt_cli.modes.base import OnStep
+from hyperopt_cli.modes.fitting import smaller, told
+from hyperopt_cli.modes.plain_run import objective_after
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.outer.noise import CONFIRMED_TO, Ends, judge
+from hyperopt_cli.outer.replicas import SUMMED, Replicas, kept
+from hyperopt_cli.outer.sign_descent import SignDescent
+from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.ranks.group import ALONE, Ranks
+from hyperopt_cli.space import Space
+
+# Called after each inner step: outer step, replica, phase, steps done, steps in the phase.
+OnInnerStep = Callable[[int, int, str, int, int], None]
+# Called when memory was lacking: outer step, the mode that is taken from now on, what happened.
+OnSmaller = Callable[[int, Mode, str], None]
+# Called when a step of the outer loop is halved: outer step, how often by now, what was not finite where it had led.
+OnHalved = Callable[[int, int, NonFiniteError], None]
+# Called when a run that another process had begun is begun again: outer step, why its reversal failed.
+OnBegunAgain = Callable[[int, ReversalError], None]
+
+_LOG = logging.getLogger(__name__)
+
+MOST_HALVINGS = 5
+
+TOLD = (
+    "bias",
+    "checks",
+    "mode",
+    "plan",
+    "engine",
+    "engine_why",
+    "compiled_why",
+    "factors",
+)  # of a mode's stats what is reported where it is there
+
+
+class OuterStep(NamedTuple):
+    """What was measured before update `outer_step`; 0 is the start.
+
+    Attributes:
+        outer_step: n.
+        validation_loss: E, the mean over the replicas.
+        training_loss: the mean inner loss over the last tenth of the horizon.
+        hyperparameters: natural values.
+        hypergradient: dE/dnatural.
+        raw_hyperparameters: where the outer optimizer stands.
+        raw_hypergradient: dE/draw, before clipping.
+        inner_loss: L at every step, [T], of the first replica.
+        schedules: every scheduled name over the horizon, [T] or [T, groups].
+        params: w_T of the first replica.
+        stats: of all replicas: `wall_s`, `num_steps`, `num_gradients`, `num_hvps` summed, `peak_bytes` their maximum;
+            `growth` and `digits` of the hypergradient; only where there is one: `bias`, what biases it, `noise`,
+            why it is noise, `num_asked_steps`, plain inner steps that were taken to find that out, `halvings` and
+            `halved_for`, what was found where the longer steps had led.
+    """
+
+    outer_step: int
+    validation_loss: float
+    training_loss: float
+    hyperparameters: Hyper
+    hypergradient: Hyper
+    raw_hyperparameters: Hyper
+    raw_hypergradient: Hyper
+    inner_loss: Tensor
+    schedules: dict[str, Tensor]
+    params: Params
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How the outer loop walks.
+
+    Attributes:
+        optimizer: adam and sgd of `torch.optim`, or sign (`SignDescent`).
+        lr: its step in raw coordinates.
+        momentum: of sgd.
+        steps: updates; one more hypergradient is measured than updates are made.
+        clip_norm: the largest norm of dE/draw, over all hyperparameters together.
+        patience: stop after so many outer steps without a new lowest validation loss.
+        on_nonfinite: where a step leads to what is not finite, or to noise, `backtrack`, halving it, or `stop`.
+        seed: `fixed`, the same training run each time, or `fresh`, other initial weights and batches.
+        replicas: seeds that E and its hypergradient are averaged over.
+    """
+
+    optimizer: Literal["adam", "sgd", "sign"] = "adam"
+    lr: float = 0.05
+    momentum: float = 0.0
+    steps: int = 10
+    clip_norm: float | None = None
+    patience: int | None = None
+    on_nonfinite: Literal["backtrack", "stop"] = "backtrack"
+    seed: Literal["fixed", "fresh"] = "fixed"
+    replicas: int = 1
+
+    def rule(self, raw: list[Tensor]) -> torch.optim.Optimizer:
+        """The outer optimizer over `raw`."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(raw, lr=self.lr)
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(raw, lr=self.lr, momentum=self.momentum)
+        return SignDescent(raw, lr=self.lr)
+
+    def smallest_step(self, grad: Hyper) -> Hyper:
+        """The step that is left when one is halved as often as it may be, with the signs of dE/draw."""
+        share = self.lr / 2**MOST_HALVINGS
+        if self.optimizer != "sgd":
+            return {key: share * g.sign() for key, g in grad.items()}
+        return {key: share * _scale(grad, self.clip_norm) * g for key, g in grad.items()}
+
+    def seeds(self, seed: int, outer_step: int) -> list[int]:
+        """The seeds of the replicas of one outer step."""
+        base = derive(seed, "outer", outer_step) if self.seed == "fresh" else seed
+        return [base if replica == 0 else derive(base, "replica", replica) for replica in range(self.replicas)]
+
+
+class OuterKeeper(Protocol):
+    """Whoever keeps what a descent has computed so far, so that another process can go on from there."""
+
+    def due(self) -> bool:
+        """Whether it is to be kept now; asked after every inner step."""
+
+    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+        """Keeps it; may raise, to end the run.
+
+        Args:
+            outer_step: how many are measured.
+            progress: inner steps of the next one, there and back.
+            left: dictionaries, lists, tensors, numbers and text, and iterators as in `modes.Keeper`.
+        """
+
+    def meet(self) -> None:
+        """Waits until all processes that share the descent are here; raises where one has failed on its way."""
+
+    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+        """Does the work of this process for an outer step, and waits for others that share it.
+
+        Args:
+            work: asks `due` after each step.
+            keep_idle: calls `keep` where others are to keep what they have, and the work of this one is done.
+        """
+
+
+def descend(
+    problem: Callable[[int], Problem],
+    space: Space,
+    descent: Descent,
+    mode: Mode,
+    seed: int = 0,
+    on_inner_step: OnInnerStep | None = None,
+    on_halved: OnHalved | None = None,
+    keeper: OuterKeeper | None = None,
+    left: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
+    on_smaller: OnSmaller | None = None,
+    on_begun_again: OnBegunAgain | None = None,
+) -> Iterator[OuterStep]:
+    """Measures and steps, `descent.steps` times, and measures where it arrived.
+
+    Args:
+        problem: seed -> the training run.
+        space: the hyperparameters.
+        descent: how to walk.
+        mode: how to differentiate.
+        seed: of the recipe.
+        on_inner_step: watches the inner loop.
+        on_halved: told of a step that is halved.
+        keeper: asked after each step, inner or outer, whether it wants what another process can go on from.
+        left: what it was given, to go on from there.
+        ranks: the processes that descend together, each of them with the same bits; several need a keeper.
+        on_smaller: told of a mode that is taken because memory was lacking.
+        on_begun_again: told of a run that is begun again, because what was left of it could not be reversed.
+
+    Raises:
+        NoMemoryError: memory was lacking, and the mode cannot do with less.
+        NonFiniteError: the run diverged, and did so after five halved steps too, or at
+            once; what was yielded stays good.
+        NoiseError: likewise, of a hypergradient that is noise; the last that was measured is yielded first, and its
+            stats say so.
+    """
+    walk = _Walk(space, descent, seed, keeper, ranks)
+    if left is not None:
+        walk.found(left)
+    while walk.goes_on:
+        walk.update()
+        measured = None
+        while measured is None:
+            lacking = None
+            try:
+                measured = walk.measured(problem, mode, on_inner_step, on_begun_again)
+            except NonFiniteError as error:
+                walk.halve(error, on_halved)
+            except Stopped:
+                walk.keep_the_rest()
+                raise
+            except Exception as error:
+                if not is_lacking(error) or ranks.divides("batch"):  # of which the others know nothing
+                    raise
+                lacking = told(error)
+            if lacking is not None:  # not above: as long as the error is there, it holds what took the memory
+                mode = walk.smaller(problem, mode, lacking, on_smaller)
+        yield measured
+        if "noise" in measured.stats:
+            raise NoiseError(len(measured.inner_loss), measured.stats["noise"])
+        walk.offer()
+
+
+class _Walk:
+    """Where the outer loop stands.
+
+    Attributes:
+        n: outer steps that are measured.
+        raw: where the next one is measured, once `update` has been made.
+    """
+
+    def __init__(self, space: Space, descent: Descent, seed: int, keeper: OuterKeeper | None, ranks: Ranks) -> None:
+        self._space, self._descent, self._seed, self._keeper = space, descent, seed, keeper
+        self.n = 0
+        self.raw = {key: value.clone() for key, value in space.initial().items()}
+        self._rule = descent.rule(list(self.raw.values()))
+        self._good: Hyper = {}  # the last raw values that were measured
+        self._grad: Hyper | None = None  # there, as long as the update is not made
+        self._best, self._best_step, self._halvings = float("inf"), 0, 0
+        self._halved_for: list[str] = []
+        self._asked_steps, self._confirmed = 0, 0.0  # of this outer step; up to which growth, by all before
+        self._ranks = ranks
+        self._replicas = Replicas(ranks, None if keeper is None else self)
+        self._last_kept = 0, 0  # outer steps, and runs of the next one
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another outer step is to be measured."""
+        patience, since = self._descent.patience, self.n - 1 - self._best_step
+        return self.n <= self._descent.steps and (self.n == 0 or patience is None or since < patience)
+
+    def update(self) -> None:
+        """To where the next one is measured."""
+        if self._grad is None:
+            return
+        self._good = {key: value.clone() for key, value in self.raw.items()}
+        _update(self._rule, self.raw, self._grad, self._descent.clip_norm)
+        self._grad, self._halvings, self._halved_for, self._asked_steps = None, 0, [], 0
+        self._project()
+
+    def halve(self, error: NonFiniteError, on_halved: OnHalved | None) -> None:
+        """Half way back to where it was good.
+
+        Raises:
+            NonFiniteError: `error`, if that is not wanted, was done often enough, or nothing was good.
+        """
+        if not self._may_halve:
+            raise error
+        self._halvings += 1
+        self._halved_for.append(str(error))
+        self._replicas.clear()
+        for key, value in self.raw.items():
+            value.copy_((value + self._good[key]) / 2)
+        self._project()
+        if on_halved is not None:
+            on_halved(self.n, self._halvings, error)
+
+    @property
+    def _may_halve(self) -> bool:
+        return self._descent.on_nonfinite == "backtrack" and bool(self._good) and self._halvings < MOST_HALVINGS
+
+    def smaller(
+        self, problem: Callable[[int], Problem], mode: Mode, lacking: str, on_smaller: OnSmaller | None
+    ) -> Mode:
+        """What to take in place of `mode`, for the hypergradient that is begun again and those after it.
+
+        Raises:
+            NoMemoryError: it can't do with less.
+        """
+        self._replicas.begin_again()
+        seed = self._descent.seeds(self._seed, self.n)[0]
+        mode, said = smaller(mode, problem(seed), self._space.natural(self.raw), lacking)
+        if on_smaller is not None:
+            on_smaller(self.n, mode, said)
+        return mode
+
+    def measured(
+        self,
+        problem: Callable[[int], Problem],
+        mode: Mode,
+        on_inner_step: OnInnerStep | None,
+        on_begun_again: OnBegunAgain | None = None,
+    ) -> OuterStep:
+        """The next outer step; if its stats say that it is noise, it is the last.
+
+        Raises:
+            NonFiniteError: it is not finite, or is noise and can be halved.
+        """
+        raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
+        hyper, seeds = self._space.natural(raw), self._descent.seeds(self._seed, self.n)
+
+        def on_step(replica: int) -> OnStep | None:
+            return None if on_inner_step is None else _bound(on_inner_step, self.n, replica)
+
+        def begun_again(error: ReversalError) -> None:
+            if on_begun_again is not None:
+                on_begun_again(self.n, error)
+
+        runs = self._replicas.measured(problem, seeds, hyper, mode, on_step, begun_again)
+        grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
+        step = _outer_step(self._space, self.n, raw, hyper, grad, runs)
+        step.stats.update({"halvings": self._halvings, "halved_for": self._halved_for} if self._halvings else {})
+        if all("growth" in run.stats for run in runs):
+            step.stats.update(self._judged(step, runs, problem, seeds, on_inner_step))
+        self._replicas.clear()
+        if "noise" in step.stats:
+            if self._ranks.is_lead:
+                _LOG.warning("outer step %d: the hypergradient is noise: %s", self.n, step.stats["noise"])
+            if self._may_halve:
+                raise NoiseError(len(step.inner_loss), step.stats["noise"])
+            return step
+        if step.validation_loss < self._best:
+            self._best, self._best_step = step.validation_loss, self.n
+        self.n, self._grad = self.n + 1, step.raw_hypergradient
+        return step
+
+    def _judged(
+        self,
+        step: OuterStep,
+        runs: list[Hypergradient],
+        problem: Callable[[int], Problem],
+        seeds: list[int],
+        on_inner_step: OnInnerStep | None,
+    ) -> dict[str, Any]:
+        """What is known of the digits of a hypergradient."""
+
+        def objective(raw: Hyper) -> float:
+            hyper, total = self._space.natural(raw), 0.0
+            for replica, seed in enumerate(seeds):
+
+                def on_step(phase: str, done: int, steps: int, replica: int = replica) -> None:
+                    if on_inner_step is not None:
+                        on_inner_step(self.n, replica, "digits", done, steps)
+
+                run = problem(seed)
+                total += objective_after(run, hyper, on_step) / len(seeds)
+                self._asked_steps += run.steps
+            return float(self._ranks.agreed(total))
+
+        raw, grad = step.raw_hyperparameters, step.raw_hypergradient
+        ends = Ends.of(raw, grad, self._descent.smallest_step(grad), self._space.project)
+        judgement = judge([run.stats for run in runs], step.validation_loss, ends, objective, self._confirmed)
+        if judgement.num_asked and judgement.noise is None:
+            self._confirmed = CONFIRMED_TO * judgement.growth
+        told: dict[str, Any] = {"growth": judgement.growth, "digits": judgement.digits}
+        told |= {} if judgement.noise is None else {"noise": judgement.noise}
+        return told | ({"num_asked_steps": self._asked_steps} if self._asked_steps else {})
+
+    def due(self) -> bool:
+        """As the keeper says."""
+        return self._keeper is not None and self._keeper.due()
+
+    def keep(self, progress: int, runs: dict[str, Any]) -> None:
+        """In the middle of an outer step."""
+        assert self._keeper is not None
+        self._last_kept = self.n, self._replicas.num_done
+        self._keeper.keep(self.n, progress, {**self._kept(), **runs})
+
+    def meet(self) -> None:
+        """As the keeper does."""
+        assert self._keeper is not None
+        self._keeper.meet()
+
+    def keep_the_rest(self) -> None:
+        """Before the run ends where a hypergradient has nothing to keep: what was measured before it."""
+        if self._keeper is not None and (self.n, self._replicas.num_done) > self._last_kept:
+            self._replicas.keep_all()
+
+    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+        """As the keeper does."""
+        assert self._keeper is not None
+        self._keeper.together(work, keep_idle)
+
+    def offer(self) -> None:
+        """After an outer step; the last one is always kept, so that a run can be made longer."""
+        if self._keeper is not None and (self._keeper.due() or not self.goes_on):
+            self.keep(0, kept({}, {}))
+
+    def _kept(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "raw": self.raw,
+            "rule": self._rule.state_dict(),
+            "good": self._good,
+            "grad": self._grad,
+            "best": self._best,
+            "best_step": self._best_step,
+            "halvings": self._halvings,
+            "halved_for": self._halved_for,
+            "asked_steps": self._asked_steps,
+            "confirmed": self._confirmed,
+        }
+
+    def found(self, left: Mapping[str, Any]) -> None:
+        """Goes on from what a keeper was given."""
+        self.n, self._good, self._grad, self._halvings = (left[key] for key in ("n", "good", "grad", "halvings"))
+        self._best, self._best_step = left["best"], left["best_step"]
+        self._halved_for = list(left.get("halved_for", ()))
+        self._asked_steps, self._confirmed = left.get("asked_steps", 0), left.get("confirmed", 0.0)
+        self._replicas.found(left)
+        self._last_kept = self.n, self._replicas.num_done
+        for key, value in self.raw.items():
+            value.copy_(left["raw"][key])
+        self._rule.load_state_dict(left["rule"])
+
+    def _project(self) -> None:
+        for key, value in self._space.project(self.raw).items():
+            self.raw[key].copy_(value)
+
+
+def _outer_step(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient]) -> OuterStep:
+    first = runs[0]
+    losses = [_last_tenth(run.stats["inner_loss"].to(first.value.device)) for run in runs]
+    return OuterStep(
+        outer_step=n,
+        validation_loss=float(torch.stack([run.value for run in runs]).mean()),
+        training_loss=sum(losses) / len(losses),
+        hyperparameters=hyper,
+        hypergradient=grad,
+        raw_hyperparameters=raw,
+        raw_hypergradient=space.pull_back(raw, grad),
+        inner_loss=first.stats["inner_loss"].cpu(),
+        schedules=space.courses(hyper),
+        params=first.params,
+        stats=_added(runs),
+    )
+
+
+def _bound(on_inner_step: OnInnerStep, n: int, replica: int) -> Callable[[str, int, int], None]:
+    return lambda phase, done, steps: on_inner_step(n, replica, phase, done, steps)
+
+
+def _last_tenth(inner_loss: Tensor) -> float:
+    return float(inner_loss[-max(1, len(inner_loss) // 10) :].mean())
+
+
+def _added(runs: list[Hypergradient]) -> dict[str, Any]:
+    summed = {key: sum(run.stats[key] for run in runs) for key in SUMMED}
+    told: dict[str, Any] = {key: runs[-1].stats[key] for key in TOLD if key in runs[-1].stats}  # alike in all of them
+    return {**summed, "peak_bytes": max(run.stats["peak_bytes"] for run in runs), **told}
+
+
+def _update(rule: torch.optim.Optimizer, raw: Hyper, grad: Hyper, clip_norm: float | None) -> None:
+    """One step of the outer optimizer, on a hypergradient clipped by its norm."""
+    scale = _scale(grad, clip_norm)
+    for key, value in raw.items():
+        value.grad = grad[key] * scale
+    rule.step()
+
+
+def _scale(grad: Hyper, clip_norm: float | None) -> float:
+    """What clips a hypergradient by its norm, over all hyperparameters together."""
+    norm = float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in grad.values()])))
+    return 1.0 if clip_norm is None or norm <= clip_norm else clip_norm / norm

@@ -1,0 +1,203 @@
+"""The directory of one run: every path in it, and every file that is written while the run goes on.
+
+    recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json engine.json tensorboard/
+    checkpoints/
+
+(engine.json where `engine: auto` chose), and of one comparison of modes, which has comparison.json in place of
+metrics.jsonl, result.json, engine.json and checkpoints/.
+
+A document is renamed into place when it is complete; metrics.jsonl grows by one line an outer step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.run_directory.json_files import read_json, revive, to_text, whole_lines, write_json, write_text
+from hyperopt_cli.run_directory.measured import factors_text
+from hyperopt_cli.run_directory.naming import folder_name
+
+if TYPE_CHECKING:
+    from hyperopt_cli.run_directory.compared import Comparison
+    from hyperopt_cli.run_directory.measured import Measured
+    from hyperopt_cli.run_directory.result import Result
+
+WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps")
+# Only there where the hypergradient is not exact.
+BIAS, MODE = "bias", "mode"
+# Only there where the comparison with central differences has something to say.
+CHECKS = "checks"
+# Only there where the run was continued with other code than it had begun with.
+SOURCES_CHANGED = "sources_changed"
+# How far the hypergradient can be trusted (`hyperopt_cli/noise.py`); the last four only there where they say something.
+TRUSTED = ("digits", "growth", "noise", "num_asked_steps", "halvings", "halved_for")
+LATEST = "LATEST"  # in `checkpoints`: the name of the newest
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run and the writers of its files.
+
+    Attributes:
+        root: the directory itself.
+    """
+
+    root: Path
+
+    @classmethod
+    def create(cls, out: Path | None, name: str) -> RunDirectory:
+        """Make a directory that no other process has.
+
+        Args:
+            out: where; None for `runs/<name>-<time>-<id>` below the working directory.
+            name: the recipe's name.
+
+        Raises:
+            UsageError: `out` is a file or holds something already, or can't be made.
+        """
+        root = out if out is not None else Path("runs") / _new_name(name)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if any(root.iterdir()):
+                raise FileExistsError
+            (root / "tensorboard").mkdir()  # fails for all but one of the processes that found the directory empty
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(_taken(root)) from None
+        except OSError as error:
+            raise UsageError(f"{root} can't be made ({error.strerror}); give a writable place with --out") from None
+        return cls(root)
+
+    @classmethod
+    def open(cls, root: Path) -> RunDirectory:
+        """The directory of a run that was started before.
+
+        Raises:
+            UsageError: `root` is not the directory of a run.
+        """
+        directory = cls(root)
+        if not directory.status.is_file():
+            what = "has no status.json" if root.is_dir() else "is not a directory"
+            raise UsageError(f"{root} {what}; give the directory of a run, such as runs/<recipe>-<time>-<id>")
+        return directory
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as the user wrote it."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        """The recipe with defaults and command-line changes filled in."""
+        return self.root / "resolved.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device and command line."""
+        return self.root / "environment.json"
+
+    @property
+    def status(self) -> Path:
+        """Whether the run is going on, and how it ended."""
+        return self.root / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line an outer step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """What came out."""
+        return self.root / "result.json"
+
+    @property
+    def engine(self) -> Path:
+        """Which engine was chosen, and on what."""
+        return self.root / "engine.json"
+
+    @property
+    def comparison(self) -> Path:
+        """How modes compare."""
+        return self.root / "comparison.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    def write_recipe(self, written: str, resolved: str) -> None:
+        """Keep the recipe's text, as written and as resolved."""
+        write_text(self.recipe, written)
+        write_text(self.resolved, resolved)
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Keep what the run ran on."""
+        write_json(self.environment, environment)
+
+    def write_result(self, result: Result) -> None:
+        """Keep what came out."""
+        write_json(self.result, result.to_json())
+
+    def write_comparison(self, comparison: Comparison) -> None:
+        """Keep how modes compare."""
+        write_json(self.comparison, comparison.to_json())
+
+    def write_engine(self, verdicts: Sequence[Mapping[str, Any]]) -> None:
+        """Keep which engines were chosen, and on what; a later part of the run need not measure again."""
+        write_json(self.engine, {"verdicts": verdicts})
+
+    def read_engine(self) -> list[dict[str, Any]]:
+        """What `write_engine` kept; nothing where there is no such file, or none that can be read: it is a cache."""
+        try:
+            return list(revive(read_json(self.engine)["verdicts"]))
+        except (UsageError, KeyError, TypeError):
+            return []
+
+    def append_metrics(self, step: Measured) -> None:
+        """Add the line of one outer step; it is on the disk when this returns."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(to_text(_line(step)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind_metrics(self, outer_step: int) -> None:
+        """Drop the lines from `outer_step` on, and a half-written last one, so that a resumed run can add them."""
+        kept = [line for line in whole_lines(self.metrics) if json.loads(line)["outer_step"] < outer_step]
+        write_text(self.metrics, "".join(kept))
+
+
+def _line(step: Measured) -> dict[str, Any]:
+    return {
+        "outer_step": step.outer_step,
+        "validation_loss": step.validation_loss,
+        "training_loss": step.training_loss,
+        "hyperparameters": step.hyperparameters,
+        "hypergradient": step.hypergradient,
+        "raw_hyperparameters": step.raw_hyperparameters,
+        "raw_hypergradient": step.raw_hypergradient,
+        **{key: step.stats[key] for key in WRITTEN_STATS},
+        **{key: step.stats[key] for key in (*TRUSTED, BIAS, MODE, CHECKS, SOURCES_CHANGED) if key in step.stats},
+        **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
+    }
+
+
+def _new_name(name: str) -> str:
+    return f"{folder_name(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _taken(root: Path) -> str:
+    what = "holds a run or other files already" if root.is_dir() else "is a file, or lies below one"
+    return f"{root} {what}; a run needs a new or empty directory: give another --out"

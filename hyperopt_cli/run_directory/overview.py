@@ -1,0 +1,109 @@
+"""The runs of a folder, each on a line: what it is, how it stands, what it has come to."""
+
+import math
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hyperopt_cli.errors import HyperoptError
+from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.json_files import read_json
+from hyperopt_cli.run_directory.reading import read_metrics
+from hyperopt_cli.run_directory.result import Result
+from hyperopt_cli.run_directory.status import read_status, state_of
+
+DAMAGED = "damaged"
+CONTINUED = ("interrupted", "killed", "failed")  # what is worth to be continued as it is
+# A run has one of them at its beginning.
+FILES = ("status.json", "resolved.yaml")
+
+
+class RunRow(NamedTuple):
+    """One run.
+
+    Attributes:
+        name: its folder, seen from the folder that is listed.
+        directory: the same, from here.
+        mode: the recipe's, or what `auto` has chosen; "compare": of modes; None: it does not say.
+        state: running, done, diverged, failed, interrupted, killed, or damaged.
+        reason: why, where it ended by itself or is damaged.
+        outer_step: the one that is measured, or the last one.
+        best: the lowest validation loss so far.
+        started: when the process that wrote last had begun, ISO 8601.
+        age_s: since then.
+        wall_s: of the whole run once it has ended, else of the outer steps that are measured.
+    """
+
+    name: str
+    directory: str
+    mode: str | None = None
+    state: str = DAMAGED
+    reason: str | None = None
+    outer_step: int | None = None
+    best: float | None = None
+    started: str | None = None
+    age_s: float | None = None
+    wall_s: float | None = None
+
+
+def runs_below(folder: Path) -> list[RunRow]:
+    """The runs in `folder` and in the folders of jobs there, the newest first; one that is damaged is a row too.
+
+    A folder that is itself a run is its only row.
+    """
+    if _is_run(folder):
+        return [_row(folder.resolve().name, folder)]
+    roots = (root for pattern in ("*", "*/*") for root in folder.glob(pattern) if _is_run(root))
+    return sorted((_row(str(root.relative_to(folder)), root) for root in roots), key=_began, reverse=True)
+
+
+def _is_run(root: Path) -> bool:
+    return any(os.path.isfile(root / name) for name in FILES)  # False too where the folder can't be read
+
+
+def _began(row: RunRow) -> float:
+    """By its own word, or the folder's."""
+    if row.started is not None:
+        return datetime.fromisoformat(row.started).timestamp()
+    try:
+        return Path(row.directory).stat().st_mtime
+    except OSError:  # deleted meanwhile
+        return 0.0
+
+
+def _row(name: str, root: Path) -> RunRow:
+    row = RunRow(name, str(root))
+    try:
+        return _told(row, RunDirectory.open(root))
+    except Exception as error:  # whatever stands there, the other runs are to be listed
+        why = str(error) if isinstance(error, HyperoptError) else f"{type(error).__name__}: {error}"
+        return row._replace(reason=why)
+
+
+def _told(row: RunRow, directory: RunDirectory) -> RunRow:
+    """The row with what the run's files say."""
+    status, metrics = read_status(directory), read_metrics(directory.metrics)
+    result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
+    started = datetime.fromisoformat(status["started"])
+    chosen = [line.mode for line in metrics if line.mode is not None]
+    return row._replace(
+        mode=chosen[-1] if chosen else status.get("mode", result.mode if result is not None else None),
+        state=state_of(directory),
+        reason=status.get("reason"),
+        outer_step=status.get("outer_step"),
+        best=min((line.validation_loss for line in metrics if math.isfinite(line.validation_loss)), default=None),
+        started=started.isoformat(),
+        age_s=max(0.0, (datetime.now(UTC) - started).total_seconds()),
+        wall_s=result.wall_s if result is not None else sum(line.wall_s for line in metrics),
+    )
+
+
+def to_continue(rows: list[RunRow]) -> RunRow | None:
+    """The newest that was ended before its end."""
+    return next((row for row in rows if row.state in CONTINUED and row.mode != "compare"), None)
+
+
+def as_json(row: RunRow) -> dict[str, Any]:
+    """One object."""
+    return {("best_validation_loss" if key == "best" else key): value for key, value in row._asdict().items()}

@@ -1,0 +1,100 @@
+"""Runs and comparisons read back from their files, for `hyperopt show`."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.run_directory.compared import Comparison
+from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.json_files import read_json, revive, whole_lines
+from hyperopt_cli.run_directory.result import Result, Values
+from hyperopt_cli.run_directory.status import state_of
+
+
+class Metrics(NamedTuple):
+    """One line of metrics.jsonl; the four dictionaries share their keys and hold nested lists.
+
+    `bias` is what biases the hypergradient; None where it is exact. `mode` is what `auto` chose, `factors` are the
+    fractions that a reversal multiplies by, by label; None where there are none. `sources_changed` are files of the
+    user's own code that had changed since the run began; None where none had. `checks` is what the comparison with
+    central differences has to say of the hypergradient; None where that is nothing.
+    `digits` are the decimal digits that the hypergradient has, `growth` is what the run amplifies perturbations by,
+    `noise` is why the hypergradient says nothing, `num_asked_steps` are plain inner steps that were taken to find out;
+    `halvings` of the outer step that led here, and in `halved_for` the reason of each.
+    """
+
+    outer_step: int
+    validation_loss: float
+    training_loss: float
+    hyperparameters: dict[str, Values]
+    hypergradient: dict[str, Values]
+    raw_hyperparameters: dict[str, Values]
+    raw_hypergradient: dict[str, Values]
+    wall_s: float
+    peak_bytes: int
+    num_gradients: int
+    num_hvps: int
+    bias: str | None = None
+    mode: str | None = None
+    factors: dict[str, str] | None = None
+    sources_changed: list[str] | None = None
+    checks: str | None = None
+    digits: float | None = None
+    growth: float | None = None
+    noise: str | None = None
+    num_asked_steps: int = 0
+    halvings: int = 0
+    halved_for: tuple[str, ...] | list[str] = ()
+
+
+class Run(NamedTuple):
+    """A run as its files tell it.
+
+    Attributes:
+        directory: where they lie.
+        state: running, done, diverged, failed, interrupted or killed.
+        metrics: the outer steps so far, entry n measured before update n.
+        result: None until the run has one.
+        comparison: where it is one of modes and has come to its end; such a directory has no metrics.
+    """
+
+    directory: RunDirectory
+    state: str
+    metrics: list[Metrics]
+    result: Result | None
+    comparison: Comparison | None = None
+
+
+def read(root: Path) -> Run:
+    """The run in `root`, which may still be going on.
+
+    Raises:
+        UsageError: `root` is not the directory of a run, or one of its files is damaged.
+    """
+    directory = RunDirectory.open(root)
+    result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
+    comparison = Comparison.from_json(read_json(directory.comparison)) if directory.comparison.exists() else None
+    return Run(directory, state_of(directory), read_metrics(directory.metrics), result, comparison)
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """The lines of metrics.jsonl; a last one that is still being written is left out, a missing file has none.
+
+    Raises:
+        UsageError: a line is damaged.
+    """
+    return [_parse(path, n, line) for n, line in enumerate(whole_lines(path), start=1)]
+
+
+def find_runs(below: Path) -> list[RunDirectory]:
+    """The runs directly below `below`, by name."""
+    return [RunDirectory(status.parent) for status in sorted(below.glob("*/status.json"))]
+
+
+def _parse(path: Path, number: int, line: str) -> Metrics:
+    try:
+        content: dict[str, Any] = revive(json.loads(line))
+        return Metrics(**content)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path}:{number} is damaged ({error}); restore the file, or delete that line") from None

@@ -1,0 +1,104 @@
+"""What came out of a run: the content of result.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.run_directory.json_files import plain, revive
+
+if TYPE_CHECKING:
+    from hyperopt_cli.run_directory.measured import Measured
+
+Values: TypeAlias = "float | list[Values]"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the search stood at one outer step.
+
+    Attributes:
+        outer_step: the number of updates before it.
+        validation_loss: the outer objective there.
+        hyperparameters: natural values, nested lists for what has a shape.
+    """
+
+    outer_step: int
+    validation_loss: float
+    hyperparameters: dict[str, Values]
+
+    @classmethod
+    def of(cls, step: Measured) -> Point:
+        """The point of a measured outer step."""
+        values: dict[str, Values] = {name: value.tolist() for name, value in step.hyperparameters.items()}
+        return cls(step.outer_step, step.validation_loss, values)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measurement on the test split; `accuracy` is None where the task has none."""
+
+    loss: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test split, measured once at the start and once at the best."""
+
+    initial: Score
+    best: Score
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run.
+
+    Attributes:
+        status: how it ended: done, diverged, interrupted, failed.
+        mode: the mode of the hypergradient.
+        initial: the start; None where the first training run diverged.
+        best: the point of the lowest validation loss; the test split has no say in it.
+        test: the test split, where the data set has one and the run came to its end.
+        wall_s: seconds in all, over every resumption.
+        bias: what biased the hypergradient; None where it was exact.
+        fixed: natural values of what was not tuned, parameters of schedules too (`lr.final`); with those of a point
+            they are all that the training took.
+        sources_changed: where the user's own code changed while the run was stopped, and it was continued anyway:
+            `{"outer_step", "files"}` each, the first outer step that was measured with the other code and its files.
+    """
+
+    status: str
+    mode: str
+    initial: Point | None
+    best: Point | None
+    test: HeldOut | None
+    wall_s: float
+    bias: str | None = None
+    fixed: dict[str, Values] = field(default_factory=dict)
+    sources_changed: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of result.json; `bias`, `fixed` and `sources_changed` are there only where there are any."""
+        content = asdict(self)
+        for key in ("bias", "fixed", "sources_changed"):
+            if not content[key]:
+                del content[key]
+        return dict(plain(content))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Result:
+        """The inverse of `to_json`.
+
+        Raises:
+            UsageError: a key is missing or unknown.
+        """
+        fields = revive(dict(content))
+        try:
+            initial, best, test = fields.pop("initial"), fields.pop("best"), fields.pop("test")
+            held_out = test and HeldOut(Score(**test["initial"]), Score(**test["best"]))
+            return cls(**fields, initial=initial and Point(**initial), best=best and Point(**best), test=held_out)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"result.json was written by another version, or by hand: {error}") from None

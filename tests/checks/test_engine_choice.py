@@ -1,0 +1,459 @@
+"""`engine: auto`: the quickest of those that are right; a verdict says why, and is not made twice."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hyperopt_cli import Auto, Forward, Problem, hypergradient
+from hyperopt_cli.checks import choice, examination
+from hyperopt_cli.checks.verdict import Verdict
+from hyperopt_cli.commands.run import execute
+from hyperopt_cli.engines import ENGINES, Engine, Tangents
+from hyperopt_cli.errors import UsageError
+from hyperopt_cli.instantiate import build
+from hyperopt_cli.optimizers import SGD
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.outer.descent import OuterStep
+from hyperopt_cli.problem import Hyper
+from hyperopt_cli.run_directory.directory import RunDirectory
+from tests.instantiate.recipes import recipe_of
+
+F64 = torch.float64
+LONG = 400
+HYPER: Hyper = {"lr": torch.tensor(0.01, dtype=F64), "momentum": torch.tensor(0.5, dtype=F64)}
+REFERENCE = "reverse_over_reverse_loop"
+
+
+def problem(steps: int, normalise: bool = False, width: int = 5) -> Problem:
+    x = torch.randn(6, width, generator=torch.Generator().manual_seed(1), dtype=F64)
+    start = {"w": torch.randn(4, width, generator=torch.Generator().manual_seed(2), dtype=F64)}
+
+    def loss(params: Params, *rest: Any) -> Tensor:
+        z = x @ params["w"].T
+        return functional.cross_entropy(functional.layer_norm(z, (4,)) if normalise else z, torch.arange(6) % 4)
+
+    return Problem(start, loss, loss, lambda t: None, SGD(), steps)
+
+
+def only(monkeypatch: pytest.MonkeyPatch, reference: Engine | None = None, **engines: Engine) -> None:
+    """No other engines than the reference and these."""
+    there = {REFERENCE: reference or ENGINES[REFERENCE], **engines}
+    for module in ("modes.forward", "checks.choice", "checks.examination"):
+        monkeypatch.setattr(f"hyperopt_cli.{module}.ENGINES", there)
+
+
+def after(seconds: float, change: Callable[[Tensor], Tensor] = lambda x: x) -> Engine:
+    """The reference, later, with other tangents."""
+    reference = ENGINES[REFERENCE]
+
+    def engine(*arguments: Any) -> Tangents:
+        time.sleep(seconds)
+        out = reference(*arguments)
+        return out._replace(grad_tangents={name: change(x) for name, x in out.grad_tangents.items()})
+
+    return engine
+
+
+def verdict_of(steps: int = LONG, **changed: Any) -> Verdict:
+    mode = Forward()
+    hypergradient(problem(steps, **changed), HYPER, mode)
+    (verdict,) = mode.verdicts
+    return verdict
+
+
+def test_the_quickest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, reference=after(0.015), slow=after(0.01), slower=after(0.02))
+    monkeypatch.setattr(
+        "hyperopt_cli.modes.forward._advanced", lambda d, step, lam, state, carried, t, account: (state, carried)
+    )
+    verdict = verdict_of()
+    assert verdict.engine == "slow"
+    assert verdict.step_s["slow"] < verdict.step_s[REFERENCE] < verdict.step_s["slower"]
+    assert "ms a step of 2 columns, the quickest of 3 (" + REFERENCE in verdict.why
+    assert not verdict.disqualified
+
+
+WRONG = {
+    "differs": (lambda x: 1.001 * x, "off by 0.001 of central differences"),
+    "is not symmetric": (lambda x: x.cumsum(dim=-1), "of central differences of the training gradient"),
+    "is not finite": (lambda x: x / 0, "off by inf of central differences"),
+    "mixes columns": (lambda x: x.flip(0), "off by 1 of central differences"),
+    "is off in a thousandth of its elements": (lambda x: x + 1e-3 * (x == x.max()), "of central differences"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [5, LONG])
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_one_is_disqualified_however_quick(
+    change: Any, said: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, forward_over_reverse=after(0, change))
+    verdict = verdict_of(steps)
+    assert verdict.engine == REFERENCE
+    assert said.replace("\\", "") in verdict.disqualified["forward_over_reverse"]
+    assert "forward_over_reverse disqualified: " in verdict.why
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_one_that_is_set_by_hand_is_refused(change: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, forward_over_reverse=after(0, change))
+    with pytest.raises(UsageError, match=rf"^engine forward_over_reverse: .*{said}.*Use engine auto"):
+        hypergradient(problem(5), HYPER, Forward(engine="forward_over_reverse"))
+
+
+@pytest.mark.parametrize("engine", ["auto", "forward_over_reverse"])
+def test_one_mode_notices_that_its_engine_is_wrong_on_another_problem_of_the_same_size(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where lambda moves, and symmetric: by no test of symmetry could it be seen."""
+    reference, wrong = ENGINES[REFERENCE], [False]
+
+    def mixed(loss: Any, params: Params, hyper: Any, w_dot: Params, hyper_dot: Any, chunk: Any) -> Tangents:
+        twice = {name: x * (2 if wrong[0] else 1) for name, x in hyper_dot.items()}
+        return reference(loss, params, hyper, w_dot, twice, chunk)
+
+    only(monkeypatch, forward_over_reverse=mixed)
+    monkeypatch.setattr(choice, "BY_DEFAULT", ("forward_over_reverse", REFERENCE))
+    scaled = lambda p, h, b: p["w"].pow(2).sum() * h["scale"]  # noqa: E731
+    run, hyper = replace(problem(5), inner_loss=scaled), {**HYPER, "scale": torch.tensor(0.3, dtype=F64)}
+    mode = Forward(engine=engine)
+    want = hypergradient(run, hyper, mode).grad
+    wrong[0] = True
+    if engine == "auto":
+        got = hypergradient(run, hyper, mode)
+        assert got.stats["engine"] == REFERENCE
+        torch.testing.assert_close(got.grad, want, rtol=1e-12, atol=0)
+    else:
+        with pytest.raises(UsageError, match=r"engine forward_over_reverse: off by .* of central differences"):
+            hypergradient(run, hyper, mode)
+
+
+def test_one_that_is_set_by_hand_is_examined_at_every_hypergradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    check = examination.Examination.passes
+
+    def passes(self: Any, name: str, is_given: bool = False) -> bool:
+        calls.append(name)
+        return check(self, name, is_given)
+
+    monkeypatch.setattr(examination.Examination, "passes", passes)
+    mode = Forward(engine="forward_over_reverse")
+    for num in (1, 2):
+        calls.clear()
+        hypergradient(problem(2), HYPER, mode)
+        assert calls.count("forward_over_reverse") >= 1, num
+
+
+def test_one_that_is_set_by_hand_is_obeyed_where_another_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reference(*arguments: Any) -> Tangents:
+        raise RuntimeError("derivative is not implemented")
+
+    only(monkeypatch, reference=reference, forward_over_reverse=ENGINES["forward_over_reverse"])
+    got = hypergradient(problem(5), HYPER, Forward(engine="forward_over_reverse"))
+    torch.testing.assert_close(got.grad, hypergradient(problem(5), HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_one_that_finds_no_memory_is_disqualified(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(*arguments: Any) -> Tangents:
+        raise error
+
+    only(monkeypatch, forward_over_reverse=engine)
+    verdict = verdict_of()
+    assert (verdict.engine, verdict.disqualified) == (
+        REFERENCE, {"forward_over_reverse": "does not fit into the memory"}
+    )  # fmt: skip
+
+
+def test_one_that_finds_no_memory_for_all_columns_is_disqualified(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = ENGINES[REFERENCE]
+
+    def engine(loss: Any, params: Params, hyper: Any, w_dot: Params, *rest: Any) -> Tangents:
+        if w_dot["w"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return reference(loss, params, hyper, w_dot, *rest)
+
+    only(monkeypatch, forward_over_reverse=engine)
+    mode = Forward()
+    hypergradient(problem(LONG), {**HYPER, "weight_decay": torch.tensor(0.1, dtype=F64)}, mode)
+    assert mode.verdicts[0].engine == REFERENCE
+    assert mode.verdicts[0].disqualified == {"forward_over_reverse": "does not fit into the memory"}
+
+
+def test_one_that_would_not_fit_is_not_tried_with_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "taken_by", lambda function, device: (function() and None) or 10 * 2**20)
+    monkeypatch.setattr(examination, "available_bytes", lambda device: 12 * 2**20)
+    only(monkeypatch, forward_over_reverse=ENGINES["forward_over_reverse"])
+    many = {"lr": HYPER["lr"], "direction": torch.ones(9, dtype=F64)}
+    start = problem(LONG)
+    run = replace(
+        start, init=lambda hyper: {"w": dict(start.init)["w"] * (1 + hyper["direction"].sum() * 0)},  # type: ignore[arg-type]
+    )  # fmt: skip
+    mode = Forward()
+    hypergradient(run, many, mode)
+    assert mode.verdicts[0].engine == REFERENCE
+    assert mode.verdicts[0].disqualified["forward_over_reverse"] == "would need about 50 MiB, 12 MiB are free"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), AssertionError("a defect"), ZeroDivisionError("a defect")])
+def test_an_engine_that_fails_where_the_reference_does_not_is_disqualified_and_named(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def engine(*arguments: Any) -> Tangents:
+        raise error
+
+    only(monkeypatch, forward_over_reverse=engine)
+    verdict = verdict_of()
+    assert verdict.engine == REFERENCE
+    assert verdict.disqualified["forward_over_reverse"] == f"failed ({type(error).__name__}: a defect)"
+    assert f"forward_over_reverse disqualified: failed ({type(error).__name__}: a defect)" in verdict.why
+
+
+def test_where_every_engine_fails_the_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(*arguments: Any) -> Tangents:
+        raise RuntimeError("a defect")
+
+    only(monkeypatch, reference=engine)
+    with pytest.raises(UsageError, match=rf"none is left at step 0 \({REFERENCE}: failed \(RuntimeError: a defect\)\)"):
+        verdict_of()
+
+
+def test_where_none_is_right_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, reference=after(0, lambda x: x.cumsum(dim=-1)))
+    for steps in (5, LONG):
+        with pytest.raises(UsageError, match=rf"none is left at step 0 \({REFERENCE}: off by .*the mode reverse"):
+            verdict_of(steps)
+
+
+def test_reverse_over_forward_is_out_where_torch_is_silently_wrong() -> None:
+    verdict = verdict_of(normalise=True)
+    assert "pytorch#196700" in verdict.disqualified["reverse_over_forward"]
+    right = {name: error for name, error in verdict.errors.items() if name != "reverse_over_forward"}
+    assert max(right.values()) < 1e-6
+    assert verdict.engine in right
+    assert "dense" not in verdict.step_s
+
+
+def test_a_short_horizon_takes_the_default_and_says_so() -> None:
+    verdict = verdict_of(20)
+    assert verdict.engine == next(name for name in choice.BY_DEFAULT if name in ENGINES)
+    assert verdict.why.startswith("the default, for measuring takes a horizon of ")
+    assert not verdict.step_s
+
+
+def test_measuring_is_at_most_five_percent_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"measuring": 0, "run": 0}
+    phase = ["measuring"]
+    reference = ENGINES[REFERENCE]
+
+    def engine(*arguments: Any) -> Tangents:
+        calls[phase[0]] += 1
+        return reference(*arguments)
+
+    only(monkeypatch, reference=engine, other=engine)
+    decided = choice.decided
+
+    def told(*arguments: Any) -> Verdict:
+        verdict = decided(*arguments)
+        phase[0] = "run"
+        return verdict
+
+    monkeypatch.setattr(choice, "decided", told)
+    for steps in (119, 120, 150, 600):
+        calls["measuring"] = 0
+        phase[0] = "measuring"
+        verdict = verdict_of(steps)
+        assert bool(verdict.step_s) == (steps >= 120)
+        assert calls["measuring"] <= max(4, 0.05 * steps + 2)  # an examination takes two calls of two columns each
+
+
+def test_the_verdict_is_kept_for_problems_of_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = Forward()
+    first = hypergradient(problem(10), HYPER, mode)
+    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    again = hypergradient(problem(10), {**HYPER, "lr": torch.tensor(0.02, dtype=F64)}, mode)
+    assert again.stats["engine_why"] == first.stats["engine_why"]
+    assert len(mode.verdicts) == 1
+
+
+@pytest.mark.parametrize("changed", [{"width": 6}, {"steps": 11}])
+def test_another_size_is_decided_anew(changed: dict[str, int]) -> None:
+    mode = Forward()
+    hypergradient(problem(10), HYPER, mode)
+    hypergradient(problem(**{"steps": 10, **changed}), HYPER, mode)
+    assert len(mode.verdicts) == 2
+
+
+def test_another_number_of_threads_is_decided_anew() -> None:
+    mode, threads = Forward(), torch.get_num_threads()
+    hypergradient(problem(10), HYPER, mode)
+    try:
+        torch.set_num_threads(threads + 1)
+        hypergradient(problem(10), HYPER, mode)
+    finally:
+        torch.set_num_threads(threads)
+    assert [verdict.made_for.threads for verdict in mode.verdicts] == [threads, threads + 1]
+
+
+def test_a_kept_engine_that_turns_out_wrong_elsewhere_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = Forward()
+    hypergradient(problem(10), HYPER, mode)
+    wrong = mode.verdicts[0].engine
+    monkeypatch.setitem(ENGINES, wrong, after(0, lambda x: x.cumsum(dim=-1)))
+    got = hypergradient(problem(10), HYPER, mode)
+    assert got.stats["engine"] != wrong
+    assert wrong in mode.verdicts[0].disqualified
+    torch.testing.assert_close(got.grad, hypergradient(problem(10), HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
+
+
+def test_a_kept_engine_that_cannot_take_another_model_of_the_same_size_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mode = Forward()
+    monkeypatch.setattr(choice, "BY_DEFAULT", ("forward_over_reverse", REFERENCE))
+    hypergradient(problem(10), HYPER, mode)
+    first = problem(10)
+    other = replace(first, inner_loss=lambda *arguments: Opaque.apply(first.inner_loss(*arguments)))
+    got = hypergradient(other, HYPER, mode)
+    assert got.stats["engine"] == "folded"  # which takes a Function below autograd, as the operators that it is
+    torch.testing.assert_close(got.grad, hypergradient(other, HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
+
+
+class Opaque(torch.autograd.Function):
+    """Takes no forward derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+@pytest.mark.parametrize("make", [Forward, Auto])
+def test_a_remembered_verdict_is_obeyed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = replace(verdict_of(10), engine="forward_over_reverse_loop", why="it was told")
+    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    if make is Auto:
+        monkeypatch.setattr("hyperopt_cli.modes.auto.planned", lambda *arguments: _forward_plan())
+    mode = make()
+    mode.remember([Verdict.from_json(json.loads(json.dumps(known.to_json())))])
+    got = hypergradient(problem(10), HYPER, mode)
+    assert (got.stats["engine"], got.stats["engine_why"]) == ("forward_over_reverse_loop", "it was told")
+    assert mode.verdicts == (known,)
+
+
+def _forward_plan() -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(choice=SimpleNamespace(mode=Forward(), name="forward"), why="as told")
+
+
+def test_a_verdict_of_an_engine_that_is_gone_is_not_obeyed() -> None:
+    mode = Forward()
+    mode.remember([replace(verdict_of(10), engine="faster_than_light")])
+    assert hypergradient(problem(10), HYPER, mode).stats["engine"] in ENGINES
+
+
+def test_a_verdict_survives_json() -> None:
+    verdict = verdict_of()
+    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+@pytest.mark.parametrize("content", [{}, {"made_for": {}}, {"made_for": {"warp": 9}, "engine": "x"}])
+def test_what_is_no_verdict_raises(content: dict[str, Any]) -> None:
+    with pytest.raises((KeyError, TypeError)):
+        Verdict.from_json(content)
+
+
+def test_the_choice_changes_no_hypergradient_and_no_count() -> None:
+    for steps in (5, LONG):
+        one, other = (hypergradient(problem(steps), HYPER, mode) for mode in (Forward(), "reverse"))
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-13)
+        assert (one.stats["num_hvps"], one.stats["num_gradients"]) == (2 * steps, steps)
+
+
+def test_equal_settings_are_equal_modes_whatever_they_have_decided() -> None:
+    mode = Forward()
+    hypergradient(problem(5), HYPER, mode)
+    assert mode == Forward()
+    assert repr(mode) == "Forward(engine='auto', chunk_size=None, compile='auto')"
+
+
+# --- in a run ---
+
+
+class Silent:
+    def inner(self, *step: Any) -> None:
+        pass
+
+    def outer(self, step: OuterStep) -> None:
+        pass
+
+
+def run(folder: Path, directory: RunDirectory, **changed: Any) -> None:
+    recipe = recipe_of(folder, mode="forward", outer={"steps": 1}, **changed)
+    execute(build(recipe), recipe, "as written", directory, Silent())
+
+
+def test_a_run_keeps_the_verdict_and_reads_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = RunDirectory.create(tmp_path / "first", "run")
+    run(tmp_path, first)
+    written = json.loads(first.engine.read_text())
+    assert written["verdicts"][0]["engine"] in ENGINES
+    assert written["verdicts"][0]["made_for"]["num_columns"] == 4
+    again = RunDirectory.create(tmp_path / "again", "run")
+    again.engine.write_text(first.engine.read_text())
+    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    run(tmp_path, again)
+
+
+@pytest.mark.parametrize("text", ["{", '{"verdicts": 3}', '{"verdicts": [{"engine": "x"}, 3]}', "[]"])
+def test_a_damaged_cache_is_measured_again(text: str, tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "run")
+    directory.engine.write_text(text)
+    run(tmp_path, directory)
+    assert json.loads(directory.engine.read_text())["verdicts"][0]["engine"] in ENGINES
+
+
+def test_where_nothing_is_decided_no_verdict_is_left(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "run")
+    given = {"name": "forward", "engine": "reverse_over_reverse", "compile": False}
+    recipe = recipe_of(tmp_path, mode=given, outer={"steps": 0})
+    execute(build(recipe), recipe, "as written", directory, Silent())
+    assert not directory.engine.exists()
+
+
+@pytest.mark.parametrize("hook", ["tensor", "node"])
+@pytest.mark.parametrize("engine", ["reverse_over_reverse_loop", "forward_over_reverse_loop", "dense"])
+def test_an_engine_set_by_hand_is_refused_beside_a_hook_that_seldom_clips(engine: str, hook: str) -> None:
+    """At the steps that are examined it may be idle; a double backward calls it again, on another gradient."""
+
+    def hooked(w: Params, h: Hyper, x: Tensor) -> Tensor:
+        z = (w["w"] * x).sum() ** 2
+        if hook == "tensor":
+            z.register_hook(lambda g: g.clamp(-1e6, 1e6))
+        else:
+            z.grad_fn.register_hook(lambda into, out: tuple(g.clamp(-1e6, 1e6) for g in into))  # type: ignore[union-attr]
+        return z + (w["w"] ** 4).sum()
+
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = Problem({"w": x[0]}, hooked, lambda w, h: (w["w"] ** 2).sum(), lambda t: x[t], SGD(), 6)
+    hyper = {"lr": torch.tensor(0.01, dtype=torch.float64)}
+    with pytest.raises(UsageError, match=r"autograd is cut .*a hook"):
+        hypergradient(given, hyper, Forward(engine=engine))
+    plain = replace(given, inner_loss=lambda w, h, x: (w["w"] * x).sum() ** 2 + (w["w"] ** 4).sum())  # it never clips
+    want = hypergradient(plain, hyper, Forward(engine=engine)).grad
+    for mode in ("forward", "reverse"):
+        torch.testing.assert_close(hypergradient(given, hyper, mode).grad, want)
