@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyperopt_cli.bench.problems import start_and_loss
-from hyperopt_cli.engines import gradient
+from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.problem import Batch
 
 

@@ -29,8 +29,10 @@ from hyperopt_cli.bench.report import Case, Figure, Report, Settings, compared
 from hyperopt_cli.bench.variants import LOOP
 from hyperopt_cli.checks.symmetry import asymmetry, directions
 from hyperopt_cli.comparison import relative_difference
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import ENGINES, Loss, gradient
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 GRADIENT = "gradient"

@@ -8,9 +8,9 @@ import torch
 
 from hyperopt_cli.bench.measuring import Lap
 from hyperopt_cli.bench.problems import Workload
+from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import gradient
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import available_bytes
 from hyperopt_cli.modes import Mode

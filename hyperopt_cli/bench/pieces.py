@@ -18,11 +18,11 @@ import torch
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.bench.problems import Workload
-from hyperopt_cli.dynamics.dynamics import Dynamics, State
+from hyperopt_cli.dynamics.derivatives import gradient_and_pullback
+from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import gradient_and_pullback
 from hyperopt_cli.memory import state_bytes
-from hyperopt_cli.modes.adjoint.sweep import adjoint_step, back_step, linearise, train_step
+from hyperopt_cli.modes.adjoint.sweep import adjoint_step, back_step, linearise
 from hyperopt_cli.modes.planning.probe import synchronize
 from hyperopt_cli.modes.reversal.factors import Factors, at_factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint

@@ -19,9 +19,9 @@ from hyperopt_cli.checks.examination import Examination, is_of_memory
 from hyperopt_cli.checks.setting import Setting
 from hyperopt_cli.checks.timing import timed
 from hyperopt_cli.checks.verdict import Circumstances, Verdict
+from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.engines import ENGINES
-from hyperopt_cli.engines.base import Loss
 from hyperopt_cli.errors import NoMemoryError, UsageError
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.stopping import may_stop

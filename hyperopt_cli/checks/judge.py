@@ -26,10 +26,17 @@ from hyperopt_cli.checks.replayed import check_step, due_term, terms
 from hyperopt_cli.checks.rule import Rules, check_rule, not_judged
 from hyperopt_cli.checks.truth import GROSS, PROGRAM, Truth, cuts_of
 from hyperopt_cli.checks.watch import Watch
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import (
+    Pullback,
+    by_double_backward,
+    evaluated,
+    gradient_and_pullback,
+    pullback_of,
+)
 from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.dynamics.kinds import Kind, constructs_of, kind_of, may_be_cut, nodes_of
 from hyperopt_cli.engines import ENGINES
-from hyperopt_cli.engines.base import Loss, Pullback, by_double_backward, evaluated, gradient_and_pullback, pullback_of
 from hyperopt_cli.engines.forward_faults import double_backward_fault
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.memory import is_lacking

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.checks.no_writes import Unwritten
-from hyperopt_cli.dynamics.chunked_loss import LossInParts
+from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
 from hyperopt_cli.dynamics.dynamics import Dynamics
-from hyperopt_cli.engines.base import Loss
 from hyperopt_cli.errors import NonDeterministicError
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Chunked

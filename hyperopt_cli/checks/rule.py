@@ -24,9 +24,9 @@ from hyperopt_cli.checks.differences import Difference, differenced, norm
 from hyperopt_cli.checks.flow import Cuts
 from hyperopt_cli.checks.replayed import terms
 from hyperopt_cli.checks.truth import RIGHT, SLACK
+from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.sizes import size_of
-from hyperopt_cli.engines.base import gradient
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.optimizers.base import InnerOptimizer

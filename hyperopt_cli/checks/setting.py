@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.dynamics import Dynamics, State
-from hyperopt_cli.engines.base import Engine, Loss, Tangents
+from hyperopt_cli.engines.base import Engine, Tangents
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 

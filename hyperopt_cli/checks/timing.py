@@ -14,8 +14,8 @@ import torch
 from hyperopt_cli.checks.examination import reason_of
 from hyperopt_cli.checks.setting import Setting
 from hyperopt_cli.checks.symmetry import directions
-from hyperopt_cli.dynamics.chunked_loss import LossInParts
-from hyperopt_cli.engines.base import Engine, Loss
+from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
+from hyperopt_cli.engines.base import Engine
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.ranks.group import ALONE, Ranks

@@ -21,8 +21,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from hyperopt_cli.checks.decisions import Decisions
 from hyperopt_cli.checks.differences import Difference, decided, differenced, norm, reach
 from hyperopt_cli.checks.flow import Cuts
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import Pullback, gradient
 from hyperopt_cli.engines import ENGINES
-from hyperopt_cli.engines.base import Loss, Pullback, Tangents, gradient
+from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params, StepHyper

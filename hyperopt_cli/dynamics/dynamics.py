@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
 from hyperopt_cli.dynamics.cudnn import differentiable_on_cuda
+from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.kinds import Leaving
 from hyperopt_cli.dynamics.precision import check, in_bf16
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, Slots, StepHyper
@@ -251,6 +252,13 @@ class Dynamics:
     def result(self, state: State) -> Params:
         """R(s_T), held like the state."""
         return self.problem.optimizer.result(state.params, state.slots)
+
+
+def train_step(dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper) -> tuple[State, Tensor]:
+    """s_t -> s_{t+1}, and L."""
+    point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
+    value, g = gradient(dynamics.loss_on(batch), point, step_hyper)
+    return dynamics.update(state, dynamics.layout.pack(g), step_hyper, t), value
 
 
 def _as_tensors(step_hyper: Mapping[str, Any]) -> StepHyper:

@@ -1,15 +1,14 @@
-"""Derivatives of the inner gradient: the expensive part of every mode, and the only place that knows how to take them.
+"""Tangents of the training gradient: the expensive part of forward mode.
 
 With `g(w, lambda) = grad_w L(w, lambda, batch)`:
 
-    tangents   g'_k = H w'_k + d2L/dw dlambda lambda'_k     for K columns at once       (forward mode)
-    pullback   u -> (H u, (d2L/dw dlambda)^T u)              one vector a step           (reverse mode)
+    tangents   g'_k = H w'_k + d2L/dw dlambda lambda'_k     for K columns at once
 
 An engine is a way to take the tangents, one a file, its loop beside it; `ENGINES` names them as a user types them.
-`auto` measures them (`choice.py`).
+`auto` measures them (`checks/choice.py`).
 """
 
-from hyperopt_cli.engines.base import Engine, Loss, Tangents, gradient, gradient_and_pullback, in_parts, push_columns
+from hyperopt_cli.engines.base import Engine, Tangents, in_parts
 from hyperopt_cli.engines.dense import dense
 from hyperopt_cli.engines.folded import folded
 from hyperopt_cli.engines.forward_over_reverse import forward_over_reverse, forward_over_reverse_loop
@@ -18,7 +17,7 @@ from hyperopt_cli.engines.refusals import strict
 from hyperopt_cli.engines.reverse_over_forward import reverse_over_forward
 from hyperopt_cli.engines.reverse_over_reverse import reverse_over_reverse, reverse_over_reverse_loop
 
-__all__ = ["ENGINES", "Engine", "Loss", "Tangents", "check_name", "gradient", "gradient_and_pullback", "push_columns"]
+__all__ = ["ENGINES", "Engine", "Tangents", "check_name"]
 
 _FUNCTIONS: dict[str, Engine] = {
     "folded": folded,

@@ -1,22 +1,13 @@
-"""What an engine is, and the derivatives that take no engine: the gradient and its pullback.
-
-pullback   u -> (H u, (d2L/dw dlambda)^T u)              one vector a step           (reverse mode)
-"""
+"""What an engine is: a way to take K tangents of the training gradient."""
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.func import jvp, vmap
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from hyperopt_cli.dynamics.chunked_loss import Loss as Loss
-from hyperopt_cli.dynamics.chunked_loss import LossInParts
+from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
 from hyperopt_cli.optimizers.base import Params, StepHyper
-
-Pullback = Callable[[Params], tuple[Params, StepHyper]]
 
 
 class Tangents(NamedTuple):
@@ -51,113 +42,3 @@ def in_parts(function: Engine) -> Engine:
         return total
 
     return engine
-
-
-def gradient(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params]:
-    """L and g, without any graph kept."""
-    if isinstance(loss, LossInParts):
-        total: tuple[Tensor, Params] = loss.total(lambda part: gradient(part, params, hyper))
-        return total
-    with torch.enable_grad():
-        w = {name: p.detach().requires_grad_() for name, p in params.items()}
-        value = loss(w, hyper)
-        grads = torch.autograd.grad(value, list(w.values()), materialize_grads=True)
-    return value.detach(), dict(zip(w, grads, strict=True))
-
-
-def push_columns(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """A function's value and its Jacobian-vector products along K directions.
-
-    Args:
-        function: of trees of tensors, to a tree of tensors.
-        primals: where.
-        tangents: like `primals`, with K in front of every tensor.
-
-    Returns:
-        The value, and its tangents with K in front.
-    """
-    if tree_leaves(tangents)[0].shape[0] == 1:
-        value, dot = jvp(function, primals, tree_map(lambda x: x[0], tangents))  # type: ignore[misc]
-        return value, tree_map(lambda x: x[None], dot)
-    out_dims: Any = (None, 0)
-    pushed: Any = vmap(lambda *dots: jvp(function, primals, dots), out_dims=out_dims, randomness="same")(*tangents)
-    return pushed[0], pushed[1]
-
-
-def gradient_and_pullback(
-    loss: Loss, params: Params, hyper: StepHyper, of_one: Callable[..., tuple[Tensor, Params, Pullback]] | None = None
-) -> tuple[Tensor, Params, Pullback]:
-    """L, g, and the map `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once.
-
-    Of a loss in parts no graph is kept: the pullback takes the gradient of each part again.
-
-    Args:
-        loss: L.
-        params: w.
-        hyper: lambda_t.
-        of_one: takes the three of a loss that is no sum; None: by a double backward.
-    """
-    take = of_one or by_double_backward
-    if isinstance(loss, LossInParts):
-        return *gradient(loss, params, hyper), _pullback_in_parts(loss, params, hyper, take)
-    return take(loss, params, hyper)
-
-
-def by_double_backward(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
-    """The three of a loss that is no sum, by autograd's derivative of the gradient's graph."""
-    return pullback_of(*evaluated(loss, params, hyper), params, hyper)
-
-
-def evaluated(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, list[Tensor]]:
-    """L with its graph, and the leaves of w and lambda."""
-    entries, spec = tree_flatten(hyper)
-    with torch.enable_grad():
-        w = {name: p.detach().requires_grad_() for name, p in params.items()}
-        leaves = [entry.detach().requires_grad_() for entry in entries]
-        return loss(w, tree_unflatten(leaves, spec)), [*w.values(), *leaves]
-
-
-def pullback_of(
-    value: Tensor, inputs: list[Tensor], params: Params, hyper: StepHyper
-) -> tuple[Tensor, Params, Pullback]:
-    """L, g and the pullback from what `evaluated` gave."""
-    with torch.enable_grad():
-        g = torch.autograd.grad(value, inputs[: len(params)], create_graph=True, materialize_grads=True)
-    names, (_, spec) = list(params), tree_flatten(hyper)
-
-    def pullback(u: Params) -> tuple[Params, StepHyper]:
-        moving = [(d, u[name]) for name, d in zip(names, g, strict=True) if d.requires_grad]
-        if moving:
-            outputs, along = zip(*moving, strict=True)
-            adjoints = torch.autograd.grad(outputs, inputs, along, materialize_grads=True)
-        else:  # a loss linear in w has no Hessian
-            adjoints = tuple(torch.zeros_like(x) for x in inputs)
-        return dict(zip(names, adjoints, strict=False)), tree_unflatten(list(adjoints[len(names) :]), spec)
-
-    return value.detach(), {name: d.detach() for name, d in zip(names, g, strict=True)}, pullback
-
-
-def _pullback_in_parts(loss: LossInParts, params: Params, hyper: StepHyper, take: Callable[..., Any]) -> Pullback:
-    def pullback(u: Params) -> tuple[Params, StepHyper]:
-        total: tuple[Params, StepHyper] = loss.total(lambda part: take(part, params, hyper)[2](u))
-        return total
-
-    return pullback
-
-
-def differentiable_gradient(
-    loss: Loss, params: Params, hyper: StepHyper
-) -> tuple[Tensor, list[Tensor], Params, list[Tensor]]:
-    """L, its gradient in w and lambda with a graph, the gradient in w without, and the leaves of both."""
-    value, leaves = evaluated(loss, params, hyper)
-    with torch.enable_grad():
-        g = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
-    primals = {name: d.detach() for name, d in zip(params, g, strict=False)}
-    return value, list(g), primals, leaves
-
-
-def pull(along: Tensor, inputs: list[Tensor], retain: bool) -> list[Tensor]:
-    """The gradient of a scalar, zero where it is not connected (a loss linear in w has no Hessian)."""
-    if not along.requires_grad:
-        return [torch.zeros_like(x) for x in inputs]
-    return list(torch.autograd.grad(along, inputs, retain_graph=retain, materialize_grads=True))

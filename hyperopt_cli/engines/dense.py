@@ -9,7 +9,9 @@ double backwards a step, whatever K; memory: P (P + Q) numbers.
 import torch
 from torch.utils._pytree import tree_leaves
 
-from hyperopt_cli.engines.base import Loss, Tangents, differentiable_gradient, pull
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import differentiable_gradient, pull
+from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers.base import Params, StepHyper
 

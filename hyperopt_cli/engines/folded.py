@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.engines.base import Loss, Tangents
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.engines.duals import Dual, dot, primal
 from hyperopt_cli.optimizers.base import Params, StepHyper
 

@@ -21,7 +21,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.engines.base import Loss, Tangents, push_columns
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import push_columns
+from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 FORMATS = (torch.channels_last, torch.channels_last_3d)

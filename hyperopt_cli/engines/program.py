@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from hyperopt_cli.engines.base import Loss, Tangents, push_columns
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import push_columns
+from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.program import differentiable, recorded
 

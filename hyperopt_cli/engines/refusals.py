@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from hyperopt_cli.engines.base import Engine, Loss, Tangents
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.engines.base import Engine, Tangents
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params, StepHyper

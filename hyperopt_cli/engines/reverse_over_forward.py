@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.func import grad_and_value, jvp, vmap
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.engines.base import Loss, Tangents, gradient
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import gradient
+from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten
 
-from hyperopt_cli.engines.base import Loss, Tangents, differentiable_gradient, pull
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import differentiable_gradient, pull
+from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_cli.data.seeds import derive
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.dynamics import Dynamics
-from hyperopt_cli.engines import Loss, gradient
 from hyperopt_cli.errors import Issue
 from hyperopt_cli.instantiate.experiment import Experiment
 from hyperopt_cli.memory import is_lacking

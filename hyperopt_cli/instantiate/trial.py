@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.dynamics import Dynamics
-from hyperopt_cli.engines import gradient
 from hyperopt_cli.errors import HyperoptError, NonFiniteError, UsageError
 from hyperopt_cli.instantiate.build import build
 from hyperopt_cli.recipe.schema import Recipe

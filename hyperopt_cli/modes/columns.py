@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hyperopt_cli.dynamics.derivatives import push_columns
 from hyperopt_cli.dynamics.dynamics import Dynamics, State
-from hyperopt_cli.engines import push_columns
 from hyperopt_cli.modes.directions import identity
 from hyperopt_cli.optimizers.base import StepHyper
 from hyperopt_cli.problem import Hyper

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from hyperopt_cli.dynamics.derivatives import push_columns
 from hyperopt_cli.dynamics.dynamics import Dynamics
-from hyperopt_cli.engines import push_columns
 from hyperopt_cli.optimizers.base import StepHyper
 from hyperopt_cli.problem import Hyper
 

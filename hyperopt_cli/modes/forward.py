@@ -29,12 +29,12 @@ from torch.utils._pytree import tree_map, tree_map_only
 from hyperopt_cli.checks.engine_judge import EngineJudge, TakenWronglyError
 from hyperopt_cli.checks.setting import Setting
 from hyperopt_cli.checks.verdict import Circumstances, Verdict
-from hyperopt_cli.dynamics.dynamics import Dynamics, State
+from hyperopt_cli.dynamics.derivatives import push_columns
+from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.stepping import StepAt
-from hyperopt_cli.engines import ENGINES, Engine, check_name, push_columns
+from hyperopt_cli.engines import ENGINES, Engine, check_name
 from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.modes.adjoint.sweep import train_step
 from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
 from hyperopt_cli.modes.columns import Carried, Columns, divided
 from hyperopt_cli.modes.deciding import Compiling

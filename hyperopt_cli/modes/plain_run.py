@@ -3,10 +3,10 @@
 Cost: T steps with 1 gradient each. Memory: 1 state.
 """
 
-from hyperopt_cli.dynamics.dynamics import Dynamics
+from hyperopt_cli.dynamics.dynamics import Dynamics, train_step
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import NonFiniteError
-from hyperopt_cli.modes.adjoint.sweep import told_of, train_step
+from hyperopt_cli.modes.adjoint.sweep import told_of
 from hyperopt_cli.modes.base import Account, OnStep
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.problem import Hyper, Problem

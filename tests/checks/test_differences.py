@@ -13,8 +13,8 @@ from hyperopt_cli.checks.decisions import SIDES, Decisions
 from hyperopt_cli.checks.differences import differenced
 from hyperopt_cli.checks.judge import BY_PROGRAM, CANDIDATES, DOUBLE_BACKWARD
 from hyperopt_cli.checks.truth import LOW, RIGHT, Truth
+from hyperopt_cli.dynamics.derivatives import by_double_backward
 from hyperopt_cli.engines import ENGINES
-from hyperopt_cli.engines.base import by_double_backward
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.program.raised import Raised, raised

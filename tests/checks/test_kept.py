@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from hyperopt_cli.checks.judge import by_program
-from hyperopt_cli.engines.base import by_double_backward
+from hyperopt_cli.dynamics.derivatives import by_double_backward
 
 AT_MOST = 1.1
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
+from hyperopt_cli.dynamics.derivatives import gradient_and_pullback
 from hyperopt_cli.dynamics.dynamics import Layout
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import ENGINES, gradient_and_pullback
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers import SGD, Adam
 

@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient, models, optimizers
 from hyperopt_cli.checks.examination import Examination
+from hyperopt_cli.dynamics.derivatives import gradient, gradient_and_pullback
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.precision import products_in
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import ENGINES, gradient, gradient_and_pullback
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import Mode, plan

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient, models
 from hyperopt_cli.checks.symmetry import asymmetry, directions
+from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import ENGINES, Loss
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.engines.dense import MAX_PARAMETERS
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.instantiate.experiment import penalty, seeded

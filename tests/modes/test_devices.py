@@ -11,9 +11,10 @@ from torch._subclasses import fake_tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli import Chunked, Forward, Problem, Reverse, optimizers
-from hyperopt_cli.dynamics.dynamics import Dynamics
-from hyperopt_cli.engines import ENGINES, push_columns
-from hyperopt_cli.modes.adjoint.sweep import Sweep, back_step, train_step
+from hyperopt_cli.dynamics.derivatives import push_columns
+from hyperopt_cli.dynamics.dynamics import Dynamics, train_step
+from hyperopt_cli.engines import ENGINES
+from hyperopt_cli.modes.adjoint.sweep import Sweep, back_step
 from hyperopt_cli.modes.base import Account
 from hyperopt_cli.modes.columns import Carried, Columns
 from hyperopt_cli.modes.directions import tangents_of_schedule

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient, optimizers
 from hyperopt_cli.dynamics.chunked_loss import LossInParts
+from hyperopt_cli.dynamics.derivatives import gradient, gradient_and_pullback
 from hyperopt_cli.dynamics.dynamics import Dynamics
-from hyperopt_cli.engines import ENGINES, gradient, gradient_and_pullback
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, UsageError
 from hyperopt_cli.modes import Mode, plan
 from hyperopt_cli.problem import Chunked, Hyper

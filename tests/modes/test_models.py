@@ -12,7 +12,7 @@ from torch.func import functional_call, grad
 from torch.nn.functional import cross_entropy
 
 from hyperopt_cli import Forward, Problem, hypergradient, models
-from hyperopt_cli.engines import gradient_and_pullback, push_columns
+from hyperopt_cli.dynamics.derivatives import gradient_and_pullback, push_columns
 from hyperopt_cli.instantiate.experiment import seeded
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params, StepHyper

@@ -24,9 +24,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_on
 from hyperopt_cli.checks.judge import Judge
 from hyperopt_cli.checks.outer import OuterJudge
 from hyperopt_cli.checks.replayed import ROUNDED, slack
-from hyperopt_cli.dynamics.dynamics import Dynamics, State
+from hyperopt_cli.dynamics.chunked_loss import Loss
+from hyperopt_cli.dynamics.derivatives import gradient_and_pullback
+from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.stepping import StepInHalves
-from hyperopt_cli.engines import Loss, gradient, gradient_and_pullback
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.modes.base import MET_AGAIN, Account, Hypergradient
@@ -161,13 +162,6 @@ def _count(account: Account, steps: int = 0, gradients: int = 0, hvps: int = 0) 
     account.num_steps += steps
     account.num_gradients += gradients
     account.num_hvps += hvps
-
-
-def train_step(dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper) -> tuple[State, Tensor]:
-    """s_t -> s_{t+1}, and L."""
-    point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
-    value, g = gradient(dynamics.loss_on(batch), point, step_hyper)
-    return dynamics.update(state, dynamics.layout.pack(g), step_hyper, t), value
 
 
 def back_step(

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.dynamics.dynamics import Dynamics, State
+from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError
-from hyperopt_cli.modes.adjoint.sweep import train_step
 from hyperopt_cli.modes.base import Account
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.optimizers.base import WEIGHTS, Params
