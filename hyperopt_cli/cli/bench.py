@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hyperopt_cli.bench import BENCHMARKS, OPTIONS
+from hyperopt_cli.cli.options import Device
 from hyperopt_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,43 +20,64 @@ _NAME_HELP = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
 
 def bench(
     name: Annotated[str, typer.Argument(help=_NAME_HELP, metavar="NAME")],
-    repeat: Annotated[int, typer.Option(min=1, help="Rounds; every variant once in each.")] = 5,
-    steps: Annotated[int | None, typer.Option(min=1, help="The horizon; the benchmark's own by default.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = "auto",
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; every variant once in each.", metavar="N")] = 5,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="The horizon; the benchmark's own by default.", metavar="N")
+    ] = None,
+    device: Device = None,
     models: Annotated[
         str | None,
         typer.Option(
             help="hvp, tangents, ranks: networks, e.g. mlp,convnet; on a CPU hvp takes resnet34, vit_b_16 and "
-            "bert only when they are asked for here."
+            "bert only when they are asked for here.",
+            metavar="NAME,...",
         ),
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="tangents, ranks: numbers of columns K, e.g. 8,16.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="tangents, ranks: numbers of columns K, e.g. 8,16.", metavar="K,...")
+    ] = None,
     engines: Annotated[
-        str | None, typer.Option(help="hvp, tangents, modes: engines, e.g. folded,reverse_over_reverse_loop.")
+        str | None,
+        typer.Option(help="hvp, tangents, modes: engines, e.g. folded,reverse_over_reverse_loop.", metavar="NAME,..."),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="hvp, tangents, modes, ranks: inputs in a batch; each network's own by default."),
+        typer.Option(
+            min=1, help="hvp, tangents, modes, ranks: inputs in a batch; each network's own by default.", metavar="N"
+        ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="modes: a folder with MNIST/raw; random data by default.", envvar="HYPEROPT_DATA"),
+        typer.Option(
+            help="modes: a folder with MNIST/raw; random data by default.", envvar="HYPEROPT_DATA", metavar="DIR"
+        ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of the CPU; torch's own choice by default. ranks: of each process, 1."),
+        typer.Option(
+            min=1, help="Threads of the CPU; torch's own choice by default. ranks: of each process, 1.", metavar="N"
+        ),
     ] = None,
-    ranks: Annotated[str | None, typer.Option(help="ranks: numbers of processes, e.g. 1,2.")] = None,
-    shard: Annotated[str | None, typer.Option(help="ranks: what they divide, columns or batch.")] = None,
+    ranks: Annotated[str | None, typer.Option(help="ranks: numbers of processes, e.g. 1,2.", metavar="N,...")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="ranks: what they divide, columns by default.", metavar="columns|batch")
+    ] = None,
     bandwidth: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="ranks: GB/s that one of more ranks than these sends; as measured by default."),
+        typer.Option(
+            min=1e-6,
+            help="ranks: GB/s that one of more ranks than these sends; as measured by default.",
+            metavar="GB/S",
+        ),
     ] = None,
     latency: Annotated[
-        float | None, typer.Option(min=0, help="ranks: microseconds of a message between these; as measured.")
+        float | None,
+        typer.Option(min=0, help="ranks: how long a message between these takes; as measured.", metavar="MICROSECONDS"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A new JSON file with everything that was measured.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A new picture, FILE.png or FILE.svg.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new file with everything that was measured.", metavar="FILE.json")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A new picture.", metavar="FILE.png|FILE.svg")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Measure variants of one computation in turns: medians, their spread, and ratios within the same run.
@@ -86,7 +108,7 @@ def bench(
     from hyperopt_cli.run_directory.json_files import to_text, write_json
 
     named = None if engines is None else _engines(engines)
-    chosen = _device(device)
+    chosen = _device(device or "auto")
     if threads is not None:
         torch.set_num_threads(threads)
     with _progress() as on_progress:

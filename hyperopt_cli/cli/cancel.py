@@ -10,7 +10,8 @@ from hyperopt_cli.cli.status import JobName
 def cancel(
     job: JobName,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds that runs may take to save before Slurm ends them.")
+        float,
+        typer.Option(min=0, help="How long runs may take to save before Slurm ends them.", metavar="SECONDS"),
     ] = 60.0,
 ) -> None:
     """Cancel a job, or one element of it; what runs is told to save first, and is not requeued.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hyperopt_cli.cli.again import again, command
-from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
+from hyperopt_cli.cli.options import AllowImport, Device, Overrides, RecipeName, load_recipe, with_options
 from hyperopt_cli.errors import Issue, RecipeError, Remedy, UsageError
 
 if TYPE_CHECKING:
@@ -28,11 +28,14 @@ _TOLERANCE_HELP = (
 def compare(
     recipe: RecipeName,
     overrides: Overrides = None,
-    modes: Annotated[str, typer.Option(help=_MODES_HELP)] = "forward,reverse,reversible",
-    steps: Annotated[int | None, typer.Option(help="A shorter horizon; the recipe's by default.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help=_TOLERANCE_HELP)] = None,
-    out: Annotated[Path | None, typer.Option(help="A new directory; runs/compare-RECIPE-TIME-ID by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
+    modes: Annotated[str, typer.Option(help=_MODES_HELP, metavar="MODE,...")] = "forward,reverse,reversible",
+    steps: Annotated[int | None, typer.Option(help="A shorter horizon; the recipe's by default.", metavar="N")] = None,
+    tolerance: Annotated[float | None, typer.Option(help=_TOLERANCE_HELP, metavar="NUMBER")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A new directory; runs/compare-RECIPE-TIME-ID by default.", metavar="DIR"),
+    ] = None,
+    device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     allow_import: AllowImport = None,
 ) -> None:

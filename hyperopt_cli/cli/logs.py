@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def logs(
     job: Annotated[
         str | None,
-        typer.Argument(help="The folder of a job or of one of its elements, or its number.", metavar="[JOB|DIR]"),
+        typer.Argument(help="The folder of a job or of one of its elements, or its number.", metavar="JOB|DIR"),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
 ) -> None:

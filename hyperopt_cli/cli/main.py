@@ -14,6 +14,7 @@ from hyperopt_cli.allocator import keep_freed_memory
 from hyperopt_cli.cli.again import again, told
 from hyperopt_cli.cli.bench import bench
 from hyperopt_cli.cli.cancel import cancel
+from hyperopt_cli.cli.command import Command, Commands
 from hyperopt_cli.cli.compare import compare
 from hyperopt_cli.cli.doctor import doctor
 from hyperopt_cli.cli.logs import logs
@@ -30,6 +31,7 @@ from hyperopt_cli.ranks.place import place
 
 app = typer.Typer(
     name="hyperopt",
+    cls=Commands,
     help="Tune the hyperparameters of a PyTorch training run by their exact gradient.",
     no_args_is_help=True,
     add_completion=False,
@@ -39,7 +41,7 @@ app = typer.Typer(
 )
 COMMANDS = (run, compare, plan, bench, validate, ls, cat, cp, schema, runs, show, submit, status, logs, cancel, doctor)
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 RecipeName = Annotated[str, typer.Argument(help="A path, or the name of a recipe that ships.", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides, e.g. hyperparameters.lr.initial=0.1", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="Overrides, e.g. hyperparameters.lr.initial=0.1", metavar="KEY=VALUE"),
+]
+Out = Annotated[Path | None, typer.Option(help="A new directory; runs/RECIPE-TIME-ID by default.", metavar="DIR")]
+ModeName = Annotated[
+    str | None, typer.Option(help="auto, forward, reverse or reversible; the recipe's by default.", metavar="MODE")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one by default.", metavar="DEVICE")
 ]
 ALLOW_IMPORT = "HYPEROPT_ALLOW_IMPORT"
 
@@ -30,9 +37,10 @@ def _with_environment(patterns: list[str] | None) -> list[str]:
 AllowImport = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="PATTERN",
         callback=_with_environment,
-        help="Modules that the recipe may call besides the built-in ones, e.g. 'mypackage.*'; "
-        f"{ALLOW_IMPORT} in the environment holds further ones.",
+        help="Modules that the recipe may call besides the built-in ones, e.g. 'mypackage.*'; may be given several "
+        f"times, and {ALLOW_IMPORT} in the environment holds further ones.",
     ),
 ]
 

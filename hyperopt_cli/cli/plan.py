@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperopt_cli.cli.again import allowing, command
-from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
+from hyperopt_cli.cli.options import AllowImport, Device, Overrides, RecipeName, load_recipe, with_options
 from hyperopt_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ _UNITS = {"": 1, "b": 1} | {
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
+    device: Device = None,
     memory: Annotated[
-        str | None, typer.Option(help="Plan for so much memory, e.g. 8GiB; what is there by default.")
+        str | None,
+        typer.Option(help="Plan for so much memory, e.g. 8GiB; what is there by default.", metavar="SIZE"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     allow_import: AllowImport = None,

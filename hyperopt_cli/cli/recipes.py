@@ -27,7 +27,9 @@ def cat(recipe: RecipeName) -> None:
 
 def cp(
     recipe: RecipeName,
-    to: Annotated[Path | None, typer.Argument(help="A file or folder; by default here, under its own name.")] = None,
+    to: Annotated[
+        Path | None, typer.Argument(help="A file or folder; by default here, under its own name.", metavar="PATH")
+    ] = None,
 ) -> None:
     """Copy a recipe, to change it."""
     from hyperopt_cli.recipe.load import find

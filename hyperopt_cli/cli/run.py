@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from hyperopt_cli.cli.again import again, allowing, command, told
-from hyperopt_cli.cli.options import AllowImport, Overrides, load_recipe, with_options
+from hyperopt_cli.cli.options import AllowImport, Device, ModeName, Out, Overrides, load_recipe, with_options
 from hyperopt_cli.errors import (
     DatasetError,
     HyperoptError,
@@ -63,23 +63,26 @@ class _Asked(NamedTuple):
 
 
 def run(
-    recipe: Annotated[str | None, typer.Argument(help=_RECIPE_HELP, metavar="[RECIPE]")] = None,
+    recipe: Annotated[str | None, typer.Argument(help=_RECIPE_HELP, metavar="RECIPE")] = None,
     overrides: Overrides = None,
-    mode: Annotated[
-        str | None, typer.Option(help="auto, forward, reverse or reversible; the recipe's by default.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="A new directory; runs/RECIPE-TIME-ID by default.")] = None,
+    mode: ModeName = None,
+    out: Out = None,
     resume: Annotated[
-        str, typer.Option(help="never; auto: continue the run in --out, or start it; or the directory of a run.")
+        str,
+        typer.Option(
+            help="auto: continue the run in --out, or start it; DIR: continue the run there.",
+            metavar="never|auto|DIR",
+        ),
     ] = "never",
     resume_anyway: Annotated[
         bool, typer.Option("--resume-anyway", help="Continue though your own code has changed; the record says so.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
+    device: Device = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an outer step, and one for the result.")] = False,
     allow_import: AllowImport = None,
     nproc: Annotated[
-        int, typer.Option(help="Processes on this machine that share the work (shard: in the recipe).")
+        int,
+        typer.Option(help="Processes on this machine that share the work (shard: in the recipe).", metavar="N"),
     ] = 1,
 ) -> None:
     """Tune the hyperparameters of a recipe.

@@ -18,7 +18,7 @@ RUNS = Path("runs")
 
 
 def runs(
-    directory: Annotated[Path, typer.Argument(help="The folder that holds them.", metavar="[DIR]")] = RUNS,
+    directory: Annotated[Path, typer.Argument(help="The folder that holds them.", metavar="DIR")] = RUNS,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a run, each on a line.")] = False,
 ) -> None:
     """List the runs in a folder, the newest first; one whose process is gone is `killed`.

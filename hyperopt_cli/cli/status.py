@@ -20,7 +20,7 @@ JobName = Annotated[
 def status(
     job: Annotated[
         str | None,
-        typer.Argument(help="The folder of a job or of one of its elements, or its number.", metavar="[JOB|DIR]"),
+        typer.Argument(help="The folder of a job or of one of its elements, or its number.", metavar="JOB|DIR"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON list, an object a job.")] = False,
 ) -> None:

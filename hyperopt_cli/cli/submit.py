@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hyperopt_cli.cli.again import again
-from hyperopt_cli.cli.options import AllowImport, Overrides, RecipeName, load_recipe, with_options
+from hyperopt_cli.cli.options import (
+    AllowImport,
+    Device,
+    ModeName,
+    Out,
+    Overrides,
+    RecipeName,
+    load_recipe,
+    with_options,
+)
 from hyperopt_cli.cluster.request import DEFAULT_GRACE_S, DEFAULT_REQUEUES, Request
 from hyperopt_cli.errors import HyperoptError, Remedy, UsageError
 
@@ -21,31 +30,31 @@ _ARRAY_HELP = "One run for each combination, e.g. seed=0..9,mode=forward,reverse
 _LINE_HELP = "More options of sbatch, e.g. '--constraint=a100'; may be given several times."
 _GRACE_HELP = "How many seconds before its time limit a run is told to save and stop."
 _REQUEUES_HELP = "How often a run that was stopped and has saved is run again, if it had got further."
+_TIME_HELP = "Time limit, as sbatch takes it: minutes, H:MM:SS, D-HH ..."
 _NPROC_HELP = "Processes that share each run (shard: in the recipe); one for each GPU or node by default."
+_TO_HELP = "Where it runs; kubernetes takes --dry-run, for kubectl apply."
 _CLAIM_HELP = "kubernetes: the PersistentVolumeClaim that keeps the runs."
 
 
 def submit(
     recipe: RecipeName,
     overrides: Overrides = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each run.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of each run.")] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help=_NPROC_HELP)] = None,
-    time: Annotated[str | None, typer.Option(help="Time limit, as sbatch takes it: minutes, H:MM:SS, D-HH ...")] = None,
-    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
-    account: Annotated[str | None, typer.Option(help="Slurm's account.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each run.", metavar="N")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of each run.", metavar="N")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help=_NPROC_HELP, metavar="N")] = None,
+    time: Annotated[str | None, typer.Option(help=_TIME_HELP, metavar="TIME")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition.", metavar="NAME")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm's account.", metavar="NAME")] = None,
     array: Annotated[str | None, typer.Option(help=_ARRAY_HELP, metavar="KEY=VALUES,...")] = None,
-    sbatch_line: Annotated[list[str] | None, typer.Option(help=_LINE_HELP)] = None,
-    grace: Annotated[int, typer.Option(min=1, max=65535, help=_GRACE_HELP)] = DEFAULT_GRACE_S,
-    requeues: Annotated[int, typer.Option(min=0, max=10_000, help=_REQUEUES_HELP)] = DEFAULT_REQUEUES,
-    out: Annotated[Path | None, typer.Option(help="A new directory; runs/RECIPE-TIME-ID by default.")] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="auto, forward, reverse or reversible; the recipe's by default.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one by default.")] = None,
-    to: Annotated[str, typer.Option(help="slurm, or kubernetes (with --dry-run, for kubectl apply).")] = "slurm",
-    image: Annotated[str | None, typer.Option(help="kubernetes: the image that has hyperopt.")] = None,
-    claim: Annotated[str | None, typer.Option(help=_CLAIM_HELP)] = None,
+    sbatch_line: Annotated[list[str] | None, typer.Option(help=_LINE_HELP, metavar="OPTIONS")] = None,
+    grace: Annotated[int, typer.Option(min=1, max=65535, help=_GRACE_HELP, metavar="SECONDS")] = DEFAULT_GRACE_S,
+    requeues: Annotated[int, typer.Option(min=0, max=10_000, help=_REQUEUES_HELP, metavar="N")] = DEFAULT_REQUEUES,
+    out: Out = None,
+    mode: ModeName = None,
+    device: Device = None,
+    to: Annotated[str, typer.Option(help=_TO_HELP, metavar="slurm|kubernetes")] = "slurm",
+    image: Annotated[str | None, typer.Option(help="kubernetes: the image that has hyperopt.", metavar="IMAGE")] = None,
+    claim: Annotated[str | None, typer.Option(help=_CLAIM_HELP, metavar="NAME")] = None,
     no_try: Annotated[bool, typer.Option("--no-try", help="Take no inner step of each run here first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
