@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,11 @@ def test_a_name_that_the_package_lacks_is_an_attribute_error() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(getattr(hyperopt_cli, name) is not None for name in hyperopt_cli.__all__)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    """PEP 561: without the file a type checker takes every name of the package for Any."""
+    assert (resources.files("hyperopt_cli") / "py.typed").is_file()
 
 
 WITHOUT = """
