@@ -1,12 +1,15 @@
-"""The commands as typer makes them, with help in words.
+"""The commands as typer makes them, with help in words, and with options of one value given once.
 
 typer 0.29 writes `<str>` behind every argument, `<bool>` behind every flag, and braces round what is required; earlier
 ones write none of these.
 """
 
+from itertools import pairwise
 from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+
+from hyperopt_cli.errors import UsageError
 
 
 def _in_words(params: list[Any]) -> list[Any]:
@@ -28,6 +31,28 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What stands behind the command's name in its usage: `[OPTIONS] RECIPE [KEY=VALUE]...`."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Takes the command line apart.
+
+        Raises:
+            UsageError: an option of one value is given several; typer would silently take the last.
+        """
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for option in order:
+                once = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
+                if once and order.count(option) > 1:
+                    name = option.opts[0]
+                    values = " and ".join(_values(name, args))
+                    raise UsageError(f"{name}: got {values}; it takes one value: leave out all but one")
+        return super().parse_args(ctx, args)
+
+
+def _values(name: str, args: list[str]) -> list[str]:
+    """The values of an option, given as `--steps 5` or as `--steps=5`."""
+    joined = [argument.partition("=")[2] for argument in args if argument.startswith(f"{name}=")]
+    return [value for argument, value in pairwise(args) if argument == name] + joined
 
 
 class Commands(TyperGroup):
