@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from hyperopt_cli.recipe import Recipe
 
 MAX_TOLD = 10
-_ARRAY_HELP = "One run for each combination, e.g. seed=0..9,mode=forward,reverse (ranges have both ends)."
+_ARRAY_HELP = (
+    "One run for each value of a key, e.g. seed=0..9 (ranges have both ends) or mode=forward,reverse; given several "
+    "times, one run for each combination."
+)
 _LINE_HELP = "More options of sbatch, e.g. '--constraint=a100'; may be given several times."
 _GRACE_HELP = "How many seconds before its time limit a run is told to save and stop."
 _REQUEUES_HELP = "How often a run that was stopped and has saved is run again, if it had got further."
@@ -45,7 +48,7 @@ def submit(
     time: Annotated[str | None, typer.Option(help=_TIME_HELP, metavar="TIME")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm's partition.", metavar="NAME")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm's account.", metavar="NAME")] = None,
-    array: Annotated[str | None, typer.Option(help=_ARRAY_HELP, metavar="KEY=VALUES,...")] = None,
+    array: Annotated[list[str] | None, typer.Option(help=_ARRAY_HELP, metavar="KEY=VALUES")] = None,
     sbatch_line: Annotated[list[str] | None, typer.Option(help=_LINE_HELP, metavar="OPTIONS")] = None,
     grace: Annotated[int, typer.Option(min=1, max=65535, help=_GRACE_HELP, metavar="SECONDS")] = DEFAULT_GRACE_S,
     requeues: Annotated[int, typer.Option(min=0, max=10_000, help=_REQUEUES_HELP, metavar="N")] = DEFAULT_REQUEUES,
@@ -65,7 +68,7 @@ def submit(
     One inner step of every run is taken here first, on the CPU (of those that differ in the seed alone, of one). The
     recipe is frozen: what is submitted is what runs, whatever happens to the file.
 
-    Example: hyperopt submit mnist_lr steps=1000 --gpus 1 --time 2:00:00 --array seed=0..9,mode=forward,reverse
+    Example: hyperopt submit mnist_lr steps=1000 --gpus 1 --time 2:00:00 --array seed=0..9 --array mode=forward,reverse
     """
     request = Request(gpus, nodes, time, partition, account, grace, requeues, tuple(sbatch_line or ()), nproc)
     if to == "kubernetes":
@@ -81,7 +84,7 @@ def submit(
 
     name = find(recipe).stem
     folder = new_folder(name, out)
-    job = Job.new(name, requeues, elements(array))
+    job = Job.new(name, requeues, elements(*(array or ())))
     changes = with_options(overrides, mode=mode, device=device)
     loaded = _loaded(recipe, changes, job.elements, allow_import, request.num_ranks)
     if not no_try:

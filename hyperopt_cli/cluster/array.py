@@ -1,4 +1,4 @@
-"""The grid of `--array seed=0..9,mode=forward,reverse`: one element for each combination of values."""
+"""The grid of `--array seed=0..9 --array mode=forward,reverse`: one element for each combination of values."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ ONLY = "run"  # the name of a job's element where there is just one
 
 _AXIS = re.compile(r"([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _RANGE = re.compile(r"([+-]?\d{1,15})\.\.([+-]?\d{1,15})")
-_EXAMPLE = "give KEY=A..B (both included) or KEY=VALUE,VALUE, such as --array seed=0..9,mode=forward,reverse"
+_EXAMPLE = "give KEY=A..B (both included) or KEY=VALUE,VALUE, such as --array seed=0..9 --array mode=forward,reverse"
 
 
 class Element(NamedTuple):
@@ -35,18 +35,22 @@ class _Axis(NamedTuple):
     values: tuple[str, ...]
 
 
-def elements(text: str | None) -> tuple[Element, ...]:
-    """The elements of `--array`; the last key varies fastest. None gives one element without overrides.
+def elements(*texts: str) -> tuple[Element, ...]:
+    """The elements of a job with these `--array`: all combinations of all keys, of which the last varies fastest.
 
-    >>> [element.name for element in elements("seed=0..1,mode=forward,reverse")]
+    It makes no difference whether several keys are given in one text or in several. Without a text there is one
+    element without overrides.
+
+    >>> [element.name for element in elements("seed=0..1", "mode=forward,reverse")]
     ['seed=0,mode=forward', 'seed=0,mode=reverse', 'seed=1,mode=forward', 'seed=1,mode=reverse']
 
     Raises:
-        UsageError: it is no such grid, or one of more than `MAX_ELEMENTS`.
+        UsageError: they are no such grid, name a key twice, or make one of more than `MAX_ELEMENTS`.
     """
-    if text is None:
+    if not texts:
         return (Element(0, ONLY),)
-    axes = _axes(text)
+    axes = [axis for text in texts for axis in _axes(text)]
+    _check_keys([axis.key for axis in axes])
     num = math.prod(len(axis.values) for axis in axes)
     if num > MAX_ELEMENTS:
         raise UsageError(f"--array: got {num} elements; at most {MAX_ELEMENTS} are allowed: submit it in parts")
@@ -64,7 +68,6 @@ def _axes(text: str) -> list[_Axis]:
             axes[-1][1].append(part)
         else:
             raise UsageError(f"--array: got {text!r}; {_EXAMPLE}")
-    _check_keys([key for key, _ in axes])
     return [_Axis(key, _values(key, given)) for key, given in axes]
 
 

@@ -73,6 +73,15 @@ def test_a_dry_run_prints_a_script_that_sh_can_read_and_leaves_nothing(hyperopt,
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_several_arrays_multiply(hyperopt, recipe, no_slurm):
+    arrays = ["--array", "seed=0..2", "--array", "mode=forward,reverse"]
+    code, out, err = hyperopt("submit", recipe, *arrays, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "#SBATCH --array=0-5" in out
+    places = [out.index(f"seed={seed},mode={mode}") for seed in range(3) for mode in ("forward", "reverse")]
+    assert places == sorted(places)
+
+
 def test_a_dry_run_shows_how_ranks_are_started(hyperopt, recipe, no_slurm):
     code, out, err = hyperopt("submit", recipe, "--gpus", "4", "--nodes", "2", "--dry-run")
     assert (code, err) == (0, "")
@@ -157,6 +166,8 @@ def test_variables_of_a_job_that_submits_are_not_handed_on(hyperopt, recipe, pro
         (["--array", "mode=forward,revers"], "revers"),
         (["seed=3", "--array", "seed=0..3"], "--array varies seed too"),
         (["--mode", "reverse", "--array", "mode=forward,reverse"], "--array varies mode too"),
+        (["--array", "seed=0..3", "--array", "seed=7"], "got seed twice"),
+        (["--array", "seed=0..999", "--array", "steps=1..11"], "got 11000 elements; at most 10000"),
         (["--gpus", "2", "--nproc", "3"], "a process uses one GPU"),
         (["--gpus", "3", "--nodes", "2"], "a multiple of 2"),
         (["--nproc", "2", "--mode", "auto", "shard=batch"], "shard: batch: mode: auto measures on one process"),

@@ -8,12 +8,12 @@ from hyperopt_cli.cluster.array import MAX_ELEMENTS, Element, elements
 from hyperopt_cli.errors import UsageError
 
 
-def names(text):
-    return [element.name for element in elements(text)]
+def names(*texts):
+    return [element.name for element in elements(*texts)]
 
 
 def test_no_array_is_one_run_without_overrides():
-    assert elements(None) == (Element(0, "run"),)
+    assert elements() == (Element(0, "run"),)
 
 
 def test_the_grid_has_every_combination_once_and_numbers_them_from_0():
@@ -22,6 +22,20 @@ def test_the_grid_has_every_combination_once_and_numbers_them_from_0():
     assert [element.overrides for element in grid] == expected
     assert [element.task for element in grid] == list(range(20))
     assert grid[7].name == "seed=3,mode=reverse"
+
+
+def test_several_arrays_multiply_and_the_last_varies_fastest():
+    grid = elements("seed=0..1", "mode=forward,reverse", "steps=5,7,9")
+    assert len(grid) == 12
+    assert [element.name for element in grid[:4]] == [
+        "seed=0,mode=forward,steps=5",
+        "seed=0,mode=forward,steps=7",
+        "seed=0,mode=forward,steps=9",
+        "seed=0,mode=reverse,steps=5",
+    ]
+    assert grid[-1] == Element(11, "seed=1,mode=reverse,steps=9", ("seed=1", "mode=reverse", "steps=9"))
+    assert grid == elements("seed=0..1,mode=forward,reverse", "steps=5,7,9")
+    assert grid == elements("seed=0..1,mode=forward,reverse,steps=5,7,9")
 
 
 def test_ranges_have_both_ends_and_may_be_negative_or_single():
@@ -62,7 +76,7 @@ def test_an_array_is_bounded_before_it_is_laid_out():
     with pytest.raises(UsageError, match="more than 10000 values"):
         elements("seed=0..999999999999")
     with pytest.raises(UsageError, match="got 1000000 elements; at most 10000"):
-        elements("seed=1..1000,steps=1..1000")
+        elements("seed=1..1000", "steps=1..1000")
 
 
 @pytest.mark.parametrize(
@@ -90,3 +104,8 @@ def test_what_is_no_grid_is_refused_with_what_would_be(text, message):
         elements(text)
     assert message in str(caught.value)
     assert str(caught.value).startswith("--array")
+
+
+def test_a_key_of_two_arrays_is_refused():
+    with pytest.raises(UsageError, match=r"--array: got seed twice; give all of its values at once: seed=VALUE,VALUE"):
+        elements("seed=0..3", "mode=forward,reverse", "seed=7")

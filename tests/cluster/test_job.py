@@ -11,7 +11,7 @@ from hyperopt_cli.errors import UsageError
 
 
 def made(root, array="seed=0..2", job_id="12"):
-    folder, job = JobFolder(root), Job.new("recipe", 20, elements(array))
+    folder, job = JobFolder(root), Job.new("recipe", 20, elements(*filter(None, [array])))
     folder.create("#!/bin/sh\n", [(element, f"# {element.name}\n") for element in job.elements])
     job = job._replace(job_id=job_id)
     job.write(folder)

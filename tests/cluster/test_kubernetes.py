@@ -85,7 +85,7 @@ def rendered(
     array=None, request=None, recipe="steps: 3\n", unique="recipe-1", claim="runs", allow_import=(), image="a/b"
 ):
     request = request or Request()
-    job = Job.new("recipe", request.requeues, elements(array))
+    job = Job.new("recipe", request.requeues, elements(*filter(None, [array])))
     recipes = [(element, f"# {element.name}\n{recipe}") for element in job.elements]
     return kubernetes.render(job, unique, recipes, request, image, claim, allow_import)
 

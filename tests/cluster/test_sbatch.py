@@ -34,7 +34,7 @@ def rendered(
     folder, array=None, request=None, python=sys.executable, cwd=Path("/work"), allow_import=(), name="recipe"
 ):
     request = request or Request()
-    job = Job.new(name, request.requeues, elements(array))
+    job = Job.new(name, request.requeues, elements(*filter(None, [array])))
     return sbatch.render(job, JobFolder(folder), request, python, cwd, allow_import)
 
 
@@ -115,7 +115,7 @@ class Stage:
         self.bin.mkdir()
         self.calls = root / "calls"
         self.calls.touch()
-        self.element = elements(array)[0].name
+        self.element = elements(*filter(None, [array]))[0].name
         (self.folder / self.element).mkdir(parents=True)
         self.script = root / "job.sbatch"
         request = Request(requeues=requeues, **asked)
