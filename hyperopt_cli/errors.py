@@ -233,7 +233,7 @@ class FixedPointRangeError(NonFiniteError):
             f"{told}if the run does not diverge, give it more room: Reversible(radix={radixes}), in a recipe mode: "
             f"{mode}",
         )
-        self.remedied(Remedy("to do so", (f"mode={mode}",), ANOTHER_RUN.drop))
+        self.remedied(Remedy("to do so", (f"mode={mode}",), (*ANOTHER_RUN.drop, "--mode")))
 
 
 class ReversalError(VerificationError):
@@ -251,4 +251,4 @@ class ReversalError(VerificationError):
             "its store are wrong. The gradient of a step had other bits on the way back: use "
             "Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
         )
-        self.remedied(Remedy("to do so", ("mode={name: reverse, slots: auto}",), ANOTHER_RUN.drop))
+        self.remedied(Remedy("to do so", ("mode={name: reverse, slots: auto}",), (*ANOTHER_RUN.drop, "--mode")))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hyperopt_cli.cli.again import again, allowing, command
+from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, ReversalError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,13 @@ def test_a_module_is_called_as_one_where_there_is_no_program(monkeypatch: pytest
         "python -m hyperopt_cli run --resume 'a b' --allow-import 'own.*'"
     )
     assert allowing(None) == []
+
+
+@pytest.mark.parametrize("error", [FixedPointRangeError(3, "w", 2.0**40, 30, {}), ReversalError(3, 1)])
+def test_a_remedy_that_sets_the_mode_leaves_out_the_option_that_would_be_refused_beside_it(
+    error: HyperoptError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["hyperopt", "run", "a.yaml", "--mode", "reversible", "--out", "o"])
+    (remedy,) = error.remedies
+    (mode,) = remedy.add
+    assert again(*remedy.add, drop=remedy.drop) == command("run", "a.yaml", mode)
