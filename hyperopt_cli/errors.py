@@ -4,7 +4,8 @@ A message says what was given, what is allowed and what to do. Programmers' mist
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
 
@@ -111,6 +112,39 @@ class RecipeError(UsageError):
         if patterns := dict.fromkeys(issue.pattern for issue in self.issues if issue.pattern):
             options = (word for pattern in patterns for word in ("--allow-import", pattern))
             self.remedied(Remedy("to give that leave", tuple(options)))
+
+
+class MissingPackageError(UsageError):
+    """A package is not installed that is needed here and nowhere else; the library itself takes torch and numpy alone.
+
+    Attributes:
+        package: what `pip install` calls it.
+    """
+
+    def __init__(self, what: str, package: str) -> None:
+        self.package = package
+        super().__init__(f"{what} needs {package}, which is not installed; to install it: pip install {package}")
+
+
+# what is imported where it is used, and what pip calls it
+_PACKAGES = {name: name for name in ("matplotlib", "pydantic", "rich", "tensorboard", "torchvision", "typer")}
+_PACKAGES |= {"pydantic_core": "pydantic", "transformers": "transformers", "yaml": "pyyaml"}
+
+
+@contextmanager
+def needing(what: str) -> Iterator[None]:
+    """Around imports: says which package `what` needs, and how to install it, where it is missing.
+
+    Raises:
+        MissingPackageError: an import failed for lack of a package that this one uses.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        raise MissingPackageError(what, package) from error
 
 
 class DatasetError(UsageError):

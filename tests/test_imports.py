@@ -1,6 +1,7 @@
 """Imports run one way, and what a command line has to do first loads no torch."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hyperopt_cli
+from hyperopt_cli.errors import needing
 
 ROOT = Path(hyperopt_cli.__file__).parent
 
@@ -193,6 +195,8 @@ def loads_torch(code: str) -> bool:
         "from hyperopt_cli.cluster import array, cancel, job, output, overview, request, sbatch, slurm, submit",
         "import sys, contextlib\nfrom hyperopt_cli.cli import main\nsys.argv = ['hyperopt', '--help']\n"
         "with contextlib.suppress(SystemExit): main()",
+        "import sys, contextlib, runpy\nsys.argv = ['hyperopt', '--version']\n"
+        "with contextlib.suppress(SystemExit): runpy.run_module('hyperopt_cli', run_name='__main__')",
     ],
 )
 def test_torch_is_loaded_only_when_it_is_needed(code: str) -> None:
@@ -235,3 +239,110 @@ def test_the_suite_for_a_gpu_is_collected_where_there_is_torch_and_pytest_alone(
     assert run.returncode == 0, run.stdout + run.stderr
     assert "test_the_host_waits_for_the_device_once_in_many_steps" in run.stdout
     assert "test_exactness" not in run.stdout
+
+
+# a finder that knows nothing of some packages, in front of all others
+BLOCKING = """
+import sys
+
+class Lacking:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in lacking else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = map(Lacking, sys.meta_path)
+"""
+
+# every package that is installed, but for those that the wheels of torch and numpy ask for
+ALL_BUT_TORCH_AND_NUMPY = """
+import re
+from importlib import metadata
+
+def written(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+there, left = set(), ["torch", "numpy"]
+while left:
+    name = written(left.pop())
+    try:
+        asked = metadata.requires(name) or () if name not in there else ()
+    except metadata.PackageNotFoundError:
+        continue
+    there.add(name)
+    left += [re.match(r"[\\w.-]+", each)[0] for each in asked if "extra ==" not in each]
+owners = metadata.packages_distributions().items()
+lacking = {name for name, of in owners if not there & set(map(written, of))} - {"hyperopt_cli"}
+assert {"torchvision", "matplotlib", "tensorboard", "rich", "typer", "yaml", "pydantic"} <= lacking
+"""
+
+TAKES_TORCH_AND_NUMPY_ALONE = """
+import doctest
+import torch
+import hyperopt_cli
+from hyperopt_cli import Problem, data, hypergradient, models, modes, optimizers, outer, space
+assert doctest.testmod(modes).attempted >= 3
+assert doctest.testmod(modes).failed == 0
+data.digits(), models.mlp((1, 8, 8), 10)
+problem = Problem(
+    init={"x": torch.tensor(1.0, dtype=torch.float64)},
+    inner_loss=lambda params, hyper, batch: params["x"] ** 2,
+    outer_loss=lambda params, hyper: params["x"] ** 2,
+    batch=lambda t: None,
+    optimizer=optimizers.SGD(momentum=0.5),
+    steps=4,
+)
+found = {mode: hypergradient(problem, {"lr": torch.tensor(0.1)}, mode).grad["lr"] for mode in modes.MODES}
+print(sorted(found))
+"""
+
+
+def test_the_library_takes_torch_and_numpy_alone() -> None:
+    code = f"{ALL_BUT_TORCH_AND_NUMPY}{BLOCKING}{TAKES_TORCH_AND_NUMPY_ALONE}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['auto', 'forward', 'reverse', 'reversible']"
+
+
+@pytest.mark.parametrize(
+    ("lacking", "arguments", "said"),
+    [
+        ("torchvision", ["run", "mnist_lr"], "the data set mnist needs torchvision"),
+        ("torchvision", ["validate", "digits_lr", "model={call: torchvision.models.resnet18}"], "needs torchvision"),
+        ("matplotlib", ["run", "quadratic"], "the picture of a schedule in a run's log needs matplotlib"),
+        ("matplotlib", ["bench", "reversal", "--plot", "a.svg"], "a picture needs matplotlib"),
+        ("tensorboard", ["run", "quadratic"], "a log for TensorBoard needs tensorboard"),
+        ("rich", ["show", "a"], "this command needs rich"),
+        ("pydantic", ["validate", "quadratic"], "this command needs pydantic"),
+        ("yaml", ["validate", "quadratic"], "this command needs pyyaml"),
+        ("typer", ["--help"], "the command line needs typer"),
+    ],
+)
+def test_a_command_names_the_package_that_it_lacks(
+    lacking: str, arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    called = f"sys.argv = {['hyperopt', *arguments]}\nfrom hyperopt_cli.__main__ import main\nmain()"
+    code = f"lacking = {{{lacking!r}}}\n{BLOCKING}{called}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=here()
+    )
+    package = "pyyaml" if lacking == "yaml" else lacking
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
+    assert f"which is not installed; to install it: pip install {package}\n" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def here() -> dict[str, str]:
+    """The environment with this package on the path, from whatever folder."""
+    return {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+
+
+def test_what_a_user_imports_is_not_taken_for_what_this_package_lacks() -> None:
+    with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"), needing("this"):
+        import nowhere_at_all  # type: ignore[import-not-found]  # noqa: F401

@@ -4,13 +4,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from hyperopt_cli.bench.machine import described
 from hyperopt_cli.bench.report import Case, Curves, Report
+from hyperopt_cli.errors import needing
+
+with needing("a picture"):
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 
 def save(report: Report, path: Path) -> None:

@@ -102,11 +102,12 @@ def bench(
     import torch
 
     from hyperopt_cli.bench import load
-    from hyperopt_cli.bench.drawing import save
     from hyperopt_cli.bench.report import Settings
     from hyperopt_cli.cli.bench_tables import print_report
     from hyperopt_cli.run_directory.json_files import to_text, write_json
 
+    if plot is not None:
+        from hyperopt_cli.bench.drawing import save
     named = None if engines is None else _engines(engines)
     chosen = _device(device or "auto")
     if threads is not None:

@@ -26,7 +26,7 @@ from hyperopt_cli.cli.show import show
 from hyperopt_cli.cli.status import status
 from hyperopt_cli.cli.submit import submit
 from hyperopt_cli.cli.validate import validate
-from hyperopt_cli.errors import HyperoptError, NoMemoryError
+from hyperopt_cli.errors import HyperoptError, NoMemoryError, needing
 from hyperopt_cli.ranks.place import place
 
 app = typer.Typer(
@@ -86,7 +86,8 @@ def _run() -> None:
     keep_freed_memory()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments, prog_name="hyperopt")
+        with needing("this command"):
+            app(arguments, prog_name="hyperopt")
     except HyperoptError as error:
         _report(f"{error}{told(error.remedies)}", debug)
         sys.exit(error.exit_code)

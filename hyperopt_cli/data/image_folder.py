@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hyperopt_cli.data.splits import Splits, unreadable
-from hyperopt_cli.errors import DatasetError
+from hyperopt_cli.errors import DatasetError, needing
 
 LAYOUT = (
     "expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg, or ROOT/CLASS/*.jpg without a test split "
@@ -81,7 +81,8 @@ def image_folder(root: str, test_root: str | None = None, size: int | None = Non
 
 
 def _open(folder: Path, size: int | None) -> Images:
-    from torchvision.datasets import ImageFolder
+    with needing("the data set image_folder"):
+        from torchvision.datasets import ImageFolder
 
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder; {LAYOUT}")

@@ -13,7 +13,7 @@ import torch
 
 from hyperopt_cli.data.checksums import require_files, require_md5
 from hyperopt_cli.data.splits import InMemory, Splits
-from hyperopt_cli.errors import DatasetError
+from hyperopt_cli.errors import DatasetError, needing
 
 CACHE = "~/.cache/hyperopt"
 
@@ -39,7 +39,8 @@ def mnist(root: str = CACHE, download: bool = False) -> Splits:
     Raises:
         DatasetError: files are missing or damaged, or the download failed.
     """
-    from torchvision.datasets import MNIST
+    with needing("the data set mnist"):
+        from torchvision.datasets import MNIST
 
     return _mnist_like(MNIST, root, download, MNIST_MD5)
 
@@ -49,7 +50,8 @@ def fashion_mnist(root: str = CACHE, download: bool = False) -> Splits:
 
     Arguments, shapes and errors as for `mnist`. Unpacked files are checked against their archives where these are kept.
     """
-    from torchvision.datasets import FashionMNIST
+    with needing("the data set fashion_mnist"):
+        from torchvision.datasets import FashionMNIST
 
     return _mnist_like(FashionMNIST, root, download, {})
 
@@ -67,14 +69,16 @@ def cifar10(root: str = CACHE, download: bool = False) -> Splits:
     Raises:
         DatasetError: files are missing or damaged, or the download failed.
     """
-    from torchvision.datasets import CIFAR10
+    with needing("the data set cifar10"):
+        from torchvision.datasets import CIFAR10
 
     return _cifar(CIFAR10, root, download, num_classes=10)
 
 
 def cifar100(root: str = CACHE, download: bool = False) -> Splits:
     """CIFAR-100 with its 100 fine classes, in `root/cifar-100-python`; the rest as for `cifar10`."""
-    from torchvision.datasets import CIFAR100
+    with needing("the data set cifar100"):
+        from torchvision.datasets import CIFAR100
 
     return _cifar(CIFAR100, root, download, num_classes=100)
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import MissingPackageError, UsageError, needing
 from hyperopt_cli.recipe.limits import MAX_KEY
 from hyperopt_cli.recipe.permitted import PACKAGES, Kind, misfit, shipped_callables
 from hyperopt_cli.recipe.wording import did_you_mean, shown
@@ -171,7 +171,10 @@ def _nothing_called(part: str, holder: object) -> str:
 
 def _import(module: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        with needing(module):
+            return importlib.import_module(module)
+    except MissingPackageError:
+        raise
     except (Exception, SystemExit) as error:  # whatever a foreign module does when imported, the recipe names it
         holder, _, part = module.rpartition(".")
         if isinstance(error, ModuleNotFoundError) and error.name == module and holder:

@@ -6,6 +6,7 @@ anything. So it is not enough that something is defined in one; it has to be of 
 
 import importlib
 import inspect
+import sys
 from types import FunctionType
 from typing import Literal
 
@@ -53,6 +54,8 @@ def _is_model(found: object) -> bool:
 
 def _is_listed(found: object) -> bool:
     """Whether torchvision lists it as a model: not what registers, looks up or downloads one."""
+    if "torchvision" not in sys.modules:  # nothing is of a package that was never imported
+        return False
     from torchvision.models import get_model_builder, list_models
 
     name = getattr(found, "__name__", "")

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
+from hyperopt_cli.errors import needing
 from hyperopt_cli.run_directory.compared import Compared, Comparison
 from hyperopt_cli.run_directory.comparison_rows import (
     MAX_ELEMENTS,
@@ -27,6 +26,9 @@ from hyperopt_cli.run_directory.comparison_rows import (
     notes,
     titled,
 )
+
+with needing("a log for TensorBoard"):
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def log_comparison(folder: Path, comparison: Comparison, *, recipe: str) -> None:

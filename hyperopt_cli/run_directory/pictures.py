@@ -1,11 +1,15 @@
 """The picture of a learned schedule: one optimizer argument over the inner steps, at the start and now."""
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
+
+from hyperopt_cli.errors import needing
+
+with needing("the picture of a schedule in a run's log"):
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 # Up to here each group of parameters has its line in the legend; beyond, a colour bar would say no more than the lines.
 NAMED_GROUPS = 8

@@ -32,12 +32,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
+from hyperopt_cli.errors import needing
 from hyperopt_cli.run_directory.measured import Measured
 from hyperopt_cli.run_directory.pictures import schedule_figure
 from hyperopt_cli.run_directory.result import Point, Result, Score
+
+with needing("a log for TensorBoard"):
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
 
 MAX_ELEMENTS = 16
 MAX_POINTS = 500

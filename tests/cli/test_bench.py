@@ -99,8 +99,8 @@ def test_threads_are_those_asked_for(called):
     assert json.loads(out)["machine"]["threads"] == 1
 
 
-def test_a_network_that_is_not_known_is_a_usage_error(called):
-    code, _, err = called("hvp", "--models", "mpl")
+def test_a_network_that_is_not_known_is_a_usage_error(hyperopt):
+    code, _, err = hyperopt("bench", "hvp", "--models", "mpl")
     assert code == 2
     assert "got mpl; allowed are logistic, mlp" in err
 
