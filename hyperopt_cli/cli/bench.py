@@ -19,7 +19,7 @@ _NAME_HELP = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help=_NAME_HELP, metavar="NAME")],
+    name: Annotated[str, typer.Argument(help=_NAME_HELP, metavar="NAME", autocompletion=lambda: list(BENCHMARKS))],
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; every variant once in each.", metavar="N")] = 5,
     steps: Annotated[
         int | None, typer.Option(min=1, help="The horizon; the benchmark's own by default.", metavar="N")
@@ -60,7 +60,12 @@ def bench(
     ] = None,
     ranks: Annotated[str | None, typer.Option(help="ranks: numbers of processes, e.g. 1,2.", metavar="N,...")] = None,
     shard: Annotated[
-        str | None, typer.Option(help="ranks: what they divide, columns by default.", metavar="columns|batch")
+        str | None,
+        typer.Option(
+            help="ranks: what they divide, columns by default.",
+            metavar="columns|batch",
+            autocompletion=lambda: ["columns", "batch"],
+        ),
     ] = None,
     bandwidth: Annotated[
         float | None,

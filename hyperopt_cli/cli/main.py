@@ -34,7 +34,6 @@ app = typer.Typer(
     cls=Commands,
     help="Tune the hyperparameters of a PyTorch training run by their exact gradient.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -8,22 +8,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperopt_cli.cli import completion
 from hyperopt_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from hyperopt_cli.recipe import Recipe
 
-RecipeName = Annotated[str, typer.Argument(help="A path, or the name of a recipe that ships.", metavar="RECIPE")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="A path, or the name of a recipe that ships.", metavar="RECIPE", autocompletion=completion.recipes
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides, e.g. hyperparameters.lr.initial=0.1", metavar="KEY=VALUE"),
+    typer.Argument(
+        help="Overrides, e.g. hyperparameters.lr.initial=0.1", metavar="KEY=VALUE", autocompletion=completion.overrides
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="A new directory; runs/RECIPE-TIME-ID by default.", metavar="DIR")]
 ModeName = Annotated[
-    str | None, typer.Option(help="auto, forward, reverse or reversible; the recipe's by default.", metavar="MODE")
+    str | None,
+    typer.Option(
+        help="auto, forward, reverse or reversible; the recipe's by default.",
+        metavar="MODE",
+        autocompletion=completion.modes,
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one by default.", metavar="DEVICE")
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:1, ...; a GPU where there is one by default.",
+        metavar="DEVICE",
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+    ),
 ]
 ALLOW_IMPORT = "HYPEROPT_ALLOW_IMPORT"
 

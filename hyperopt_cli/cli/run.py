@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from hyperopt_cli.cli import completion
 from hyperopt_cli.cli.again import again, allowing, command, told
 from hyperopt_cli.cli.options import AllowImport, Device, ModeName, Out, Overrides, load_recipe, with_options
 from hyperopt_cli.errors import (
@@ -63,7 +64,9 @@ class _Asked(NamedTuple):
 
 
 def run(
-    recipe: Annotated[str | None, typer.Argument(help=_RECIPE_HELP, metavar="RECIPE")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help=_RECIPE_HELP, metavar="RECIPE", autocompletion=completion.recipes)
+    ] = None,
     overrides: Overrides = None,
     mode: ModeName = None,
     out: Out = None,
@@ -72,6 +75,7 @@ def run(
         typer.Option(
             help="auto: continue the run in --out, or start it; DIR: continue the run there.",
             metavar="never|auto|DIR",
+            autocompletion=lambda: _WORDS,
         ),
     ] = "never",
     resume_anyway: Annotated[

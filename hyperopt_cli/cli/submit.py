@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperopt_cli.cli import completion
 from hyperopt_cli.cli.again import again
 from hyperopt_cli.cli.options import (
     AllowImport,
@@ -48,14 +49,18 @@ def submit(
     time: Annotated[str | None, typer.Option(help=_TIME_HELP, metavar="TIME")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm's partition.", metavar="NAME")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm's account.", metavar="NAME")] = None,
-    array: Annotated[list[str] | None, typer.Option(help=_ARRAY_HELP, metavar="KEY=VALUES")] = None,
+    array: Annotated[
+        list[str] | None, typer.Option(help=_ARRAY_HELP, metavar="KEY=VALUES", autocompletion=completion.overrides)
+    ] = None,
     sbatch_line: Annotated[list[str] | None, typer.Option(help=_LINE_HELP, metavar="OPTIONS")] = None,
     grace: Annotated[int, typer.Option(min=1, max=65535, help=_GRACE_HELP, metavar="SECONDS")] = DEFAULT_GRACE_S,
     requeues: Annotated[int, typer.Option(min=0, max=10_000, help=_REQUEUES_HELP, metavar="N")] = DEFAULT_REQUEUES,
     out: Out = None,
     mode: ModeName = None,
     device: Device = None,
-    to: Annotated[str, typer.Option(help=_TO_HELP, metavar="slurm|kubernetes")] = "slurm",
+    to: Annotated[
+        str, typer.Option(help=_TO_HELP, metavar="slurm|kubernetes", autocompletion=lambda: ["slurm", "kubernetes"])
+    ] = "slurm",
     image: Annotated[str | None, typer.Option(help="kubernetes: the image that has hyperopt.", metavar="IMAGE")] = None,
     claim: Annotated[str | None, typer.Option(help=_CLAIM_HELP, metavar="NAME")] = None,
     no_try: Annotated[bool, typer.Option("--no-try", help="Take no inner step of each run here first.")] = False,

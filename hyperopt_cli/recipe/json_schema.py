@@ -17,7 +17,12 @@ def json_schema() -> Schema:
 
 def allowed_keys(path: KeyPath) -> list[str]:
     """Returns the keys that the mapping at `path` may have."""
-    return [key for branch in _branches(_at(path)) for key in branch.get("properties", {})]
+    return [key for branch in branches(path) for key in branch.get("properties", {})]
+
+
+def branches(path: KeyPath) -> list[Schema]:
+    """Returns the schemas of which the value at `path` may fit any, null left out; none where no such key is known."""
+    return _branches(at(path))
 
 
 def expected(path: KeyPath) -> str:
@@ -26,7 +31,7 @@ def expected(path: KeyPath) -> str:
     >>> expected(("steps",)), expected(("outer", "optimizer"))
     ('an integer of at least 1', 'one of adam, sgd, sign')
     """
-    return " or ".join(dict.fromkeys(map(_words, _branches(_at(path)))))
+    return " or ".join(dict.fromkeys(map(_words, branches(path))))
 
 
 @cache
@@ -34,7 +39,8 @@ def _root() -> Schema:
     return Recipe.model_json_schema()
 
 
-def _at(path: KeyPath) -> Schema:
+def at(path: KeyPath) -> Schema:
+    """Returns the schema of the value at `path`; empty where no such key is known."""
     schema = _root()
     for key in path:
         steps = (_step(branch, key) for branch in _branches(schema))

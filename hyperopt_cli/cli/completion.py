@@ -1,0 +1,61 @@
+"""What a shell proposes when Tab is pressed; nothing here imports torch.
+
+Where nothing is proposed the shell completes paths by itself. `hyperopt --install-completion` is typer's, as is the
+completion of commands and options.
+"""
+
+import re
+from contextlib import suppress
+from glob import escape, glob
+from os.path import isdir
+from typing import Any
+
+import typer
+
+from hyperopt_cli.errors import RecipeError
+
+
+def recipes(incomplete: str) -> list[str]:
+    """The recipes that ship, files that may hold one, and folders on the way to them."""
+    from hyperopt_cli.recipe.shipped import shipped
+
+    names = [name for name in shipped() if name.startswith(incomplete)]
+    found = [f"{path}/" if isdir(path) else path for path in sorted(glob(f"{escape(incomplete)}*"))]
+    paths = [path for path in found if path.endswith((".yaml", ".yml", "/"))]
+    if not names and len(paths) == 1 and paths[0].endswith("/"):
+        return recipes(paths[0])  # bash would put a space behind a folder that is alone
+    return names + paths
+
+
+def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The keys of the recipe on the command line as far as they are typed, and their values.
+
+    bash takes `steps=5` for three words, and asks for the last of them alone, `=` left out; others ask for the whole.
+    """
+    from hyperopt_cli.recipe.completing import key_completions, value_completions
+
+    recipe = _data(ctx.params.get("recipe"))
+    key, equals, _ = incomplete.partition("=")
+    if equals:
+        return [f"{key}={value}" for value in value_completions(recipe, key)]
+    before = re.sub(" ?= ?", "=", " ".join(ctx.params.get("overrides") or ())).rpartition(" ")[2]
+    if before.endswith("=") or (before and "=" not in before and not incomplete):
+        return value_completions(recipe, before.rstrip("="))
+    return key_completions(recipe, incomplete)
+
+
+def modes() -> list[str]:
+    """The names of the modes."""
+    from hyperopt_cli.recipe.schema import MODES
+
+    return list(MODES)
+
+
+def _data(recipe: str | None) -> Any:
+    """The plain data of a recipe; none where it can't be read."""
+    from hyperopt_cli.recipe.document import DocumentError, parse
+    from hyperopt_cli.recipe.load import find, read_text
+
+    with suppress(RecipeError, DocumentError, OSError):
+        return parse(read_text(find(recipe or ""), ""), "").data
+    return {}

@@ -1,0 +1,70 @@
+"""How an override that is being typed goes on: the keys that a recipe may have, and what may be their values.
+
+A shell puts a space behind the one candidate that there is, which would end `KEY=` before its value; so a key that is
+alone comes with its values, and a section that is alone with its keys.
+"""
+
+import json
+import re
+from typing import Any
+
+from hyperopt_cli.recipe.json_schema import allowed_keys, at, branches
+from hyperopt_cli.recipe.positions import KeyPath
+
+_PLAIN = re.compile(r"[\w.+/~-]+")  # what no shell takes for anything else
+
+
+def key_completions(recipe: Any, typed: str) -> list[str]:
+    """Returns what `typed`, the beginning of a dotted key, may become: `KEY=` of a value, `KEY.` of a section.
+
+    Args:
+        recipe: plain data, whose own keys (names of hyperparameters, arguments of callables) are known too.
+        typed: up to the end of the word.
+
+    >>> key_completions({}, "optimizer.na")
+    ['optimizer.name=', 'optimizer.name=null', 'optimizer.name=sgd', 'optimizer.name=adam', 'optimizer.name=adamw', \
+'optimizer.name=rmsprop']
+    """
+    path = tuple(typed.split(".")[:-1])
+    inside = _value(recipe, path)
+    own = inside if isinstance(inside, dict) else {}
+    candidates = [each for key in dict.fromkeys([*allowed_keys(path), *own]) for each in _forms(recipe, (*path, key))]
+    found = [candidate for candidate in candidates if candidate.startswith(typed)]
+    if len(found) != 1:
+        return found
+    if found[0].endswith("."):
+        return key_completions(recipe, found[0])
+    return [found[0], *(found[0] + value for value in value_completions(recipe, found[0][:-1]))]
+
+
+def value_completions(recipe: Any, key: str) -> list[str]:
+    """Returns values of a dotted key: the recipe's own, the default, and all where they can be listed.
+
+    >>> value_completions({"precision": "bf16"}, "precision")
+    ['bf16', 'float32', 'float64', 'tf32']
+    """
+    path = tuple(key.split("."))
+    schema = at(path)
+    values = [value] if (value := _value(recipe, path)) is not None else []
+    values += [schema["default"]] if "default" in schema else []
+    for branch in branches(path):
+        values += branch.get("enum", [branch["const"]] if "const" in branch else [])
+        values += [True, False] if branch.get("type") == "boolean" else []
+    return list(dict.fromkeys(text for text in map(_text, values) if _PLAIN.fullmatch(text)))
+
+
+def _forms(recipe: Any, path: KeyPath) -> list[str]:
+    """`KEY=`, `KEY.` or both, where a section has a shorthand."""
+    key, value = ".".join(map(str, path)), _value(recipe, path)
+    sections = [branch.get("type") == "object" for branch in branches(path)] or [isinstance(value, dict)]
+    return [f"{key}="] * (not all(sections)) + [f"{key}."] * any(sections)
+
+
+def _value(recipe: Any, path: KeyPath) -> Any:
+    for key in path:
+        recipe = recipe.get(key) if isinstance(recipe, dict) else None
+    return recipe
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
