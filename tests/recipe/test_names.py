@@ -266,7 +266,7 @@ def test_a_name_as_long_as_a_name_may_be_is_looked_up() -> None:
 FOLDERS = {
     "model": ("torch/nn", "torchvision/models", "hyperopt_cli/models"),
     "dataset": ("hyperopt_cli/data",),
-    "loss": ("torch/nn", "hyperopt_cli/losses.py"),
+    "loss": ("torch/nn", "hyperopt_cli/task/losses.py"),
     "optimizer": ("hyperopt_cli/optimizers",),
 }
 
