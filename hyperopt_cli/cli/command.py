@@ -1,7 +1,7 @@
 """The commands as typer makes them, with help in words, and with options of one value given once.
 
-typer 0.29 writes `<str>` behind every argument, `<bool>` behind every flag, and braces round what is required; earlier
-ones write none of these.
+typer 0.29 writes `<str>` behind every argument, `<bool>` behind every flag, and braces round what is required. (Much
+earlier ones write TEXT behind an argument, which these changes leave as it is.)
 """
 
 from itertools import pairwise
