@@ -1,6 +1,5 @@
 """Comparing modes: what is compared with what, which difference passes, and what a mode that fails leaves."""
 
-import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,12 +8,22 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli import Forward, Problem, Reverse, errors, hypergradient, optimizers
-from hyperopt_cli.comparison import FLOOR, TOLERANCES, check, compare, relative_difference
+from hyperopt_cli.cli.comparison_table import AGAINST, cost_rows, hypergradient_rows, notes
+from hyperopt_cli.comparison import (
+    FLOOR,
+    TOLERANCES,
+    Comparison,
+    OnModeStep,
+    Outcome,
+    check,
+    compare,
+    measured,
+    relative_difference,
+)
+from hyperopt_cli.comparison.common_factors import Moved, Runs
 from hyperopt_cli.modes.base import Account, Hypergradient, Mode
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper
-from hyperopt_cli.run_directory.compared import Comparison, Moved
-from hyperopt_cli.run_directory.comparison_rows import COST_HEADER, cost_rows, hypergradient_rows, notes
 from tests.cases import net_problem
 
 STEPS, RATE = 10, 0.1
@@ -238,7 +247,6 @@ def test_a_factor_that_changes_is_listed_from_each_step_on() -> None:
     in_use = [(each.step, each.factor) for each in comparison.factors.in_use["momentum"]]
     assert in_use == [(0, "1/2"), (6, "71/81")]
     assert comparison.factors.moved["momentum"].step == 6
-    assert Comparison.from_json(json.loads(json.dumps(comparison.to_json()))) == comparison
 
 
 def test_factors_of_single_parameters_and_of_elements_are_told() -> None:
@@ -351,23 +359,43 @@ def test_the_warm_up_takes_two_steps_and_one_chunk() -> None:
     assert taken == [2, 1, STEPS, 2]
 
 
-def test_a_comparison_survives_json() -> None:
-    diverging = Changed(error=errors.NonFiniteError(3, "the adjoint"))
-    bits = Changed(stats={"bits_per_parameter_step": 0.25})
-    comparison = compared(forward=Forward(), biased=BIASED, diverging=diverging, bits=bits)
-    content = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
-    assert Comparison.from_json(content) == comparison
-    assert content["modes"][3]["cost"]["bits_per_parameter"] == 0.25 * STEPS
-    with pytest.raises(errors.UsageError, match="another version"):
-        Comparison.from_json({"steps": 3})
+def test_the_bits_of_a_reversal_are_those_of_the_whole_run() -> None:
+    (bits,) = compared(bits=Changed(stats={"bits_per_parameter_step": 0.25})).modes
+    assert bits.cost is not None
+    assert bits.cost.bits_per_parameter == 0.25 * STEPS
+
+
+def test_few_digits_are_told() -> None:
+    comparison = compared(forward=Forward(), reverse=Reverse())
+    forward, reverse = comparison.modes
+    assert forward.digits is not None
+    assert forward.digits > 10
+    assert notes(comparison) == []
+    few = replace(comparison, modes=(forward, replace(reverse, digits=1.25)))
+    assert notes(few) == ["reverse: its hypergradient has 1.2 digits"]
+
+
+def test_whoever_measures_a_mode_may_wrap_it() -> None:
+    names = []
+
+    def measure(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeStep | None) -> Outcome:
+        names.append(name)
+        outcome = measured(runs, hyper, name, mode, on_step)
+        assert outcome.result is not None
+        assert outcome.result.stats["factors"] == {"momentum": "71/81"} or name == "reversible"
+        return outcome
+
+    comparison = compare(heavy_ball(), with_momentum(), THREE, measure=measure)
+    assert names == [each.mode for each in comparison.modes] == list(THREE)
 
 
 def test_rows_have_a_cell_for_every_column() -> None:
     comparison = compared(
         forward=Forward(), biased=BIASED, refusing=Changed(error=errors.UsageError("not with this rule"))
     )
-    rows = cost_rows(comparison)
-    assert {len(row) for row in rows} == {len(COST_HEADER)}
+    header, *rows = cost_rows(comparison)
+    assert {len(row) for row in rows} == {len(header)}
+    assert AGAINST not in header
     assert [row[2:4] for row in rows] == [("reference", "-"), ("0.5", "-"), ("-", "-")]
     assert [row[-1] for row in rows] == ["exact", "biased", "refused"]
     header, (label, *cells) = hypergradient_rows(comparison)

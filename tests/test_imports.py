@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "space": {"problem", "optimizers", "errors"},
     "outer": {"modes", "space", "problem", "optimizers", "data", "ranks", "memory", "errors"},
-    "comparison": {"modes", "dynamics", "problem", "optimizers", "memory", "run_directory", "errors"},
+    "comparison": {"modes", "dynamics", "problem", "optimizers", "memory", "errors"},
     "instantiate": {
         "outer",
         "modes",
@@ -89,6 +89,7 @@ ALLOWED: dict[str, set[str]] = {
         "outer",
         "modes",
         "checks",
+        "problem",
         "optimizers",
         "recipe",
         "ranks",

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,8 @@ from hyperopt_cli.cli.options import AllowImport, Device, Overrides, RecipeName,
 from hyperopt_cli.errors import Issue, RecipeError, Remedy, UsageError
 
 if TYPE_CHECKING:
-    from hyperopt_cli.modes import Mode
-    from hyperopt_cli.run_directory.compared import Comparison
-    from hyperopt_cli.run_directory.directory import RunDirectory
+    from hyperopt_cli.commands.compare import Candidate
+    from hyperopt_cli.comparison import Comparison
 
 _MODES_HELP = "NAME[:KEY=VALUE]... separated by commas, e.g. forward,reverse:slots=50,reverse:window=20"
 _TOLERANCE_HELP = (
@@ -55,48 +55,51 @@ def compare(
     changes = with_options(overrides, steps=steps, device=device)
     loaded = load_recipe(recipe, changes, allow_import)
 
-    from hyperopt_cli.commands.run import execute_comparison
+    from hyperopt_cli.commands.compare import execute_comparison
     from hyperopt_cli.comparison import check
     from hyperopt_cli.instantiate import build
-    from hyperopt_cli.run_directory.directory import RunDirectory
+    from hyperopt_cli.recipe.sources import sources
+    from hyperopt_cli.run_directory.directory import new_folder
 
-    made = _make_modes(recipe, changes, chosen, allow_import)
-    experiment = build(loaded, allow_import or ())
+    allow = tuple(allow_import or ())
+    candidates = _candidates(recipe, changes, chosen, allow_import)
+    experiment = build(loaded, allow)
     path = find(recipe)
+    written = path.read_text(encoding="utf-8")
     try:
-        directory = RunDirectory.create(out, f"compare-{path.stem}")
+        root = new_folder(out, f"compare-{path.stem}")
     except UsageError as error:
         error.remedied(Remedy("to write into a new one below runs/", drop=("--out",)))
         raise
     try:
         with _watching(json) as on_step:
-            written = path.read_text(encoding="utf-8")
-            comparison = execute_comparison(experiment, loaded, written, directory, made, tolerance, on_step)
+            comparison = execute_comparison(experiment, candidates, written, root, tolerance, on_step, sources(allow))
     except KeyboardInterrupt:
         anew = again(drop=("--out",))
         print(
-            f"hyperopt: interrupted before every mode had run; {directory.root} has no result; start it anew: {anew}",
+            f"hyperopt: interrupted before every mode had run; {root} has those that had; start anew: {anew}",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
-    _show(comparison, directory, json)
+    _show(comparison, root, json)
     check(comparison)
-    _end(comparison, directory)
+    _end(comparison, root)
 
 
-def _make_modes(
+def _candidates(
     recipe: str, changes: list[str], chosen: dict[str, list[str]], allow_import: list[str] | None
-) -> "dict[str, Mode]":
+) -> "dict[str, Candidate]":
     """The modes, by the name that was typed; all that is wrong with them at once."""
+    from hyperopt_cli.commands.compare import Candidate
     from hyperopt_cli.instantiate.build import check, make_mode
 
-    made: dict[str, Mode] = {}
+    made: dict[str, Candidate] = {}
     issues: list[Issue] = []
     for typed, mode_changes in chosen.items():
         try:
             loaded = load_recipe(recipe, [*changes, *mode_changes], allow_import)
             check(loaded, allow_import or ())
-            made[typed] = make_mode(loaded)
+            made[typed] = Candidate(loaded, make_mode(loaded))
         except RecipeError as error:
             issues += error.issues
     if issues:
@@ -122,25 +125,25 @@ def _watching(json: bool) -> Iterator[Callable[[str, str, int, int], None]]:
         yield on_step
 
 
-def _show(comparison: "Comparison", directory: "RunDirectory", json: bool) -> None:
+def _show(comparison: "Comparison", root: Path, json: bool) -> None:
     import shlex
 
-    from hyperopt_cli.cli.comparison_tables import print_comparison
+    from hyperopt_cli.cli.comparison_table import print_comparison
     from hyperopt_cli.run_directory.json_files import to_text
 
     if json:
-        typer.echo(to_text({"comparison": comparison.to_json(), "directory": str(directory.root)}))
+        typer.echo(to_text({"comparison": asdict(comparison), "directory": str(root)}))
         return
     print_comparison(comparison)
-    typer.echo(f"\neverything is in {directory.root}")
-    typer.echo(f"curves: tensorboard --logdir {shlex.quote(str(directory.tensorboard))}")
+    typer.echo(f"\neverything is in {root}, a run for each mode: {command('runs', str(root))}")
+    typer.echo(f"curves: tensorboard --logdir {shlex.quote(str(root))}")
 
 
-def _end(comparison: "Comparison", directory: "RunDirectory") -> None:
+def _end(comparison: "Comparison", root: Path) -> None:
     """Ends with the gravest exit code of the modes that have no result."""
     without = [each for each in comparison.modes if each.exit_code]
     if without:
         named = ", ".join(f"{each.mode} ({each.status})" for each in without)
-        see = command("show", str(directory.root))
-        print(f"hyperopt: no result from {named}; comparison.json says why, and so does: {see}", file=sys.stderr)
+        see = command("runs", str(root))
+        print(f"hyperopt: no result from {named}; its status.json says why, and so does: {see}", file=sys.stderr)
         raise typer.Exit(max(each.exit_code for each in without))

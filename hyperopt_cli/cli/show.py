@@ -1,4 +1,4 @@
-"""`hyperopt show`: what came out of a run, or of a comparison of modes."""
+"""`hyperopt show`: what came out of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,9 @@ import typer
 
 
 def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.", metavar="DIR")]) -> None:
-    """Show a run (its state, its outer steps, what was tuned), or a comparison of modes."""
+    """Show a run (its state, its outer steps, what was tuned)."""
     from rich.console import Console
 
-    from hyperopt_cli.cli.comparison_tables import print_comparison
     from hyperopt_cli.cli.tables import bias_line, outcome_table, sources_lines, steps_table
     from hyperopt_cli.run_directory.reading import read
     from hyperopt_cli.run_directory.status import read_status
@@ -19,9 +18,6 @@ def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.
     console = Console()
     reason = read_status(run.directory).get("reason")
     console.print(f"{directory}: {run.state}" + (f" ({reason})" if reason else ""), highlight=False, soft_wrap=True)
-    if run.comparison is not None:
-        print_comparison(run.comparison)
-        return
     if not run.metrics:
         console.print("no outer step was measured")
         return

@@ -1,4 +1,4 @@
-"""A run from its start to its result: the outer loop, or a comparison of modes, with everything it leaves on the disk.
+"""A run from its start to its result: the outer loop, with everything it leaves on the disk.
 
 What is on the disk after each outer step is whole, so that a run which is killed, interrupted or diverges keeps the
 best that it had reached.
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.commands.agreement import Agreement
 from hyperopt_cli.commands.keeping import RunKeeper, bits_depend_on, taken_up
-from hyperopt_cli.comparison import OnModeStep, compare
 from hyperopt_cli.errors import (
     ANOTHER_RUN,
     HyperoptError,
@@ -37,12 +36,10 @@ from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.recipe.sources import changed
 from hyperopt_cli.run_directory.checkpoints import Checkpoints
-from hyperopt_cli.run_directory.compared import Comparison
-from hyperopt_cli.run_directory.comparison_log import log_comparison
 from hyperopt_cli.run_directory.directory import SOURCES_CHANGED, RunDirectory
 from hyperopt_cli.run_directory.environment import environment
 from hyperopt_cli.run_directory.result import HeldOut, Point, Result, Score
-from hyperopt_cli.run_directory.status import LiveStatus, State
+from hyperopt_cli.run_directory.status import LiveStatus, State, reported
 from hyperopt_cli.run_directory.stopping import StopFlag
 from hyperopt_cli.run_directory.tensorboard import TensorBoardLog
 from hyperopt_cli.stopping import only_after_steps
@@ -149,7 +146,7 @@ def execute(
         keeper = Agreement(ranks, flag, keeper)
     told, error = _Told(status, watcher, kept), None
     with (
-        _reported(status),
+        reported(status),
         _log(experiment, directory, written, num_measured if continued else None) as log,
         _interruptible(record, directory, recipe.mode.name, flag),
         nullcontext() if ranks.size == 1 else only_after_steps(),
@@ -304,44 +301,6 @@ def _log(experiment: Experiment, directory: RunDirectory, written: str, from_ste
     return TensorBoardLog(directory.tensorboard, purge_step=from_step, start=start)
 
 
-def execute_comparison(
-    experiment: Experiment,
-    recipe: Recipe,
-    written: str,
-    directory: RunDirectory,
-    modes: Mapping[str, Mode],
-    tolerance: float | None,
-    on_step: OnModeStep,
-) -> Comparison:
-    """Compares `modes` on the first training run of `experiment`, and writes everything into `directory`.
-
-    Args:
-        experiment: built from `recipe`; its own mode is not used.
-        recipe: with every default filled in, kept as resolved.yaml.
-        written: the recipe's text as the user has it, kept as recipe.yaml.
-        directory: a new one.
-        modes: by the name that the comparison gives them.
-        tolerance: which relative difference passes; None for that of the recipe's precision.
-        on_step: told of every step.
-    """
-    directory.write_recipe(written, recipe.to_yaml())
-    directory.write_environment(environment(str(experiment.device)))
-    status = LiveStatus(directory.status, mode="compare")
-
-    def beating(mode: str, phase: str, done: int, steps: int) -> None:
-        status.beat()
-        on_step(mode, phase, done, steps)
-
-    with _reported(status):
-        problem = experiment.problem(experiment.descent.seeds(experiment.seed, 0)[0])
-        hyper = experiment.space.natural(experiment.space.initial())
-        comparison = compare(problem, hyper, modes, tolerance=tolerance, on_step=beating)
-        directory.write_comparison(comparison)
-        log_comparison(directory.tensorboard, comparison, recipe=written)
-        status.finish("done")
-    return comparison
-
-
 class _Kept:
     """The verdicts of a mode that chooses its engine by measuring, in the run directory.
 
@@ -470,19 +429,3 @@ class _Record:
                 f"the test split can't be scored: {type(error).__name__}: {error}. What was reached is in result.json"
             ) from error
         return None if figures is None else Score(figures.loss, figures.accuracy)
-
-
-@contextmanager
-def _reported(status: LiveStatus) -> Iterator[None]:
-    """Writes how the process ended, whatever ended it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        status.finish("interrupted")
-        raise
-    except (Stopped, RankLostError) as stopped:
-        status.finish("interrupted", reason=str(stopped))
-        raise
-    except BaseException as error:
-        status.finish("failed", reason=f"{type(error).__name__}: {error}")
-        raise

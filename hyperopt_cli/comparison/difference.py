@@ -23,13 +23,14 @@ digits with a small perceptron, by more where the loss had not yet begun to fall
 is another question; `compare` answers it by one more hypergradient.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from hyperopt_cli.errors import Remedy, VerificationError
+from hyperopt_cli.modes import Hypergradient
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Precision
-from hyperopt_cli.run_directory.compared import Comparison
 
 FLOOR = 1e-3
 # of the parameters, or of the inner gradient's products where that is lower
@@ -38,36 +39,42 @@ TOLERANCES: dict[Kind, float] = {torch.float64: 1e-8, torch.float32: 1e-3, "tf32
 FIXED_POINT = 1e-5
 
 
-def check(comparison: Comparison) -> None:
-    """Nothing, if the exact modes agree.
+@dataclass(frozen=True)
+class Difference:
+    """Relative differences from the reference mode.
 
-    Raises:
-        VerificationError: they differ beyond the tolerance; it says in what, and by how much.
+    Attributes:
+        validation_loss: of E.
+        params: of w_T.
+        hypergradient: of each hyperparameter's derivative.
     """
-    found, largest = [], 0.0
-    for each in comparison.modes:
-        if each.status != "exact" or each.difference is None:
-            continue
-        assert each.tolerance is not None
-        sizes = each.difference.beyond(each.tolerance)
-        beyond = [f"{what} by {size:.2g}" for what, size in sizes.items()]
-        if beyond:
-            largest = max(largest, *sizes.values())
-            where = f"{each.mode} differs from {comparison.reference} in {', '.join(beyond)}"
-            found.append(f"{where}, where {each.tolerance:g} passes")
-    if not found:
-        return
-    lets_pass = Remedy("to let so much pass", ("--tolerance", f"{2 * largest:.1g}"), ("--out", "--tolerance"))
-    in_float64 = Remedy("in float64", ("precision=float64",), ("--out",))
-    remedy = (
-        "Fewer --steps show whether it grows with the horizon"
-        if comparison.precision == "float64"
-        else "Rounding grows with the horizon: precision=float64, or fewer --steps, tells it from a defect"
-    )
-    raise VerificationError(
-        f"exact modes disagree: {'; '.join(found)} (relative, in {comparison.precision}). {remedy}; "
-        "--tolerance lets more pass"
-    ).remedied(*([] if comparison.precision == "float64" else [in_float64]), lets_pass)
+
+    validation_loss: float
+    params: float
+    hypergradient: dict[str, float]
+
+    @classmethod
+    def of(cls, result: Hypergradient, reference: Hypergradient) -> "Difference":
+        """Those of a result."""
+        return cls(
+            validation_loss=relative_difference(result.value, reference.value),
+            params=relative_difference(_flat(result.params), _flat(reference.params)),
+            hypergradient={key: relative_difference(result.grad[key], x) for key, x in reference.grad.items()},
+        )
+
+    @property
+    def largest(self) -> float:
+        """Of any hyperparameter's derivative."""
+        return max(self.hypergradient.values())
+
+    def beyond(self, tolerance: float) -> dict[str, float]:
+        """What differs by more than `tolerance`, in words, with how much."""
+        named = {
+            "the validation loss": self.validation_loss,
+            "the final parameters": self.params,
+            **{f"the hypergradient of {name}": value for name, value in self.hypergradient.items()},
+        }
+        return {what: value for what, value in named.items() if not value <= tolerance}
 
 
 def relative_difference(x: Tensor, reference: Tensor) -> float:
@@ -98,3 +105,7 @@ def tolerance_for(kind: Kind, given: float | None, fixed_point: bool) -> float:
 def coarsest(params: Params) -> torch.dtype:
     """The dtype of the parameters; of several, the one that rounds most."""
     return max((w.dtype for w in params.values()), key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _flat(params: Params) -> Tensor:
+    return torch.cat([w.flatten().double() for w in params.values()])

@@ -322,7 +322,7 @@ class _Walk:
 
         runs = self._replicas.measured(problem, seeds, hyper, mode, on_step, begun_again)
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
-        step = _outer_step(self._space, self.n, raw, hyper, grad, runs)
+        step = step_of(self._space, self.n, raw, hyper, grad, runs)
         step.stats.update({"halvings": self._halvings, "halved_for": self._halved_for} if self._halvings else {})
         if all("growth" in run.stats for run in runs):
             step.stats.update(self._judged(step, runs, problem, seeds, on_inner_step))
@@ -432,7 +432,8 @@ class _Walk:
             self.raw[key].copy_(value)
 
 
-def _outer_step(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient]) -> OuterStep:
+def step_of(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient]) -> OuterStep:
+    """Outer step `n` at `raw`, whose natural values are `hyper`: the mean of its runs, and `grad`, that of theirs."""
     first = runs[0]
     losses = [_last_tenth(run.stats["inner_loss"].to(first.value.device)) for run in runs]
     return OuterStep(

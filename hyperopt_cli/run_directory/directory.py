@@ -3,8 +3,7 @@
     recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json engine.json tensorboard/
     checkpoints/
 
-(engine.json where `engine: auto` chose), and of one comparison of modes, which has comparison.json in place of
-metrics.jsonl, result.json, engine.json and checkpoints/.
+(engine.json where `engine: auto` chose, checkpoints/ where there were any).
 
 A document is renamed into place when it is complete; metrics.jsonl grows by one line an outer step.
 """
@@ -14,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,6 @@ from hyperopt_cli.run_directory.measured import factors_text
 from hyperopt_cli.run_directory.naming import folder_name
 
 if TYPE_CHECKING:
-    from hyperopt_cli.run_directory.compared import Comparison
     from hyperopt_cli.run_directory.measured import Measured
     from hyperopt_cli.run_directory.result import Result
 
@@ -63,16 +62,11 @@ class RunDirectory:
         Raises:
             UsageError: `out` is a file or holds something already, or can't be made.
         """
-        root = out if out is not None else Path("runs") / _new_name(name)
+        root = new_folder(out, name)
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            if any(root.iterdir()):
-                raise FileExistsError
             (root / "tensorboard").mkdir()  # fails for all but one of the processes that found the directory empty
-        except (FileExistsError, NotADirectoryError):
-            raise UsageError(_taken(root)) from None
         except OSError as error:
-            raise UsageError(f"{root} can't be made ({error.strerror}); give a writable place with --out") from None
+            raise UsageError(_not_made(root, error)) from None
         return cls(root)
 
     @classmethod
@@ -84,6 +78,10 @@ class RunDirectory:
         """
         directory = cls(root)
         if not directory.status.is_file():
+            if any(root.glob("*/status.json")):
+                raise UsageError(
+                    f"{root} holds runs; give one of them: hyperopt runs {shlex.quote(str(root))} lists them"
+                )
             what = "has no status.json" if root.is_dir() else "is not a directory"
             raise UsageError(f"{root} {what}; give the directory of a run, such as runs/<recipe>-<time>-<id>")
         return directory
@@ -124,11 +122,6 @@ class RunDirectory:
         return self.root / "engine.json"
 
     @property
-    def comparison(self) -> Path:
-        """How modes compare."""
-        return self.root / "comparison.json"
-
-    @property
     def tensorboard(self) -> Path:
         """The folder of event files."""
         return self.root / "tensorboard"
@@ -150,10 +143,6 @@ class RunDirectory:
     def write_result(self, result: Result) -> None:
         """Keep what came out."""
         write_json(self.result, result.to_json())
-
-    def write_comparison(self, comparison: Comparison) -> None:
-        """Keep how modes compare."""
-        write_json(self.comparison, comparison.to_json())
 
     def write_engine(self, verdicts: Sequence[Mapping[str, Any]]) -> None:
         """Keep which engines were chosen, and on what; a later part of the run need not measure again."""
@@ -179,6 +168,26 @@ class RunDirectory:
         write_text(self.metrics, "".join(kept))
 
 
+def new_folder(out: Path | None, name: str) -> Path:
+    """Make a folder for a run, or for several, unless it is there and empty.
+
+    Args:
+        out: where; None for `runs/<name>-<time>-<id>` below the working directory.
+        name: the recipe's name.
+
+    Raises:
+        UsageError: `out` is a file or holds something already, or can't be made.
+    """
+    root = out if out is not None else Path("runs") / _new_name(name)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise FileExistsError
+    except OSError as error:
+        raise UsageError(_not_made(root, error)) from None
+    return root
+
+
 def _line(step: Measured) -> dict[str, Any]:
     return {
         "outer_step": step.outer_step,
@@ -198,6 +207,8 @@ def _new_name(name: str) -> str:
     return f"{folder_name(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def _taken(root: Path) -> str:
+def _not_made(root: Path, error: OSError) -> str:
+    if not isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{root} can't be made ({error.strerror}); give a writable place with --out"
     what = "holds a run or other files already" if root.is_dir() else "is a file, or lies below one"
     return f"{root} {what}; a run needs a new or empty directory: give another --out"

@@ -25,7 +25,7 @@ class RunRow(NamedTuple):
     Attributes:
         name: its folder, seen from the folder that is listed.
         directory: the same, from here.
-        mode: the recipe's, or what `auto` has chosen; "compare": of modes; None: it does not say.
+        mode: the recipe's, or what `auto` has chosen; None: it does not say.
         state: running, done, diverged, failed, interrupted, killed, or damaged.
         reason: why, where it ended by itself or is damaged.
         outer_step: the one that is measured, or the last one.
@@ -101,7 +101,7 @@ def _told(row: RunRow, directory: RunDirectory) -> RunRow:
 
 def to_continue(rows: list[RunRow]) -> RunRow | None:
     """The newest that was ended before its end."""
-    return next((row for row in rows if row.state in CONTINUED and row.mode != "compare"), None)
+    return next((row for row in rows if row.state in CONTINUED), None)
 
 
 def as_json(row: RunRow) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Runs and comparisons read back from their files, for `hyperopt show`."""
+"""Runs read back from their files, for `hyperopt show`."""
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.run_directory.compared import Comparison
 from hyperopt_cli.run_directory.directory import RunDirectory
 from hyperopt_cli.run_directory.json_files import read_json, revive, whole_lines
 from hyperopt_cli.run_directory.result import Result, Values
@@ -56,14 +55,12 @@ class Run(NamedTuple):
         state: running, done, diverged, failed, interrupted or killed.
         metrics: the outer steps so far, entry n measured before update n.
         result: None until the run has one.
-        comparison: where it is one of modes and has come to its end; such a directory has no metrics.
     """
 
     directory: RunDirectory
     state: str
     metrics: list[Metrics]
     result: Result | None
-    comparison: Comparison | None = None
 
 
 def read(root: Path) -> Run:
@@ -74,8 +71,7 @@ def read(root: Path) -> Run:
     """
     directory = RunDirectory.open(root)
     result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
-    comparison = Comparison.from_json(read_json(directory.comparison)) if directory.comparison.exists() else None
-    return Run(directory, state_of(directory), read_metrics(directory.metrics), result, comparison)
+    return Run(directory, state_of(directory), read_metrics(directory.metrics), result)
 
 
 def read_metrics(path: Path) -> list[Metrics]:

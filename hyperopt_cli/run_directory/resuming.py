@@ -38,9 +38,7 @@ def opened(resume: str, out: Path | None, name: str, difference: Difference) -> 
         try:
             return RunDirectory.create(out, name), False
         except UsageError as error:
-            is_run = (
-                out is not None and RunDirectory(out).status.is_file() and not RunDirectory(out).comparison.exists()
-            )
+            is_run = out is not None and RunDirectory(out).status.is_file()
             go_on = Remedy("to continue the run there", ("--resume", "auto"), ("--resume",))
             error.remedied(ANOTHER_RUN, *([go_on] if is_run else ()))
             raise
@@ -59,11 +57,6 @@ def opened(resume: str, out: Path | None, name: str, difference: Difference) -> 
         found = RunDirectory(out) if there <= BEGUN else RunDirectory.open(out)
     else:
         return RunDirectory.create(out, name), False
-    if found.comparison.exists():
-        raise UsageError(
-            f"{found.root} is a comparison of modes, which is not continued; start it anew: "
-            f"hyperopt compare {shlex.quote(str(found.resolved))}"
-        )
     _check_same(found, difference)
     return found, True
 
@@ -97,7 +90,7 @@ def _newest_unfinished(name: str, difference: Difference) -> RunDirectory | None
     roots = Path("runs").glob(f"{glob.escape(folder_name(name))}-*")
     for root in sorted(roots, key=lambda path: path.stat().st_mtime, reverse=True):
         directory = RunDirectory(root)
-        if not directory.status.is_file() or not directory.resolved.is_file() or directory.comparison.exists():
+        if not directory.status.is_file() or not directory.resolved.is_file():
             continue
         with suppress(UsageError):  # a damaged one
             if state_of(directory) not in ("done", "running") and not _differs(directory, difference):

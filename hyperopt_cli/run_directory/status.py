@@ -7,11 +7,13 @@ started it, because pids are used again; from another host only the age of its h
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import RankLostError, Stopped, UsageError
 from hyperopt_cli.run_directory.directory import RunDirectory
 from hyperopt_cli.run_directory.json_files import read_json, revive, write_json
 
@@ -61,6 +63,22 @@ class LiveStatus:
         self._content["heartbeat"] = _now()
         write_json(self._path, self._content)
         self._written_s = time.monotonic()
+
+
+@contextmanager
+def reported(status: LiveStatus) -> Iterator[None]:
+    """Writes how the process ended, whatever ended it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        status.finish("interrupted")
+        raise
+    except (Stopped, RankLostError) as stopped:
+        status.finish("interrupted", reason=str(stopped))
+        raise
+    except BaseException as error:
+        status.finish("failed", reason=f"{type(error).__name__}: {error}")
+        raise
 
 
 def state_of(directory: RunDirectory) -> str:

@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hyperopt_cli import Reverse, errors
 from hyperopt_cli.modes import MODES
-from hyperopt_cli.run_directory.comparison_log import mode_folder
 from hyperopt_cli.run_directory.reading import read
+from hyperopt_cli.run_directory.status import read_status
 from tests.cli.test_bad_input import GOOD
 
 HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]
@@ -102,26 +101,46 @@ def test_what_the_factors_move_is_told(hyperopt, recipe):
     assert "momentum is 0.8765432099 instead of 0.8765432 (step 0)" in out
 
 
-def test_json_is_one_object_and_the_same_as_in_the_directory(hyperopt, recipe, tmp_path):
-    code, out, _ = hyperopt("compare", recipe, *BOTH, "--json", "--out", "there")
+def test_json_is_one_object_and_the_runs_of_the_modes_say_the_same(hyperopt, recipe):
+    modes = "forward,reverse:slots=2,reverse:window=1,reversible"
+    code, out, _ = hyperopt("compare", recipe, "--modes", modes, "--json", "--out", "there")
     content = json.loads(out)
     assert code == 0
     assert content["directory"] == "there"
-    assert content["comparison"] == json.loads((tmp_path / "there/comparison.json").read_text())
+    folders = ["forward", "reverse-slots-2", "reverse-window-1", "reversible"]
+    for folder, each in zip(folders, content["comparison"]["modes"], strict=True):
+        run = read(Path("there") / folder)
+        (step,) = run.metrics
+        assert (run.state, run.result.status, run.result.mode) == ("done", "done", folder.partition("-")[0])
+        assert step.validation_loss == run.result.best.validation_loss == each["validation_loss"]
+        assert step.hypergradient == each["hypergradient"]
+        cost = {key: getattr(step, key) for key in ("wall_s", "peak_bytes", "num_gradients", "num_hvps")}
+        assert cost.items() <= each["cost"].items()
+        assert step.digits == each["digits"]
+        assert step.factors == {"momentum": "9/10"}, "every mode ran at those of reversible"
+        assert step.bias == run.result.bias == (each["reason"] if each["status"] == "biased" else None)
 
 
-def test_the_directory_holds_what_was_compared(hyperopt, recipe, tmp_path):
+def test_the_directory_of_a_mode_is_that_of_a_run(hyperopt, recipe, tmp_path):
     assert hyperopt("compare", recipe, *BOTH, "--steps", "4", "outer.lr=0.1", "--out", "there").code == 0
-    there = tmp_path / "there"
-    names = {"recipe.yaml", "resolved.yaml", "environment.json", "status.json", "comparison.json", "tensorboard"}
-    assert {path.name for path in there.iterdir()} == names
+    assert hyperopt("run", recipe, "steps=4", "outer.lr=0.1", "outer.steps=0", "mode=forward", "--out", "run").code == 0
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"forward", "reverse"}
+    there, run = tmp_path / "there/forward", tmp_path / "run"
+    assert {path.name for path in there.iterdir()} == {path.name for path in run.iterdir()} - {"checkpoints"}
     assert (there / "recipe.yaml").read_text() == GOOD
-    resolved = (there / "resolved.yaml").read_text()
-    assert "steps: 4" in resolved
-    assert "lr: 0.1" in resolved
-    run = read(there)
-    assert (run.state, run.metrics, run.result) == ("done", [], None)
-    assert run.comparison.steps == 4
+    assert (there / "resolved.yaml").read_text() == (run / "resolved.yaml").read_text()
+    (line,), (wanted,) = read(there).metrics, read(run).metrics
+    same = {"wall_s": wanted.wall_s, "peak_bytes": wanted.peak_bytes}
+    assert line._replace(**same) == wanted
+    assert set(read(there).result.to_json()) == set(read(run).result.to_json())
+
+
+def test_the_run_of_a_mode_can_be_continued_as_one(hyperopt, recipe):
+    assert hyperopt("compare", recipe, *BOTH, "--out", "there").code == 0
+    (before,) = read(Path("there/reverse")).metrics
+    assert hyperopt("run", "outer.steps=1", "--resume", "there/reverse").code == 0
+    first, _ = read(Path("there/reverse")).metrics
+    assert first.hypergradient == before.hypergradient
 
 
 def test_by_default_the_directory_is_named_after_the_recipe_and_nothing_is_overwritten(hyperopt, recipe, tmp_path):
@@ -133,13 +152,15 @@ def test_by_default_the_directory_is_named_after_the_recipe_and_nothing_is_overw
     assert "--out" in err
 
 
-def test_show_tells_the_comparison_again(hyperopt, recipe):
-    _, told, _ = hyperopt("compare", recipe, *BOTH, "--out", "there")
-    code, again, _ = hyperopt("show", "there")
+def test_show_shows_the_run_of_a_mode(hyperopt, recipe):
+    (loss, *_) = json.loads(hyperopt("compare", recipe, *BOTH, "--json", "--out", "there").out)["comparison"]["modes"]
+    code, shown, _ = hyperopt("show", "there/forward")
     assert code == 0
-    assert "there: done" in again
-    table = told.partition("\neverything")[0]
-    assert table.strip() in again
+    assert "there/forward: done" in shown
+    assert f"{loss['validation_loss']:.5g}" in shown
+    code, _, err = hyperopt("show", "there")
+    assert code == 2
+    assert "hyperopt runs there" in err
 
 
 def test_steps_shorten_the_horizon_and_the_schedule_with_it(hyperopt, recipe):
@@ -184,7 +205,7 @@ def test_an_exact_mode_that_is_wrong_ends_with_4_after_everything_is_written(hyp
     assert "the hypergradient of momentum by 0.01" in err
     assert "precision=float64" in err
     assert "everything is in there" in out
-    assert (tmp_path / "there/comparison.json").exists()
+    assert [read(Path("there") / mode).state for mode in ("forward", "reverse")] == ["done", "done"]
     assert hyperopt("compare", recipe, *BOTH, "--tolerance", "0.02").code == 0
 
 
@@ -201,9 +222,10 @@ def test_a_mode_that_refuses_is_a_row_and_ends_with_2(hyperopt, recipe, tmp_path
     assert code == 2
     assert "reverse: refused: it does not suit the optimizer" in out
     assert "no result from reverse (refused)" in err
-    refused, forward = json.loads((tmp_path / "there/comparison.json").read_text())["modes"]
-    assert (refused["status"], refused["cost"]) == ("refused", None)
-    assert forward["cost"]["num_gradients"] == 3
+    refused, forward = read(Path("there/reverse")), read(Path("there/forward"))
+    assert (refused.state, refused.metrics, refused.result) == ("failed", [], None)
+    assert read_status(refused.directory)["reason"] == "refused: it does not suit the optimizer"
+    assert forward.metrics[0].num_gradients == 3
 
 
 def test_reversible_refuses_nesterov_and_names_what_to_use(hyperopt, recipe):
@@ -215,10 +237,29 @@ def test_reversible_refuses_nesterov_and_names_what_to_use(hyperopt, recipe):
 
 
 def test_divergence_ends_with_3(hyperopt, recipe):
-    code, out, err = hyperopt("compare", recipe, *BOTH, "steps=200", "hyperparameters.lr.initial=1e20")
+    changes = ["steps=200", "hyperparameters.lr.initial=1e20"]
+    code, out, err = hyperopt("compare", recipe, *BOTH, *changes, "--out", "there")
     assert code == 3
     assert "inner step" in out
     assert "forward (diverged), reverse (diverged)" in err
+    run = read(Path("there/reverse"))
+    assert (run.state, run.result.status, run.result.best) == ("diverged", "diverged", None)
+    assert "inner step" in read_status(run.directory)["reason"]
+
+
+def test_what_no_mode_can_differentiate_ends_the_comparison_and_is_in_its_status(hyperopt, recipe, monkeypatch):
+    class Drawing(Reverse):
+        def differentiate(self, problem, hyper, account):
+            raise errors.NonDeterministicError("it draws without a seed")
+
+    monkeypatch.setitem(MODES, "reverse", Drawing)
+    code, _, err = hyperopt("compare", recipe, "--modes", "reverse,forward", "--out", "there")
+    assert code == 2
+    assert "it draws without a seed" in err
+    assert [path.name for path in Path("there").iterdir()] == ["reverse"]
+    run = read(Path("there/reverse"))
+    assert run.state == "failed"
+    assert "it draws without a seed" in read_status(run.directory)["reason"]
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_half_a_comparison(hyperopt, recipe, tmp_path, monkeypatch):
@@ -229,10 +270,11 @@ def test_ctrl_c_ends_with_130_and_leaves_no_half_a_comparison(hyperopt, recipe, 
     monkeypatch.setitem(MODES, "reverse", Interrupted)
     code, _, err = hyperopt("compare", recipe, *BOTH, "--out", "there")
     assert code == 130
-    assert "there has no result" in err
+    assert "there has those that had" in err
     assert "Traceback" not in err
-    assert not (tmp_path / "there/comparison.json").exists()
-    assert read(Path("there")).state == "interrupted"
+    assert read(Path("there/forward")).state == "done"
+    run = read(Path("there/reverse"))
+    assert (run.state, run.metrics, run.result) == ("interrupted", [], None)
 
 
 MISTAKES = {
@@ -262,25 +304,17 @@ def test_every_mistake_in_the_modes_is_told_at_once(hyperopt, recipe):
     assert all(said in err for said in ("did you mean reverse", "warp", "did you mean chunk_size"))
 
 
-def test_tensorboard_has_a_run_a_mode_and_the_tables(hyperopt, recipe, tmp_path):
+def test_tensorboard_has_a_run_for_each_mode(hyperopt, recipe, tmp_path):
     modes = ["forward", "forward:chunk_size=2"]
-    assert hyperopt("compare", recipe, "--modes", ",".join(modes), "--out", "there").code == 0
-    written = {each.mode: each for each in read(Path("there")).comparison.modes}
-    folder = tmp_path / "there/tensorboard"
-    for mode in modes:
-        events = EventAccumulator(str(folder / mode_folder(mode))).Reload()
+    _, out, _ = hyperopt("compare", recipe, "--modes", ",".join(modes), "--out", "there")
+    assert "tensorboard --logdir there" in out
+    for folder in ("forward", "forward-chunk_size-2"):
+        (step,) = read(Path("there") / folder).metrics
+        events = EventAccumulator(str(tmp_path / "there" / folder / "tensorboard")).Reload()
         figures = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
-        cost = written[mode].cost
-        assert figures["compare/num_hvps"] == cost.num_hvps
-        assert figures["compare/wall_s"] == pytest.approx(cost.wall_s, rel=1e-6)
-        assert figures["compare/validation_loss"] == pytest.approx(written[mode].validation_loss, rel=1e-6)
-        assert figures["hypergradients/lr/1"] == pytest.approx(written[mode].hypergradient["lr"][1], rel=1e-6)
-        difference = written[mode].difference.hypergradient["momentum"]
-        assert figures["differences/momentum"] == torch.tensor(difference, dtype=torch.float32).item()
-    texts = EventAccumulator(str(folder)).Reload()
-    table = texts.Tensors("comparison/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert "| mode | validation loss | difference |" in table
-    assert "| forward:chunk_size=2 |" in table
+        assert figures["cost/wall_s"] == pytest.approx(step.wall_s, rel=1e-6)
+        assert figures["loss/validation"] == pytest.approx(step.validation_loss, rel=1e-6)
+        assert figures["hypergradients/lr/1"] == pytest.approx(step.hypergradient["lr"][1], rel=1e-6)
 
 
 def test_a_terminal_sees_which_mode_is_at_which_step(tmp_path, recipe):

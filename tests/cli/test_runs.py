@@ -60,11 +60,14 @@ def test_where_there_is_none_it_says_so(hyperopt: Any, tmp_path: Path) -> None:
     assert "nowhere is not a directory" in err
 
 
-def test_a_comparison_is_listed_as_one(hyperopt: Any, tmp_path: Path) -> None:
+def test_a_comparison_is_a_run_for_each_mode(hyperopt: Any, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(GOOD)
     assert hyperopt("compare", "small.yaml", "steps=5", "--modes", "forward,reverse", "--out", "runs/both").code == 0
-    (row,) = listed(hyperopt)
-    assert (row["mode"], row["state"]) == ("compare", "done")
+    rows = {row["name"]: row for row in listed(hyperopt)}
+    assert set(rows) == {"both/forward", "both/reverse"}
+    for name, row in rows.items():
+        assert (row["mode"], row["state"], row["outer_step"]) == (name.partition("/")[2], "done", 0)
+        assert row["best_validation_loss"] > 0
 
 
 def test_it_loads_no_torch(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ gets the recipe's: a rational near a rational may be a simpler one.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -17,12 +18,53 @@ from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.reversal.factors import Factors, Range, Report, at_factors
 from hyperopt_cli.modes.reversible import Reversible, refusal
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.run_directory.compared import CommonFactors, FactorFrom, Moved
 
 # Steps that are looked at for the report.
 MAX_STEPS = 64
 # Relative: less than this is the rounding of the way there, not another value.
 ROUNDING = 1e-10
+
+
+@dataclass(frozen=True)
+class FactorFrom:
+    """A contraction factor, from a step on: `9/10`, or one for each parameter, or a range over elements."""
+
+    step: int
+    factor: str | dict[str, str]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A hyperparameter that a rational factor moves: its value as written and as used, at the step where most."""
+
+    step: int
+    written: float
+    used: float
+
+    @property
+    def relative(self) -> float:
+        """By which share of its value it is moved."""
+        return abs(self.used - self.written) / max(abs(self.written), 1e-300)
+
+
+@dataclass(frozen=True)
+class CommonFactors:
+    """The rational factors of reversible mode, at which every mode ran.
+
+    Attributes:
+        in_use: by what they are called, e.g. `momentum`, from each step on at which they change.
+        moved: the arguments of the optimizer whose values differ from those written.
+    """
+
+    in_use: dict[str, list[FactorFrom]]
+    moved: dict[str, Moved]
+
+    def first_and_last(self) -> dict[str, Any]:
+        """Each factor, or of one that changes the first and the last: as `stats["factors"]` of reversible mode."""
+        return {
+            label: entries[0].factor if len(entries) == 1 else (entries[0].factor, entries[-1].factor)
+            for label, entries in self.in_use.items()
+        }
 
 
 class Runs(NamedTuple):

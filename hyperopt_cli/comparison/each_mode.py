@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from hyperopt_cli.comparison.difference import Kind, coarsest, relative_difference, tolerance_for
-from hyperopt_cli.comparison.factors import at_common_factors
+from hyperopt_cli.comparison.common_factors import Runs, at_common_factors
+from hyperopt_cli.comparison.compared import Compared, Comparison, Cost, Status
+from hyperopt_cli.comparison.difference import Difference, Kind, coarsest, tolerance_for
 from hyperopt_cli.errors import (
     DetachedHyperparameterError,
     FixedPointRangeError,
@@ -26,9 +26,7 @@ from hyperopt_cli.memory import is_lacking, peak_bytes, reset_peak, tidy_up
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
 from hyperopt_cli.modes.base import OnStep
 from hyperopt_cli.modes.reversible import Reversible
-from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.run_directory.compared import Compared, Comparison, Cost, Difference, Status
 
 # Called after each inner step: the mode as it was named, the phase, steps done, steps in the phase.
 OnModeStep = Callable[[str, str, int, int], None]
@@ -36,14 +34,22 @@ OnModeStep = Callable[[str, str, int, int], None]
 WARM_UP_STEPS = 2
 
 
-class _Outcome(NamedTuple):
-    """What one mode gave, whether it computes in fixed point, and E, its derivative and w_T where it ran to its end."""
+class Outcome(NamedTuple):
+    """What one mode gave.
+
+    Attributes:
+        compared: with no difference yet.
+        result: the hypergradient, with w_T on the host; None where the mode has none.
+        fixed_point: whether the mode computes in it.
+    """
 
     compared: Compared
+    result: Hypergradient | None
     fixed_point: bool
-    value: Tensor
-    grad: Hyper
-    params: Params
+
+
+# Takes one mode: the runs, lambda, the name, the mode, who watches.
+Measure = Callable[[Runs, Hyper, str, Mode, OnModeStep | None], Outcome]
 
 
 def compare(
@@ -53,6 +59,7 @@ def compare(
     *,
     tolerance: float | None = None,
     on_step: OnModeStep | None = None,
+    measure: Measure | None = None,
 ) -> Comparison:
     """The hypergradient of `problem` in each mode, one after the other, and how they differ.
 
@@ -66,6 +73,7 @@ def compare(
         modes: by the name that the comparison gives them.
         tolerance: which relative difference passes; None for that of the parameters' dtype in `TOLERANCES`.
         on_step: watches the inner loops.
+        measure: takes one mode; None for `measured`. Whoever writes down each mode as it ends gives a wrapper of it.
 
     Raises:
         DetachedHyperparameterError, NonDeterministicError: no mode could differentiate this problem.
@@ -74,7 +82,7 @@ def compare(
     kind = problem.precision or coarsest(problem.initial(hyper))
     tolerance_for(kind, tolerance, False)  # raises before anything runs
     runs = at_common_factors(problem, hyper, modes.values())
-    outcomes = [_measured(runs.of(mode), hyper, name, mode, on_step) for name, mode in modes.items()]
+    outcomes = [(measure or measured)(runs, hyper, name, mode, on_step) for name, mode in modes.items()]
     reference = next((each for each in outcomes if each.compared.status == "exact"), None)
     return Comparison(
         steps=problem.steps,
@@ -85,24 +93,39 @@ def compare(
     )
 
 
-def _measured(problem: Problem, hyper: Hyper, name: str, mode: Mode, on_step: OnModeStep | None) -> _Outcome:
-    """One mode, or why it has no result."""
+def measured(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeStep | None = None) -> Outcome:
+    """One mode, or why it has no result.
+
+    Args:
+        runs: the training run that each mode is given.
+        hyper: lambda.
+        name: what the comparison calls the mode.
+        mode: how to differentiate.
+        on_step: watches the inner loop.
+
+    Raises:
+        DetachedHyperparameterError, NonDeterministicError: no mode could differentiate this problem.
+    """
+    problem = runs.of(mode)
+    watch = None if on_step is None else _named(on_step, name)
     try:
         _warm_up(problem, hyper, mode)
         tidy_up()
         held = _held_bytes(problem, hyper)
-        watch = None if on_step is None else _named(on_step, name)
         result = hypergradient(problem, hyper, mode, on_step=watch)
     except (DetachedHyperparameterError, NonDeterministicError):
         raise  # true of the problem, whatever the mode
     except (HyperoptError, RuntimeError, MemoryError) as error:
-        return _Outcome(_without_result(name, error), False, torch.empty(0), {}, {})
-    outcome = _with_result(name, problem.steps, result, held, isinstance(mode, Reversible))
-    if problem.precision is None:
-        return outcome
-    at_full = _at_full_precision(problem, hyper, mode, watch)
-    told = None if at_full is None else _difference(outcome, at_full)
-    return outcome._replace(compared=replace(outcome.compared, against_float32=told))
+        return Outcome(_without_result(name, error), None, False)
+    factors = {} if runs.report is None else {"factors": runs.report.first_and_last()}
+    params = {key: w.detach().cpu() for key, w in result.params.items()}
+    result = result._replace(params=params, stats={**factors, **result.stats})
+    compared = _with_result(name, problem.steps, result, held)
+    if problem.precision is not None:
+        at_full = _at_full_precision(problem, hyper, mode, watch)
+        against = None if at_full is None else Difference.of(result, at_full)
+        compared = replace(compared, against_float32=against)
+    return Outcome(compared, result, isinstance(mode, Reversible))
 
 
 def _at_full_precision(problem: Problem, hyper: Hyper, mode: Mode, watch: OnStep | None) -> Hypergradient | None:
@@ -147,18 +170,17 @@ def _held_bytes(problem: Problem, hyper: Hyper) -> int:
     return peak_bytes(device)
 
 
-def _with_result(name: str, steps: int, result: Hypergradient, held: int, fixed_point: bool) -> _Outcome:
+def _with_result(name: str, steps: int, result: Hypergradient, held: int) -> Compared:
     bias = result.stats.get("bias")
-    compared = Compared(
+    return Compared(
         mode=name,
         status="exact" if bias is None else "biased",
         reason=result.stats.get("checks") if bias is None else bias,
         validation_loss=float(result.value),
         hypergradient={key: value.tolist() for key, value in result.grad.items()},
         cost=_cost(steps, result.stats, held),
+        digits=result.stats.get("digits"),
     )
-    params = {key: w.detach().cpu() for key, w in result.params.items()}
-    return _Outcome(compared, fixed_point, result.value, result.grad, params)
 
 
 def _cost(steps: int, stats: Mapping[str, Any], held: int) -> Cost:
@@ -171,24 +193,12 @@ def _cost(steps: int, stats: Mapping[str, Any], held: int) -> Cost:
     )
 
 
-def _against(outcome: _Outcome, reference: _Outcome | None, kind: Kind, tolerance: float | None) -> Compared:
+def _against(outcome: Outcome, reference: Outcome | None, kind: Kind, tolerance: float | None) -> Compared:
     """The mode with its difference from the reference."""
-    if reference is None or outcome.compared.cost is None:
+    if reference is None or reference.result is None or outcome.result is None:
         return outcome.compared
-    difference = _difference(outcome, reference)
+    difference = Difference.of(outcome.result, reference.result)
     if outcome.compared.status != "exact":
         return replace(outcome.compared, difference=difference)
     allowed = tolerance_for(kind, tolerance, outcome.fixed_point or reference.fixed_point)
     return replace(outcome.compared, difference=difference, tolerance=allowed)
-
-
-def _difference(outcome: _Outcome, reference: _Outcome | Hypergradient) -> Difference:
-    return Difference(
-        validation_loss=relative_difference(outcome.value, reference.value),
-        params=relative_difference(_flat(outcome.params), _flat(reference.params)),
-        hypergradient={key: relative_difference(outcome.grad[key], reference.grad[key]) for key in reference.grad},
-    )
-
-
-def _flat(params: Params) -> Tensor:
-    return torch.cat([w.flatten().double() for w in params.values()])
