@@ -18,7 +18,7 @@ BENCHMARKS = {
     "modes": "one hypergradient by every mode, against a plain autograd unroll and a loop of double backwards",
     "reversal": "reversible mode against reverse mode with all states kept, and what its store takes",
     "checkpointing": "reverse mode with few slots against the time that its counts predict",
-    "ranks": "one hypergradient by several processes, and by how many more it would go how much quicker",
+    "ranks": "one hypergradient by several processes, and what to expect of more",
 }
 
 # what only some of them can be asked for: the option's name, and the benchmarks that take it

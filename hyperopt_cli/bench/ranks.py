@@ -11,13 +11,11 @@ K columns, `shard: batch` the examples of each batch.
     same_bits                        E and every derivative, on every rank and in every round
     largest_difference               of any derivative from that of one process
 
-In the same rounds it is measured what the time goes into: by one process alone, by all at once but each for itself, and
-in messages. `scaling.py` makes of it what is to be expected of any number of ranks; how far that is from what was
-measured stands beside it.
+What that makes of more ranks is a page of arithmetic, `scaling.py`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -25,13 +23,11 @@ from typing import NamedTuple
 
 import torch
 
-from hyperopt_cli.bench.costs import GRADIENT, pieces, rounds
 from hyperopt_cli.bench.machine import machine
 from hyperopt_cli.bench.measuring import Lap, Ratio, Refused, Samples, interleaved
 from hyperopt_cli.bench.networks import Sizes, chosen, networks
-from hyperopt_cli.bench.predicting import predictions
-from hyperopt_cli.bench.report import Case, Curves, Figure, Report, Settings, Table, compared, largest_difference
-from hyperopt_cli.bench.scaling import Work
+from hyperopt_cli.bench.report import Case, Figure, Report, Settings, Table, compared, largest_difference
+from hyperopt_cli.bench.scaling import Link, Work, predicted_s
 from hyperopt_cli.bench.shares import Share, hypergradient_of
 from hyperopt_cli.bench.task import Task, facts_of
 from hyperopt_cli.bench.team import Team, team
@@ -39,6 +35,7 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.problem import Hyper
 
 NETWORKS, COLUMNS, RANKS, STEPS = ("mlp", "convnet"), (16,), (1, 2), 20
+MORE = (2, 8, 64)  # ranks, of which it is said what to expect
 
 
 class Way(NamedTuple):
@@ -61,29 +58,27 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     sizes, steps = sizes or Sizes(), settings.steps or STEPS
     names, columns, numbers = settings.models or NETWORKS, settings.columns or COLUMNS, _numbers(settings)
     threads = settings.threads or 1
-    if steps == 1:
-        raise UsageError("steps: got 1; the first step is not timed, so give at least 2")
     known = chosen(networks(sizes, settings.device), names)
     divided = columns if settings.shard == "columns" else [settings.batch or each.batch for each in known.values()]
     if min(divided) < max(numbers):
         raise UsageError(f"{settings.shard}: got {min(divided)} for {max(numbers)} ranks; each needs one")
     cases: list[Case] = []
     tables: list[Table] = []
-    curves: list[Curves] = []
     with ExitStack() as stack:
         teams = {n: stack.enter_context(team(n, settings.shard, threads)) for n in numbers}
         for name in known:
             for num_columns in columns:
                 task = Task(name, sizes, settings.device.type, steps, num_columns, settings.batch)
-                found = _measured(task, teams, settings, threads)
-                cases, tables, curves = cases + found[0], tables + found[1], [*curves, found[2]]
+                case, table = _measured(task, teams, settings, threads)
+                cases.append(case)
+                tables.append(table)
     written = {
         **asdict(sizes), "models": list(names), "columns": list(columns), "ranks": numbers, "shard": settings.shard,
         "threads": threads, "batch": settings.batch, "steps": steps, "repeat": settings.repeat,
         "latency_s": settings.latency_s, "bytes_per_s": settings.bytes_per_s,
     }  # fmt: skip
     seen = {**machine(settings.device), "threads": threads}
-    return Report("ranks", seen, written, tuple(cases), tuple(tables), tuple(curves))
+    return Report("ranks", seen, written, tuple(cases), tuple(tables))
 
 
 def _numbers(settings: Settings) -> list[int]:
@@ -98,34 +93,38 @@ def _numbers(settings: Settings) -> list[int]:
     return numbers
 
 
-def _measured(
-    task: Task, teams: Mapping[int, Team], settings: Settings, threads: int
-) -> tuple[list[Case], list[Table], Curves]:
+def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads: int) -> tuple[Case, Table]:
     """Of one network and number of columns."""
     (facts,) = teams[1].all(facts_of, task, settings.shard)
     work = Work(settings.shard, task.steps, task.columns, facts.batch, facts.parameters, facts.number_bytes)
     title = f"{facts.title}, K = {task.columns}, T = {task.steps}, shard: {settings.shard}"
     ways = {way.name: way for way in _ways(work, list(teams), threads)}
-    wholes: dict[str, Callable[[], Lap]] = {
-        name: partial(_whole, teams[way.ranks], task, way) for name, way in ways.items()
-    }
-    calls = {**wholes, **pieces(task, work, teams)}
+    calls = {name: partial(_whole, teams[way.ranks], task, way) for name, way in ways.items()}
     samples = interleaved(
         calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
     )
     able = {name: _available(name, shown) for name, shown in samples.items()}
     one = next(iter(ways))
-    case = compared(
-        title,
-        {name: able[name] for name in ways},
-        one,
-        lambda name, shown: _figures(ways[name], shown, able, Way(1, threads)),
-    )
-    costs = {name: shown for name, shown in able.items() if name not in ways}
-    measured_s = {way.ranks: able[name].timing.rounds_s for name, way in ways.items() if way.ranks > 1 or name == one}
-    found = rounds(work, costs, tuple(shares[0] for shares in able[one].results), measured_s)
-    tables, curves = predictions(title, work, found, settings)
-    return [case, compared(f"{title}: costs", costs, GRADIENT, lambda name, shown: {})], tables, curves
+    case = compared(title, able, one, lambda name, shown: _figures(ways[name], shown, able, Way(1, threads)))
+    measured_s = {way.ranks: able[name].timing.median_s for name, way in ways.items() if way.ranks > 1 or name == one}
+    return case, Table(f"{title}: of more ranks", tuple(_expected(work, measured_s, settings)))
+
+
+def _expected(work: Work, measured_s: Mapping[int, float], settings: Settings) -> Iterator[dict[str, Figure]]:
+    """Of the ranks that were measured, and of more."""
+    link = None
+    if settings.latency_s is not None or settings.bytes_per_s is not None:
+        link = Link(settings.latency_s or 0.0, settings.bytes_per_s or math.inf)
+    for ranks in sorted({*MORE, *measured_s} - {1}):
+        seconds = predicted_s(work, ranks, measured_s, link) if ranks <= work.size else None
+        throughput = None if seconds is None else measured_s[1] / seconds
+        yield {
+            "ranks": ranks,
+            "predicted_s": seconds,
+            "throughput": throughput,
+            "efficiency": None if throughput is None else throughput / ranks,
+            "measured_s": measured_s.get(ranks),
+        }
 
 
 def _available(name: str, shown: Samples | Refused) -> Samples:

@@ -39,8 +39,8 @@ class Settings:
         ranks: numbers of processes that share a hypergradient; None: the benchmark's own.
         shard: what they divide.
         threads: of each process that a benchmark starts; None: one.
-        bytes_per_s: that a rank sends where ranks are more than can be measured; None: as measured.
-        latency_s: of its messages; None: as measured.
+        bytes_per_s: that a rank sends where ranks are more than can be measured; None: messages are as measured.
+        latency_s: of its messages; None: likewise.
 
     Raises:
         ValueError: no round, step, input, column or rank.

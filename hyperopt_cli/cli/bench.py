@@ -71,13 +71,13 @@ def bench(
         float | None,
         typer.Option(
             min=1e-6,
-            help="ranks: GB/s that one of more ranks than these sends; as measured by default.",
+            help="ranks: GB/s that each sends where they are more than were measured.",
             metavar="GB/S",
         ),
     ] = None,
     latency: Annotated[
         float | None,
-        typer.Option(min=0, help="ranks: how long a message between these takes; as measured.", metavar="MICROSECONDS"),
+        typer.Option(min=0, help="ranks: how long a message takes there.", metavar="MICROSECONDS"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A new file with everything that was measured.", metavar="FILE.json")

@@ -25,7 +25,7 @@ def report(request: pytest.FixtureRequest) -> Report:
 
 @pytest.mark.slow
 def test_two_ranks_are_measured_against_one_with_one_thread_each(report: Report) -> None:
-    whole, costs = report.cases
+    (whole,) = report.cases
     assert report.machine["threads"] == 1
     names = [variant.name for variant in whole.variants]
     if report.settings["shard"] == "columns":
@@ -37,18 +37,31 @@ def test_two_ranks_are_measured_against_one_with_one_thread_each(report: Report)
         difference = variant.figures["largest_difference"]
         assert isinstance(difference, float)
         assert difference < 1e-4
-    assert costs.reference == "gradient"
-    assert len(costs.ran) == 9
-    (row,) = (row for row in report.tables[-1].rows if row["measured_s"] is not None)
+    ((row,),) = ([row for row in table.rows if row["measured_s"] is not None] for table in report.tables)
     assert row["ranks"] == 2
-    assert isinstance(row["predicted_over_measured"], Ratio)
+    assert whole.variants[0].timing is not None
+    assert isinstance(row["measured_s"], float)
+    assert row["predicted_s"] == pytest.approx(min(row["measured_s"], whole.variants[0].timing.median_s))
     json.loads(to_text(report.to_json()))
 
 
 def samples(seconds: list[float], *results: float) -> Samples:
     """With a round for each time, and a rank for each result."""
-    shares = tuple(Share(seconds[0], 0.0, x, {"lr": x}) for x in results)
+    shares = tuple(Share(seconds[0], x, {"lr": x}) for x in results)
     return Samples(Timing.of(seconds), 0.0, 0, (shares,) * len(seconds))
+
+
+def test_of_more_ranks_than_there_are_columns_nothing_is_expected() -> None:
+    rows = list(ranks._expected(WORK, {1: 18.0, 2: 10.0}, Settings()))
+    assert [(row["ranks"], row["predicted_s"]) for row in rows] == [(2, 10.0), (8, 4.0), (64, None)]
+    assert [row["throughput"] for row in rows] == [1.8, 4.5, None]
+    assert [row["efficiency"] for row in rows] == [0.9, 4.5 / 8, None]
+    assert [row["measured_s"] for row in rows] == [10.0, None, None]
+
+
+def test_a_link_that_is_given_counts_for_ranks_that_were_not_measured() -> None:
+    rows = list(ranks._expected(WORK, {1: 18.0, 2: 10.0}, Settings(latency_s=1.0)))
+    assert [row["predicted_s"] for row in rows] == [10.0, 4.0 + 2 * 14.0, None]
 
 
 ONE = Way(1, 1)
@@ -95,7 +108,6 @@ def test_every_number_of_ranks_has_one_process_with_its_blocks() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (Settings(steps=1), "at least 2"),
         (Settings(ranks=(1,)), "ranks: got 1; give a number above it"),
         (Settings(columns=(16, 3), ranks=(4,)), "columns: got 3 for 4 ranks"),
         (Settings(shard="batch", ranks=(4,), models=("mlp", "convnet")), "batch: got 3 for 4 ranks"),

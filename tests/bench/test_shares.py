@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from hyperopt_cli.bench.shares import Share, asked_s, gradient_s, hypergradient_of, step_s, sum_s
+from hyperopt_cli.bench.shares import Share, hypergradient_of
 from hyperopt_cli.bench.task import Task, facts_of
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes import Forward, hypergradient
@@ -40,7 +40,7 @@ def test_one_process_computes_the_hypergradient_of_the_run() -> None:
     found = hypergradient(*TASK.run(ALONE, 5, 4), Forward("folded", compile=False))
     assert share.value == float(found.value)
     assert share.grad == {name: x.tolist() for name, x in found.grad.items()}
-    assert 0 < 4 * share.step_s < 2 * share.seconds
+    assert share.seconds > 0
 
 
 def test_threads_are_those_asked_for_and_then_as_before() -> None:
@@ -56,15 +56,6 @@ def test_each_part_has_its_share_of_the_weight_and_they_are_the_batch() -> None:
     whole = TASK.run(ALONE, 5, 4).problem.batch(0)[0]
     assert torch.equal(torch.cat([inputs for (((inputs, _), _),) in parts]), whole)
     assert sum(weight for problem in chunked for _, weight in problem.outer_batches or []) == 1.0
-
-
-def pieces(ranks: Ranks) -> list[float]:
-    steps = [step_s(ranks, TASK, 1, None), step_s(ranks, TASK, 5, 2)]
-    return [gradient_s(ranks, TASK), *steps, sum_s(ranks, TASK, 1000), asked_s(ranks)]
-
-
-def test_pieces_are_timed_on_all_ranks() -> None:
-    assert all(seconds > 0 for found in raised(on_ranks(2, "columns", pieces)) for seconds in found)
 
 
 def test_what_ties_examples_together_is_not_divided() -> None:
