@@ -32,7 +32,7 @@ from hyperopt_cli.comparison import relative_difference
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import ENGINES
+from hyperopt_cli.engines import MEASURED
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 GRADIENT = "gradient"
@@ -90,7 +90,7 @@ def _case(network: Network, settings: Settings, sizes: Sizes) -> Case:
     made = ready(network, 1, settings.batch, sizes, settings.device)
     point = _point(made)
     calls: dict[str, Callable[[], object]] = {GRADIENT: partial(_gradient, point)}
-    names = [name for name in ENGINES if settings.engines is None or name in settings.engines]
+    names = [name for name in MEASURED if settings.engines is None or name in settings.engines]
     calls |= {name: partial(_timed_product, name, point) for name in names}
     with surroundings():
         samples = interleaved(
@@ -131,7 +131,7 @@ def _product(engine: str, point: Point, along: Params) -> Params:
     device = next(iter(point.params.values())).device
     hyper: StepHyper = {"lr": torch.zeros((), dtype=torch.float64, device=device)}
     still: StepHyper = {"lr": torch.zeros(1, dtype=torch.float64, device=device)}
-    return ENGINES[engine](point.loss, point.params, hyper, along, still, None).grad_tangents
+    return MEASURED[engine](point.loss, point.params, hyper, along, still, None).grad_tangents
 
 
 def _flat(columns: Params) -> Tensor:

@@ -116,7 +116,7 @@ class Examination:
         if name in CONSTRUCTIONS["reverse_over_reverse_loop"]:
             found = {double_backward_fault(node) for node in nodes_of(self._value)}
         elif name != "folded":  # which has rules of its own, and refuses by itself
-            found = {forward_fault(node, of_tangents=name == "reverse_over_forward") for node in nodes_of(self._value)}
+            found = {forward_fault(node) for node in nodes_of(self._value)}
         else:
             return None
         faults = sorted(fault for fault in found if fault is not None)

@@ -113,7 +113,7 @@ def bench(
 
     if plot is not None:
         from hyperopt_cli.bench.drawing import save
-    named = None if engines is None else _engines(engines)
+    named = None if engines is None else _engines(engines, name)
     chosen = _device(device or "auto")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -153,12 +153,12 @@ def _check_taken(name: str, options: Iterable[str]) -> None:
             )
 
 
-def _engines(given: str) -> tuple[str, ...]:
-    from hyperopt_cli.engines import ENGINES
+def _engines(given: str, benchmark: str) -> tuple[str, ...]:
+    from hyperopt_cli.engines import ENGINES, MEASURED
 
-    names = tuple(given.split(","))
-    if unknown := [name for name in names if name not in ENGINES]:
-        raise UsageError(f"--engines: got {', '.join(unknown)}; allowed are {', '.join(ENGINES)}")
+    names, allowed = tuple(given.split(",")), MEASURED if benchmark == "hvp" else ENGINES
+    if unknown := [name for name in names if name not in allowed]:
+        raise UsageError(f"--engines: got {', '.join(unknown)}; allowed are {', '.join(allowed)}")
     return names
 
 

@@ -3,8 +3,8 @@
 Each was compared with differences of the plain gradient (`tests/engines/test_forward_faults.py`); all are part of
 https://github.com/pytorch/pytorch/issues/198017. A fault is looked up by the name of the node that the operator leaves
 in autograd's graph of the loss. `FORWARD_FAULTS` concerns whatever takes the tangent of a gradient by torch's forward
-derivatives (forward over reverse). `FAULTS_OF_TANGENTS` are right there, and wrong where a tangent is differentiated
-once more (reverse over forward), which has the others too.
+derivatives (forward over reverse). Where a tangent is differentiated once more (reverse over forward) torch has more of
+them, through layer and batch normalisation too, which is why no run takes it.
 
 An autograd.Function with a `jvp` of its own is wrong under nested forward derivatives alone (pytorch#197867), which no
 engine takes.
@@ -27,24 +27,15 @@ FORWARD_FAULTS: dict[str, str] = {
     "ScatterReduceBackward0": "pytorch#196702",  # of reduce="prod" alone
     "SincBackward0": "pytorch#198017",  # at zero
 }
-FAULTS_OF_TANGENTS: dict[str, str] = {
-    "LinalgSlogdetBackward0": "pytorch#196697",
-    "LinalgSolveExBackward0": "pytorch#196695",
-    "LinalgHouseholderProductBackward0": "pytorch#196698",
-    "CumprodBackward0": "pytorch#196701",  # where a factor is zero
-    "NativeLayerNormBackward0": "pytorch#196700",
-    "NativeBatchNormBackward0": "pytorch#196699",
-}
 
 _BY_AUTOGRAD = ("Autograd", "AutogradCPU", "AutogradCUDA")
 
 
-def forward_fault(node: Any, of_tangents: bool = False) -> str | None:
+def forward_fault(node: Any) -> str | None:
     """The thread that says what is wrong with the tangents that torch takes of an operator.
 
     Args:
         node: of autograd's graph of the loss, left there by the operator.
-        of_tangents: they are differentiated once more, as reverse over forward does.
 
     Returns:
         Such as "pytorch#196705"; None where no fault is known.
@@ -52,7 +43,7 @@ def forward_fault(node: Any, of_tangents: bool = False) -> str | None:
     name = node.name()
     if name == "ScatterReduceBackward0" and node._saved_reduce != "prod":
         return None
-    return FORWARD_FAULTS.get(name) or (FAULTS_OF_TANGENTS.get(name) if of_tangents else None)
+    return FORWARD_FAULTS.get(name)
 
 
 def double_backward_fault(node: Any) -> str | None:

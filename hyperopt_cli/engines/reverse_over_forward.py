@@ -3,9 +3,9 @@
     g'_k = grad_w (dL w'_k + dL/dlambda lambda'_k)
 
 It differentiates torch's forward derivatives, some of which hide from autograd that they depend on w: through layer,
-batch and instance normalisation the result is silently wrong (https://github.com/pytorch/pytorch/issues/196699).
-Differences of the gradient show it (`examination.py`). Cost: a gradient, and a tangent with its pullback for each
-column; memory: the graphs of a chunk. Prefer `auto`, which takes it only where it is right and quicker than the others.
+batch and instance normalisation and some of linalg the result is silently wrong
+(https://github.com/pytorch/pytorch/issues/196699), so that no run may take it; `bench hvp` measures it beside the
+others. Cost: a gradient, and a tangent with its pullback for each column; memory: the graphs of a chunk.
 """
 
 from typing import Any

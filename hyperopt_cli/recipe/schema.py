@@ -37,6 +37,9 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+# an engine that no run may take
+ONLY_MEASURED = "reverse_over_forward"
+
 # how forward mode takes its tangents, beside auto
 ENGINES = (
     "folded",
@@ -44,7 +47,6 @@ ENGINES = (
     "forward_over_reverse_loop",
     "reverse_over_reverse",
     "reverse_over_reverse_loop",
-    "reverse_over_forward",
     "program",
     "program_loop",
     "dense",
@@ -215,8 +217,9 @@ def _engine(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """One message, with every name."""
     allowed = ("auto", *ENGINES)
     if given not in allowed:
-        close = did_you_mean(given, allowed) if isinstance(given, str) else ""
-        raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(allowed)}")
+        close = did_you_mean(given, allowed) if isinstance(given, str) and given != ONLY_MEASURED else ""
+        why = ", which bench hvp alone takes" if given == ONLY_MEASURED else ""
+        raise Misfit(f"got {shown(given)}{close}{why}; must be one of {', '.join(allowed)}; auto takes a right one")
     return check(given)
 
 

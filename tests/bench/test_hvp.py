@@ -11,7 +11,7 @@ from hyperopt_cli.bench.hvp import GRADIENT, measure
 from hyperopt_cli.bench.networks import OWN, networks, ready
 from hyperopt_cli.bench.report import Case, Report, Settings
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import ENGINES
+from hyperopt_cli.engines import MEASURED
 from hyperopt_cli.errors import UsageError
 from tests.bench.sizes import NETWORKS
 from tests.bench.wrong import doubled, lopsided
@@ -46,7 +46,7 @@ def test_on_a_cpu_the_packages_networks_are_measured_by_every_engine(report: Rep
     ]
     for case in report.cases:
         assert case.reference == GRADIENT
-        assert [variant.name for variant in case.variants] == [GRADIENT, *ENGINES]
+        assert [variant.name for variant in case.variants] == [GRADIENT, *MEASURED]
         assert case.title.endswith(", float64")
 
 
@@ -68,7 +68,7 @@ def test_a_variant_that_refuses_says_why(report: Report) -> None:
 
 @pytest.mark.parametrize(("engine", "asymmetric"), [(lopsided, True), (doubled, False)])
 def test_a_wrong_engine_shows(monkeypatch: pytest.MonkeyPatch, engine: object, asymmetric: bool) -> None:
-    monkeypatch.setitem(ENGINES, "wrong", engine)  # type: ignore[misc]
+    monkeypatch.setitem(MEASURED, "wrong", engine)  # type: ignore[misc]
     (case,) = measure(Settings(repeat=1, models=("mlp",)), IN_FLOAT64).cases
     symmetry_error, difference = checks(case)["wrong"]
     assert difference is not None

@@ -235,13 +235,11 @@ def test_where_none_is_right_every_reason_is_told(monkeypatch: pytest.MonkeyPatc
             verdict_of(steps)
 
 
-def test_reverse_over_forward_is_out_where_torch_is_silently_wrong() -> None:
+def test_a_normalised_network_has_right_engines_and_dense_is_not_measured() -> None:
     verdict = verdict_of(normalise=True)
-    assert "pytorch#196700" in verdict.disqualified["reverse_over_forward"]
-    right = {name: error for name, error in verdict.errors.items() if name != "reverse_over_forward"}
-    assert max(right.values()) < 1e-6
-    assert verdict.engine in right
-    assert "dense" not in verdict.step_s
+    assert max(verdict.errors.values()) < 1e-6
+    assert verdict.engine in verdict.errors
+    assert not {"dense", "reverse_over_forward"} & set(verdict.step_s)
 
 
 def test_a_short_horizon_takes_the_default_and_says_so() -> None:

@@ -15,7 +15,7 @@ from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient, m
 from hyperopt_cli.checks.symmetry import asymmetry, directions
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.engines import ENGINES
+from hyperopt_cli.engines import ENGINES, MEASURED
 from hyperopt_cli.engines.dense import MAX_PARAMETERS
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.instantiate.experiment import penalty, seeded
@@ -93,17 +93,17 @@ def columns(like: Any, num: int, seed: int) -> Any:
 @pytest.mark.parametrize(("num", "size"), [(1, None), (3, None), (3, 2), (3, 1)])
 @pytest.mark.parametrize("direct", ["none", "l2", "per weight"])
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name != REFERENCE])
+@pytest.mark.parametrize("engine", [name for name in MEASURED if name != REFERENCE])
 def test_equals_the_reference(engine: str, name: str, direct: str, num: int, size: int | None) -> None:
     at = case(name, direct)
     if engine == "dense" and sum(w.numel() for w in at.params.values()) > MAX_PARAMETERS:
         pytest.skip("too many parameters for a dense Hessian")
     if engine == "reverse_over_forward" and name in WRONG_IN_FORWARD:
-        pytest.skip("reverse over forward is refused there")
+        pytest.skip("torch is silently wrong there")
     w_dot, hyper_dot = columns(at.params, num, 1), columns(at.hyper, num, 2)
     with surroundings():
         want = ENGINES[REFERENCE](*at, w_dot, hyper_dot, size)
-        got = ENGINES[engine](*at, w_dot, hyper_dot, size)
+        got = MEASURED[engine](*at, w_dot, hyper_dot, size)
     largest = max(float(x.abs().max()) for x in want.grad_tangents.values())
     torch.testing.assert_close(got.grad_tangents, want.grad_tangents, rtol=1e-10, atol=1e-10 * largest)
     torch.testing.assert_close(got.grads, want.grads, rtol=1e-10, atol=1e-13)
@@ -113,7 +113,7 @@ def test_equals_the_reference(engine: str, name: str, direct: str, num: int, siz
     assert not any(x.requires_grad for x in (*got.grads.values(), *got.grad_tangents.values()))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", MEASURED)
 def test_equals_the_tangent_worked_out_by_hand(engine: str) -> None:
     """L = a . w^3 + l2 |w|^2 / 2:  g' = (6 a w + l2) w' + w l2'."""
     a, w = torch.tensor([1.0, -2.0, 0.5], dtype=F64), torch.tensor([0.3, 0.7, -1.1], dtype=F64)
@@ -125,18 +125,18 @@ def test_equals_the_tangent_worked_out_by_hand(engine: str) -> None:
         return (a * params["w"] ** 3).sum() + hyper["l2"] * params["w"].square().sum() / 2
 
     with surroundings():
-        got = ENGINES[engine](loss, {"w": w}, {"l2": l2}, {"w": w_dot}, {"l2": l2_dot}, None)
+        got = MEASURED[engine](loss, {"w": w}, {"l2": l2}, {"w": w_dot}, {"l2": l2_dot}, None)
     torch.testing.assert_close(got.grad_tangents["w"], (6 * a * w + l2) * w_dot + l2_dot[:, None] * w)
     torch.testing.assert_close(got.grads["w"], 3 * a * w**2 + l2 * w)
     torch.testing.assert_close(got.loss_tangents, w_dot @ (3 * a * w**2 + l2 * w) + l2_dot * w.square().sum() / 2)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", MEASURED)
 def test_a_loss_that_is_linear_in_w_has_no_second_derivative(engine: str) -> None:
     params = {"w": torch.ones(3, dtype=F64), "unused": torch.ones(2, dtype=F64)}
     hyper: StepHyper = {"lr": torch.tensor(0.1, dtype=F64)}
     with surroundings():
-        got = ENGINES[engine](
+        got = MEASURED[engine](
             lambda w, h: 2 * w["w"].sum(), params, hyper, columns(params, 2, 1), columns(hyper, 2, 2), None
         )
     assert {name: x.shape for name, x in got.grad_tangents.items()} == {"w": (2, 3), "unused": (2, 2)}
@@ -208,7 +208,6 @@ tripled.register_fake(lambda x: torch.empty_like(x))
     ("engine", "operator", "said"),
     [
         ("forward_over_reverse", scattered, "aten::put has no batching rule .*; use forward_over_reverse_loop or"),
-        ("reverse_over_forward", scattered, "aten::put has no batching rule .*; use forward_over_reverse_loop or"),
         ("reverse_over_reverse", tripled, "tripled has no batching rule .*; use forward_over_reverse_loop or"),
         ("forward_over_reverse", Doubled.apply, "setup_context|forward"),
         ("forward_over_reverse_loop", Doubled.apply, "setup_context|forward"),
@@ -279,43 +278,23 @@ def normalised(by: Callable[[Tensor], Tensor], dtype: torch.dtype = F64) -> Prob
     return Problem(start, loss, loss, lambda t: None, SGD(), 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", NORMALISED)
-def test_reverse_over_forward_is_refused_where_torch_is_silently_wrong(name: str, dtype: torch.dtype) -> None:
-    with pytest.raises(UsageError, match="torch has a derivative of the loss wrong, pytorch#"):
-        hypergradient(normalised(NORMALISED[name], dtype), HYPER, Forward(engine="reverse_over_forward"))
-
-
-@pytest.mark.parametrize("name", NORMALISED)
-def test_reverse_over_forward_is_refused_where_products_are_rounded_too(name: str) -> None:
-    problem = replace(normalised(NORMALISED[name], torch.float32), precision="bf16")
-    with pytest.raises(UsageError, match="engine reverse_over_forward: torch has a derivative of the loss wrong"):
-        hypergradient(problem, HYPER, Forward(engine="reverse_over_forward"))
+def test_no_run_takes_reverse_over_forward_and_it_is_said_what_to_take() -> None:
+    said = "which bench hvp alone takes; allowed are auto, .*; auto takes a right one"
+    with pytest.raises(ValueError, match=f"engine: got 'reverse_over_forward', {said}"):
+        Forward(engine="reverse_over_forward")
+    assert set(MEASURED) - set(ENGINES) == {"reverse_over_forward"} == {schema.ONLY_MEASURED}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", [*NORMALISED, *RIGHT])
-def test_every_other_engine_is_obeyed(name: str, engine: str, dtype: torch.dtype) -> None:
-    if engine == "reverse_over_forward" and name in NORMALISED:
-        pytest.skip("refused, and tested above")
+def test_an_engine_that_is_set_is_obeyed(name: str, engine: str, dtype: torch.dtype) -> None:
     problem = normalised({**NORMALISED, **RIGHT}[name], dtype)
     got = hypergradient(problem, HYPER, Forward(engine=engine))
     assert got.stats["engine"] == engine
     assert "engine_why" not in got.stats
     rtol = 1e-10 if dtype == F64 else 1e-4
     torch.testing.assert_close(got.grad, hypergradient(problem, HYPER, "reverse").grad, rtol=rtol, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", WRONG_IN_FORWARD)
-def test_the_packages_models_with_batch_normalisation_are_refused_by_reverse_over_forward(name: str) -> None:
-    at = case(name)
-    problem = Problem(
-        at.params, lambda params, hyper, batch: at.loss(params, hyper), lambda params, hyper: at.loss(params, hyper),
-        lambda t: None, SGD(), 2,
-    )  # fmt: skip
-    with pytest.raises(UsageError, match="reverse_over_forward: torch has a derivative of the loss wrong"):
-        hypergradient(problem, HYPER, Forward(engine="reverse_over_forward"))
 
 
 def layer_scalar(t: Tensor) -> Tensor:
@@ -334,11 +313,11 @@ def batch_scalar(t: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("function", "t", "want"), [(layer_scalar, 0.7, 0.7749142079590942), (batch_scalar, -6.0, -0.20703015646993195)]
 )
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", MEASURED)
 def test_second_derivatives_of_the_scalar_reproducers(engine: str, function: Any, t: float, want: float) -> None:
     """Of pytorch #196700 and #196699; one number is always symmetric, so that a wrong one shows only here."""
     with surroundings():
-        got = ENGINES[engine](
+        got = MEASURED[engine](
             lambda w, h: function(w["t"]),
             {"t": torch.tensor(t, dtype=F64)},
             {},
@@ -347,9 +326,7 @@ def test_second_derivatives_of_the_scalar_reproducers(engine: str, function: Any
             None,
         ).grad_tangents["t"]
     if engine == "reverse_over_forward":
-        assert abs(float(got) - want) > 0.1, (
-            "torch has become right: the tests above, which expect a refusal, will fail"
-        )
+        assert abs(float(got) - want) > 0.1, "torch has become right: a recipe may take it again"
     else:
         assert float(got) == pytest.approx(want, rel=1e-12)
 
@@ -457,16 +434,8 @@ def adapted(by: Callable[[Tensor], Tensor]) -> Problem:
     return Problem(start, loss, loss, lambda t: None, SGD(), 3)
 
 
-@pytest.mark.parametrize("name", ["layer norm", "batch norm"])
-def test_what_is_wrong_in_a_branch_without_a_gradient_at_the_start_is_seen(name: str) -> None:
-    with pytest.raises(UsageError, match="engine reverse_over_forward: torch has a derivative of the loss wrong"):
-        hypergradient(adapted(NORMALISED[name]), HYPER, Forward(engine="reverse_over_forward"))
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_branch_without_a_gradient_at_the_start_is_no_asymmetry(engine: str) -> None:
-    if engine == "reverse_over_forward":
-        pytest.skip("refused, and tested above")
     problem = adapted(NORMALISED["layer norm"])
     want = hypergradient(problem, HYPER, "reverse").grad
     torch.testing.assert_close(hypergradient(problem, HYPER, Forward(engine=engine)).grad, want, rtol=1e-10, atol=1e-8)

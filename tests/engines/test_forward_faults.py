@@ -13,7 +13,6 @@ from torchvision import ops
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.engines.forward_faults import (
-    FAULTS_OF_TANGENTS,
     FORWARD_FAULTS,
     double_backward_fault,
     forward_fault,
@@ -129,15 +128,14 @@ def nodes(value: Tensor) -> Iterator[Any]:
             stack += [following for following, _ in node.next_functions]
 
 
-def faults(function: Function, of_tangents: bool = False) -> set[str]:
+def faults(function: Function) -> set[str]:
     """The threads of a function's graph."""
-    found = (forward_fault(node, of_tangents) for node in nodes(function(W.clone().requires_grad_())))
+    found = (forward_fault(node) for node in nodes(function(W.clone().requires_grad_())))
     return {thread for thread in found if thread is not None}
 
 
 def test_each_fault_is_tried() -> None:
     assert WRONG_FORWARD.keys() == FORWARD_FAULTS.keys()
-    assert WRONG_TANGENTS.keys() == FAULTS_OF_TANGENTS.keys()
 
 
 @pytest.mark.parametrize("name", WRONG_FORWARD)
@@ -149,12 +147,12 @@ def test_what_torch_takes_wrongly_is_in_the_table(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRONG_TANGENTS)
-def test_what_torch_takes_wrongly_the_second_time_is_in_the_other_table(name: str) -> None:
+def test_what_torch_takes_wrongly_the_second_time_is_right_the_other_way_round(name: str) -> None:
+    """Why no run takes reverse over forward; the threads are pytorch#196695 to #196701."""
     function, want = WRONG_TANGENTS[name], by_differences(WRONG_TANGENTS[name])
     assert differs(grad(lambda w: jvp(function, (w,), (V,))[1])(W), want)
     assert not differs(jvp(grad(function), (W,), (V,))[1], want)
     assert faults(function) == set()
-    assert faults(function, of_tangents=True) == {FAULTS_OF_TANGENTS[name]}
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -25,7 +25,6 @@ ENGINES = (
     "forward_over_reverse_loop",
     "reverse_over_reverse",
     "reverse_over_reverse_loop",
-    "reverse_over_forward",
     "dense",
 )
 MODES = {

@@ -103,6 +103,12 @@ def test_an_unknown_engine_is_placed(tmp_path: Path) -> None:
     assert all(name in said for name in ("auto", *ENGINES))
 
 
+def test_an_engine_that_only_a_benchmark_takes_is_refused_with_what_to_take(tmp_path: Path) -> None:
+    said = refused(tmp_path, mode={"name": "forward", "engine": "reverse_over_forward"})
+    assert "mode.engine: got 'reverse_over_forward', which bench hvp alone takes; must be one of auto, " in said
+    assert said.endswith("auto takes a right one")
+
+
 def test_a_models_refusal_is_placed(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"model: mlp raised ValueError: activation = 'rule'"):
         build(recipe_of(tmp_path, model={"call": "mlp", "activation": "rule"}))
