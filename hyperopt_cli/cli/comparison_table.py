@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hyperopt_cli.cli.tables import FEW_DIGITS
 from hyperopt_cli.comparison import Compared, Comparison
 from hyperopt_cli.comparison.common_factors import CommonFactors, FactorFrom
 from hyperopt_cli.comparison.difference import Difference
@@ -14,7 +15,6 @@ from hyperopt_cli.comparison.difference import Difference
 # Without a terminal nobody sees the lines break: as wide as the tables need.
 PIPE_WIDTH = 200
 MAX_ELEMENTS = 10
-FEW_DIGITS = 2.0  # fewer are told
 MISSING = "-"
 AGAINST = "against float32"
 BEFORE_AGAINST = ("mode", "validation loss", "difference", "passes")

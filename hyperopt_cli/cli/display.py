@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from hyperopt_cli.cli.tables import bias_line, brief, duration, outcome_table, sources_lines
+from hyperopt_cli.cli.tables import FEW_DIGITS, bias_line, brief, duration, outcome_table, sources_lines
 from hyperopt_cli.commands.run import Watcher
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.outer.descent import OuterStep
@@ -27,7 +27,6 @@ from hyperopt_cli.run_directory.measured import factors_text
 from hyperopt_cli.run_directory.result import Point, Result
 
 NUM_ROWS = 12
-FEW_DIGITS = 2.0  # fewer are told; products in bf16 leave 2.7
 
 
 @contextmanager

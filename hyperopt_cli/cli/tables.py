@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hyperopt_cli.run_directory.result import Result
 
 MAX_ELEMENTS = 10
+FEW_DIGITS = 2.0  # fewer of a hypergradient are told; products in bf16 leave 2.7
 
 
 def number(value: float) -> str:

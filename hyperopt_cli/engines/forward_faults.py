@@ -1,4 +1,4 @@
-"""Operators whose tangents torch takes wrongly, or not at all, and says nothing.
+"""Operators whose tangents torch takes wrongly, and says nothing.
 
 Each was compared with differences of the plain gradient (`tests/engines/test_forward_faults.py`); all are part of
 https://github.com/pytorch/pytorch/issues/198017. A fault is looked up by the name of the node that the operator leaves
@@ -14,9 +14,6 @@ engine takes.
 
 from typing import Any
 
-import torch
-from torch._ops import OpOverload
-
 # Wrong on torch 2.11 to 2.14.
 FORWARD_FAULTS: dict[str, str] = {
     "LogcumsumexpBackward0": "pytorch#196705",  # a prefix far below a later element
@@ -27,8 +24,6 @@ FORWARD_FAULTS: dict[str, str] = {
     "ScatterReduceBackward0": "pytorch#196702",  # of reduce="prod" alone
     "SincBackward0": "pytorch#198017",  # at zero
 }
-
-_BY_AUTOGRAD = ("Autograd", "AutogradCPU", "AutogradCUDA")
 
 
 def forward_fault(node: Any) -> str | None:
@@ -58,30 +53,3 @@ def double_backward_fault(node: Any) -> str | None:
     if name == "WeightNormInterfaceBackward0":
         return "torch._weight_norm: it takes the norm for a constant, pytorch#198017"
     return None
-
-
-def lacks_forward_derivative(given: Any) -> bool:
-    """Whether an operator outside of ATen, or an autograd.Function, has no forward derivative of its own.
-
-    ATen's operators say so themselves. Others may pass as constants in silence: one without a kernel for autograd does,
-    and so does one whose derivative is registered by `torch.library.register_autograd`, wherever autograd is not at
-    work at the same time.
-
-    Args:
-        given: a node of autograd's graph, or an operator. An operator whose kernel for autograd is an
-            autograd.Function counts as one that has a derivative: the Function says that it lacks a `jvp` when it is
-            differentiated, where its inputs require a gradient.
-
-    Returns:
-        Whether its tangents are known to be lacking.
-    """
-    if isinstance(given, OpOverload):
-        name: str = given._schema.name
-        if given.namespace in ("aten", "prims"):  # whose kernel for autograd is there to stop it
-            return given.namespace == "prims"
-        has = torch._C._dispatch_has_kernel_for_dispatch_key
-        return not any(has(name, key) for key in ("CompositeImplicitAutograd", *_BY_AUTOGRAD))
-    function = getattr(type(given), "_forward_cls", None)
-    if function is not None and not given.name().startswith("GeneratedBackwardFor_"):
-        return bool(function.jvp is torch.autograd.Function.jvp)
-    return given.name().startswith("GeneratedBackwardFor_") or "CppNode" in given.name()

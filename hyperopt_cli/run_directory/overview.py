@@ -100,8 +100,9 @@ def _told(row: RunRow, directory: RunDirectory) -> RunRow:
 
 
 def to_continue(rows: list[RunRow]) -> RunRow | None:
-    """The newest that was ended before its end."""
-    return next((row for row in rows if row.state in CONTINUED), None)
+    """The newest that was ended before its end; one that has failed before it measured anything would fail again."""
+    ended = (row for row in rows if row.state in CONTINUED)
+    return next((row for row in ended if row.state != "failed" or row.best is not None), None)
 
 
 def as_json(row: RunRow) -> dict[str, Any]:

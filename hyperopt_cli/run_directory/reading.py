@@ -83,11 +83,6 @@ def read_metrics(path: Path) -> list[Metrics]:
     return [_parse(path, n, line) for n, line in enumerate(whole_lines(path), start=1)]
 
 
-def find_runs(below: Path) -> list[RunDirectory]:
-    """The runs directly below `below`, by name."""
-    return [RunDirectory(status.parent) for status in sorted(below.glob("*/status.json"))]
-
-
 def _parse(path: Path, number: int, line: str) -> Metrics:
     try:
         content: dict[str, Any] = revive(json.loads(line))

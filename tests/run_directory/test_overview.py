@@ -124,6 +124,7 @@ def test_a_folder_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
 def test_the_newest_that_was_ended_is_to_be_continued(tmp_path: Path) -> None:
     for hour, state in enumerate(("killed", "interrupted", "done", "running")):
         made(tmp_path / state, None if state == "running" else state, hour)
+    made(tmp_path / "refused", "failed", 9, num=0)
     row = to_continue(runs_below(tmp_path))
     assert row is not None
     assert row.name == "interrupted"
