@@ -1,4 +1,5 @@
 # make demo, make test, make lint: each sets up what it needs, once, in .venv.
+# make test WORKERS=16 TESTS=tests/modes: on more cores than two, and a part of them.
 # make test-torch VERSION=2.11: the suites that depend most on torch, on another release of it, in .venv-torch-2.11.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,8 +9,13 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/hyperopt run recipes/digits_lr.yaml
 
+# Processes that tests run in, each with one thread (tests/conftest.py). A file stays whole, for what its tests share;
+# files begin in their order, which ends with short ones.
+WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python $(PYTEST) $(TESTS)
 
 # 2,000 random training runs with random defects, continued where it was ended: FUZZ="--seed 1 --cases 300" for others.
 fuzz: $(VENV)/.installed
@@ -23,7 +29,7 @@ TORCH_VENV ?= .venv-torch-$(VERSION)
 TORCH_TESTS ?= tests/program tests/dynamics tests/engines tests/checks tests/modes tests/optimizers
 test-torch: $(TORCH_VENV)/.installed-torch
 	$(TORCH_VENV)/bin/python -c 'import torch; print("torch", torch.__version__)'
-	$(TORCH_VENV)/bin/python -m pytest $(TORCH_TESTS)
+	$(TORCH_VENV)/bin/python $(PYTEST) $(TORCH_TESTS)
 
 $(TORCH_VENV)/.installed-torch: pyproject.toml
 	@test -n "$(VERSION)" || { echo "name a release of torch: make test-torch VERSION=2.11"; exit 1; }

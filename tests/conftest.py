@@ -1,5 +1,6 @@
 """The command line called in this process, as a shell would call it; and what `-m gpu` collects."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,9 @@ import torch
 
 GPU = Path(__file__).parent / "gpu"
 
-# The networks of the tests are small: a second thread brings nothing, and costs much beside other processes.
+# The networks of the tests are small: a second thread brings nothing, and costs much beside other processes. Programs
+# that a test starts have one as well; what needs more says so itself.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
