@@ -69,9 +69,8 @@ def centered_step(w, g, m, t, h):
 STEPS = {name[:-5]: function for name, function in list(globals().items()) if name.endswith("_step")}
 
 
-def unroll(rule, problem, hyper):
-    """E, dE/dlambda and w_T by backpropagation through the whole run. `rule` is a key of `STEPS`."""
-    hyper = {k: v.detach().clone().requires_grad_() for k, v in hyper.items()}
+def trained(rule, problem, hyper, create_graph):
+    """w_T; with a graph of the whole run if asked for. `rule` is a key of `STEPS`."""
     init = problem.init(hyper) if callable(problem.init) else problem.init
     params = {
         k: v.detach().clone().requires_grad_() if v.is_leaf and not v.requires_grad else v for k, v in init.items()
@@ -80,7 +79,7 @@ def unroll(rule, problem, hyper):
     for t in range(problem.steps):
         now = problem.schedule(hyper, t) if problem.schedule else hyper
         loss = problem.inner_loss(params, now, problem.batch(t))
-        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, materialize_grads=True)
+        grads = torch.autograd.grad(loss, list(params.values()), create_graph=create_graph, materialize_grads=True)
         for name, g in zip(list(params), grads, strict=True):
             h = {}
             for argument, default in DEFAULTS[rule].items():
@@ -90,10 +89,28 @@ def unroll(rule, problem, hyper):
                 )
                 h[argument] = torch.as_tensor(value, dtype=g.dtype)
             params[name], memory[name] = STEPS[rule](params[name], g, memory[name], t, h)
+        if not create_graph:
+            params = {k: v.detach().requires_grad_() for k, v in params.items()}
+    return params
+
+
+def objective(problem, params, hyper):
+    """E at these parameters."""
     if problem.outer_batches is None:
-        value = problem.outer_loss(params, hyper)
-    else:
-        value = sum(weight * problem.outer_loss(params, hyper, batch) for batch, weight in problem.outer_batches)
+        return problem.outer_loss(params, hyper)
+    return sum(weight * problem.outer_loss(params, hyper, batch) for batch, weight in problem.outer_batches)
+
+
+def value_of(rule, problem, hyper):
+    """E of a plain run: what `differences` takes, with no second derivative anywhere."""
+    return objective(problem, trained(rule, problem, hyper, create_graph=False), hyper).detach()
+
+
+def unroll(rule, problem, hyper):
+    """E, dE/dlambda and w_T by backpropagation through the whole run. `rule` is a key of `STEPS`."""
+    hyper = {k: v.detach().clone().requires_grad_() for k, v in hyper.items()}
+    params = trained(rule, problem, hyper, create_graph=True)
+    value = objective(problem, params, hyper)
     grads = torch.autograd.grad(value, list(hyper.values()), materialize_grads=True)
     return value.detach(), dict(zip(hyper, grads, strict=True)), {k: v.detach() for k, v in params.items()}
 
