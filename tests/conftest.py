@@ -1,5 +1,6 @@
 """The command line called in this process, as a shell would call it; and what `-m gpu` collects."""
 
+import fcntl
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 GPU = Path(__file__).parent / "gpu"
+LOCKS = pytest.StashKey()
 
 # The networks of the tests are small: a second thread brings nothing, and costs much beside other processes. Programs
 # that a test starts have one as well; what needs more says so itself.
@@ -19,6 +21,31 @@ def pytest_ignore_collect(collection_path, config):
     """`-m gpu` imports its own folder alone: a machine with a GPU may have torch and pytest, and nothing else."""
     on_the_way = collection_path.is_relative_to(GPU) or GPU.is_relative_to(collection_path)
     return True if config.getoption("markexpr") == "gpu" and not on_the_way else None
+
+
+def pytest_configure(config):
+    """Where tests run in several processes, these share two files to lock."""
+    if hasattr(config, "workerinput"):
+        shared = Path(config.option.basetemp).parent
+        config.stash[LOCKS] = [(shared / name).open("a") for name in ("following", "running")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Beside a test that is marked `alone` no other process of this run is in a test.
+
+    All others share one lock, which it has to itself; whoever waits for it holds another, that none begins meanwhile.
+    """
+    if LOCKS not in item.config.stash:
+        return (yield)
+    following, running = item.config.stash[LOCKS]
+    fcntl.flock(following, fcntl.LOCK_EX)
+    fcntl.flock(running, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+    fcntl.flock(following, fcntl.LOCK_UN)
+    try:
+        return (yield)
+    finally:
+        fcntl.flock(running, fcntl.LOCK_UN)
 
 
 class Outcome(NamedTuple):

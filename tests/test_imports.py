@@ -225,7 +225,8 @@ def test_the_package_says_that_it_is_typed() -> None:
 WITHOUT = """
 import os, sys
 os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-for name in ("typer", "rich", "pydantic", "yaml", "tensorboard", "matplotlib", "torchvision", "hypothesis", "selenium"):
+names = "typer rich pydantic yaml tensorboard matplotlib torchvision hypothesis selenium xdist"
+for name in names.split():
     sys.modules[name] = None
 import pytest
 sys.exit(pytest.main(["-p", "no:cacheprovider", "--collect-only", "-m", "gpu", "tests"]))
