@@ -1,7 +1,6 @@
 """`engine: auto`: the quickest of those that are right; a verdict says why, and is not made twice."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyperopt_cli import Auto, Forward, Problem, hypergradient
-from hyperopt_cli.checks import choice, examination
+from hyperopt_cli.checks import choice, examination, timing
 from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.commands.run import execute
 from hyperopt_cli.engines import ENGINES, Engine, Tangents
@@ -50,12 +49,23 @@ def only(monkeypatch: pytest.MonkeyPatch, reference: Engine | None = None, **eng
         monkeypatch.setattr(f"hyperopt_cli.{module}.ENGINES", there)
 
 
-def after(seconds: float, change: Callable[[Tensor], Tensor] = lambda x: x) -> Engine:
-    """The reference, later, with other tangents."""
+class Clock:
+    """In place of `time` where engines are timed: it moves by what they say that they take."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+def after(seconds: float, change: Callable[[Tensor], Tensor] = lambda x: x, clock: Clock | None = None) -> Engine:
+    """The reference, later by a clock, with other tangents."""
     reference = ENGINES[REFERENCE]
 
     def engine(*arguments: Any) -> Tangents:
-        time.sleep(seconds)
+        if clock is not None:
+            clock.now_s += seconds
         out = reference(*arguments)
         return out._replace(grad_tangents={name: change(x) for name, x in out.grad_tangents.items()})
 
@@ -70,7 +80,10 @@ def verdict_of(steps: int = LONG, **changed: Any) -> Verdict:
 
 
 def test_the_quickest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, reference=after(0.015), slow=after(0.01), slower=after(0.02))
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    seconds = {"reference": 0.015, "slow": 0.01, "slower": 0.02}
+    only(monkeypatch, **{name: after(each, clock=clock) for name, each in seconds.items()})
     monkeypatch.setattr(
         "hyperopt_cli.modes.forward._advanced", lambda d, step, lam, state, carried, t, account: (state, carried)
     )
