@@ -1,8 +1,10 @@
 """One table of problems: every optimizer, schedule and group, at interior values and on the boundary."""
 
+from functools import cache
+
 import torch
 
-from hyperopt_cli import Problem, optimizers
+from hyperopt_cli import Problem, hypergradient, optimizers
 
 F64 = torch.float64
 T = 12
@@ -245,3 +247,10 @@ CASES = {
     "one step": ("adam", net_problem(optimizers.Adam(), steps=1), {"lr": scalar(0.05), "beta2": scalar(0.9)}),
     "one step of momentum": ("sgd", net_problem(S(), steps=1), {"lr": scalar(0.05), "momentum": scalar(0.9)}),
 }
+
+
+@cache
+def hypergradient_of(case, mode):
+    """That of a case in a mode as its word has it: several tests of one process ask for the same."""
+    _, problem, hyper = CASES[case]
+    return hypergradient(problem, hyper, mode)

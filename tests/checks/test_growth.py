@@ -10,7 +10,7 @@ import torch
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient, optimizers
 from hyperopt_cli.checks.growth import Growth, digits_left, growth_of_adjoints, growth_of_tangents
 from hyperopt_cli.modes.plain_run import objective_after
-from tests.cases import CASES, F64, net_problem, scalar
+from tests.cases import CASES, F64, hypergradient_of, net_problem, scalar
 
 EXPONENT = {torch.float32: 7.2, torch.float64: 16.0}  # digits of a number of that kind
 NO_REVERSAL = "cannot be undone"
@@ -157,9 +157,8 @@ def test_runs_that_are_stable_do_not_grow(case, mode):
 def test_every_case_keeps_its_digits(case, mode):
     from hyperopt_cli.errors import UsageError
 
-    _, problem, hyper = CASES[case]
     try:
-        stats = hypergradient(problem, hyper, mode).stats
+        stats = hypergradient_of(case, mode).stats
     except UsageError as error:
         assert mode == "reversible"
         assert NO_REVERSAL in str(error) or "reversible" in str(error)  # noqa: PT017
@@ -239,7 +238,7 @@ def test_what_is_zero_does_not_grow(of, norms):
 def test_a_plain_run_ends_where_the_hypergradients_does():
     for case in ("momentum", "adam", "windows", "schedule" if "schedule" in CASES else "cosine"):
         _, problem, hyper = CASES[case]
-        assert objective_after(problem, hyper) == float(hypergradient(problem, hyper, "reverse").value)
+        assert objective_after(problem, hyper) == float(hypergradient_of(case, "reverse").value)
 
 
 def test_a_plain_run_that_diverges_ends_at_infinity():

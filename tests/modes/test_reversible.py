@@ -15,7 +15,7 @@ from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
 from hyperopt_cli.modes.reversal.kernels import EAGER, compiled
 from hyperopt_cli.modes.reversal.radix import chosen
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, InnerOptimizer, itself, zeros
-from tests.cases import CASES, net_problem, scalar
+from tests.cases import CASES, hypergradient_of, net_problem, scalar
 from tests.modes.test_exactness import assert_close
 from tests.reference import unroll
 
@@ -37,7 +37,7 @@ F64 = torch.float64
 def test_equals_the_plain_unroll_at_the_factors_in_use(case):
     rule, problem, hyper = CASES[case]
     value, grad, params = unroll(rule, at_factors(problem, hyper), hyper)
-    got = hypergradient(problem, hyper, "reversible")
+    got = hypergradient_of(case, "reversible")
     assert_close({"E": got.value, **got.grad}, {"E": value, **grad}, 1e-9)
     assert_close(got.params, params, 1e-9)
 
