@@ -69,7 +69,7 @@ def test_ratios_to_the_loop_and_memory_to_the_unroll(report: Report) -> None:
 
 def wrong_variants(monkeypatch: pytest.MonkeyPatch, engine: object) -> list[Variant]:
     monkeypatch.setitem(ENGINES, "wrong", engine)  # type: ignore[misc]
-    monkeypatch.setattr(modes, "by_engine", lambda asked: {"wrong": Forward(engine="wrong")})
+    monkeypatch.setattr(modes, "_modes", lambda *given: {"forward, wrong": Forward(engine="wrong")})
     cases = measure(Settings(repeat=1), MODES).cases
     return [variant for case in cases for variant in case.variants if "wrong" in variant.name.split(", ")]
 
