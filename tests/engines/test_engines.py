@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -90,19 +91,34 @@ def columns(like: Any, num: int, seed: int) -> Any:
     return drawn(like)
 
 
+@pytest.fixture(scope="module")
+def by_the_reference() -> Callable[..., Any]:
+    """`(name, direct, num, size)`: directions, and what the reference says; once for all engines."""
+
+    @cache
+    def found(name: str, direct: str, num: int, size: int | None) -> Any:
+        at = case(name, direct)
+        w_dot, hyper_dot = columns(at.params, num, 1), columns(at.hyper, num, 2)
+        with surroundings():
+            return w_dot, hyper_dot, ENGINES[REFERENCE](*at, w_dot, hyper_dot, size)
+
+    return found
+
+
 @pytest.mark.parametrize(("num", "size"), [(1, None), (3, None), (3, 2), (3, 1)])
 @pytest.mark.parametrize("direct", ["none", "l2", "per weight"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("engine", [name for name in MEASURED if name != REFERENCE])
-def test_equals_the_reference(engine: str, name: str, direct: str, num: int, size: int | None) -> None:
+def test_equals_the_reference(
+    engine: str, name: str, direct: str, num: int, size: int | None, by_the_reference: Callable[..., Any]
+) -> None:
     at = case(name, direct)
     if engine == "dense" and sum(w.numel() for w in at.params.values()) > MAX_PARAMETERS:
         pytest.skip("too many parameters for a dense Hessian")
     if engine == "reverse_over_forward" and name in WRONG_IN_FORWARD:
         pytest.skip("torch is silently wrong there")
-    w_dot, hyper_dot = columns(at.params, num, 1), columns(at.hyper, num, 2)
+    w_dot, hyper_dot, want = by_the_reference(name, direct, num, size)
     with surroundings():
-        want = ENGINES[REFERENCE](*at, w_dot, hyper_dot, size)
         got = MEASURED[engine](*at, w_dot, hyper_dot, size)
     largest = max(float(x.abs().max()) for x in want.grad_tangents.values())
     torch.testing.assert_close(got.grad_tangents, want.grad_tangents, rtol=1e-10, atol=1e-10 * largest)
