@@ -8,6 +8,8 @@ from importlib import import_module
 import pytest
 
 from hyperopt_cli import bench
+from hyperopt_cli.bench import modes
+from hyperopt_cli.bench.problems import blend
 from hyperopt_cli.modes.reversal import kernels
 from tests.bench.sizes import CHECKPOINTING, MODES, NETWORKS, RATE, REVERSAL
 
@@ -31,6 +33,7 @@ STARTS_PROCESSES = "ranks"
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(kernels, "cannot_compile", lambda: "no C++ compiler was found")
+    monkeypatch.setattr(modes, "SCHEDULES", {"all rates at every step": blend})  # three steps are compiled for each
     load = bench.load
     monkeypatch.setattr(bench, "load", lambda name: partial(load(name), **SIZES[name]))
     monkeypatch.delenv("HYPEROPT_DATA", raising=False)
