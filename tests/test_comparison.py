@@ -21,7 +21,9 @@ from hyperopt_cli.comparison import (
     relative_difference,
 )
 from hyperopt_cli.comparison.common_factors import Moved, Runs
-from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.base import Mode
+from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper
 from tests.cases import net_problem

@@ -28,8 +28,8 @@ from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.models import mlp
 from hyperopt_cli.modes import Hypergradient, Reverse, hypergradient
+from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.adjoint.straight_line import Line
-from hyperopt_cli.modes.base import Account
 from hyperopt_cli.optimizers import SGD
 
 TRAINING, ALL = "plain training", "reverse, slots: all"
@@ -111,7 +111,7 @@ def _train(workload: Workload) -> None:
     with surroundings():
         dynamics = Dynamics.of(*workload)
         steps, _ = Reverse(compile=False).steps(dynamics, workload.hyper)
-        Line(steps, Account(workload.problem.steps, dynamics.like), workload.problem.steps).end()
+        Line(steps, Account(workload.problem.steps, dynamics.like), workload.problem.steps).forward(lambda: None)
 
 
 def _differentiate(workload: Workload, mode: Reverse) -> Outcome:

@@ -14,7 +14,7 @@ from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import available_bytes
 from hyperopt_cli.modes import Mode
-from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.planning.probe import synchronize
 
 SHARE_OF_FREE = 0.8

@@ -22,7 +22,7 @@ from hyperopt_cli.dynamics.derivatives import gradient_and_pullback
 from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.memory import state_bytes
-from hyperopt_cli.modes.adjoint.sweep import adjoint_step, back_step, linearise
+from hyperopt_cli.modes.adjoint.sweep import adjoint_step, backward_step, linearise
 from hyperopt_cli.modes.planning.probe import synchronize
 from hyperopt_cli.modes.reversal.factors import Factors, at_factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
@@ -70,7 +70,7 @@ def reverse_pieces(workload: Workload, device: torch.device) -> dict[str, float]
         for t in reversed(range(problem.steps)):
             state = states[t]
             with laps.lap(ADJOINT, t):
-                back_step(dynamics, problem.batch(t), t, state, dynamics.hyper_at(hyper, t), ones)
+                backward_step(dynamics, problem.batch(t), t, state, dynamics.hyper_at(hyper, t), ones)
     return laps.whole_s(problem.steps)
 
 

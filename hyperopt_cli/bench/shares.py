@@ -60,11 +60,11 @@ class _Asked:
     def due(self) -> bool:
         return self.agreement.due()
 
-    def meet(self) -> None:
-        self.agreement.meet()
+    def barrier(self) -> None:
+        self.agreement.barrier()
 
-    def keep(self, left: dict[str, Any]) -> None:
-        self.agreement.keep(0, left["progress"], left)
+    def save(self, state: dict[str, Any]) -> None:
+        self.agreement.save(state)
 
 
 def _together(ranks: Ranks, device: torch.device) -> float:

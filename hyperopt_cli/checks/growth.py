@@ -122,7 +122,7 @@ class Growth:
         if ranks.divides("columns"):
             self.norms.copy_(torch.tensor(ranks.highest(self.norms.tolist()), dtype=self.norms.dtype))
 
-    def found(self, norms: Tensor) -> None:
+    def load_norms(self, norms: Tensor) -> None:
         """Goes on from the norms of a run that was interrupted."""
         self.norms.copy_(norms)
 

@@ -1,4 +1,4 @@
-"""What the ranks decide together: at which inner step a checkpoint is kept, that a signal came, that one has failed.
+"""What the ranks decide together: at which inner step a checkpoint is written, that a signal came, that one has failed.
 
 A signal reaches ranks at different moments, or one of them alone. So the flags go from rank to rank, by their maximum,
 in a message of five numbers, once in so many steps that it comes about four times a second. The interval is part of the
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hyperopt_cli.errors import HyperoptError
-from hyperopt_cli.outer.descent import OuterKeeper
+from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.ranks.group import Ranks
 from hyperopt_cli.run_directory.stopping import SIGNALS, StopFlag
 
@@ -24,7 +24,7 @@ class FailedElsewhere(HyperoptError):
 
 
 class Agreement:
-    """An `OuterKeeper` of several ranks.
+    """The keeper of several ranks.
 
     Args:
         ranks: all of them.
@@ -32,49 +32,49 @@ class Agreement:
         keeper: of the lead; None on the others.
     """
 
-    def __init__(self, ranks: Ranks, flag: StopFlag, keeper: OuterKeeper | None) -> None:
+    def __init__(self, ranks: Ranks, flag: StopFlag, keeper: Keeper | None) -> None:
         self._ranks, self._flag, self._keeper = ranks, flag, keeper
         self._due = self._over = False
         self._interval = self._to_go = 1
         self._last_s = time.monotonic()
 
     def due(self) -> bool:
-        """Whether all are to keep what they have, now."""
+        """Whether all are to save what they have, now."""
         if not self._due:
             self._to_go -= 1
             if self._to_go <= 0:
                 self._round(busy=True)
         return self._due
 
-    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+    def save(self, state: dict[str, Any]) -> None:
         """The lead writes it; what that raises, all raise."""
         self._due, error = False, None
         try:
             if self._keeper is not None:
-                self._keeper.keep(outer_step, progress, left)
+                self._keeper.save(state)
         except Exception as raised:
             error = raised
         self._over = self._ranks.agreed(error is not None)
         if self._over:  # a signal that has come to another rank alone waits for the next message
             self._ranks.raise_first(error)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits until all are here; raises `FailedElsewhere` where one has failed on its way."""
         due = self._due
         self._round(busy=True)
         self._due = due
 
-    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
+    def together(self, work: Callable[[], None], save_idle: Callable[[], None]) -> None:
         """Does this rank's part of an outer step, and waits for the others; what one raises, all raise.
 
         Args:
             work: the part; it asks `due` after each step.
-            keep_idle: gives what is kept of a rank whose part is done.
+            save_idle: saves what there is of a rank whose part is done.
         """
         error: Exception | None = None
         try:
             work()
-            self._wait(keep_idle)
+            self._wait(save_idle)
         except FailedElsewhere:
             pass
         except Exception as raised:
@@ -86,13 +86,13 @@ class Agreement:
             self._round(busy=False, failed=True)
         self._ranks.raise_first(error)
 
-    def _wait(self, keep_idle: Callable[[], None]) -> None:
+    def _wait(self, save_idle: Callable[[], None]) -> None:
         busy = True
         while busy:
             busy = self._round(busy=False)
             if busy and self._due:
                 self._round(busy=False)  # where the others meet
-                keep_idle()
+                save_idle()
 
     def _round(self, busy: bool, failed: bool = False) -> bool:
         """Whether any is busy; raises `FailedElsewhere` where any other has failed."""

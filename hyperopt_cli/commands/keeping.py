@@ -1,6 +1,6 @@
 """When a run writes a checkpoint, what stands in it, and what ends the run after it.
 
-outer     where the outer loop stands, and inside of a training run what the mode goes on from (`outer/descent.py`)
+outer     where the outer loop stands, and inside of a training run what the mode resumes from (`outer/descent.py`)
 record    the start and the best so far
 mode      what it has decided by measuring
 """
@@ -52,26 +52,23 @@ class RunKeeper:
         wait_s = max(self._every_s, self._took_s / SHARE)
         return self._flag.signal is not None or time.monotonic() - self._last_s >= wait_s
 
-    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
-        """Writes one.
+    def save(self, state: dict[str, Any]) -> None:
+        """Writes one; `state` is that of a descent.
 
         Raises:
             Stopped: a signal had come.
             StorageError: it cannot be written.
         """
         began, (rest, is_best) = time.monotonic(), self._rest()
-        self.last = self._checkpoints.write(outer_step, progress, {"outer": left, **rest}, self._bits, is_best)
+        tree = {"outer": state, **rest}
+        self.last = self._checkpoints.write(state["n"], state["progress"], tree, self._bits, is_best)
         self._last_s = time.monotonic()
         self._took_s = self._last_s - began
         if self._flag.signal is not None:
             raise Stopped(self._flag.signal)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """There is nobody else."""
-
-    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
-        """There is nobody else."""
-        work()
 
 
 def bits_depend_on(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
@@ -100,8 +97,8 @@ def _driver() -> str | None:
     return None if found is None else found[0]
 
 
-def taken_up(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """What a run goes on from, without what needs the bits of another machine; and why that was left out.
+def usable_here(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """What a run resumes from, without what needs the bits of another machine; and why that was left out.
 
     Args:
         checkpoint: as it was written.
@@ -109,7 +106,7 @@ def taken_up(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, Any
     """
     tree, before = checkpoint.tree, checkpoint.bits_depend_on
     inner = tree["outer"]["inner"]
-    free = [[replica, left] for replica, left in inner if not left["mode"].get("same_bits")]
+    free = [[replica, run] for replica, run in inner if not run["mode"].get("same_bits")]
     if len(free) == len(inner) or now == before:
         return tree, None
     changed = [f"{key} {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]

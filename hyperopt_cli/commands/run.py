@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.commands.agreement import Agreement
-from hyperopt_cli.commands.keeping import RunKeeper, bits_depend_on, taken_up
+from hyperopt_cli.commands.keeping import RunKeeper, bits_depend_on, usable_here
 from hyperopt_cli.errors import (
     ANOTHER_RUN,
     HyperoptError,
@@ -25,13 +25,14 @@ from hyperopt_cli.errors import (
     UsageError,
 )
 from hyperopt_cli.instantiate import Experiment
+from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes import MODES, Mode
-from hyperopt_cli.modes.base import whole
+from hyperopt_cli.modes.account import listed
 from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.described import described, revived
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.outer.descent import MOST_HALVINGS, OuterKeeper, OuterStep, descend
+from hyperopt_cli.outer.descent import MOST_HALVINGS, OuterStep, Together, descend
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.recipe.sources import changed
@@ -131,19 +132,26 @@ def execute(
         record.sources_changed.append({"outer_step": num_measured, "files": files})
     kept = _Kept(revived(tree["mode"], MODES.values()) if tree else experiment.mode, directory)
     if ranks.size > 1:
-        tree = whole(tree)
+        tree = listed(tree)
     ranks.agreed((tree.get("outer"), described(kept.mode)))
     said: dict[str, Any] = {SOURCES_CHANGED: record.sources_changed} if record.sources_changed else {}
     status = LiveStatus(directory.status, outer_step=max(0, num_measured - 1), mode=recipe.mode.name, **said)
 
     def rest() -> tuple[dict[str, Any], bool]:
         kept.keep()
-        held = {"record": record.kept(), "mode": described(kept.mode), "data": digest, "sources": dict(code.sources)}
+        held = {
+            "record": record.state_dict(),
+            "mode": described(kept.mode),
+            "data": digest,
+            "sources": dict(code.sources),
+        }
         return held, record.best_is_new()
 
-    keeper: OuterKeeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
+    keeper: Keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
+    together: Together | None = None
     if ranks.size > 1:
-        keeper = Agreement(ranks, flag, keeper)
+        keeper = agreement = Agreement(ranks, flag, keeper)
+        together = agreement.together
     told, error = _Told(status, watcher, kept), None
     with (
         reported(status),
@@ -153,7 +161,7 @@ def execute(
     ):
         try:
             record.score_start()
-            for step in _descended(experiment, kept.mode, keeper, tree.get("outer"), ranks, told):
+            for step in _descended(experiment, kept.mode, keeper, together, tree.get("outer"), ranks, told):
                 if files := record.files_changed():
                     step.stats[SOURCES_CHANGED] = files
                 record.add(step)
@@ -187,7 +195,7 @@ def _left(
     if found is None:
         watcher.said("there is no checkpoint: started again")
         return {}
-    tree, left_out = taken_up(found, bits)
+    tree, left_out = usable_here(found, bits)
     if tree["data"] != digest:
         raise UsageError(
             "dataset: the examples are not those that the run began with; where its function draws them at random, "
@@ -232,7 +240,13 @@ class _Told:
 
 
 def _descended(
-    experiment: Experiment, mode: Mode, keeper: OuterKeeper, left: Any, ranks: Ranks, told: _Told | None = None
+    experiment: Experiment,
+    mode: Mode,
+    keeper: Keeper,
+    together: Together | None,
+    resume_from: Any,
+    ranks: Ranks,
+    told: _Told | None = None,
 ) -> Iterator[OuterStep]:
     """The descent of an experiment."""
     return descend(
@@ -244,8 +258,9 @@ def _descended(
         None if told is None else told.inner,
         None if told is None else told.halved,
         keeper,
-        left,
+        resume_from,
         ranks,
+        together,
         None if told is None else told.smaller,
         None if told is None else told.begun_again,
     )
@@ -259,10 +274,10 @@ def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
     """
     ranks.each(lambda: None)  # the lead reads its checkpoint
     of_lead: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))
-    left, description = of_lead
+    resume_from, description = of_lead
     mode, keeper = revived(description, MODES.values()), Agreement(ranks, flag, None)
     with only_after_steps():
-        for _ in _descended(experiment, mode, keeper, left, ranks):
+        for _ in _descended(experiment, mode, keeper, keeper.together, resume_from, ranks):
             pass
 
 
@@ -357,7 +372,7 @@ class _Record:
         """Whether a training run was measured."""
         return self._initial is not None
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint holds of it."""
         return {
             "wall_s": time.perf_counter() - self._began,

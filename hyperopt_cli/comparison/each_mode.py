@@ -24,7 +24,7 @@ from hyperopt_cli.errors import (
 )
 from hyperopt_cli.memory import is_lacking, peak_bytes, reset_peak, tidy_up
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
-from hyperopt_cli.modes.base import OnStep
+from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper, Problem
 

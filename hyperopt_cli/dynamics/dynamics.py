@@ -31,14 +31,14 @@ class State(NamedTuple):
     params: Params
     slots: Slots
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """As dictionaries, which a checkpoint can hold."""
         return self._asdict()
 
     @classmethod
-    def found(cls, kept: Mapping[str, Any], device: torch.device) -> "State":
-        """The inverse of `kept`, on a device."""
-        moved: State = tree_map(lambda x: x.to(device), cls(**kept))
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> "State":
+        """The inverse of `state_dict`, on a device."""
+        moved: State = tree_map(lambda x: x.to(device), cls(**state))
         return moved
 
 

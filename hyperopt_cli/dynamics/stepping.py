@@ -9,7 +9,7 @@ from torch import Tensor
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.problem import Chunked
-from hyperopt_cli.program import Kept, TwoHalves, WholeStep
+from hyperopt_cli.program import PartitionedStep, Saved, WholeStep
 from hyperopt_cli.ranks.group import Ranks
 
 
@@ -69,24 +69,24 @@ class StepAt:
         return torch.full((), t, dtype=torch.float64, device=self._dynamics.like.device)
 
 
-class StepInHalves(StepAt):
-    """`function(dynamics, batch_t, t, *trees, late) -> (early, late results)`."""
+class PartitionedStepAt(StepAt):
+    """`function(dynamics, batch_t, t, *trees, cotangent) -> (outputs, results of backward)`."""
 
-    _whole: TwoHalves
+    _whole: PartitionedStep
 
-    def there(self, t: int, late: Any, *trees: Any) -> tuple[Any, Kept]:
-        """The early results, compiled, and what the way back takes; `late` is like the late argument."""
+    def forward(self, t: int, cotangent: Any, *trees: Any) -> tuple[Any, Saved]:
+        """The outputs, compiled, and what is saved for backward; `cotangent` is like the one that it will take."""
         self._own()
-        return self._whole.there(*self._batches(t), late, self._tensor(t), *trees)
+        return self._whole.forward(*self._batches(t), cotangent, self._tensor(t), *trees)
 
-    def back(self, kept: Kept, late: Any) -> Any:
-        """The late results."""
-        return self._whole.back(kept, late)
+    def backward(self, saved: Saved, cotangent: Any) -> Any:
+        """The results of backward."""
+        return self._whole.backward(saved, cotangent)
 
     def compiled(self, t: int, *trees: Any) -> Any:
-        """One half after the other."""
-        early, kept = self.there(t, trees[-1], *trees[:-1])
-        return early, self.back(kept, trees[-1])
+        """Forward, and backward at once."""
+        outputs, saved = self.forward(t, trees[-1], *trees[:-1])
+        return outputs, self.backward(saved, trees[-1])
 
 
 def _whole_batch(batch: Any) -> Any:

@@ -20,10 +20,13 @@ from hyperopt_cli.checks.remembered import check_kept, check_order, check_still,
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.keeper import Keeper
+from hyperopt_cli.modes.account import Account, OnStep
 from hyperopt_cli.modes.auto import Auto
-from hyperopt_cli.modes.base import Account, Hypergradient, Keeper, Mode, OnStep
+from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.planning.plan import Plan, plan
+from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.modes.reverse import Reverse
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper, Problem, check_hyper
@@ -52,7 +55,7 @@ def hypergradient(
     *,
     on_step: OnStep | None = None,
     keeper: Keeper | None = None,
-    left: dict[str, Any] | None = None,
+    resume_from: dict[str, Any] | None = None,
 ) -> Hypergradient:
     """E at the end of the run and its derivative in every entry of `hyper`: exact, unless `stats["bias"]` is there.
 
@@ -62,7 +65,7 @@ def hypergradient(
         mode: a name in `MODES`, or an instance such as `Forward(chunk_size=4)`.
         on_step: called after each inner step with the phase, the steps done and the steps in the phase.
         keeper: asked after each inner step whether it wants what another process can go on from.
-        left: what it was given, to go on from there: of the same problem, lambda and mode. The result has the same
+        resume_from: what it saved, to go on from there: of the same problem, lambda and mode. The result has the same
             bits as that of a run which was never interrupted. It is emptied.
 
     Returns:
@@ -114,7 +117,7 @@ def hypergradient(
         if first is None:
             first, kept = first_loss(dynamics, hyper)
         check_kept(mode, dynamics, hyper, kept)
-        account = Account(problem.steps, dynamics.like, on_step, keeper, left)
+        account = Account(problem.steps, dynamics.like, on_step, keeper, resume_from)
         del dynamics  # its s_0, before the mode makes its own
         began_s = time.perf_counter()
         result = mode.differentiate(problem, hyper, account)

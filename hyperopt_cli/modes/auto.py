@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.sizes import size_of
-from hyperopt_cli.modes.base import Account, Hypergradient, Mode
+from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.modes.described import described, revived
 from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.planning.plan import planned
 from hyperopt_cli.modes.planning.predictions import spelled
+from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.modes.reverse import Reverse
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper, Problem

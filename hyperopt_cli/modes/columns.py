@@ -85,21 +85,21 @@ class Columns(NamedTuple):
         rows: State = tree_map(lambda x: x[: len(self.active)], self.z)
         return rows
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of them."""
-        return {"active": self.active, "z": self.carried.kept()}
+        return {"active": self.active, "z": self.carried.state_dict()}
 
-    def found(self, kept: Sequence[Mapping[str, Any]], state: State) -> "Columns":
-        """Those that were carried where other processes stopped, whichever blocks they had.
+    def resumed_from(self, saved: Sequence[Mapping[str, Any]], like: State) -> "Columns":
+        """With the tangents that were carried where other processes stopped, whichever blocks they had.
 
         Args:
-            kept: of all their blocks.
-            state: of the run, for the shapes.
+            saved: the state of all their blocks.
+            like: a state of the run, for its device.
         """
-        device = tree_leaves(state)[0].device
+        device = tree_leaves(like)[0].device
         rows = {
             k: tree_map(lambda x: x[row], State(**each["z"]))  # noqa: B023
-            for each in kept
+            for each in saved
             for row, k in enumerate(each["active"])
             if k in self.block
         }
@@ -122,7 +122,7 @@ class Carried(NamedTuple):
     resting: bool
 
     @classmethod
-    def begun(cls, dynamics: Dynamics, hyper: Hyper, blocks: Iterable[list[int]], padded: bool) -> "Carried":
+    def at_start(cls, dynamics: Dynamics, hyper: Hyper, blocks: Iterable[list[int]], padded: bool) -> "Carried":
         """Z_0 = ds_0/dlambda: of each block the columns that init depends on."""
         none = tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start)
         columns = [Columns(block, [], none, padded) for block in blocks]
@@ -141,10 +141,10 @@ class Carried(NamedTuple):
         blocks = [block.joined_by(begins, state) for block in self.blocks]
         return Carried(blocks, self.resting and not begins)
 
-    def found(self, kept: Sequence[Mapping[str, Any]], state: State) -> "Carried":
+    def resumed_from(self, saved: Sequence[Mapping[str, Any]], like: State) -> "Carried":
         """What was carried where other processes stopped, whichever blocks they had."""
-        blocks = [block.found(kept, state) for block in self.blocks]
-        return Carried(blocks, self.resting and not any(each["active"] for each in kept))
+        blocks = [block.resumed_from(saved, like) for block in self.blocks]
+        return Carried(blocks, self.resting and not any(each["active"] for each in saved))
 
 
 def _moved(dynamics: Dynamics, hyper: Hyper, columns: Columns) -> Columns:
@@ -154,8 +154,8 @@ def _moved(dynamics: Dynamics, hyper: Hyper, columns: Columns) -> Columns:
     rows = sorted(moving(start_dot))
     if not rows:
         return columns
-    kept = {"active": [columns.block[row] for row in rows], "z": tree_map(lambda x: x[rows], start_dot)._asdict()}
-    return columns.found([kept], dynamics.start)
+    moved = {"active": [columns.block[row] for row in rows], "z": tree_map(lambda x: x[rows], start_dot)._asdict()}
+    return columns.resumed_from([moved], dynamics.start)
 
 
 def moving(directions: Any) -> set[int]:

@@ -35,11 +35,12 @@ from hyperopt_cli.dynamics.stepping import StepAt
 from hyperopt_cli.engines import ENGINES, Engine, check_name
 from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
+from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.columns import Carried, Columns, divided
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper, Problem
 from hyperopt_cli.program import WholeStep
@@ -89,19 +90,19 @@ class Forward(Compiling):
         dynamics = self._judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
         lambda_at = tangents_of_schedule(dynamics, hyper)
         verdict = self._verdict(dynamics, hyper, lambda_at)
-        if (begun := account.begun_with("engine")) is not None and begun in ENGINES:
-            verdict = replace(verdict, engine=begun)  # another process may have chosen another one
+        if (saved := account.peek("engine")) is not None and saved in ENGINES:
+            verdict = replace(verdict, engine=saved)  # another process may have chosen another one
         if problem.ranks.size > 1:
-            account.meet()
+            account.barrier()
             verdict = replace(verdict, engine=problem.ranks.agreed(verdict.engine))
         try:
             return self._differentiated(dynamics, hyper, lambda_at, verdict, account)
         except TakenWronglyError as found:
             self._known[found.verdict.made_for] = found.verdict
-            account.forget()
+            account.restart()
         except (UsageError, VerificationError) as error:
             self._give_up(verdict, error)
-            account.forget()
+            account.restart()
         return self.differentiate(problem, hyper, account)
 
     def _differentiated(
@@ -110,10 +111,15 @@ class Forward(Compiling):
         problem = dynamics.problem
         assert verdict.compilation is not None
         step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
-        carried = Carried.begun(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
+        carried = Carried.at_start(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
         account.growth.tangents(0, [block.z.params for block in carried.blocks])
-        first, state, carried = _begun(account, dynamics, carried)
+        first, state, carried = _resumed(account, dynamics, carried)
         self._judge.watch.met.clear()
+
+        def save(at: int) -> None:
+            of_run = problem.ranks, account, verdict.engine
+            account.save_if_due(lambda: _resume_state(at, state, carried.blocks, *of_run))
+
         for t in range(first, problem.steps):
             before, engine = (state, carried), verdict.engine
             setting_of = partial(_setting, dynamics, lambda_at, t, state)
@@ -125,25 +131,24 @@ class Forward(Compiling):
                 verdict = self._judge.look(dynamics, t, setting_of, verdict)
             if verdict.engine != engine:
                 step = self._step(dynamics, verdict.engine, compiled=False)
-                account.take_back(t, sum(len(block.active) for block in carried.blocks))
+                account.retake(t, sum(len(block.active) for block in carried.blocks))
                 state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
             del before, setting_of
             account.growth.tangents(t + 1, [block.z.params for block in carried.blocks])
-            account.step_done("forward", t + 1, problem.steps)
-            account.offer(partial(_left, t + 1, state, carried.blocks, problem.ranks, account, verdict.engine))
+            account.progress.step_done("forward", t + 1, problem.steps)
+            save(t + 1)
         params = dynamics.layout.unpack(dynamics.result(state))
-        left = partial(_left, problem.steps, state, carried.blocks, problem.ranks, account, verdict.engine)
-        objective = outer_objective(problem, params, hyper, partial(account.offer, left), self._judge.outer)
+        objective = outer_objective(problem, params, hyper, partial(save, problem.steps), self._judge.outer)
         if problem.ranks.size > 1:
-            account.check()
-            account.meet()
+            account.finite.check()
+            account.barrier()
         grad = _contract(dynamics, state, carried.blocks, objective.by_params, objective.by_hyper)
-        account.num_hvps = _of_all(problem.ranks, account.num_hvps)
+        account.counts.num_hvps = _of_all(problem.ranks, account.counts.num_hvps)
         account.growth.of_all(problem.ranks)
         result = account.close(objective.value, grad, params)
         why = {"engine_why": verdict.why} if self.engine == "auto" else {}
         told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
-        told |= told_of_checks(self._judge.said)
+        told |= stats_of_checks(self._judge.said)
         return result._replace(stats={**result.stats, **told})
 
     def smaller(self, problem: Problem, hyper: Hyper) -> "Forward | None":
@@ -217,8 +222,7 @@ def _advanced(
     """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
     plain, directions = lambda_at(t)
     carried, step_hyper = carried.joined_by(directions, state), dynamics.cast(plain)
-    account.num_steps += 1
-    account.num_gradients += 1
+    account.counts.add_steps(1)
     value_dots: list[Tensor] = []
     if carried.resting:
         after, value = train_step(dynamics, dynamics.problem.batch(t), t, state, step_hyper)
@@ -235,16 +239,16 @@ def _advanced(
                 )
                 after, z, value, value_dot = step(t, state, block.z, step_hyper, lambda_dot)
                 blocks[i] = block._replace(z=z)
-                account.num_hvps += len(block.active)
+                account.counts.num_hvps += len(block.active)
                 value_dots.append(value_dot)
         carried = carried._replace(blocks=blocks)
-    account.watch(t, "the training loss", value)
+    account.finite.watch(t, "the training loss", value)
     for value_dot in value_dots:
-        account.watch(t, TANGENT, value_dot)
-    if account.every == 1:  # a column that is lost is seen before anything rests on it
+        account.finite.watch(t, TANGENT, value_dot)
+    if account.finite.every == 1:  # a column that is lost is seen before anything rests on it
         for block in carried.blocks:
             if block.active:
-                account.watch(t, TANGENT, torch.stack([x.sum() for x in block.z.params.values()]))
+                account.finite.watch(t, TANGENT, torch.stack([x.sum() for x in block.z.params.values()]))
     account.inner_loss[t] = value
     return after, carried
 
@@ -289,25 +293,27 @@ def _point_tangents(
     return push_columns(point, (state, step_hyper), (z, lambda_dot))
 
 
-def _left(t: int, state: State, blocks: list[Columns], ranks: Ranks, account: Account, engine: str) -> dict[str, Any]:
-    """What the run goes on from at step t, on the lead: with the columns of all ranks."""
-    kept = [block.kept() for block in blocks]
+def _resume_state(
+    t: int, state: State, blocks: list[Columns], ranks: Ranks, account: Account, engine: str
+) -> dict[str, Any]:
+    """What the run resumes from at step t, on the lead: with the columns of all ranks."""
+    states = [block.state_dict() for block in blocks]
     if ranks.divides("columns"):
-        parts = ranks.at_lead(tree_map_only(Tensor, lambda x: x.cpu(), kept))
-        kept = [block for part in parts for block in part]
-    num_hvps = _of_all(ranks, account.num_hvps)
+        parts = ranks.at_lead(tree_map_only(Tensor, lambda x: x.cpu(), states))
+        states = [block for part in parts for block in part]
+    num_hvps = _of_all(ranks, account.counts.num_hvps)
     account.growth.of_all(ranks)
-    return {"t": t, "state": state.kept(), "blocks": kept, "num_hvps": num_hvps, "engine": engine}
+    return {"t": t, "state": state.state_dict(), "blocks": states, "num_hvps": num_hvps, "engine": engine}
 
 
-def _begun(account: Account, dynamics: Dynamics, carried: Carried) -> tuple[int, State, Carried]:
+def _resumed(account: Account, dynamics: Dynamics, carried: Carried) -> tuple[int, State, Carried]:
     """t, s_t and Z_t where another process stopped, or at the start."""
-    left = account.left()
-    if left is None:
+    saved = account.resume()
+    if saved is None:
         return 0, dynamics.start, carried
-    state = State.found(left["state"], dynamics.like.device)
-    account.num_hvps = left["num_hvps"] if dynamics.problem.ranks.is_lead else 0
-    return left["t"], state, carried.found(left["blocks"], state)
+    state = State.from_state_dict(saved["state"], dynamics.like.device)
+    account.counts.num_hvps = saved["num_hvps"] if dynamics.problem.ranks.is_lead else 0
+    return saved["t"], state, carried.resumed_from(saved["blocks"], state)
 
 
 def _of_all(ranks: Ranks, num: int) -> int:

@@ -6,8 +6,8 @@ Cost: T steps with 1 gradient each. Memory: 1 state.
 from hyperopt_cli.dynamics.dynamics import Dynamics, train_step
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import NonFiniteError
-from hyperopt_cli.modes.adjoint.sweep import told_of
-from hyperopt_cli.modes.base import Account, OnStep
+from hyperopt_cli.modes.account import Account, OnStep
+from hyperopt_cli.modes.adjoint.sweep import record_step
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.stopping import may_stop
@@ -28,9 +28,9 @@ def objective_after(problem: Problem, hyper: Hyper, on_step: OnStep | None = Non
             for t in range(problem.steps):
                 step_hyper = dynamics.hyper_at(hyper, t)
                 state, value = train_step(dynamics, problem.batch(t), t, state, step_hyper)
-                told_of(t, value, problem.steps, account)
+                record_step(t, value, problem.steps, account)
                 may_stop()
-            account.check()
+            account.finite.check()
         except NonFiniteError:
             return float("inf")
         value = outer_objective(problem, dynamics.layout.unpack(dynamics.result(state)), hyper).value

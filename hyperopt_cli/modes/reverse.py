@@ -15,7 +15,7 @@ The sweep wants s_{T-1}, ..., s_0, the last one first. Where it takes them from 
 | path "linear" | T + the same; nothing is recomputed | 2 | no |
 
 slots "auto" takes as many as fit into the memory that is free at the first hypergradient. Slots may lie farther away,
-in the host's memory or on the disk (`adjoint/stores.py`), while less is recomputed.
+in the host's memory or on the disk (`adjoint/places.py`), while less is recomputed.
 
 window: the sweep ends at s_{T-k}, which is taken for a constant: what lambda did before, init included, is left out.
 The bias falls with k as fast as the adjoint does: exponentially where the loss is strongly convex around the end.
@@ -38,19 +38,28 @@ from hyperopt_cli.checks.judge import Judge
 from hyperopt_cli.checks.verdict import Circumstances, Verdict
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.sizes import size_of
-from hyperopt_cli.dynamics.stepping import StepInHalves
+from hyperopt_cli.dynamics.stepping import PartitionedStepAt
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.memory import available_bytes, state_bytes, taken_by
+from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.adjoint.places import ALLOWED, Places, SnapshotStack
 from hyperopt_cli.modes.adjoint.replay import Replayed
 from hyperopt_cli.modes.adjoint.segments import Segments, segment_length
-from hyperopt_cli.modes.adjoint.stores import ALLOWED, Places, Shelves
 from hyperopt_cli.modes.adjoint.straight_line import Line
-from hyperopt_cli.modes.adjoint.sweep import Steps, WayBack, adjoint_step, both_steps, linearise, swept_back
-from hyperopt_cli.modes.base import Account, Hypergradient, told_of_checks
+from hyperopt_cli.modes.adjoint.sweep import (
+    PastStates,
+    Steps,
+    adjoint_step,
+    forward_and_backward_step,
+    linearise,
+    resumed,
+    swept_back,
+)
 from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.program import Compilation, TwoHalves
+from hyperopt_cli.program import Compilation, PartitionedStep
 
 PULLBACK = "reverse_over_reverse_loop"
 
@@ -78,7 +87,7 @@ class Reverse(Compiling):
     path: str | None = None
     compile: bool | str = "auto"
     _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _whole: dict[str, TwoHalves] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _whole: dict[str, PartitionedStep] = field(default_factory=dict, init=False, compare=False, repr=False)
     _judge: Judge = field(default_factory=Judge, init=False, compare=False, repr=False)
     _fitting: dict[str, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -113,7 +122,7 @@ class Reverse(Compiling):
             return self._swept(dynamics, hyper, steps, self._told(verdict.compilation), account)
         except (UsageError, VerificationError) as error:
             self._give_up(verdict, error)
-            account.forget()
+            account.restart()
         return self.differentiate(problem, hyper, account)
 
     def smaller(self, problem: Problem, hyper: Hyper) -> "Reverse | None":
@@ -131,58 +140,59 @@ class Reverse(Compiling):
     def _swept(
         self, dynamics: Dynamics, hyper: Hyper, steps: Steps, told: Mapping[str, Any], account: Account
     ) -> Hypergradient:
-        num, left = self._num_swept(dynamics.problem.steps), account.left()
-        places = self._places(dynamics, hyper, num, left)
+        num, saved = self._num_swept(dynamics.problem.steps), account.resume()
+        places = self._places(dynamics, hyper, num, saved)
 
-        def gone_back(past: WayBack) -> Hypergradient:
-            if left and left["kind"] != type(past).__name__:  # steps are compiled now, or no longer
-                account.forget()
-                left.clear()
-            result = swept_back(dynamics, hyper, past, account, num, left or None, self._judge.outer)
+        def gone_back(past: PastStates) -> Hypergradient:
+            if saved and saved["kind"] != type(past).__name__:  # steps are compiled now, or no longer
+                account.restart()
+                saved.clear()
+            sweep = resumed(past, saved, dynamics, hyper)
+            result = swept_back(dynamics, hyper, past, account, num, sweep, self._judge.outer)
             return result._replace(
-                stats={**result.stats, "slots": past.slots, **told, **told_of_checks(self._judge.said)}
+                stats={**result.stats, "slots": past.slots, **told, **stats_of_checks(self._judge.said)}
             )
 
         if self.path is not None:
             return gone_back(Line(steps, account, num))
-        if steps.both.is_compiled and (length := self._segment_length(steps, num, places)) is not None:
+        if steps.step.is_compiled and (length := self._segment_length(steps, num, places)) is not None:
             return gone_back(Segments(steps, account, num, length, sum(places)))
-        with Shelves.on(places, dynamics.like.device) as shelves:
-            return gone_back(Replayed(steps, account, num, shelves, sum(places)))
+        with SnapshotStack.on(places, dynamics.like.device) as snapshots:
+            return gone_back(Replayed(steps, account, num, snapshots, sum(places)))
 
     def _segment_length(self, steps: Steps, num: int, places: Places) -> int | None:
         """Steps that are kept whole at a time; None where all that fits is states, or these lie elsewhere."""
         if places.host or places.disk:
             return None
-        return segment_length(num, sum(places), 1 + steps.kept_bytes() / max(1, state_bytes(steps.dynamics.start)))
+        return segment_length(num, sum(places), 1 + steps.saved_bytes() / max(1, state_bytes(steps.dynamics.start)))
 
     def steps(self, dynamics: Dynamics, hyper: Hyper) -> tuple[Steps, Verdict]:
         """The two steps, compiled or not, and the decision."""
         made_for = Circumstances.of(dynamics, hyper)
         verdict = self._known.get(made_for, Verdict(PULLBACK, "the only one of an adjoint", made_for))
-        whole = self._whole.setdefault("both", TwoHalves())
-        both = StepInHalves(dynamics, both_steps, whole, compiled=False)
+        whole = self._whole.setdefault("both", PartitionedStep())
+        step = PartitionedStepAt(dynamics, forward_and_backward_step, whole, compiled=False)
         step_hyper = dynamics.hyper_at(hyper, 0)
         if dynamics.watch is not None:
             self._judge.look(dynamics, 0, dynamics.start, step_hyper, unseen=True)
         if self._judge.takes_programs and self.compile == "auto":
             made = Compilation(False, "not compiled, for the derivative of a list of operators is not")
-            return Steps(dynamics, hyper, both, self._judge), replace(verdict, compilation=made)
+            return Steps(dynamics, hyper, step, self._judge), replace(verdict, compilation=made)
         example = (dynamics.start, step_hyper, tree_map(torch.ones_like, dynamics.start))
-        verdict = self._settled(verdict, both, 0, *example)
+        verdict = self._settled(verdict, step, 0, *example)
         assert verdict.compilation is not None
-        both.is_compiled = verdict.compilation.compiled
-        return Steps(dynamics, hyper, both, self._judge), verdict
+        step.is_compiled = verdict.compilation.compiled
+        return Steps(dynamics, hyper, step, self._judge), verdict
 
     def _num_swept(self, steps: int) -> int:
         return steps if self.window is None else min(self.window, steps)
 
-    def _places(self, dynamics: Dynamics, hyper: Hyper, num: int, left: Mapping[str, Any] | None) -> Places:
+    def _places(self, dynamics: Dynamics, hyper: Hyper, num: int, saved: Mapping[str, Any] | None) -> Places:
         """Of at most `num` states; what was found free stays for a run that was interrupted."""
         if self.slots is None or self.slots == "all":
             return Places(device=num)
         if isinstance(self.slots, str):
-            return Places(device=left["slots"] if left else self._num_that_fit(dynamics, hyper, num))
+            return Places(device=saved["slots"] if saved else self._num_that_fit(dynamics, hyper, num))
         return Places.of(self.slots).at_most(num)
 
     def _num_that_fit(self, dynamics: Dynamics, hyper: Hyper, most: int) -> int:

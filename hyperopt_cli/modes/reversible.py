@@ -20,7 +20,7 @@ Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,12 +33,14 @@ from torch.utils._pytree import tree_map_only
 from hyperopt_cli.checks.judge import Judge
 from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, NonFiniteError, ReversalError, UsageError
-from hyperopt_cli.modes.adjoint.sweep import Back, WayBack, adjoint_step, linearise, swept_back
-from hyperopt_cli.modes.base import Account, Hypergradient, Mode, told_of_checks
+from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, adjoint_step, linearise, resumed, swept_back
+from hyperopt_cli.modes.base import Mode
+from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
 from hyperopt_cli.modes.reversal.kernels import EAGER, Kernels, choose
-from hyperopt_cli.modes.reversal.radix import chosen
+from hyperopt_cli.modes.reversal.radix import Radixes, chosen
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, Params, StepHyper
 from hyperopt_cli.optimizers.exact import LIMIT
 from hyperopt_cli.problem import Hyper, Problem
@@ -92,29 +94,52 @@ class Reversible(Mode):
             if self.compile != "auto" or not is_of_compiling(error):
                 raise
             self._in_vain.append(reason_without(error))
-        account.forget()
+        account.restart()
         return self._reversed(dynamics, hyper, factors, EAGER, account)
 
     def _reversed(
         self, dynamics: Dynamics, hyper: Hyper, factors: Factors, kernels: Kernels, account: Account
     ) -> Hypergradient:
-        """There and back, at the factors in use."""
+        """Forward and backward, at the factors in use; anew where a number turns out to need another radix."""
+        given = dict(self.radix or {})
+        names = [coupling.name for coupling in factors.couplings]
+        if unknown := [name for name in given if name not in names]:
+            raise UsageError(f"radix: given for {', '.join(unknown)}; what is held is {', '.join(names)}")
+        trial = Account(dynamics.problem.steps, dynamics.like)  # uncounted, as in connectivity
+        saved, steps, attempt = account.resume(), 1, 0
+        if saved:
+            attempt = saved["past"]["attempt"]
         with deterministic():
-            past = _Reversed(dynamics, hyper, factors, kernels, account, dict(self.radix or {}), self._judge)
-            left = account.left()
-            try:
-                out = swept_back(dynamics, hyper, past, account, left=left, judge=self._judge.outer)
-            except NonFiniteError as error:
-                if error.what != REVERSED:
-                    raise
-                raise ReversalError(error.step, past.num_wrong_at_start()) from None
+            while True:
+                if saved:
+                    radixes = _on(dynamics.like.device, saved["past"]["held"]["radixes"])
+                else:
+                    radixes = chosen(dynamics, hyper, factors, given, steps, attempt, trial)
+                held = FixedPoint(dynamics, factors, radixes, kernels)
+                past = _Reversed(dynamics, hyper, held, account, self._judge, attempt)
+                sweep = resumed(past, saved, dynamics, hyper)
+                try:
+                    out = swept_back(dynamics, hyper, past, account, sweep=sweep, judge=self._judge.outer)
+                    break
+                except _OutgrownError as error:
+                    outgrown = error.with_traceback(None)  # its frames hold the state
+                except NonFiniteError as error:
+                    if error.what != REVERSED:
+                        raise
+                    raise ReversalError(error.step, past.num_wrong_at_start()) from None
+                attempt += 1
+                if outgrown.name in given or attempt == MOST_ATTEMPTS:
+                    raise _out_of_range(outgrown, given, factors)
+                trial, steps = account, outgrown.step + 1
+                account.counts.add_steps(steps - held.t)  # it is seen sooner where a checkpoint is due
+                del held, past, sweep
         stats = {
             "bits_per_parameter_step": past.bits / dynamics.problem.steps,
             "factors": _collected([factors.report(t) for t in range(dynamics.problem.steps)]),
-            "radix": past.held.radixes,
+            "radix": radixes,
             "compiled": kernels is not EAGER,
             **({"compiled_why": self._in_vain[0]} if self._in_vain else {}),
-            **told_of_checks(self._judge.said),
+            **stats_of_checks(self._judge.said),
         }
         return out._replace(stats={**out.stats, **stats})
 
@@ -157,135 +182,104 @@ def _contains_gradient(dynamics: Dynamics, hyper: Hyper, coupling: Coupling) -> 
     return h.requires_grad
 
 
-class _Reversed(WayBack):
+def _on(device: torch.device, radixes: Radixes) -> Radixes:
+    moved: Radixes = tree_map_only(Tensor, lambda x: x.to(device), radixes)
+    return moved
+
+
+def _out_of_range(outgrown: _OutgrownError, given: Mapping[str, int], factors: Factors) -> FixedPointRangeError:
+    least = min(c.least_radix for c in factors.couplings if c.name == outgrown.name)
+    radix = given.get(outgrown.name, least)
+    return FixedPointRangeError(outgrown.step, outgrown.name, outgrown.size * 2.0**-radix, radix, given)
+
+
+class _Reversed(PastStates):
     """The run in integers, and the same steps undone.
 
     Args:
         dynamics: at the factors in use.
         hyper: lambda.
-        factors: those.
-        kernels: the arithmetic.
+        held: s_0.
         account: told of every step.
-        given: radixes that are set by hand.
         judge: says how the gradient is differentiated, step by step.
+        attempt: how often the run has begun anew.
 
     Attributes:
-        held: s_t.
         bits: that the store took at s_T, a parameter.
     """
 
     slots = 1
+    needs_same_bits = True
 
     def __init__(
-        self,
-        dynamics: Dynamics,
-        hyper: Hyper,
-        factors: Factors,
-        kernels: Kernels,
-        account: Account,
-        given: dict[str, int],
-        judge: Judge,
+        self, dynamics: Dynamics, hyper: Hyper, held: FixedPoint, account: Account, judge: Judge, attempt: int
     ) -> None:
-        self._dynamics, self._hyper, self._factors, self._kernels = dynamics, hyper, factors, kernels
-        self._account, self._given, self._judge = account, given, judge
-        names = [coupling.name for coupling in factors.couplings]
-        if unknown := [name for name in given if name not in names]:
-            raise UsageError(f"radix: given for {', '.join(unknown)}; what is held is {', '.join(names)}")
-        self.held: FixedPoint
+        self._dynamics, self._hyper, self._held = dynamics, hyper, held
+        self._account, self._judge, self._attempt = account, judge, attempt
         self.bits = 0.0
-        self._attempt = 0
         self._marks: list[Tensor] = []  # the fingerprint of every state
 
-    def found(self, place: Mapping[str, Any]) -> None:
-        """Goes on from where `place` stood."""
-        device = self._dynamics.like.device
-        radixes = tree_map_only(Tensor, lambda x: x.to(device), place["held"]["radixes"])
-        self.held = FixedPoint(self._dynamics, self._factors, radixes, self._kernels)
-        self.held.found(place["held"])
-        self._attempt, self.bits = place["attempt"], place["bits"]
-        self._marks = list(place["marks"].to(device).unbind())
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state_dict` stood; the radixes were given when `held` was made."""
+        self._held.load_state_dict(state["held"])
+        self.bits = state["bits"]
+        self._marks = list(state["marks"].to(self._dynamics.like.device).unbind())
 
-    def place(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The state in integers with its store, and how to know that it is right."""
         marks = torch.stack(self._marks) if self._marks else torch.zeros(0, dtype=torch.int64)
-        return {"held": self.held.kept(), "attempt": self._attempt, "bits": self.bits, "marks": marks}
+        return {"held": self._held.state_dict(), "attempt": self._attempt, "bits": self.bits, "marks": marks}
 
-    def left(self) -> dict[str, Any]:
-        """Of use only where gradients have the same bits."""
-        return {**super().left(), "same_bits": True}
+    def forward(self, save: Callable[[], None]) -> State:
+        """s_t -> s_T in place, with the fingerprint of every state.
 
-    def end(self) -> State:
-        """s_0 -> s_T, begun anew where a number turns out to need another radix."""
-        trial, steps = Account(self._dynamics.problem.steps, self._dynamics.like), 1  # uncounted, as in connectivity
-        while True:
-            if not hasattr(self, "held"):
-                args = self._dynamics, self._hyper, self._factors
-                radixes = chosen(*args, self._given, steps, self._attempt, trial)
-                self.held, self._marks = FixedPoint(self._dynamics, self._factors, radixes, self._kernels), []
-            try:
-                self._run()
-            except _OutgrownError as error:
-                self._attempt += 1
-                if error.name in self._given or self._attempt == MOST_ATTEMPTS:
-                    raise self._out_of_range(error) from None
-                trial, steps = self._account, error.step + 1
-                self._account.uncount(self.held.t - steps)  # it is seen sooner where a checkpoint is due
-                del self.held
-            else:
-                self.bits = self.held.bits()
-                return self.held.state()
-
-    def _out_of_range(self, outgrown: "_OutgrownError") -> FixedPointRangeError:
-        least = min(c.least_radix for c in self._factors.couplings if c.name == outgrown.name)
-        radix = self._given.get(outgrown.name, least)
-        return FixedPointRangeError(outgrown.step, outgrown.name, outgrown.size * 2.0**-radix, radix, self._given)
-
-    def _run(self) -> None:
-        """s_t -> s_T in place, with the fingerprint of every state."""
-        held, account, steps = self.held, self._account, self._dynamics.problem.steps
+        Raises:
+            _OutgrownError: a number turns out to need another radix.
+        """
+        held, account, steps = self._held, self._account, self._dynamics.problem.steps
         peaks: list[tuple[int, Peak]] = []
         for t in range(held.t, steps):
             step_hyper = self._dynamics.hyper_at(self._hyper, t)
             self._marks.append(held.fingerprint())
             value, g = _gradient(self._dynamics, held, step_hyper, t, self._judge)
-            account.num_steps += 1
-            account.num_gradients += 1
+            account.counts.add_steps(1)
             account.inner_loss[t] = value
-            account.watch(t, "the training loss", value)
+            account.finite.watch(t, "the training loss", value)
             peaks += [(t, peak) for peak in held.advance(g, step_hyper, t)]
             due = account.due and t + 1 < steps
-            if (t + 1) % account.every == 0 or t + 1 == steps or due:
-                account.check()
+            if (t + 1) % account.finite.every == 0 or t + 1 == steps or due:
+                account.finite.check()
                 _check_range(peaks)
                 peaks.clear()
-            account.step_done("forward", t + 1, steps)
+            account.progress.step_done("forward", t + 1, steps)
             if due:
-                account.offer(self.left)
+                save()
+        self.bits = held.bits()
+        return held.state()
 
-    def __iter__(self) -> Iterator[tuple[int, Back]]:
+    def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
         """s_T -> s_0, each step linearised on the way; the state that it arrives at is compared with the start.
 
         On the way w is compared by its fingerprints, and the account told as of a number that is not finite: it reads
         both in their order, so that what a wrong state leads to does not speak first.
         """
-        dynamics, held, account = self._dynamics, self.held, self._account
+        dynamics, held, account = self._dynamics, self._held, self._account
         for t in reversed(range(held.t)):
             params = held.undo_weights(dynamics.hyper_at(self._hyper, t), t)
-            account.watch(t, REVERSED, torch.where(held.fingerprint() == self._marks[t], 0.0, float("nan")))
+            account.finite.watch(t, REVERSED, torch.where(held.fingerprint() == self._marks[t], 0.0, float("nan")))
             step_hyper = dynamics.hyper_at(self._hyper, t)
             past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper, self._judge)
-            account.num_gradients += 1
-            account.num_hvps += 1
+            account.counts.add(gradients=1, hvps=1)
             past = past._replace(state=held.undo_rest(past.grads, past.hyper, t))
             yield t, partial(adjoint_step, dynamics, past)
             del past
-        account.check()
+        account.finite.check()
         if num_wrong := held.num_wrong():
             raise ReversalError(0, num_wrong)
 
     def num_wrong_at_start(self) -> int:
         """Runs on to s_0, to count what is wrong there."""
-        dynamics, held = self._dynamics, self.held
+        dynamics, held = self._dynamics, self._held
         while held.t > 0 or not held.whole:
             if held.whole:
                 held.undo_weights(dynamics.hyper_at(self._hyper, held.t - 1), held.t - 1)

@@ -238,16 +238,18 @@ class Store:
         if self.bound * by.largest > LIMIT:
             self.remainders = (self.remainders << WORD) | (self.words.pop().to(torch.int64) & (2**WORD - 1))
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything, for a checkpoint; bounds as text, for they are not bounded by 64 bits."""
         bounds = [str(bound) for bound in self._bounds]
         return {"remainders": self.remainders, "words": list(self.words), "bound": str(self.bound), "bounds": bounds}
 
     @classmethod
-    def found(cls, kept: Mapping[str, Any], device: torch.device) -> "Store":
-        """The inverse of `kept`, on a device."""
-        words = [word.to(device) for word in kept["words"]]
-        return cls(kept["remainders"].to(device), words, int(kept["bound"]), [int(bound) for bound in kept["bounds"]])
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> "Store":
+        """The inverse of `state_dict`, on a device."""
+        words = [word.to(device) for word in state["words"]]
+        return cls(
+            state["remainders"].to(device), words, int(state["bound"]), [int(bound) for bound in state["bounds"]]
+        )
 
     @property
     def is_empty(self) -> bool:

@@ -9,21 +9,22 @@ most. A generator of what was measured: it neither prints nor writes.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped
+from hyperopt_cli.keeper import Keeper, Within
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes import Hypergradient, Mode
-from hyperopt_cli.modes.base import OnStep
+from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.modes.fitting import smaller, told
 from hyperopt_cli.modes.plain_run import objective_after
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer.noise import CONFIRMED_TO, Ends, judge
-from hyperopt_cli.outer.replicas import SUMMED, Replicas, kept
+from hyperopt_cli.outer.replicas import SUMMED, Replicas
 from hyperopt_cli.outer.sign_descent import SignDescent
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import ALONE, Ranks
@@ -35,6 +36,8 @@ OnInnerStep = Callable[[int, int, str, int, int], None]
 OnSmaller = Callable[[int, Mode, str], None]
 # Called when a step of the outer loop is halved: outer step, how often by now, what was not finite where it had led.
 OnHalved = Callable[[int, int, NonFiniteError], None]
+# Does the work of this process; the second one saves where the others are to save and the work of this one is done.
+Together = Callable[[Callable[[], None], Callable[[], None]], None]
 # Called when a run that another process had begun is begun again: outer step, why its reversal failed.
 OnBegunAgain = Callable[[int, ReversalError], None]
 
@@ -134,33 +137,6 @@ class Descent:
         return [base if replica == 0 else derive(base, "replica", replica) for replica in range(self.replicas)]
 
 
-class OuterKeeper(Protocol):
-    """Whoever keeps what a descent has computed so far, so that another process can go on from there."""
-
-    def due(self) -> bool:
-        """Whether it is to be kept now; asked after every inner step."""
-
-    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
-        """Keeps it; may raise, to end the run.
-
-        Args:
-            outer_step: how many are measured.
-            progress: inner steps of the next one, there and back.
-            left: dictionaries, lists, tensors, numbers and text, and iterators as in `modes.Keeper`.
-        """
-
-    def meet(self) -> None:
-        """Waits until all processes that share the descent are here; raises where one has failed on its way."""
-
-    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
-        """Does the work of this process for an outer step, and waits for others that share it.
-
-        Args:
-            work: asks `due` after each step.
-            keep_idle: calls `keep` where others are to keep what they have, and the work of this one is done.
-        """
-
-
 def descend(
     problem: Callable[[int], Problem],
     space: Space,
@@ -169,9 +145,10 @@ def descend(
     seed: int = 0,
     on_inner_step: OnInnerStep | None = None,
     on_halved: OnHalved | None = None,
-    keeper: OuterKeeper | None = None,
-    left: Mapping[str, Any] | None = None,
+    keeper: Keeper | None = None,
+    resume_from: Mapping[str, Any] | None = None,
     ranks: Ranks = ALONE,
+    together: Together | None = None,
     on_smaller: OnSmaller | None = None,
     on_begun_again: OnBegunAgain | None = None,
 ) -> Iterator[OuterStep]:
@@ -185,11 +162,13 @@ def descend(
         seed: of the recipe.
         on_inner_step: watches the inner loop.
         on_halved: told of a step that is halved.
-        keeper: asked after each step, inner or outer, whether it wants what another process can go on from.
-        left: what it was given, to go on from there.
-        ranks: the processes that descend together, each of them with the same bits; several need a keeper.
+        keeper: asked after each step, inner or outer, whether to save what another process can go on from; the state
+            has `n`, how many outer steps are measured, and `progress`, inner steps of the next one.
+        resume_from: what it saved.
+        ranks: the processes that descend together, each of them with the same bits; several need the next.
+        together: does the work of this process for an outer step, and waits for others that share it.
         on_smaller: told of a mode that is taken because memory was lacking.
-        on_begun_again: told of a run that is begun again, because what was left of it could not be reversed.
+        on_begun_again: told of a run that is begun again, because what was saved of it could not be reversed.
 
     Raises:
         NoMemoryError: memory was lacking, and the mode cannot do with less.
@@ -198,9 +177,9 @@ def descend(
         NoiseError: likewise, of a hypergradient that is noise; the last that was measured is yielded first, and its
             stats say so.
     """
-    walk = _Walk(space, descent, seed, keeper, ranks)
-    if left is not None:
-        walk.found(left)
+    walk = _Walk(space, descent, seed, keeper, ranks, together)
+    if resume_from is not None:
+        walk.load_state_dict(resume_from)
     while walk.goes_on:
         walk.update()
         measured = None
@@ -211,7 +190,7 @@ def descend(
             except NonFiniteError as error:
                 walk.halve(error, on_halved)
             except Stopped:
-                walk.keep_the_rest()
+                walk.save_the_rest()
                 raise
             except Exception as error:
                 if not is_lacking(error) or ranks.divides("batch"):  # of which the others know nothing
@@ -222,7 +201,7 @@ def descend(
         yield measured
         if "noise" in measured.stats:
             raise NoiseError(len(measured.inner_loss), measured.stats["noise"])
-        walk.offer()
+        walk.save_if_due()
 
 
 class _Walk:
@@ -233,8 +212,18 @@ class _Walk:
         raw: where the next one is measured, once `update` has been made.
     """
 
-    def __init__(self, space: Space, descent: Descent, seed: int, keeper: OuterKeeper | None, ranks: Ranks) -> None:
-        self._space, self._descent, self._seed, self._keeper = space, descent, seed, keeper
+    def __init__(
+        self,
+        space: Space,
+        descent: Descent,
+        seed: int,
+        keeper: Keeper | None,
+        ranks: Ranks,
+        together: Together | None,
+    ) -> None:
+        self._space, self._descent, self._seed = space, descent, seed
+        self._keeper = None if keeper is None else Within(keeper, self._around)
+        self._in_ranks = together
         self.n = 0
         self.raw = {key: value.clone() for key, value in space.initial().items()}
         self._rule = descent.rule(list(self.raw.values()))
@@ -244,8 +233,8 @@ class _Walk:
         self._halved_for: list[str] = []
         self._asked_steps, self._confirmed = 0, 0.0  # of this outer step; up to which growth, by all before
         self._ranks = ranks
-        self._replicas = Replicas(ranks, None if keeper is None else self)
-        self._last_kept = 0, 0  # outer steps, and runs of the next one
+        self._replicas = Replicas(ranks)
+        self._last_saved = 0, 0  # outer steps, and runs of the next one
 
     @property
     def goes_on(self) -> bool:
@@ -320,7 +309,7 @@ class _Walk:
             if on_begun_again is not None:
                 on_begun_again(self.n, error)
 
-        runs = self._replicas.measured(problem, seeds, hyper, mode, on_step, begun_again)
+        runs = self._replicas.measured(problem, seeds, hyper, mode, self._keeper, self._together, on_step, begun_again)
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
         step = step_of(self._space, self.n, raw, hyper, grad, runs)
         step.stats.update({"halvings": self._halvings, "halved_for": self._halved_for} if self._halvings else {})
@@ -370,37 +359,31 @@ class _Walk:
         told |= {} if judgement.noise is None else {"noise": judgement.noise}
         return told | ({"num_asked_steps": self._asked_steps} if self._asked_steps else {})
 
-    def due(self) -> bool:
-        """As the keeper says."""
-        return self._keeper is not None and self._keeper.due()
+    def _around(self, run: dict[str, Any] | None) -> dict[str, Any]:
+        """The state of the descent, with that of the run that is under way."""
+        self._last_saved = self.n, self._replicas.num_done
+        return {**self.state_dict(), **self._replicas.state_dict(run)}
 
-    def keep(self, progress: int, runs: dict[str, Any]) -> None:
-        """In the middle of an outer step."""
+    def _save(self) -> None:
+        """Where this process is in the middle of no run."""
         assert self._keeper is not None
-        self._last_kept = self.n, self._replicas.num_done
-        self._keeper.keep(self.n, progress, {**self._kept(), **runs})
+        self._keeper.keeper.save(self._around(None))
 
-    def meet(self) -> None:
-        """As the keeper does."""
-        assert self._keeper is not None
-        self._keeper.meet()
+    def _together(self, work: Callable[[], None]) -> None:
+        work() if self._in_ranks is None else self._in_ranks(work, self._save)
 
-    def keep_the_rest(self) -> None:
-        """Before the run ends where a hypergradient has nothing to keep: what was measured before it."""
-        if self._keeper is not None and (self.n, self._replicas.num_done) > self._last_kept:
-            self._replicas.keep_all()
+    def save_the_rest(self) -> None:
+        """Before the run ends where a hypergradient has nothing to save: what was measured before it."""
+        if self._keeper is not None and (self.n, self._replicas.num_done) > self._last_saved:
+            self._save()
 
-    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
-        """As the keeper does."""
-        assert self._keeper is not None
-        self._keeper.together(work, keep_idle)
-
-    def offer(self) -> None:
-        """After an outer step; the last one is always kept, so that a run can be made longer."""
+    def save_if_due(self) -> None:
+        """After an outer step; the last one is always saved, so that a run can be made longer."""
         if self._keeper is not None and (self._keeper.due() or not self.goes_on):
-            self.keep(0, kept({}, {}))
+            self._save()
 
-    def _kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, without the runs of the next outer step."""
         return {
             "n": self.n,
             "raw": self.raw,
@@ -415,17 +398,17 @@ class _Walk:
             "confirmed": self._confirmed,
         }
 
-    def found(self, left: Mapping[str, Any]) -> None:
-        """Goes on from what a keeper was given."""
-        self.n, self._good, self._grad, self._halvings = (left[key] for key in ("n", "good", "grad", "halvings"))
-        self._best, self._best_step = left["best"], left["best_step"]
-        self._halved_for = list(left.get("halved_for", ()))
-        self._asked_steps, self._confirmed = left.get("asked_steps", 0), left.get("confirmed", 0.0)
-        self._replicas.found(left)
-        self._last_kept = self.n, self._replicas.num_done
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what was saved."""
+        self.n, self._good, self._grad, self._halvings = (state[key] for key in ("n", "good", "grad", "halvings"))
+        self._best, self._best_step = state["best"], state["best_step"]
+        self._halved_for = list(state.get("halved_for", ()))
+        self._asked_steps, self._confirmed = state.get("asked_steps", 0), state.get("confirmed", 0.0)
+        self._replicas.load_state_dict(state)
+        self._last_saved = self.n, self._replicas.num_done
         for key, value in self.raw.items():
-            value.copy_(left["raw"][key])
-        self._rule.load_state_dict(left["rule"])
+            value.copy_(state["raw"][key])
+        self._rule.load_state_dict(state["rule"])
 
     def _project(self) -> None:
         for key, value in self._space.project(self.raw).items():

@@ -1,4 +1,4 @@
-"""The training runs of one outer step, one for each seed, with what is kept of them in the middle of it.
+"""The training runs of one outer step, one for each seed, with what is saved of them in the middle of it.
 
 Several processes divide the seeds among themselves, or take each run together. In both cases every one of them has all
 results at the end, and goes on with the same numbers.
@@ -6,35 +6,20 @@ results at the end, and goes on with the same numbers.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hyperopt_cli.errors import ReversalError, VerificationError
+from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
-from hyperopt_cli.modes.base import OnStep, whole
+from hyperopt_cli.modes.account import OnStep, listed
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import Ranks
 
 SUMMED = ("wall_s", "num_steps", "num_gradients", "num_hvps")  # of a mode's stats, over the replicas
-
-
-class Kept(Protocol):
-    """Whoever keeps the runs of an outer step, with all else that goes on from there."""
-
-    def due(self) -> bool:
-        """Whether they are to be kept now."""
-
-    def keep(self, progress: int, runs: dict[str, Any]) -> None:
-        """Keeps them; may raise, to end the run."""
-
-    def meet(self) -> None:
-        """Waits until all processes are here."""
-
-    def together(self, work: Callable[[], None], keep_idle: Callable[[], None]) -> None:
-        """Does the part of this process, and waits for the others."""
 
 
 class Replicas:
@@ -42,13 +27,12 @@ class Replicas:
 
     Args:
         ranks: the processes that share it.
-        keeper: asked after each inner step; None: nobody.
     """
 
-    def __init__(self, ranks: Ranks, keeper: Kept | None) -> None:
-        self._ranks, self._keeper = ranks, keeper
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._done: dict[int, dict[str, Any]] = {}
-        self._left: dict[int, dict[str, Any]] = {}  # by those that were interrupted
+        self._begun: dict[int, dict[str, Any]] = {}  # the states of those that were interrupted
         self._now = 0
 
     @property
@@ -58,11 +42,11 @@ class Replicas:
 
     def clear(self) -> None:
         """For the next outer step, or for this one at another place."""
-        self._done, self._left = {}, {}
+        self._done, self._begun = {}, {}
 
     def begin_again(self) -> None:
         """What is begun is of no use: it was of another mode."""
-        self._left = {}
+        self._begun = {}
 
     def measured(
         self,
@@ -70,6 +54,8 @@ class Replicas:
         seeds: Sequence[int],
         hyper: Hyper,
         mode: Mode,
+        keeper: Keeper | None,
+        together: Callable[[Callable[[], None]], None],
         on_step: Callable[[int], OnStep | None],
         begun_again: Callable[[ReversalError], None],
     ) -> list[Hypergradient]:
@@ -80,37 +66,34 @@ class Replicas:
             seeds: of all replicas.
             hyper: lambda.
             mode: how to differentiate.
+            keeper: saves the state of the run that is under way.
+            together: does the work of this process, and waits for others that share it.
             on_step: replica -> who watches it.
-            begun_again: told of a run that is begun again, because what was left of it could not be reversed.
+            begun_again: told of a run that is begun again, because what was saved of it could not be reversed.
         """
 
-        def taken(replica: int, left: dict[str, Any] | None) -> Hypergradient:
-            keeper = None if self._keeper is None else self
-            return hypergradient(
-                problem(seeds[replica]), hyper, mode, on_step=on_step(replica), keeper=keeper, left=left
-            )
+        def run_of(replica: int, resume_from: dict[str, Any] | None) -> Hypergradient:
+            run = problem(seeds[replica])
+            return hypergradient(run, hyper, mode, on_step=on_step(replica), keeper=keeper, resume_from=resume_from)
 
         def work() -> None:
             for replica in range(len(seeds)):
                 if self._is_own(replica) and replica not in self._done:
                     self._now = replica
-                    left = self._left.pop(replica, None)
+                    saved = self._begun.pop(replica, None)
                     failed: str | None = None
                     try:
-                        run = taken(replica, left)
+                        run = run_of(replica, saved)
                     except ReversalError as error:
-                        if left is None:
+                        if saved is None:
                             raise
                         begun_again(error)
                         failed = str(error)
                     if failed is not None:  # not above: as long as the error is there, it holds a state and its store
-                        run = taken(replica, None)
+                        run = run_of(replica, None)
                     self._done[replica] = {**run._asdict(), "params": run.params if replica == 0 else {}}
 
-        if self._keeper is None:
-            work()
-        else:
-            self._keeper.together(work, self.keep_all)
+        together(work)
         self._share(len(seeds))
         # what another process did lies on the host
         devices = [run["value"].device for run in self._done.values()]
@@ -128,49 +111,29 @@ class Replicas:
         elif self._ranks.size > 1:
             _check_equal(self._ranks.gathered(_digest([self._done[replica] for replica in range(num)])))
 
-    def due(self) -> bool:
-        """As the keeper says."""
-        return self._keeper is not None and self._keeper.due()
+    def state_dict(self, run: dict[str, Any] | None) -> dict[str, Any]:
+        """Everything that is done or begun, by all processes; `run` is the state of the one that is under way here.
 
-    def meet(self) -> None:
-        """As the keeper does."""
-        assert self._keeper is not None
-        self._keeper.meet()
-
-    def keep(self, left: dict[str, Any]) -> None:
-        """In the middle of a run."""
-        self._keep(left)
-
-    def keep_all(self) -> None:
-        """Where this process is in the middle of none."""
-        self._keep(None)
-
-    def _keep(self, left: dict[str, Any] | None) -> None:
-        """Everything that is done or begun, by all."""
-        begun = {replica: old for replica, old in self._left.items() if self._is_own(replica)}
-        begun |= {} if left is None else {self._now: left}
+        Of the runs that are done it is what an outer step takes, of the others what a mode resumes from.
+        """
+        begun = {replica: saved for replica, saved in self._begun.items() if self._is_own(replica)}
+        begun |= {} if run is None else {self._now: run}
         parts = [(self._done, begun)]
         if self._ranks.divides("replicas"):
             parts = self._ranks.at_lead(_on_host((self._done, begun)))
-        done = {replica: run for part, _ in parts for replica, run in part.items()}
-        inner = {replica: left for _, part in parts for replica, left in part.items() if replica not in done}
-        progress = [run["stats"]["progress"] for run in done.values()] + [left["progress"] for left in inner.values()]
-        assert self._keeper is not None
-        self._keeper.keep(sum(progress), kept(done, inner))
+        done = {replica: each for part, _ in parts for replica, each in part.items()}
+        inner = {replica: each for _, part in parts for replica, each in part.items() if replica not in done}
+        progress = [each["stats"]["progress"] for each in done.values()] + [each["progress"] for each in inner.values()]
+        taken = (*SUMMED, "peak_bytes", "progress", "inner_loss", "growth", "digits")
+        results = [
+            [replica, {**each, "stats": {key: each["stats"][key] for key in taken if key in each["stats"]}}]
+            for replica, each in sorted(done.items())
+        ]
+        return {"progress": sum(progress), "replicas": results, "inner": [list(each) for each in sorted(inner.items())]}
 
-    def found(self, runs: Mapping[str, Any]) -> None:
-        """Goes on from what was kept."""
-        self._done, self._left = dict(runs["replicas"]), dict(runs["inner"])
-
-
-def kept(done: Mapping[int, Mapping[str, Any]], inner: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """For a checkpoint: of the runs that are done what an outer step takes, of the others what a mode has left."""
-    taken = (*SUMMED, "peak_bytes", "progress", "inner_loss", "growth", "digits")
-    results = [
-        [replica, {**run, "stats": {key: run["stats"][key] for key in taken if key in run["stats"]}}]
-        for replica, run in sorted(done.items())
-    ]
-    return {"replicas": results, "inner": [[replica, left] for replica, left in sorted(inner.items())]}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what was saved."""
+        self._done, self._begun = dict(state["replicas"]), dict(state["inner"])
 
 
 def _on(device: torch.device, run: Mapping[str, Any]) -> Hypergradient:
@@ -179,7 +142,7 @@ def _on(device: torch.device, run: Mapping[str, Any]) -> Hypergradient:
 
 
 def _on_host(tree: Any) -> Any:
-    return tree_map_only(Tensor, lambda x: x.cpu(), whole(tree))
+    return tree_map_only(Tensor, lambda x: x.cpu(), listed(tree))
 
 
 def _digest(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -12,16 +12,16 @@ Nothing here knows of engines or training runs.
 """
 
 from hyperopt_cli.program.derivative import as_operators, differentiable
-from hyperopt_cli.program.partition import Kept, TwoHalves
+from hyperopt_cli.program.partition import PartitionedStep, Saved
 from hyperopt_cli.program.record import Program, recorded
 from hyperopt_cli.program.repaying import Compilation, decided
 from hyperopt_cli.program.whole_step import WholeStep, cannot_compile
 
 __all__ = [
     "Compilation",
-    "Kept",
+    "PartitionedStep",
     "Program",
-    "TwoHalves",
+    "Saved",
     "WholeStep",
     "as_operators",
     "cannot_compile",

@@ -1,13 +1,13 @@
-"""A step in two compiled halves: what can be computed on the way there, and what has to wait for the adjoint.
+"""A step partitioned into two compiled functions: forward, and backward, which has to wait for the adjoint.
 
-    there: arguments -> early results, and what is kept
-    back:  what was kept, late arguments -> late results
+    forward:   arguments -> outputs, and what is saved for backward
+    backward:  what was saved, cotangent -> its results
 
-The operators of the whole are divided by whether they depend on a late argument. What crosses the border is kept,
-unless it is an argument or an early result, which is there anyway, or can be had again from these and from what is kept
-by operators on single elements and by views, which the compiler merges into what reads them. So matrix products are
-taken once, and what they give is kept. Cheap operators are computed again as in Chen et al. 2016, "Training deep nets
-with sublinear memory cost", https://arxiv.org/abs/1604.06174, section 3.
+The operators of the whole (AOTAutograd's joint graph) are divided by whether they depend on the cotangent. What crosses
+the border is saved, unless it is an argument or an output, which is there anyway, or can be had again from these and
+from what is saved by operators on single elements and by views, which the compiler merges into what reads them. So
+matrix products are taken once, and what they give is saved. Cheap operators are computed again as in Chen et al. 2016,
+"Training deep nets with sublinear memory cost", https://arxiv.org/abs/1604.06174, section 3.
 """
 
 from collections.abc import Iterable
@@ -43,29 +43,29 @@ AS_CHEAP = {
 }
 
 
-class Halves(NamedTuple):
+class Partition(NamedTuple):
     """The two lists of operators.
 
     Attributes:
-        there: of all arguments but the late ones, then the constants; returns early results, then what else is kept.
-        back: of `taken`, then the late arguments; returns the late results.
-        taken: which of `there`'s inputs (first) and outputs (second) the way back takes.
-        num_early: results of `there` that are no more than kept.
+        forward: of all arguments but the cotangent, then the constants; returns outputs, then what else is saved.
+        backward: of `saved`, then the cotangent; returns its results.
+        saved: which of `forward`'s inputs (first) and outputs (second) are saved for `backward`.
+        num_outputs: of `forward`, without what is only saved.
     """
 
-    there: fx.GraphModule
-    back: fx.GraphModule
-    taken: tuple[list[int], list[int]]
-    num_early: int
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    saved: tuple[list[int], list[int]]
+    num_outputs: int
 
 
-class Kept(NamedTuple):
-    """What the way back takes of a step.
+class Saved(NamedTuple):
+    """What a step saves for backward.
 
     Attributes:
         key: which compiled step it was.
         tensors: all of it.
-        more: those among them that are neither arguments nor early results.
+        more: those among them that are neither arguments nor outputs.
         batch: those among them that are of the batch.
     """
 
@@ -75,66 +75,68 @@ class Kept(NamedTuple):
     batch: list[Tensor]
 
 
-class TwoHalves(WholeStep):
-    """`function(batch, *trees, late) -> (early, late results)`, compiled in two halves; linear in `late`."""
+class PartitionedStep(WholeStep):
+    """`function(batch, *trees, cotangent) -> (outputs, results of backward)`, linear in the cotangent."""
 
     def __init__(self) -> None:
         super().__init__(linear=-1)
 
-    def there(self, batch: Any, others: Iterable[Any], late: Any, *trees: Any) -> tuple[Any, Kept]:
-        """The early results, and what the way back takes.
+    def forward(self, batch: Any, others: Iterable[Any], cotangent: Any, *trees: Any) -> tuple[Any, Saved]:
+        """The outputs, and what is saved for backward.
 
         Args:
             batch: of this step.
             others: batches of other steps.
-            late: like the late argument.
+            cotangent: like the one that `backward` will take.
             trees: whatever else the function takes.
         """
         with named_as_of_compiling("the compiled step"):
-            key, tensors, prepared = self._at(batch, others, *trees, late)
-            halves, (run_there, _) = prepared.compiled.halves, prepared.compiled.calls
-            given = tensors[: len(tensors) - len(tree_leaves(late))] + prepared.operators.constants
-            made = list(run_there(*given))
-        kept = [given[i] for i in halves.taken[0]] + [made[i] for i in halves.taken[1]]
-        early = tree_unflatten(made[: halves.num_early], prepared.operators.results.child(0))
+            key, tensors, prepared = self._at(batch, others, *trees, cotangent)
+            partition, (run, _) = prepared.compiled.partition, prepared.compiled.calls
+            given = tensors[: len(tensors) - len(tree_leaves(cotangent))] + prepared.operators.constants
+            made = list(run(*given))
+        saved = [given[i] for i in partition.saved[0]] + [made[i] for i in partition.saved[1]]
+        outputs = tree_unflatten(made[: partition.num_outputs], prepared.operators.results.child(0))
         num_batch = sum(isinstance(x, Tensor) for x in tree_leaves(batch))
-        of_batch = [given[i] for i in halves.taken[0] if i < num_batch]
-        return early, Kept(key, kept, made[halves.num_early :], of_batch)
+        of_batch = [given[i] for i in partition.saved[0] if i < num_batch]
+        return outputs, Saved(key, saved, made[partition.num_outputs :], of_batch)
 
-    def back(self, kept: Kept, late: Any) -> Any:
-        """The late results."""
-        prepared = self._of_this[kept.key]
+    def backward(self, saved: Saved, cotangent: Any) -> Any:
+        """The results that take the cotangent."""
+        prepared = self._of_this[saved.key]
         with named_as_of_compiling("the compiled step"):
-            made = list(prepared.compiled.calls[1](*kept.tensors, *tree_leaves(late)))
+            made = list(prepared.compiled.calls[1](*saved.tensors, *tree_leaves(cotangent)))
         return tree_unflatten(made, prepared.operators.results.child(1))
 
     def _compile(self, operators: Operators, leaves: list[Any], spec: TreeSpec) -> Compiled:
-        """Both halves, and a function of everything that checks them."""
+        """Both functions, and one of everything that checks them."""
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        late = tree_leaves(tree_unflatten(leaves, spec)[-1])
-        num_given = len(tensors) - len(late)
-        halves = halved(operators, num_given, len(late), operators.results.child(0).num_leaves)
+        cotangent = tree_leaves(tree_unflatten(leaves, spec)[-1])
+        num_given = len(tensors) - len(cotangent)
+        partition = partitioned(operators, num_given, len(cotangent), operators.results.child(0).num_leaves)
         given = tensors[:num_given] + operators.constants
-        there = self._build(halves.there, given)
-        made = list(there(*given))
-        kept = [given[i] for i in halves.taken[0]] + [made[i] for i in halves.taken[1]]
-        back = self._build(halves.back, [*kept, *late])
-        return Compiled(
-            operators, (there, back), lambda *every: [*made[: halves.num_early], *back(*kept, *late)], halves
-        )
+        forward = self._build(partition.forward, given)
+        made = list(forward(*given))
+        saved = [given[i] for i in partition.saved[0]] + [made[i] for i in partition.saved[1]]
+        backward = self._build(partition.backward, [*saved, *cotangent])
+
+        def whole(*every: Tensor) -> list[Tensor]:
+            return [*made[: partition.num_outputs], *backward(*saved, *cotangent)]
+
+        return Compiled(operators, (forward, backward), whole, partition)
 
 
-def halved(operators: Operators, num_given: int, num_late: int, num_early: int) -> Halves:
+def partitioned(operators: Operators, num_given: int, num_cotangent: int, num_outputs: int) -> Partition:
     """Divides the operators.
 
     Args:
-        operators: whose arguments are the given ones, the late ones, the constants.
-        num_given: arguments that are there at once.
-        num_late: arguments that come later.
-        num_early: results that need none of the late ones; they come first.
+        operators: whose arguments are the given ones, the cotangent, the constants.
+        num_given: arguments of forward.
+        num_cotangent: arguments that only backward has.
+        num_outputs: results that do not need the cotangent; they come first.
 
     Raises:
-        UsageError: an operator writes into its arguments, or an early result depends on a late argument.
+        UsageError: an operator writes into its arguments, or an output depends on the cotangent.
     """
     nodes = list(operators.graph.graph.nodes)
     if written := [str(node.target) for node in nodes if writes(node)]:
@@ -143,22 +145,22 @@ def halved(operators: Operators, num_given: int, num_late: int, num_early: int) 
             "instead"
         )
     inputs = [node for node in nodes if node.op == "placeholder"]
-    late = inputs[num_given : num_given + num_late]
-    given = inputs[:num_given] + inputs[num_given + num_late :]
-    outputs = list(nodes[-1].args[0])
-    waiting = _depending(nodes, late)
-    early = outputs[:num_early]
-    if any(node in waiting for node in early):
-        raise UsageError("compile: the step there depends on the adjoint")
-    border = _border(outputs[num_early:], waiting, set(given) | set(early))
-    from_there = [node for node in border if node not in given]
-    made = [*early, *(node for node in from_there if node not in early)]
-    taken_given = [node for node in given if node in border]
-    return Halves(
+    cotangent = inputs[num_given : num_given + num_cotangent]
+    given = inputs[:num_given] + inputs[num_given + num_cotangent :]
+    results = list(nodes[-1].args[0])
+    waiting = _depending(nodes, cotangent)
+    outputs = results[:num_outputs]
+    if any(node in waiting for node in outputs):
+        raise UsageError("compile: the forward step depends on the adjoint")
+    border = _border(results[num_outputs:], waiting, set(given) | set(outputs))
+    computed = [node for node in border if node not in given]
+    made = [*outputs, *(node for node in computed if node not in outputs)]
+    saved_inputs = [node for node in given if node in border]
+    return Partition(
         _graph(operators.graph, given, made),
-        _graph(operators.graph, [*taken_given, *from_there, *late], outputs[num_early:]),
-        ([given.index(node) for node in taken_given], [made.index(node) for node in from_there]),
-        num_early,
+        _graph(operators.graph, [*saved_inputs, *computed, *cotangent], results[num_outputs:]),
+        ([given.index(node) for node in saved_inputs], [made.index(node) for node in computed]),
+        num_outputs,
     )
 
 
@@ -170,8 +172,8 @@ def _depending(nodes: list[fx.Node], on: list[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _border(results: list[fx.Node], waiting: set[fx.Node], there: set[fx.Node]) -> list[fx.Node]:
-    """What the results take from the way there, with cheap operators taken again; in the order in which it is met."""
+def _border(results: list[fx.Node], waiting: set[fx.Node], known: set[fx.Node]) -> list[fx.Node]:
+    """What the results take from forward, with cheap operators taken again; in the order in which it is met."""
     border: dict[fx.Node, None] = {}
     seen: set[fx.Node] = set()
     stack = [node for node in results if isinstance(node, fx.Node)]
@@ -180,7 +182,7 @@ def _border(results: list[fx.Node], waiting: set[fx.Node], there: set[fx.Node]) 
         if node in seen:
             continue
         seen.add(node)
-        if node in there or (node not in waiting and not _is_cheap(node)):
+        if node in known or (node not in waiting and not _is_cheap(node)):
             border[node] = None
         else:
             stack += [source for source in node.all_input_nodes if node.op == "call_function"]

@@ -41,13 +41,13 @@ class Compiled(NamedTuple):
         operators: whose.
         calls: the compiled functions.
         whole: all results, flat, from all arguments: what is compared with eager.
-        halves: how it was divided, if it was.
+        partition: how it was divided, if it was.
     """
 
     operators: Operators
     calls: tuple[Callable[..., Any], ...]
     whole: Callable[..., list[Tensor]]
-    halves: Any = None
+    partition: Any = None
 
 
 class Prepared(NamedTuple):

@@ -36,25 +36,25 @@ def test_a_cut_that_leaves_the_graph_as_it_is(steps: int, mode: str) -> None:
 def test_a_run_that_goes_on_elsewhere_knows_what_is_cut(at: int, mode: str) -> None:
     class Keeper:
         def __init__(self) -> None:
-            self.num, self.left = 0, None
+            self.num, self.state = 0, None
 
         def due(self) -> bool:
             self.num += 1
-            return self.num >= at and self.left is None
+            return self.num >= at and self.state is None
 
-        def keep(self, left: Any) -> None:
-            from hyperopt_cli.modes.base import whole
+        def save(self, state: Any) -> None:
+            from hyperopt_cli.modes.account import listed
 
-            self.left = whole(left)
+            self.state = listed(state)
 
-        def meet(self) -> None:
+        def barrier(self) -> None:
             pass
 
     problem, keeper = Problem(START, normalised, outer, batch, SGD(), 8), Keeper()
     made = {"reverse": lambda: Reverse(compile=False), "reversible": lambda: Reversible(compile=False)}[mode]
     want = hypergradient(problem, HYPER, made(), keeper=keeper)
-    assert keeper.left is not None
-    got = hypergradient(problem, HYPER, made(), left=keeper.left)
+    assert keeper.state is not None
+    got = hypergradient(problem, HYPER, made(), resume_from=keeper.state)
     assert all(torch.equal(got.grad[name], want.grad[name]) for name in HYPER)
     assert error(got.grad, truth(START, normalised, outer, batch, 8)) < 1e-6
 

@@ -24,7 +24,7 @@ from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import Mode, plan
-from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.problem import Chunked
 from tests.cases import CASES

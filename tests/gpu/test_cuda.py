@@ -25,9 +25,9 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.models import convnet
 from hyperopt_cli.models.batch_norm import use_batch_statistics
 from hyperopt_cli.modes import Hypergradient, Mode, deciding, reversible
-from hyperopt_cli.modes.adjoint.stores import Places, Shelves
+from hyperopt_cli.modes.account import Finite
+from hyperopt_cli.modes.adjoint.places import Places, SnapshotStack
 from hyperopt_cli.modes.adjoint.sweep import Sweep
-from hyperopt_cli.modes.base import Account
 from hyperopt_cli.modes.reversal import kernels
 from hyperopt_cli.modes.reversal.factors import at_factors
 from hyperopt_cli.outer.descent import Descent, OuterStep, descend
@@ -36,7 +36,7 @@ from hyperopt_cli.program import WholeStep, whole_step
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests import devices
 from tests.cases import CASES, scalar
-from tests.modes.adjoint.test_stores import assert_same, tensors
+from tests.modes.adjoint.test_snapshots import assert_same, tensors
 from tests.reference import unroll
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -199,16 +199,16 @@ def test_slots_in_pinned_memory_and_on_the_disk_do_not_change_a_bit(slots: Any) 
 def test_the_pinned_shelf_and_the_disk_give_every_bit_and_every_stride_back() -> None:
     pytest.importorskip("numpy")
     given = [State(moved(tensors(i)), {"momentum": moved(tensors(i + 1))}) for i in range(20)]
-    with Shelves.on(Places(device=2, host=13, disk=5), CUDA) as shelves:
+    with SnapshotStack.on(Places(device=2, host=13, disk=5), CUDA) as snapshots:
         for one in given:
-            shelves.push(one)
+            snapshots.push(one)
         for one in reversed(given):
-            shelves.ahead()
-            got = shelves.top()
+            snapshots.ahead()
+            got = snapshots.top()
             assert_same(got, one)
             for name in ("plain", "transposed", "channels last"):
                 assert got.params[name].stride() == one.params[name].stride()
-            shelves.drop()
+            snapshots.drop()
 
 
 @contextmanager
@@ -230,7 +230,7 @@ class Waits:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.steps, self.reads = 0, dict.fromkeys(("check", "_check_range", "sum_up", "examination"), 0)
-        for owner, name in ((Account, "check"), (reversible, "_check_range"), (Sweep, "sum_up")):
+        for owner, name in ((Finite, "check"), (reversible, "_check_range"), (Sweep, "sum_up")):
             patch.setattr(owner, name, self._allowed(name, getattr(owner, name)))
         clocked = Watch.clocked
 
@@ -280,8 +280,8 @@ def test_the_host_waits_for_the_device_once_in_many_steps(
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert waits.steps >= steps
-    assert waits.reads["check"] <= 2 * -(-2 * waits.steps // Account.EVERY)  # two witnesses a step
-    assert waits.reads["_check_range"] <= -(-steps // Account.EVERY)
+    assert waits.reads["check"] <= 2 * -(-2 * waits.steps // Finite.EVERY)  # two witnesses a step
+    assert waits.reads["_check_range"] <= -(-steps // Finite.EVERY)
     assert waits.reads["sum_up"] <= -(-steps // 16)
     assert waits.reads["examination"] <= 4
 

@@ -8,7 +8,7 @@ import torch
 
 from hyperopt_cli import hypergradient
 from hyperopt_cli.errors import RecipeError
-from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.account import Account
 from tests.dynamics.test_precision import PRODUCTS, seeing
 from tests.instantiate.recipes import built
 

@@ -14,8 +14,8 @@ from hyperopt_cli import Chunked, Forward, Problem, Reverse, optimizers
 from hyperopt_cli.dynamics.derivatives import push_columns
 from hyperopt_cli.dynamics.dynamics import Dynamics, train_step
 from hyperopt_cli.engines import ENGINES
-from hyperopt_cli.modes.adjoint.sweep import Sweep, back_step
-from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.adjoint.sweep import Sweep, backward_step
 from hyperopt_cli.modes.columns import Carried, Columns
 from hyperopt_cli.modes.directions import tangents_of_schedule
 from hyperopt_cli.modes.forward import _advanced, tangent_step
@@ -56,7 +56,7 @@ def test_a_step_there_and_back_stays_on_the_device_and_waits_for_nothing(case: s
         at, batch = dynamics.hyper_at(hyper, t), dynamics.problem.batch(t)
         assert devices(at) == {"meta"}
         assert devices(train_step(dynamics, batch, t, dynamics.start, at)) == {"meta"}
-        assert devices(back_step(dynamics, batch, t, dynamics.start, at, dynamics.start)) == {"meta"}
+        assert devices(backward_step(dynamics, batch, t, dynamics.start, at, dynamics.start)) == {"meta"}
     assert device.waits == []
 
 
@@ -119,7 +119,7 @@ def test_a_batch_in_chunks_stays_on_the_device(engine: str, device: Device) -> N
     z, at_dot = columns(dynamics.start), columns(at)
     device.waits.clear()
     assert devices(train_step(dynamics, cut, 0, dynamics.start, at)) == {"meta"}
-    assert devices(back_step(dynamics, cut, 0, dynamics.start, at, dynamics.start)) == {"meta"}
+    assert devices(backward_step(dynamics, cut, 0, dynamics.start, at, dynamics.start)) == {"meta"}
     step = tangent_step(dynamics, cut, 0, dynamics.start, z, at, at_dot, engine=ENGINES[engine])
     assert devices(step) == {"meta"}
     assert device.waits == []
@@ -181,8 +181,9 @@ class Result(dict[str, Any]):
 class Unread(Account):
     """Nobody reads whether numbers are finite, which they have no content for."""
 
-    def check(self) -> None:
-        self._witnesses.clear()
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.finite.check = self.finite.forget  # type: ignore[method-assign]
 
     def close(self, value: Any, grad: Any, params: Any) -> Any:
         return Result(value=value, grad=grad, params=params)

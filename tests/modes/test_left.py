@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
-from hyperopt_cli.program import TwoHalves, WholeStep
+from hyperopt_cli.program import PartitionedStep, WholeStep
 from hyperopt_cli.run_directory.checkpoints import on_host
 from tests.cases import CASES
 
@@ -38,7 +38,7 @@ class Interrupt(Exception):
 
 
 class Once:
-    """A keeper that takes what is left at one offer, and then ends the run.
+    """A keeper that takes the state at one offer, and then ends the run.
 
     Args:
         at: how many offers it lets pass.
@@ -56,15 +56,15 @@ class Once:
         self.offers += 1
         return False
 
-    def keep(self, left: dict[str, Any]) -> None:
-        torch.save(on_host(left), self.file)
-        self.progress.append(left["progress"])
+    def save(self, state: dict[str, Any]) -> None:
+        torch.save(on_host(state), self.file)
+        self.progress.append(state["progress"])
         raise Interrupt
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         pass
 
-    def found(self) -> dict[str, Any]:
+    def saved(self) -> dict[str, Any]:
         self.file.seek(0)
         return dict(torch.load(self.file, weights_only=True))
 
@@ -72,7 +72,7 @@ class Once:
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step is divided and called as if it were compiled; the compiler itself has no part in it."""
-    for whole in (WholeStep, TwoHalves):
+    for whole in (WholeStep, PartitionedStep):
         monkeypatch.setattr(whole, "_build", staticmethod(lambda graph, tensors: graph))
 
 
@@ -97,7 +97,7 @@ def ends(mode: str, case: str, stride: int) -> int:
         try:
             hypergradient(problem, hyper, made, keeper=keeper)
         except Interrupt:
-            resumed = hypergradient(problem, hyper, made, left=keeper.found())
+            resumed = hypergradient(problem, hyper, made, resume_from=keeper.saved())
             exact(resumed, whole)
             at, num = at + stride, num + 1
         else:
@@ -143,15 +143,15 @@ def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: 
             with pytest.raises(Interrupt):
                 hypergradient(problem, hyper, made, keeper=first)
             rest = Counted()
-            exact(hypergradient(problem, hyper, made, keeper=rest, left=first.found()), whole)
+            exact(hypergradient(problem, hyper, made, keeper=rest, resume_from=first.saved()), whole)
             if "compiled" not in mode or "forward" in mode:
                 assert rest.offers == all_of_it.offers - first.at - 1  # what is done is not done again
         first = firsts[at]
         try:
-            hypergradient(problem, hyper, made, keeper=second, left=first.found())
+            hypergradient(problem, hyper, made, keeper=second, resume_from=first.saved())
         except Interrupt:
             assert second.progress > first.progress
-            exact(hypergradient(problem, hyper, made, left=second.found()), whole)
+            exact(hypergradient(problem, hyper, made, resume_from=second.saved()), whole)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -161,7 +161,7 @@ def test_what_was_left_is_free_once_the_run_goes_on(mode: str) -> None:
     made, keeper = MODES[mode](), Once(7)
     with pytest.raises(Interrupt):
         hypergradient(problem, hyper, made, keeper=keeper)
-    left = keeper.found()
+    left = keeper.saved()
     parts = [left["mode"][key] for key in ("state", "z", "past") if key in left["mode"]]
     tensors = [weakref.ref(x) for x in tree_leaves(parts) if isinstance(x, torch.Tensor)]
     assert tensors
@@ -171,7 +171,7 @@ def test_what_was_left_is_free_once_the_run_goes_on(mode: str) -> None:
     def count(phase: str, done: int, steps: int) -> None:
         alive.append(sum(x() is not None for x in tensors))
 
-    hypergradient(problem, hyper, made, left=left, on_step=count)
+    hypergradient(problem, hyper, made, resume_from=left, on_step=count)
     assert alive[-1] <= 2 < len(tensors) or alive[-1] == 0  # the marks of a reversal, s_0 where it is met last
     assert not any(x() is not None for x in tensors)
 
@@ -186,9 +186,9 @@ def test_where_every_process_comes_only_a_few_steps_far_a_run_ends_all_the_same(
     while True:
         keeper = Once(span - 1)
         try:
-            resumed = hypergradient(problem, hyper, made, keeper=keeper, left=left)
+            resumed = hypergradient(problem, hyper, made, keeper=keeper, resume_from=left)
         except Interrupt:
-            left, num = keeper.found(), num + 1
+            left, num = keeper.saved(), num + 1
             assert left["mode"]["kind"] == "Segments"
             assert left["progress"] > progress
             progress = left["progress"]
@@ -206,8 +206,8 @@ def test_the_comparison_bites() -> None:
     keeper = Once(2)
     with pytest.raises(Interrupt):
         hypergradient(problem, hyper, MODES["forward"](), keeper=keeper)
-    left = keeper.found()
+    left = keeper.saved()
     params = left["mode"]["state"]["params"]
     left["mode"]["state"]["params"] = {name: x * (1 + 2**-50) for name, x in params.items()}
     with pytest.raises(AssertionError):
-        exact(hypergradient(problem, hyper, MODES["forward"](), left=left), whole)
+        exact(hypergradient(problem, hyper, MODES["forward"](), resume_from=left), whole)

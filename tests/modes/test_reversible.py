@@ -9,7 +9,7 @@ import torch
 
 from hyperopt_cli import Problem, Reverse, Reversible, errors, hypergradient, optimizers
 from hyperopt_cli.dynamics.dynamics import Dynamics
-from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.account import Account, Finite
 from hyperopt_cli.modes.reversal.factors import Factors, at_factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
 from hyperopt_cli.modes.reversal.kernels import EAGER, compiled
@@ -478,17 +478,17 @@ class DueAt:
         self.asked += 1
         return self.asked in self.at
 
-    def keep(self, left) -> None:
+    def save(self, state) -> None:
         pass
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         pass
 
 
 @pytest.mark.parametrize("at", [(), (42, 43), (45, 46), (50, 51, 60, 61)])
 def test_the_counts_do_not_depend_on_when_a_radix_was_seen_to_be_outgrown(at, monkeypatch):
     """On a GPU steps are looked at once in 64, and where a checkpoint is due."""
-    monkeypatch.setattr(Account, "every", 30)
+    monkeypatch.setattr(Finite, "every", 30)
     problem = bowl([1.0, 1.0], optimizers.Adam(), steps=60)
 
     def loss(params, hyper, t):
@@ -562,7 +562,7 @@ def test_a_wrong_step_of_the_second_tensor_alone_is_seen_at_its_step():
 
 def test_a_wrong_state_speaks_before_what_it_leads_to(monkeypatch):
     """As on a GPU, where witnesses are read once in 64 steps: the wrong state comes first, then its overflow."""
-    monkeypatch.setattr(Account, "every", property(lambda self: 64))
+    monkeypatch.setattr(Finite, "every", property(lambda self: 64))
     back = []
     problem = Problem(
         {"w": torch.zeros(3, dtype=F64)},
@@ -583,7 +583,7 @@ def test_a_wrong_state_speaks_before_what_it_leads_to(monkeypatch):
 
 
 def test_an_overflow_in_the_last_steps_is_seen_where_witnesses_are_read_rarely(monkeypatch):
-    monkeypatch.setattr(Account, "every", property(lambda self: 64))
+    monkeypatch.setattr(Finite, "every", property(lambda self: 64))
     problem = bowl([1.0, 1.0], optimizers.SGD(), steps=5)
     problem = replace(problem, inner_loss=lambda p, h, t: p["w"].sum() * (1e30 if t == 3 else 1.0), batch=lambda t: t)
     with pytest.raises(errors.FixedPointRangeError):

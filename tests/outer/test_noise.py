@@ -290,27 +290,24 @@ def test_what_is_asked_is_told_as_inner_steps() -> None:
 def test_a_descent_that_is_taken_up_again_does_not_ask_again() -> None:
     class Keeper:
         def __init__(self) -> None:
-            self.left: dict[str, Any] = {}
+            self.state: dict[str, Any] = {}
 
         def due(self) -> bool:
             return True
 
-        def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
-            if progress == 0:
-                self.left = left
+        def save(self, state: dict[str, Any]) -> None:
+            if state["progress"] == 0:
+                self.state = state
 
-        def meet(self) -> None:
+        def barrier(self) -> None:
             pass
-
-        def together(self, work: Any, keep_idle: Any) -> None:
-            work()
 
     steps = 60
     space, keeper = space_of("lr", 3.0, "log", steps), Keeper()
     first = list(descend(exploding(steps), space, Descent("adam", lr=0.01, steps=0), Reverse(), keeper=keeper))
-    left = {**keeper.left, "replicas": dict(keeper.left["replicas"]), "inner": dict(keeper.left["inner"])}
+    saved = {**keeper.state, "replicas": dict(keeper.state["replicas"]), "inner": dict(keeper.state["inner"])}
     descent = Descent("adam", lr=0.01, steps=1)
-    (second,) = descend(exploding(steps), space, descent, Reverse(), left=left)
+    (second,) = descend(exploding(steps), space, descent, Reverse(), resume_from=saved)
     assert first[0].stats["num_asked_steps"] == 2 * steps
     assert second.outer_step == 1
     assert "num_asked_steps" not in second.stats

@@ -26,7 +26,7 @@ from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.instantiate import build
 from hyperopt_cli.models import batch_norm
 from hyperopt_cli.modes.adjoint.segments import segment_length
-from hyperopt_cli.modes.base import Hypergradient
+from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.problem import Chunked, Hyper
 from hyperopt_cli.program import Compilation, decided, repaying, whole_step

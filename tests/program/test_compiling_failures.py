@@ -11,10 +11,11 @@ from torch import Tensor, fx
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient
 from hyperopt_cli.errors import NoMemoryError, Stopped, UsageError, VerificationError
-from hyperopt_cli.modes.base import Hypergradient, Mode
+from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.fitting import smaller
 from hyperopt_cli.modes.planning import predictions
 from hyperopt_cli.modes.planning.plan import plan
+from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.modes.reversal import kernels
 from hyperopt_cli.optimizers import SGD, Adam
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, InnerOptimizer, with_more, zeros

@@ -52,17 +52,14 @@ class Kept:
         self.asked += 1
         return self.at is not None and self.asked > self.at
 
-    def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
-        self.tree, self.progress, self.at = on_host(left), progress, None
+    def save(self, state: dict[str, Any]) -> None:
+        self.tree, self.progress, self.at = on_host(state), state["progress"], None
         if self.raises is not None:
             raise self.raises
         if self.flag.signal is not None:
             raise Stopped(self.flag.signal)
 
-    def meet(self) -> None:
-        raise AssertionError("the ranks agree on that")
-
-    def together(self, work: Any, keep_idle: Any) -> None:
+    def barrier(self) -> None:
         raise AssertionError("the ranks agree on that")
 
 
@@ -74,7 +71,7 @@ def descended(
     made: Recipe,
     ranks: Ranks,
     keeper: Kept | None = None,
-    left: Any = None,
+    resume_from: Any = None,
     signalled: tuple[int, int] | None = None,
     prepare: Any = None,
 ) -> Ended:
@@ -84,7 +81,7 @@ def descended(
         made: the recipe.
         ranks: all.
         keeper: of the lead.
-        left: to go on from.
+        resume_from: to go on from.
         signalled: a rank, and the inner step at which TERM comes to it.
         prepare: changes the experiment of this rank.
     """
@@ -114,8 +111,9 @@ def descended(
                 on_inner_step,
                 None,
                 agreement,
-                left,
+                resume_from,
                 ranks,
+                agreement.together,
             )
             steps.extend(walk)
         except RankLostError:
@@ -161,10 +159,10 @@ def test_kept_at_one_step_by_some_ranks_it_goes_on_with_any_number(
     assert len({result["num"] for result in before}) == 1 or shard == "replicas"
     expected = whole(made, shard, 2)
     for num in (1, 2, 3):
-        for result in raised(on_ranks(num, shard, lambda ranks: descended(made, ranks, left=tree))):
+        for result in raised(on_ranks(num, shard, lambda ranks: descended(made, ranks, resume_from=tree))):
             got = result["figures"]
             if shard == "batch" and mode["name"] == "reversible" and num != 2:
-                continue  # its way back takes the bits of its way there: keeping.taken_up starts the outer step again
+                continue  # it needs the bits of its forward steps: the outer step starts again
             assert len(got) == len(expected) - tree["n"]
             for figures, others in zip(got, expected[tree["n"] :], strict=True):
                 assert num != 2 or equal(figures, others)
@@ -198,7 +196,7 @@ def test_interrupted_again_and_again_every_replica_gets_further(tmp_path: Path) 
         assert all(now[replica] > before[replica] for replica in before)
         before = now
     expected = whole(made, "replicas", 2)
-    for result in raised(on_ranks(2, "replicas", lambda ranks: descended(made, ranks, left=left))):
+    for result in raised(on_ranks(2, "replicas", lambda ranks: descended(made, ranks, resume_from=left))):
         assert all(map(equal, result["figures"], expected[left["n"] :]))
 
 
@@ -208,9 +206,9 @@ def test_a_signal_to_one_rank_while_the_lead_writes_stops_all_at_a_later_step(tm
     class Signalled(Kept):
         """While it writes, TERM comes to the other rank."""
 
-        def keep(self, outer_step: int, progress: int, left: dict[str, Any]) -> None:
+        def save(self, state: dict[str, Any]) -> None:
             first = self.tree is None
-            super().keep(outer_step, progress, left)
+            super().save(state)
             if first:
                 os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
                 time.sleep(0.2)

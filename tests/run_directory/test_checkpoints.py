@@ -253,22 +253,23 @@ MANY_STATES = """
 import sys
 from pathlib import Path
 import torch
-from hyperopt_cli.modes.adjoint.store import Copied
+from hyperopt_cli.modes.adjoint.snapshots import CopiedSnapshots
 from hyperopt_cli.dynamics.dynamics import State
 from hyperopt_cli.memory import taken_by
 from hyperopt_cli.run_directory import checkpoints
 
 checkpoints.PART_BYTES = 2**23
-shelf = Copied(24)
+snapshots = CopiedSnapshots(24)
 for i in range(24):
-    shelf.push(State({"": torch.full((2**20,), float(i), dtype=torch.float64)}, {}))
+    snapshots.push(State({"": torch.full((2**20,), float(i), dtype=torch.float64)}, {}))
 folder = checkpoints.Checkpoints(Path(sys.argv[1]))
 
 def write():
-    folder.write(1, 0, {"shelf": (state.kept() for state in shelf.states())}, {"threads": 1}, is_best=False)
+    tree = {"snapshots": (state.state_dict() for state in snapshots.states())}
+    folder.write(1, 0, tree, {"threads": 1}, is_best=False)
 
 def read():
-    total = sum(float(kept["params"][""][0]) for kept in folder.newest().tree["shelf"])
+    total = sum(float(kept["params"][""][0]) for kept in folder.newest().tree["snapshots"])
     assert total == 24 * 23 / 2
 
 for work in (write, read):

@@ -1,1 +1,1 @@
-"""Past states from fewer slots than steps: which are kept (`binomial.py`), where (`stores.py`), and the run again."""
+"""Past states from fewer slots than steps: which are kept (`binomial.py`), where (`places.py`), and the run again."""

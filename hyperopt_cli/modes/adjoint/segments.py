@@ -15,15 +15,15 @@ here the gradient of a step is never taken a third time. Chen et al. 2016, https
 and algorithm 1, with the last segment kept.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isqrt
 from typing import Any
 
 from torch import Tensor
 
 from hyperopt_cli.dynamics.dynamics import State
-from hyperopt_cli.modes.adjoint.sweep import Back, Steps, WayBack, told_of
-from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps, record_step
 
 
 def segment_length(num: int, slots: int, kept: float) -> int | None:
@@ -41,7 +41,7 @@ def segment_length(num: int, slots: int, kept: float) -> int | None:
     return next(fitting, None)
 
 
-class Segments(WayBack):
+class Segments(PastStates):
     """The run, and the way back through its last `num` steps.
 
     Args:
@@ -60,53 +60,56 @@ class Segments(WayBack):
         self._held: dict[int, State] = {}  # s_t where a segment begins, and at marks, as far as they are not behind
         self._t, self._state = 0, steps.dynamics.start  # in hand, where steps are being taken
         self._until = self._total  # on the way back: alpha_until is known
-        self._backs: list[tuple[int, Back]] = []
+        self._backs: list[tuple[int, Backward]] = []
+        self._is_forward = True
 
-    def found(self, place: Mapping[str, Any]) -> None:
-        """Goes on from where `place` stood; steps that have to be taken again for that are not counted again."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state_dict` stood; steps that have to be taken again for that are not counted again."""
         device = self._steps.dynamics.like.device
-        self._held = {t: State.found(state, device) for t, state in place["held"]}
-        self._until = place["until"]
-        self._account.uncount(place["counted"])
-        if self.sweep is None:
+        self._held = {t: State.from_state_dict(each, device) for t, each in state["held"]}
+        self._until = state["until"]
+        self._account.counts.add_steps(-state["counted"])
+        if state["is_forward"]:
             self._t = max(self._held)
             self._state = self._held[self._t]
 
-    def place(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """States; the one in hand among them. What steps have kept is lost."""
-        states = self._held | ({self._t: self._state} if self._t < self._until or self.sweep is None else {})
-        held = ([t, state.kept()] for t, state in states.items())
-        return {"held": held, "until": self._until, "counted": len(self._backs)}
+        in_hand = self._is_forward or self._t < self._until
+        states = self._held | ({self._t: self._state} if in_hand else {})
+        held = ([t, state.state_dict()] for t, state in states.items())
+        return {"held": held, "until": self._until, "counted": len(self._backs), "is_forward": self._is_forward}
 
-    def end(self) -> State:
+    def forward(self, save: Callable[[], None]) -> State:
         """The run: s_T."""
         while self._t < self._total:
             value = self._taken(is_kept=self._t >= max(self._starts))
-            told_of(self._t - 1, value, self._total, self._account)
-            self._account.offer(self.left)
+            record_step(self._t - 1, value, self._total, self._account)
+            save()
         return self._state
 
-    def __iter__(self) -> Iterator[tuple[int, Back]]:
+    def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
         """The last step first."""
+        self._is_forward = False
         self._held.pop(self._total, None)
         while self._until > self._first:
             if not self._backs:
-                self._take_again()
+                self._take_again(save)
             self._state = self._steps.dynamics.start  # s_until is needed no longer
             self._until, back = self._backs.pop()
             self._held.pop(self._until, None)
             yield self._until, back
             del back
 
-    def _take_again(self) -> None:
+    def _take_again(self, save: Callable[[], None]) -> None:
         """The steps up to `until`, from the last state before it."""
         self._t = max(self._held)
         self._state = self._held[self._t]
         while self._t < self._until:
             self._taken(is_kept=True)
-            self._account.step_repeated()
+            self._account.progress.step_repeated()
             if self._t < self._until:
-                self._account.offer(self.left)
+                save()
 
     def _taken(self, is_kept: bool) -> Tensor:
         """s_t -> s_{t+1}, for the first time or again: L."""
@@ -114,7 +117,7 @@ class Segments(WayBack):
         if t in self._starts or (is_kept and t % self._apart == 0):
             self._held[t] = state
         if is_kept:
-            (self._state, value), back = self._steps.kept(t, state, self._account)
+            (self._state, value), back = self._steps.forward_and_backward(t, state, self._account)
             self._backs.append((t, back))
         else:
             self._state, value = self._steps.train(t, state, self._account)

@@ -12,18 +12,18 @@ the run.
 Cost: no recomputation. Memory: 2 states. The hypergradient is biased, and nothing bounds by how much.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.dynamics.dynamics import State
-from hyperopt_cli.modes.adjoint.sweep import Back, Steps, WayBack, told_of
-from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps, record_step
 
 
-class Line(WayBack):
+class Line(PastStates):
     """The run, of which only the ends are kept, and the way back through its last `num` steps along the line.
 
     Args:
@@ -40,30 +40,30 @@ class Line(WayBack):
         self._first, self._t, self._state = self._total - num, 0, steps.dynamics.start
         self._back = self._total  # the step that was met last
 
-    def found(self, place: Mapping[str, Any]) -> None:
-        """Goes on from where `place` stood."""
-        self._t, self._back = place["t"], place["back"]
-        self._state = State.found(place["state"], self._steps.dynamics.like.device)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state_dict` stood."""
+        self._t, self._back = state["t"], state["back"]
+        self._state = State.from_state_dict(state["state"], self._steps.dynamics.like.device)
 
-    def place(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The state in hand, and the step that was met last."""
-        return {"t": self._t, "state": self._state.kept(), "back": self._back}
+        return {"t": self._t, "state": self._state.state_dict(), "back": self._back}
 
-    def end(self) -> State:
+    def forward(self, save: Callable[[], None]) -> State:
         """The run: s_T."""
         while self._t < self._total:
             state, value = self._steps.train(self._t, self._state, self._account)
             self._t, self._state = self._t + 1, state
-            told_of(self._t - 1, value, self._total, self._account)
-            self._account.offer(self.left)
+            record_step(self._t - 1, value, self._total, self._account)
+            save()
         return self._state
 
-    def __iter__(self) -> Iterator[tuple[int, Back]]:
+    def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
         """The last step first."""
         while self._back > self._first:
             self._back -= 1
             between = _between(self._steps.dynamics.start, self._state, self._back / self._total)
-            back = self._steps.met_again(self._back, between, self._account, of_the_run=False)
+            back = self._steps.backward_from(self._back, between, self._account, of_the_run=False)
             del between
             yield self._back, back
             del back

@@ -27,11 +27,12 @@ from hyperopt_cli.checks.replayed import ROUNDED, slack
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.derivatives import gradient_and_pullback
 from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
-from hyperopt_cli.dynamics.stepping import StepInHalves
+from hyperopt_cli.dynamics.stepping import PartitionedStepAt
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import state_bytes
-from hyperopt_cli.modes.base import MET_AGAIN, Account, Hypergradient
+from hyperopt_cli.modes.account import MET_AGAIN, Account
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper
 
@@ -61,47 +62,47 @@ class Past(NamedTuple):
 
 
 # alpha_{t+1} -> alpha_t and the adjoint of lambda_t, at a step that is met again on the way back; may be called once
-Back = Callable[[State], tuple[State, StepHyper]]
+Backward = Callable[[State], tuple[State, StepHyper]]
 
 
-def told_of(t: int, value: Tensor, num: int, account: Account) -> None:
+def record_step(t: int, value: Tensor, num: int, account: Account) -> None:
     """A step of the run is done, and has shown L."""
     account.inner_loss[t] = value
-    account.watch(t, "the training loss", value)
-    account.step_done("forward", t + 1, num)
+    account.finite.watch(t, "the training loss", value)
+    account.progress.step_done("forward", t + 1, num)
 
 
 class Steps(NamedTuple):
-    """The two steps of a run, there and back: as torch runs them, or compiled in halves.
+    """The two steps of a run, forward and backward: as torch runs them, or compiled.
 
     Attributes:
         dynamics: whose.
         hyper: lambda.
-        both: `both_steps` at t.
+        step: `forward_and_backward_step` at t.
         judge: says how the gradient is differentiated, step by step.
     """
 
     dynamics: Dynamics
     hyper: Hyper
-    both: StepInHalves
+    step: PartitionedStepAt
     judge: Judge
 
     def train(self, t: int, state: State, account: Account) -> tuple[State, Tensor]:
         """s_t -> s_{t+1}, and L."""
         step_hyper = self._hyper_at(t)
-        if self.both.is_compiled:
-            result = self.kept(t, state, account)[0]
+        if self.step.is_compiled:
+            result = self.forward_and_backward(t, state, account)[0]
         else:
-            _count(account, steps=1, gradients=1)
+            account.counts.add_steps(1)
             result = train_step(self.dynamics, self.dynamics.problem.batch(t), t, state, step_hyper)
             self.judge.look(self.dynamics, t, state, step_hyper)
         return result
 
-    def kept(self, t: int, state: State, account: Account) -> tuple[tuple[State, Tensor], Back]:
-        """The same, and the way back through it, for which everything is kept; compiled."""
-        _count(account, steps=1, gradients=1)
+    def forward_and_backward(self, t: int, state: State, account: Account) -> tuple[tuple[State, Tensor], Backward]:
+        """The same, and the way back through it, for which everything is saved; compiled."""
+        account.counts.add_steps(1)
         step_hyper = self._hyper_at(t)
-        early, kept = self.both.there(t, state, state, step_hyper)  # an adjoint is like a state
+        outputs, saved = self.step.forward(t, state, state, step_hyper)  # an adjoint is like a state
         self.judge.look(self.dynamics, t, state, step_hyper, unseen=True)
         if self.judge.takes_programs:
             raise UsageError(
@@ -109,25 +110,25 @@ class Steps(NamedTuple):
                 "gradient; set compile: false"
             )
 
-        def back(adjoint: State) -> tuple[State, StepHyper]:
-            _count(account, hvps=1)
-            late: tuple[State, StepHyper] = self.both.back(kept, adjoint)
-            return late
+        def backward(adjoint: State) -> tuple[State, StepHyper]:
+            account.counts.add(hvps=1)
+            before: tuple[State, StepHyper] = self.step.backward(saved, adjoint)
+            return before
 
-        return early, back
+        return outputs, backward
 
-    def kept_bytes(self) -> int:
-        """What `kept` holds of a compiled step beside its state, found at step 0: its batch too, if no other has it."""
+    def saved_bytes(self) -> int:
+        """What a compiled step saves beside its state, found at step 0: its batch too, if no other has it."""
         state, batch = self.dynamics.start, self.dynamics.problem.batch
-        _, kept = self.both.there(0, state, state, self._hyper_at(0))
+        _, saved = self.step.forward(0, state, state, self._hyper_at(0))
         others = (
             {_memory(x) for x in tree_leaves(batch(1)) if isinstance(x, Tensor)}
             if self.dynamics.problem.steps > 1
             else set()
         )
-        return state_bytes(kept.more) + state_bytes([x for x in kept.batch if _memory(x) not in others])
+        return state_bytes(saved.more) + state_bytes([x for x in saved.batch if _memory(x) not in others])
 
-    def met_again(self, t: int, state: State, account: Account, of_the_run: bool = True) -> Back:
+    def backward_from(self, t: int, state: State, account: Account, of_the_run: bool = True) -> Backward:
         """The way back through step t from s_t alone: its gradient is taken again, now.
 
         Args:
@@ -136,18 +137,18 @@ class Steps(NamedTuple):
             account: told of it, and whether L is what it was.
             of_the_run: whether `state` is the one that the run had.
         """
-        _count(account, gradients=1, hvps=1)
+        account.counts.add(gradients=1, hvps=1)
         step_hyper = self._hyper_at(t)
-        if self.both.is_compiled:
-            (_, value), kept = self.both.there(t, state, state, step_hyper)
-            back: Back = lambda adjoint: self.both.back(kept, adjoint)  # noqa: E731
+        if self.step.is_compiled:
+            (_, value), saved = self.step.forward(t, state, state, step_hyper)
+            back: Backward = lambda adjoint: self.step.backward(saved, adjoint)  # noqa: E731
         else:
             past = linearise(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper, self.judge)
             value, back = past.value, partial(adjoint_step, self.dynamics, past)
         if of_the_run:
             known = account.inner_loss[t]
-            apart = ROUNDED * known.abs() if self.both.is_compiled else slack(known)
-            account.watch(t, MET_AGAIN, torch.where((value.to(known) - known).abs() > apart, float("nan"), 0.0))
+            apart = ROUNDED * known.abs() if self.step.is_compiled else slack(known)
+            account.finite.watch(t, MET_AGAIN, torch.where((value.to(known) - known).abs() > apart, float("nan"), 0.0))
         return back
 
     def _hyper_at(self, t: int) -> StepHyper:
@@ -158,25 +159,19 @@ def _memory(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
 
 
-def _count(account: Account, steps: int = 0, gradients: int = 0, hvps: int = 0) -> None:
-    account.num_steps += steps
-    account.num_gradients += gradients
-    account.num_hvps += hvps
-
-
-def back_step(
+def backward_step(
     dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
 ) -> tuple[State, StepHyper]:
     """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t, from s_t."""
     return adjoint_step(dynamics, linearise(dynamics, dynamics.loss_on(batch), t, state, step_hyper), adjoint)
 
 
-def both_steps(
+def forward_and_backward_step(
     dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
 ) -> tuple[tuple[State, Tensor], tuple[State, StepHyper]]:
-    """There, and back."""
-    there = train_step(dynamics, batch, t, state, step_hyper)
-    return there, back_step(dynamics, batch, t, state, step_hyper, adjoint)
+    """s_{t+1} and L, then alpha_t and the adjoint of lambda_t."""
+    outputs = train_step(dynamics, batch, t, state, step_hyper)
+    return outputs, backward_step(dynamics, batch, t, state, step_hyper, adjoint)
 
 
 def linearise(
@@ -210,24 +205,24 @@ class Sweep:
     params: Params
 
     @classmethod
-    def begun(
+    def at_end(
         cls,
         dynamics: Dynamics,
         hyper: Hyper,
         end: State,
         account: Account,
-        left: Callable[[], dict[str, Any]],
+        save: Callable[[], None],
         judge: OuterJudge | None,
     ) -> "Sweep":
-        """At s_T; `left` is what the run goes on from there, `judge` takes the gradient of the objective."""
+        """At s_T; `save` is called between two chunks of the objective, whose gradient `judge` takes."""
         params = dynamics.layout.unpack(dynamics.result(end))
-        objective = outer_objective(dynamics.problem, params, hyper, partial(account.offer, left), judge)
-        account.watch(dynamics.problem.steps, "the outer objective", objective.value)
+        objective = outer_objective(dynamics.problem, params, hyper, save, judge)
+        account.finite.watch(dynamics.problem.steps, "the outer objective", objective.value)
         adjoint = _result_adjoint(dynamics, end, objective.by_params)
         zeros = {name: torch.zeros_like(value) for name, value in hyper.items()}
         return cls(adjoint, zeros, [], 0, objective.value, objective.by_hyper, params)
 
-    def back_through(self, t: int, back: Back) -> None:
+    def back_through(self, t: int, back: Backward) -> None:
         """alpha_{t+1} -> alpha_t."""
         self.adjoint, a_at = back(self.adjoint)
         self.waiting.append((t, a_at))
@@ -244,66 +239,92 @@ class Sweep:
         """Whether more should not wait."""
         return len(self.waiting) >= MOST_WAITING or len(self.waiting) * state_bytes(self.waiting[-1][1]) > MOST_BYTES
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """As dictionaries and lists, which a checkpoint can hold."""
         waiting = [[t, a_at] for t, a_at in self.waiting]
         at_end = {"value": self.value, "by_hyper": self.by_hyper, "params": self.params}
-        return {"adjoint": self.adjoint.kept(), "total": self.total, "waiting": waiting, "done": self.done, **at_end}
+        return {
+            "adjoint": self.adjoint.state_dict(),
+            "total": self.total,
+            "waiting": waiting,
+            "done": self.done,
+            **at_end,
+        }
 
     @classmethod
-    def found(cls, kept: Mapping[str, Any], dynamics: Dynamics, hyper: Hyper) -> "Sweep":
-        """The inverse of `kept`: what is of lambda goes where lambda lies, the rest where the state does."""
+    def from_state_dict(cls, state: Mapping[str, Any], dynamics: Dynamics, hyper: Hyper) -> "Sweep":
+        """The inverse of `state_dict`: what is of lambda goes where lambda lies, the rest where the state does."""
         device = dynamics.like.device
         waiting, value, params = tree_map_only(
-            Tensor, lambda x: x.to(device), (kept["waiting"], kept["value"], kept["params"])
+            Tensor, lambda x: x.to(device), (state["waiting"], state["value"], state["params"])
         )
         total, by_hyper = (
-            {name: x.to(hyper[name].device) for name, x in kept[key].items()} for key in ("total", "by_hyper")
+            {name: x.to(hyper[name].device) for name, x in state[key].items()} for key in ("total", "by_hyper")
         )
-        adjoint, pairs = State.found(kept["adjoint"], device), [(t, a_at) for t, a_at in waiting]
-        return cls(adjoint, total, pairs, kept["done"], value, by_hyper, params)
+        adjoint, pairs = State.from_state_dict(state["adjoint"], device), [(t, a_at) for t, a_at in waiting]
+        return cls(adjoint, total, pairs, state["done"], value, by_hyper, params)
 
 
-class WayBack(ABC):
-    """A run, then its steps met again, the last one first; and what another process can go on from.
+class PastStates(ABC):
+    """A training run forward, then its steps met again, the last one first; and what another process resumes from.
 
     Attributes:
-        sweep: that goes along it; None as long as the run itself is not done.
         slots: states that may be held.
+        needs_same_bits: a process that resumes from it needs gradients of the same bits.
     """
 
-    sweep: Sweep | None = None
     slots: int
+    needs_same_bits = False
 
     @abstractmethod
-    def end(self) -> State:
-        """The run, or the rest of it: s_T. From here on, until there is a sweep, `place` is that of s_T."""
+    def forward(self, save: Callable[[], None]) -> State:
+        """The run, or the rest of it: s_T. From here on, until `backward` begins, `state_dict` is that of s_T.
+
+        Args:
+            save: called after each step, when `state_dict` may be asked for.
+        """
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[int, Back]]:
-        """Each step with its t."""
+    def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
+        """Each step with its t; `save` is called after steps that are taken again."""
 
     @abstractmethod
-    def place(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where it stands, once the step that was met last has been gone back through."""
 
     @abstractmethod
-    def found(self, place: Mapping[str, Any]) -> None:
-        """Goes on from where `place` stood, for the same run and as many slots."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state_dict` stood, for the same run and as many slots."""
 
-    def left(self) -> dict[str, Any]:
-        """Where it stands, and the sweep."""
-        sweep = None if self.sweep is None else self.sweep.kept()
-        return {"sweep": sweep, "kind": type(self).__name__, "past": self.place(), "slots": self.slots}
+
+def resume_state(past: PastStates, sweep: Sweep | None) -> dict[str, Any]:
+    """What another process resumes from."""
+    return {
+        "sweep": None if sweep is None else sweep.state_dict(),
+        "kind": type(past).__name__,
+        "past": past.state_dict(),
+        "slots": past.slots,
+        "same_bits": past.needs_same_bits,
+    }
+
+
+def resumed(past: PastStates, saved: dict[str, Any] | None, dynamics: Dynamics, hyper: Hyper) -> Sweep | None:
+    """Loads what `resume_state` gave into `past`, and returns the sweep; `saved` is emptied, to free its memory."""
+    if not saved:
+        return None
+    sweep = None if saved["sweep"] is None else Sweep.from_state_dict(saved["sweep"], dynamics, hyper)
+    past.load_state_dict(saved["past"])
+    saved.clear()
+    return sweep
 
 
 def swept_back(
     dynamics: Dynamics,
     hyper: Hyper,
-    past: WayBack,
+    past: PastStates,
     account: Account,
     num_swept: int | None = None,
-    left: dict[str, Any] | None = None,
+    sweep: Sweep | None = None,
     judge: OuterJudge | None = None,
 ) -> Hypergradient:
     """The hypergradient from a run and its way back, which may stop short of its beginning.
@@ -314,28 +335,27 @@ def swept_back(
         past: the run.
         account: told of every step.
         num_swept: steps to go back; None: T.
-        left: where another process was interrupted; it is emptied.
+        sweep: where another process was interrupted; None: at its beginning, or before s_T.
         judge: takes the gradient of the objective; None: autograd, whatever that gives.
     """
     num = dynamics.problem.steps if num_swept is None else num_swept
-    if left is not None:
-        if left["sweep"] is not None:
-            past.sweep = Sweep.found(left["sweep"], dynamics, hyper)
-        past.found(left["past"])
-        left.clear()
-    if past.sweep is None:
-        past.sweep = Sweep.begun(dynamics, hyper, past.end(), account, past.left, judge)
-        account.growth.adjoint(dynamics.problem.steps, past.sweep.adjoint.params)
-    sweep = past.sweep
-    for t, back in past:
+
+    def save() -> None:
+        account.save_if_due(lambda: resume_state(past, sweep))
+
+    if sweep is None:
+        at_end = Sweep.at_end(dynamics, hyper, past.forward(save), account, save, judge)
+        account.growth.adjoint(dynamics.problem.steps, at_end.adjoint.params)
+        sweep = at_end
+    for t, back in past.backward(save):
         sweep.back_through(t, back)
         del back  # its gradient's graph, before the next one is made
         if sweep.many_wait or sweep.done == num:
             sweep.sum_up(dynamics, hyper)
         account.growth.adjoint(t, sweep.adjoint.params)
-        account.watch(t, "the adjoint", torch.stack([x.sum().double() for x in sweep.adjoint.params.values()]))
-        account.step_done("backward", sweep.done, num)
-        account.offer(past.left)
+        account.finite.watch(t, "the adjoint", torch.stack([x.sum().double() for x in sweep.adjoint.params.values()]))
+        account.progress.step_done("backward", sweep.done, num)
+        save()
     total = {name: d + sweep.total[name] for name, d in sweep.by_hyper.items()}
     if num == dynamics.problem.steps:
         with torch.enable_grad():

@@ -17,7 +17,8 @@ from torch import Tensor
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.memory import give_back, peak_bytes, reset_peak
-from hyperopt_cli.modes.base import Account, Mode
+from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem

@@ -85,19 +85,19 @@ class FixedPoint:
         self.whole = True
         return self.state()
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything, for a checkpoint, at a moment when it is whole."""
-        stores = {name: store.kept() for name, store in self.stores.items()}
+        stores = {name: store.state_dict() for name, store in self.stores.items()}
         return {"numbers": self.numbers, "stores": stores, "radixes": self.radixes, "t": self.t}
 
-    def found(self, kept: Mapping[str, Any]) -> None:
-        """The inverse of `kept`; the radixes were given when this was made."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`; the radixes were given when this was made."""
         device = self._dynamics.like.device
         self.numbers = {
-            name: {part: x.to(device) for part, x in numbers.items()} for name, numbers in kept["numbers"].items()
+            name: {part: x.to(device) for part, x in numbers.items()} for name, numbers in state["numbers"].items()
         }
-        self.stores = {name: Store.found(store, device) for name, store in kept["stores"].items()}
-        self.t, self.whole, self._weights = kept["t"], True, None
+        self.stores = {name: Store.from_state_dict(store, device) for name, store in state["stores"].items()}
+        self.t, self.whole, self._weights = state["t"], True, None
 
     def weights(self) -> Params:
         """w, in the parameters' dtype."""

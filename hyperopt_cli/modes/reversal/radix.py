@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.errors import FixedPointRangeError, NonFiniteError
-from hyperopt_cli.modes.base import Account
+from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.optimizers.base import WEIGHTS, Params
 from hyperopt_cli.optimizers.exact import LIMIT, Radix
@@ -95,8 +95,7 @@ def _largest(dynamics: Dynamics, hyper: Hyper, factors: Factors, steps: int, acc
     largest: State = tree_map(torch.abs, state)
     for t in stoppable(range(steps)):
         state, _ = train_step(dynamics, dynamics.problem.batch(t), t, state, dynamics.hyper_at(hyper, t))
-        account.num_steps += 1
-        account.num_gradients += 1
+        account.counts.add_steps(1)
         seen: State = tree_map(torch.abs, state)
         if t == 0:
             seen = seen._replace(slots={slot: _repeated(x, factors, slot) for slot, x in seen.slots.items()})

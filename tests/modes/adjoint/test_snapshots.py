@@ -1,4 +1,4 @@
-"""Slots on the device, the host and the disk: the order of the shelves, bits and strides, failures that are told."""
+"""Slots on the device, the host and the disk: the order of the snapshots, bits and strides, failures that are told."""
 
 import resource
 import tempfile
@@ -16,10 +16,10 @@ from torch import Tensor
 from hyperopt_cli import Problem, Reverse, hypergradient
 from hyperopt_cli.dynamics.dynamics import State
 from hyperopt_cli.errors import HyperoptError
-from hyperopt_cli.modes.adjoint.disk_store import DiskShelf, NoLift
-from hyperopt_cli.modes.adjoint.snapshot import Record, Rows
-from hyperopt_cli.modes.adjoint.store import Held
-from hyperopt_cli.modes.adjoint.stores import Places, Shelves
+from hyperopt_cli.modes.adjoint.disk_snapshots import DiskSnapshots, NoLift
+from hyperopt_cli.modes.adjoint.places import Places, SnapshotStack
+from hyperopt_cli.modes.adjoint.rows import RowLayout, Rows
+from hyperopt_cli.modes.adjoint.snapshots import HeldSnapshots
 from hyperopt_cli.optimizers import SGD
 
 CPU = torch.device("cpu")
@@ -61,17 +61,17 @@ def assert_same(got: State, want: State) -> None:
 
 
 @contextmanager
-def disk(num_slots: int = 9) -> Iterator[DiskShelf]:
-    shelf = DiskShelf(num_slots, NoLift())
+def disk(num_slots: int = 9) -> Iterator[DiskSnapshots]:
+    snapshots = DiskSnapshots(num_slots, NoLift())
     try:
-        yield shelf
+        yield snapshots
     finally:
-        shelf.close()
+        snapshots.close()
 
 
 def test_a_row_of_bytes_gives_bits_and_strides_back() -> None:
     given = state(0)
-    record = Record(given)
+    record = RowLayout(given)
     row = torch.zeros(record.num_bytes, dtype=torch.uint8)
     for begin, chunk in record.chunks(given):
         row[begin : begin + len(chunk)] = torch.frombuffer(chunk, dtype=torch.uint8) if len(chunk) else row[:0]
@@ -84,56 +84,56 @@ def test_a_row_of_bytes_gives_bits_and_strides_back() -> None:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_the_disk_is_a_stack_that_gives_every_bit_back(ahead: bool) -> None:
-    with disk() as shelf:
+    with disk() as snapshots:
         for seed in range(4):
-            shelf.push(state(seed))
-        assert len(shelf) == 4
+            snapshots.push(state(seed))
+        assert len(snapshots) == 4
         for seed in (3, 2):
             for last in (False, True):
                 if ahead:
-                    shelf.ahead()
-                assert_same(shelf.top(), state(seed))
+                    snapshots.ahead()
+                assert_same(snapshots.top(), state(seed))
                 if last:
-                    shelf.drop()
-        shelf.push(state(9))  # over the place of what is gone
-        assert_same(shelf.top(), state(9))
-        shelf.drop()
-        assert_same(shelf.top(), state(1))
+                    snapshots.drop()
+        snapshots.push(state(9))  # over the place of what is gone
+        assert_same(snapshots.top(), state(9))
+        snapshots.drop()
+        assert_same(snapshots.top(), state(1))
 
 
 def test_a_read_ahead_that_is_overtaken_by_a_push_is_forgotten() -> None:
-    with disk() as shelf:
-        shelf.push(state(0))
-        shelf.ahead()
-        shelf.push(state(1))
-        assert_same(shelf.top(), state(1))
-        shelf.drop()
-        assert_same(shelf.top(), state(0))
+    with disk() as snapshots:
+        snapshots.push(state(0))
+        snapshots.ahead()
+        snapshots.push(state(1))
+        assert_same(snapshots.top(), state(1))
+        snapshots.drop()
+        assert_same(snapshots.top(), state(0))
 
 
 def test_the_file_is_as_long_as_the_slots_that_were_in_use_at_once() -> None:
-    with disk() as shelf:
+    with disk() as snapshots:
         for seed in range(30):
-            shelf.push(state(seed))
-            shelf.push(state(seed))
-            shelf.drop()
-            shelf.drop()
-        shelf.push(state(0))
-        shelf.top()
-        assert shelf._file.seek(0, 2) <= 2 * (Record(state(0)).num_bytes + 4096)
+            snapshots.push(state(seed))
+            snapshots.push(state(seed))
+            snapshots.drop()
+            snapshots.drop()
+        snapshots.push(state(0))
+        snapshots.top()
+        assert snapshots._file.seek(0, 2) <= 2 * (RowLayout(state(0)).num_bytes + 4096)
 
 
 def test_the_farthest_shelf_is_filled_first_and_read_last() -> None:
-    far, middle, near = Held(), Held(), Held()
-    shelves = Shelves([(1, far), (2, middle), (1, near)])
+    far, middle, near = HeldSnapshots(), HeldSnapshots(), HeldSnapshots()
+    snapshots = SnapshotStack([(1, far), (2, middle), (1, near)])
     for seed in range(4):
-        shelves.push(state(seed))
-    assert [len(shelf) for shelf in (far, middle, near)] == [1, 2, 1]
+        snapshots.push(state(seed))
+    assert [len(snapshots) for snapshots in (far, middle, near)] == [1, 2, 1]
     for seed in (3, 2, 1, 0):
-        assert_same(shelves.top(), state(seed))
-        shelves.drop()
-    assert len(shelves) == 0
-    shelves.ahead()
+        assert_same(snapshots.top(), state(seed))
+        snapshots.drop()
+    assert len(snapshots) == 0
+    snapshots.ahead()
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,17 @@ def test_slots_that_a_short_run_needs_not_are_the_far_ones(given: Places, slots:
 
 
 def test_on_the_cpu_the_host_and_the_device_are_one_standing_memory() -> None:
-    with Shelves.on(Places(device=20, host=30), CPU) as shelves:
+    with SnapshotStack.on(Places(device=20, host=30), CPU) as snapshots:
         addresses = set()
         for seed in range(50):
-            shelves.push(state(seed))
-            addresses.add(shelves.top().params["plain"].data_ptr())
+            snapshots.push(state(seed))
+            addresses.add(snapshots.top().params["plain"].data_ptr())
         for seed in reversed(range(50)):
-            assert_same(shelves.top(), state(seed))
-            shelves.drop()
-        shelves.push(state(7))
-        assert_same(shelves.top(), state(7))
-        assert shelves.top().params["plain"].data_ptr() in addresses
+            assert_same(snapshots.top(), state(seed))
+            snapshots.drop()
+        snapshots.push(state(7))
+        assert_same(snapshots.top(), state(7))
+        assert snapshots.top().params["plain"].data_ptr() in addresses
         assert len(addresses) == 50
 
 
@@ -241,13 +241,13 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_file_that_was_cut_off_is_told() -> None:
-    with disk() as shelf:
-        shelf.push(state(0))
-        shelf.push(state(1))
-        assert_same(shelf.top(), state(1))
-        shelf._file.truncate(100)
+    with disk() as snapshots:
+        snapshots.push(state(0))
+        snapshots.push(state(1))
+        assert_same(snapshots.top(), state(1))
+        snapshots._file.truncate(100)
         with pytest.raises(HyperoptError, match="can't be read"):
-            shelf.top()
+            snapshots.top()
 
 
 @pytest.mark.parametrize("given", [0, 1, 2])

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from hyperopt_cli.dynamics.dynamics import State
-from hyperopt_cli.modes.adjoint.disk_store import DiskShelf, NoLift
-from hyperopt_cli.modes.adjoint.pinned_store import PinnedShelf, SideStream
-from hyperopt_cli.modes.adjoint.store import Copied, Held, Shelf
+from hyperopt_cli.modes.adjoint.disk_snapshots import DiskSnapshots, NoLift
+from hyperopt_cli.modes.adjoint.pinned_snapshots import PinnedSnapshots, SideStream
+from hyperopt_cli.modes.adjoint.snapshots import CopiedSnapshots, HeldSnapshots, Snapshots
 
 ALLOWED = (
     'None or "all" (every state is kept), "auto" (as many as fit), a number of at least 1, or a mapping with some of '
@@ -59,15 +59,15 @@ def _number(given: Any, least: int, otherwise: str) -> int:
     return given
 
 
-class Shelves(Shelf):
-    """A stack of states over several shelves, each of which is filled before the next; a context that closes them.
+class SnapshotStack(Snapshots):
+    """A stack of states over several snapshots, each of which is filled before the next; a context that closes them.
 
     Args:
-        shelves: with how many states each may hold, the farthest first.
+        snapshots: with how many states each may hold, the farthest first.
     """
 
-    def __init__(self, shelves: Sequence[tuple[int, Shelf]]) -> None:
-        self._shelves = shelves
+    def __init__(self, snapshots: Sequence[tuple[int, Snapshots]]) -> None:
+        self._parts = snapshots
 
     @classmethod
     def on(cls, places: Places, device: torch.device) -> Self:
@@ -77,13 +77,15 @@ class Shelves(Shelf):
             HyperoptError: there is no place for a file.
         """
         side = SideStream(device) if device.type == "cuda" else None
-        shelves: list[tuple[int, Shelf]] = []
+        snapshots: list[tuple[int, Snapshots]] = []
         if places.disk:
-            shelves.append((places.disk, DiskShelf(places.disk, side or NoLift())))
+            snapshots.append((places.disk, DiskSnapshots(places.disk, side or NoLift())))
         if side is not None:
-            return cls([*shelves, (places.host, PinnedShelf(places.host, side)), (places.device, Held())])
+            return cls(
+                [*snapshots, (places.host, PinnedSnapshots(places.host, side)), (places.device, HeldSnapshots())]
+            )
         num_near = places.host + places.device
-        return cls([*shelves, (num_near, Copied(num_near) if device.type == "cpu" else Held())])
+        return cls([*snapshots, (num_near, CopiedSnapshots(num_near) if device.type == "cpu" else HeldSnapshots())])
 
     def __enter__(self) -> Self:
         return self
@@ -92,33 +94,33 @@ class Shelves(Shelf):
         self.close()
 
     def __len__(self) -> int:
-        return sum(len(shelf) for _, shelf in self._shelves)
+        return sum(len(part) for _, part in self._parts)
 
     def push(self, state: State) -> None:
-        """Onto the farthest shelf with room."""
-        next(shelf for num_slots, shelf in self._shelves if len(shelf) < num_slots).push(state)
+        """Onto the farthest part with room."""
+        next(part for num_slots, part in self._parts if len(part) < num_slots).push(state)
 
     def top(self) -> State:
-        """From the nearest shelf that is not empty."""
+        """From the nearest part that is not empty."""
         return self._last().top()
 
     def ahead(self) -> None:
-        """On the shelf that is read next; nothing if all are empty."""
+        """On the part that is read next; nothing if all are empty."""
         if len(self):
             self._last().ahead()
 
     def drop(self) -> None:
-        """From the nearest shelf that is not empty."""
+        """From the nearest part that is not empty."""
         self._last().drop()
 
     def states(self) -> Iterable[State]:
-        """The farthest shelf's first."""
-        return (state for _, shelf in self._shelves for state in shelf.states())
+        """The farthest part's first."""
+        return (state for _, part in self._parts for state in part.states())
 
     def close(self) -> None:
-        """Closes every shelf."""
-        for _, shelf in self._shelves:
-            shelf.close()
+        """Closes every part."""
+        for _, part in self._parts:
+            part.close()
 
-    def _last(self) -> Shelf:
-        return next(shelf for _, shelf in reversed(self._shelves) if len(shelf))
+    def _last(self) -> Snapshots:
+        return next(part for _, part in reversed(self._parts) if len(part))

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hyperopt_cli.dynamics.dynamics import State
-from hyperopt_cli.modes.adjoint.snapshot import Record, Rows
-from hyperopt_cli.modes.adjoint.store import Shelf
+from hyperopt_cli.modes.adjoint.rows import RowLayout, Rows
+from hyperopt_cli.modes.adjoint.snapshots import Snapshots
 
 
 class SideStream:
@@ -54,7 +54,7 @@ class SideStream:
 
     def down(self, state: State) -> tuple[State, Callable[[], None]]:
         """The state on the host, and what waits until it has arrived."""
-        record = Record(state)
+        record = RowLayout(state)
         into = record.views(self.row(record.num_bytes))
         return into, self.copy_down(state, into).synchronize
 
@@ -69,7 +69,7 @@ class SideStream:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
-class PinnedShelf(Shelf):
+class PinnedSnapshots(Snapshots):
     """A stack of states in pinned memory, which is taken when first needed and then used again.
 
     Args:
@@ -88,7 +88,7 @@ class PinnedShelf(Shelf):
     def push(self, state: State) -> None:
         """Begins to copy it out."""
         self._fetched = None
-        record = Record(state)
+        record = RowLayout(state)
         into = record.views(self._rows.row(len(self._states), record.num_bytes))
         self._side.copy_down(state, into)
         self._states.append(into)

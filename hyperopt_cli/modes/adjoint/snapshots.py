@@ -1,4 +1,4 @@
-"""A shelf: a stack of states, wherever they lie; and those of the memory that they are computed in."""
+"""A snapshots: a stack of states, wherever they lie; and those of the memory that they are computed in."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ import torch
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.dynamics.dynamics import State
-from hyperopt_cli.modes.adjoint.snapshot import Record, Rows
+from hyperopt_cli.modes.adjoint.rows import RowLayout, Rows
 
 
-class Shelf(ABC):
+class Snapshots(ABC):
     """A stack of states, which come back with the same bits and strides, on the device that they came from."""
 
     @abstractmethod
@@ -40,7 +40,7 @@ class Shelf(ABC):
         """Gives back what is more than memory."""
 
 
-class Held(Shelf):
+class HeldSnapshots(Snapshots):
     """States held where they are: not a number is copied."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Held(Shelf):
         return self._states
 
 
-class Copied(Shelf):
+class CopiedSnapshots(Snapshots):
     """States copied into standing memory of the host: many of them take no more of it than their numbers do.
 
     On the CPU, states that are merely held leave holes between them which their successors do not fit into, and take up
@@ -85,7 +85,7 @@ class Copied(Shelf):
 
     def push(self, state: State) -> None:
         """Over what lay there before."""
-        record = Record(state)
+        record = RowLayout(state)
         into = record.views(self._rows.row(len(self._states), record.num_bytes))
         tree_map(torch.Tensor.copy_, into, state)
         self._states.append(into)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hyperopt_cli.dynamics.dynamics import State
 from hyperopt_cli.errors import HyperoptError
-from hyperopt_cli.modes.adjoint.snapshot import Record
-from hyperopt_cli.modes.adjoint.store import Shelf
+from hyperopt_cli.modes.adjoint.rows import RowLayout
+from hyperopt_cli.modes.adjoint.snapshots import Snapshots
 
 PAGE = 4096
 
@@ -51,7 +51,7 @@ class NoLift:
         return torch.empty(num_bytes, dtype=torch.uint8)
 
 
-class DiskShelf(Shelf):
+class DiskSnapshots(Snapshots):
     """A stack of states in a file.
 
     Args:
@@ -64,7 +64,7 @@ class DiskShelf(Shelf):
 
     def __init__(self, num_slots: int, lift: Lift) -> None:
         self._num_slots, self._lift = num_slots, lift
-        self._records: list[Record] = []
+        self._records: list[RowLayout] = []
         self._writing: Future[None] | None = None
         self._reading: Future[Tensor] | None = None
         self._slot_bytes = 0
@@ -83,7 +83,7 @@ class DiskShelf(Shelf):
         """Begins to write once the state before is written."""
         self._settle()
         self._reading = None
-        record = Record(state)
+        record = RowLayout(state)
         self._slot_bytes = self._slot_bytes or -(-record.num_bytes // PAGE) * PAGE
         assert record.num_bytes <= self._slot_bytes  # every state is of one size
         begin = len(self._records) * self._slot_bytes
@@ -139,14 +139,14 @@ class DiskShelf(Shelf):
             f"({error.strerror or error}){size}. Set TMPDIR to a folder with more room, or give fewer disk slots"
         )
 
-    def _write(self, begin: int, record: Record, state: State, arrived: Callable[[], None]) -> None:
+    def _write(self, begin: int, record: RowLayout, state: State, arrived: Callable[[], None]) -> None:
         arrived()
         for at, chunk in record.chunks(state):
             self._file.seek(begin + at)
             while chunk:
                 chunk = chunk[self._file.write(chunk) :]
 
-    def _read(self, begin: int, record: Record) -> Tensor:
+    def _read(self, begin: int, record: RowLayout) -> Tensor:
         row = self._lift.row(record.num_bytes)
         rest = row.numpy().data
         self._file.seek(begin)

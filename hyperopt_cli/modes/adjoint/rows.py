@@ -25,7 +25,7 @@ class _Place(NamedTuple):
     dtype: torch.dtype
 
 
-class Record:
+class RowLayout:
     """How a state lies in a row of bytes.
 
     Attributes:

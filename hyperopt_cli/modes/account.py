@@ -1,0 +1,252 @@
+"""What is recorded of one hypergradient on its way: counts, whether everything is finite, and how far it has come."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from hyperopt_cli.checks.growth import Growth
+from hyperopt_cli.errors import NonDeterministicError, NonFiniteError
+from hyperopt_cli.keeper import Keeper
+from hyperopt_cli.memory import peak_bytes, reset_peak
+from hyperopt_cli.modes.result import Hypergradient
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.problem import Hyper
+from hyperopt_cli.stopping import may_stop
+
+TRAINING_LOSS = "the training loss"
+MET_AGAIN = "the training loss met again on the way back"  # not finite: not what it was
+# Called after each inner step with the phase ("forward" or "backward"), steps done and steps in the phase.
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass
+class Counts:
+    """What was computed.
+
+    Attributes:
+        num_steps: inner steps.
+        num_gradients: of the training loss.
+        num_hvps: products with the Hessian.
+    """
+
+    num_steps: int = 0
+    num_gradients: int = 0
+    num_hvps: int = 0
+
+    def add(self, steps: int = 0, gradients: int = 0, hvps: int = 0) -> None:
+        """So many more, or fewer."""
+        self.num_steps += steps
+        self.num_gradients += gradients
+        self.num_hvps += hvps
+
+    def add_steps(self, num: int) -> None:
+        """Inner steps, each with its gradient."""
+        self.add(steps=num, gradients=num)
+
+
+class Finite:
+    """The watch for values that are not finite.
+
+    On the CPU each step is looked at once it is done. On a GPU that would make the host wait for the device at every
+    step, so the witnesses of the steps stay there and are read once in `EVERY` steps; the step is named all the same.
+
+    Args:
+        device: of the run.
+    """
+
+    EVERY = 64
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._witnesses: list[tuple[int, str, Tensor]] = []
+
+    @property
+    def every(self) -> int:
+        """How many steps may go by before something of them is read on the host."""
+        return 1 if self._device.type == "cpu" else self.EVERY
+
+    def watch(self, step: int, what: str, witness: Tensor) -> None:
+        """`witness` is finite if and only if `what` is at `step`."""
+        self._witnesses.append((step, what, witness))
+        if len(self._witnesses) >= self.every:
+            self.check()
+
+    def forget(self, step: int | None = None) -> None:
+        """What is watched of a step, or of all, counts for nothing."""
+        self._witnesses = [each for each in self._witnesses if step is not None and each[0] != step]
+
+    def check(self) -> None:
+        """Reads what is watched.
+
+        Raises:
+            NonFiniteError: for the first that is not finite.
+            NonDeterministicError: a training loss had another value on the way back.
+        """
+        witnesses, self._witnesses = self._witnesses, []
+        if not witnesses:
+            return
+        sums = torch.stack([witness.double().sum() for _, _, witness in witnesses]).tolist()
+        for (step, what, _), total in zip(witnesses, sums, strict=True):
+            if not math.isfinite(total) and what == MET_AGAIN:
+                raise NonDeterministicError(
+                    f"inner_loss: met again at inner step {step} it had another value; every draw must be a function "
+                    "of the batch (batch(t) carries a seed), and batch(t) a function of t"
+                )
+            if not math.isfinite(total):
+                raise NonFiniteError(step, what)
+
+
+class Progress:
+    """How far a hypergradient has come, told to whoever watches.
+
+    Args:
+        on_step: called after each inner step.
+
+    Attributes:
+        num_done: inner steps, forward and backward, those that are taken again too.
+    """
+
+    def __init__(self, on_step: OnStep | None) -> None:
+        self.num_done = 0
+        self._on_step = on_step
+        self._last: tuple[str, int, int] | None = None
+
+    def step_done(self, phase: str, done: int, steps: int) -> None:
+        """`done` of the phase's `steps` are done."""
+        self._last = phase, done, steps
+        self.num_done += 1
+        if self._on_step is not None:
+            self._on_step(phase, done, steps)
+
+    def step_repeated(self) -> None:
+        """A step was taken again: whoever watches hears that the run goes on, and nothing else."""
+        self.num_done += 1
+        if self._on_step is not None and self._last is not None:
+            self._on_step(*self._last)
+
+
+class Account:
+    """The record of one hypergradient, saved with the state of its mode.
+
+    Args:
+        steps: T.
+        like: an empty tensor of the run's dtype and device.
+        on_step: called after each inner step.
+        keeper: saves what another process can go on from.
+        resume_from: what it saved.
+
+    Attributes:
+        counts, finite, progress: what is recorded.
+        growth: of the tangents or adjoints.
+        inner_loss: L at every step, [T].
+    """
+
+    examines = True  # whether steps of the run are compared with central differences; not while a plan is measured
+
+    def __init__(
+        self,
+        steps: int,
+        like: Tensor,
+        on_step: OnStep | None = None,
+        keeper: Keeper | None = None,
+        resume_from: dict[str, Any] | None = None,
+    ) -> None:
+        self.counts, self.finite, self.progress = Counts(), Finite(like.device), Progress(on_step)
+        self.inner_loss = like.new_full((steps,), float("nan"))
+        self.growth = Growth(steps, like)
+        self._keeper, self._resume_from, self._before_s = keeper, resume_from, 0.0
+        self._saved_at: int | None = None  # the progress that was saved last
+        self._device, self._start_s = like.device, time.perf_counter()
+        reset_peak(like.device)
+
+    @property
+    def due(self) -> bool:
+        """Whether what is done so far is to be saved now."""
+        return self._keeper is not None and self._keeper.due()
+
+    def barrier(self) -> None:
+        """Before something is said to other processes: all of them are here, and none has failed."""
+        if self._keeper is not None:
+            self._keeper.barrier()
+
+    def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
+        """After a step: what a mode would go on from, saved if that is due and everything is finite.
+
+        Where it is saved already, or nobody saves anything, the run may just end.
+
+        Args:
+            state: makes it.
+        """
+        if not self.due or self.progress.num_done == self._saved_at:
+            may_stop()
+            return
+        self.finite.check()
+        self.barrier()
+        assert self._keeper is not None
+        counts = [self.counts.num_steps, self.counts.num_gradients, self.counts.num_hvps]
+        self._saved_at = self.progress.num_done
+        done = {"progress": self._saved_at, "counts": counts, "inner_loss": self.inner_loss, "wall_s": self._wall_s}
+        self._keeper.save({**done, "norms": self.growth.norms, "mode": state()})
+
+    def peek(self, key: str) -> Any:
+        """An entry of the state that `resume` will return; None without one."""
+        return None if self._resume_from is None else self._resume_from["mode"].get(key)
+
+    def resume(self) -> dict[str, Any] | None:
+        """The state of the mode that an interrupted process saved, on the host, once; the counts go on from there.
+
+        It is taken out of what was given, so that its memory is free once the mode has taken it over.
+        """
+        saved, self._resume_from = self._resume_from, None
+        if saved is None:
+            return None
+        self.counts = Counts(*saved["counts"])
+        self.progress.num_done = self._saved_at = saved["progress"]
+        self._before_s = saved["wall_s"]
+        self.inner_loss.copy_(saved["inner_loss"])
+        if "norms" in saved:  # not in a checkpoint of an earlier version
+            self.growth.load_norms(saved["norms"])
+        mode: dict[str, Any] = saved.pop("mode")
+        return mode
+
+    def restart(self) -> None:
+        """What was done is of no use: the run begins anew."""
+        self.counts = Counts()
+        self.finite.forget()
+
+    def retake(self, step: int, hvps: int) -> None:
+        """A step is taken once more by other means: what was recorded of it counts for nothing."""
+        self.counts.add(steps=-1, gradients=-1, hvps=-hvps)
+        self.finite.forget(step)
+
+    @property
+    def _wall_s(self) -> float:
+        return self._before_s + time.perf_counter() - self._start_s
+
+    def close(self, value: Tensor, grad: Hyper, params: Params) -> Hypergradient:
+        """The result, once E and the hypergradient have been found finite."""
+        self.finite.check()
+        for what, x in [("the outer objective", value), *((f"the hypergradient of {n}", g) for n, g in grad.items())]:
+            if not x.isfinite().all():
+                raise NonFiniteError(self.inner_loss.shape[0], what)
+        stats = {
+            "wall_s": self._wall_s,
+            "peak_bytes": peak_bytes(self._device),
+            "num_steps": self.counts.num_steps,
+            "num_gradients": self.counts.num_gradients,
+            "num_hvps": self.counts.num_hvps,
+            "inner_loss": self.inner_loss,
+            "progress": self.progress.num_done,
+        }
+        return Hypergradient(value, grad, params, stats)
+
+
+def listed(tree: Any) -> Any:
+    """A state with lists for iterators: as another process can be told."""
+    return tree_map_only(Iterator, lambda items: [listed(item) for item in items], tree)
