@@ -27,7 +27,7 @@ from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.models import mlp
-from hyperopt_cli.modes import Hypergradient, Reverse, hypergradient
+from hyperopt_cli.modes import Hypergradient, Measurements, Reverse, hypergradient
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.adjoint.straight_line import Line
 from hyperopt_cli.optimizers import SGD
@@ -62,8 +62,8 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     workload = classification(make, (sizes.inputs,), sizes.batch, steps, SGD(), HYPER, settings.device)
     calls: dict[str, Callable[[], object]] = {
         TRAINING: partial(_train, workload),
-        ALL: partial(_differentiate, workload, Reverse()),
-        **{_name(n): partial(_differentiate, workload, Reverse(slots=n)) for n in sizes.slots},
+        ALL: partial(_differentiate, workload, Reverse(), Measurements()),
+        **{_name(n): partial(_differentiate, workload, Reverse(slots=n), Measurements()) for n in sizes.slots},
     }
     samples = interleaved(calls, settings.repeat, settings.device, settings.on_progress)
     able = {name: shown for name, shown in samples.items() if isinstance(shown, Samples)}
@@ -110,18 +110,18 @@ def _train(workload: Workload) -> None:
     """Plain training, in which every state is dropped at once."""
     with surroundings():
         dynamics = Dynamics.of(*workload)
-        steps, _ = Reverse(compile=False).steps(dynamics, workload.hyper)
+        steps, _ = Reverse(compile=False).steps(dynamics, workload.hyper, Measurements())
         Line(steps, Account(workload.problem.steps, dynamics.like), workload.problem.steps).forward(lambda: None)
 
 
-def _differentiate(workload: Workload, mode: Reverse) -> Outcome:
+def _differentiate(workload: Workload, mode: Reverse, known: Measurements) -> Outcome:
     """The way back begins when the last step there is done."""
     times: dict[str, float] = {}
 
     def on_step(phase: str, done: int, steps: int) -> None:
         times[phase] = time.perf_counter()
 
-    result = hypergradient(*workload, mode, on_step=on_step)
+    result = hypergradient(*workload, mode, on_step=on_step, measurements=known)
     return Outcome(result, times["backward"] - times["forward"])
 
 

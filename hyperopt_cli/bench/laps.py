@@ -13,7 +13,7 @@ from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import available_bytes
-from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes import Measurements, Mode
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.planning.probe import synchronize
 
@@ -45,7 +45,9 @@ def matrix_products(edge: int, dtype: torch.dtype, times: int, device: torch.dev
     return partial(lap, lambda: torch.mm(a, b, out=into), times, device)
 
 
-def steps_but_the_first(mode: Mode, workload: Workload, device: torch.device, needs_bytes: float = 0.0) -> Lap:
+def steps_but_the_first(
+    mode: Mode, workload: Workload, device: torch.device, needs_bytes: float = 0.0, known: Measurements | None = None
+) -> Lap:
     """Mean seconds of the steps of a hypergradient's run but its first, none of them examined, and the hypergradient.
 
     Args:
@@ -53,6 +55,7 @@ def steps_but_the_first(mode: Mode, workload: Workload, device: torch.device, ne
         workload: of at least two steps.
         device: where it computes.
         needs_bytes: memory that it is expected to take.
+        known: what was measured of it before, such as what is compiled; None: nothing.
 
     Raises:
         UsageError: there is no room for that.
@@ -71,5 +74,5 @@ def steps_but_the_first(mode: Mode, workload: Workload, device: torch.device, ne
     with surroundings(problem.precision):
         account = Account(problem.steps, Dynamics.of(problem, hyper).like, on_step)
         account.examines = False  # a few steps of a run are; of these few it would be all
-        result = mode.differentiate(problem, hyper, account)
+        result = mode.differentiate(problem, hyper, account, known or Measurements())
     return Lap((ends[-1] - ends[0]) / (problem.steps - 1), result.grad)

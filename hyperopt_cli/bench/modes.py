@@ -38,7 +38,7 @@ from hyperopt_cli.bench.problems import (
 from hyperopt_cli.bench.report import Case, Figure, Report, Settings, compared, largest_difference
 from hyperopt_cli.bench.variants import by_engine, of_reverse
 from hyperopt_cli.models import mlp
-from hyperopt_cli.modes import Forward, Mode, Reverse, Reversible, hypergradient
+from hyperopt_cli.modes import Forward, Measurements, Mode, Reverse, Reversible, hypergradient
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.problem import Hyper
 
@@ -109,7 +109,7 @@ def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> C
         UNROLL: lambda: Outcome(unroll(workload)),
         LOOP: lambda: Outcome(loop_of_double_backwards(workload)),
         **{
-            name: partial(_differentiated, workload, mode)
+            name: partial(_differentiated, workload, mode, Measurements())
             for name, mode in _modes(sizes, workload.problem.steps, settings.engines).items()
         },
     }
@@ -134,8 +134,8 @@ def _modes(sizes: Sizes, steps: int, asked: Sequence[str] | None) -> dict[str, M
     }
 
 
-def _differentiated(workload: Workload, mode: Mode) -> Outcome:
-    out = hypergradient(*workload, mode)
+def _differentiated(workload: Workload, mode: Mode, known: Measurements) -> Outcome:
+    out = hypergradient(*workload, mode, measurements=known)
     return Outcome(out.grad, out.stats.get("engine"))
 
 

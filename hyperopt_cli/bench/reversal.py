@@ -23,7 +23,7 @@ from hyperopt_cli.bench.problems import Workload, classification, noisy_quadrati
 from hyperopt_cli.bench.report import Case, Figure, Report, Settings, Table, compared, largest_difference
 from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.models import convnet, mlp
-from hyperopt_cli.modes import Mode, Reverse, Reversible, hypergradient
+from hyperopt_cli.modes import Measurements, Mode, Reverse, Reversible, hypergradient
 from hyperopt_cli.modes.reversal.kernels import EAGER, compiled
 from hyperopt_cli.optimizers import SGD, Adam, AdamW
 from hyperopt_cli.optimizers.base import InnerOptimizer
@@ -84,7 +84,9 @@ def _workloads(sizes: Sizes, steps: int, settings: Settings) -> dict[str, Worklo
 
 
 def _case(title: str, workload: Workload, settings: Settings) -> Case:
-    calls: dict[str, Callable[[], object]] = {name: partial(hypergradient, *workload, m) for name, m in MODES.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(hypergradient, *workload, mode, measurements=Measurements()) for name, mode in MODES.items()
+    }
     samples = interleaved(
         calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
     )

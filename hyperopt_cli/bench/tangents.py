@@ -31,6 +31,7 @@ from hyperopt_cli.bench.report import Case, Curves, Figure, Report, Settings, co
 from hyperopt_cli.bench.variants import LOOP, by_engine
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.problem import Hyper
 
@@ -126,7 +127,7 @@ def _cases(setup: Setup, columns: tuple[int, ...], settings: Settings) -> Iterat
         calls = {GRADIENT: partial(gradients, run, GRADIENTS_TIMED, settings.device)}
         for name, mode in by_engine(settings.engines).items():
             needs = taken.get(name, 0.0) * num_columns
-            calls[name] = partial(steps_but_the_first, mode, run, settings.device, needs)
+            calls[name] = partial(steps_but_the_first, mode, run, settings.device, needs, Measurements())
         with surroundings():
             samples = interleaved(
                 {name: partial(_beside, setup, call) for name, call in calls.items()},

@@ -15,8 +15,7 @@ COMPILED = "folded"  # the one whose step is compiled too: compiling takes many 
 def by_engine(asked: Sequence[str] | None = None) -> dict[str, Mode]:
     """Forward mode by the engines that are asked for, by all of them for None; the step of one compiled too.
 
-    The step of a run is compiled for each number of rows, so a mode that is compiled is kept: `measuring` calls it
-    again.
+    The step of a run is compiled for each number of rows: whoever measures it passes the same `Measurements` each time.
     """
     names = [name for name in ENGINES if asked is None or name in asked]
     modes: dict[str, Mode] = {name: Forward(engine=name, compile=False) for name in names}

@@ -87,7 +87,7 @@ class EngineJudge:
         """The engine of a run, found right at step 0.
 
         Args:
-            known: verdicts of earlier runs; a new one is added.
+            known: what `auto` chose in earlier runs; a new choice is added.
             dynamics: of the run.
             hyper: lambda.
             setting: step 0.
@@ -96,17 +96,16 @@ class EngineJudge:
             UsageError: none is right, or the one that was set by hand is not.
         """
         made_for = Circumstances.of(dynamics, hyper, setting.num_columns)
-        before = known.get(made_for)
+        before = known.get(made_for) if self._given == AUTO else Verdict(self._given, "set by hand", made_for)
         if before is not None and self._right.get(before.engine):  # right in earlier runs, and no more can be afforded
             return before
         with self.watch.clocked():
             examination = Examination(setting)
-            if self._given == AUTO:
+            if before is None or self._given == AUTO:
                 verdict = chosen(known, dynamics, hyper, setting, examination)
             else:
                 check_given(self._given, examination)
-                is_same = before is not None and before.engine == self._given
-                verdict = before if before is not None and is_same else Verdict(self._given, "set by hand", made_for)
+                verdict = before
             self._confirm(verdict.engine, examination)
         return verdict
 

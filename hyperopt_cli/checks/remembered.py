@@ -42,11 +42,11 @@ def first_loss(dynamics: Dynamics, hyper: Hyper) -> tuple[Tensor, list[Tensor]]:
     return _evaluated(dynamics, hyper, 0, "lambda")
 
 
-def check_kept(mode: Any, dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> None:
+def check_kept(losses: set[Any], dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> None:
     """Before a run: the loss takes no tensor for a constant that it keeps.
 
     Args:
-        mode: that is to run.
+        losses: the code of those that were run before.
         dynamics: of the run.
         hyper: lambda.
         of_lambda: what `first_loss` found.
@@ -58,7 +58,7 @@ def check_kept(mode: Any, dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tens
         if (said := _REFUSED.get(_keeper(dynamics.problem))) is not None:
             raise NonDeterministicError(said)
     _check_unused(dynamics, hyper, of_lambda, (0,))
-    if code_of(dynamics.problem.inner_loss) not in _asked(mode):
+    if code_of(dynamics.problem.inner_loss) not in losses:
         _check_steps(dynamics, hyper)
     _check_behind(dynamics, hyper)
 
@@ -110,11 +110,11 @@ def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> N
             )
 
 
-def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None:
-    """After a run, and at length if it is the mode's first of this loss: which steps came before is of no effect.
+def check_order(losses: set[Any], problem: Problem, hyper: Hyper, run_s: float) -> None:
+    """After a run, and at length if it is the first of this loss: which steps came before is of no effect.
 
     Args:
-        mode: that ran.
+        losses: the code of those that were run before; this one is added.
         problem: the run.
         hyper: lambda.
         run_s: what it took.
@@ -125,9 +125,9 @@ def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None
     start = Dynamics.of(problem, hyper)
     _check_behind(start, hyper)  # a teacher of the step before is there now
     code = code_of(problem.inner_loss)
-    if code in _asked(mode):
+    if code in losses:
         return
-    _asked(mode).add(code)
+    losses.add(code)
     drawn = torch.Generator().manual_seed(SEED)
     fixed = _moved(start.layout.unpack(start.point(start.start, start.hyper_at(hyper, 0), 0)), drawn)
     steps: Sequence[int] | None = None
@@ -152,12 +152,6 @@ def check_order(mode: Any, problem: Problem, hyper: Hyper, run_s: float) -> None
     for x, y in zip(*ways, strict=True):
         if not bool(((x - y).abs() <= slack(x)).all()) and bool((x.isfinite() | y.isfinite()).all()):
             _refuse(problem)
-
-
-def _asked(mode: Any) -> set[Any]:
-    """The losses that a mode has run."""
-    asked: set[Any] = vars(mode).setdefault("_asked", set())
-    return asked
 
 
 def _check_behind(dynamics: Dynamics, hyper: Hyper) -> None:

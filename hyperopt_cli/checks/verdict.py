@@ -1,4 +1,4 @@
-"""What `engine: auto` has decided, what it was decided on, and for what it holds."""
+"""Which engine `auto` has chosen, what it was measured on, and for what the choice holds."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.sizes import size_of
 from hyperopt_cli.problem import Hyper
-from hyperopt_cli.program import Compilation
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Circumstances:
     """What a verdict was made for; it fits where all of this is the same.
 
     Attributes:
-        num_columns: K; 0 of a mode that carries none.
+        num_columns: K; 0 for a mode that carries none.
         chunk_size: columns treated at once; None: all.
         steps: T.
         num_parameters: P.
@@ -73,7 +72,6 @@ class Verdict:
         step_s: seconds that K columns of a step took, of each candidate that was measured.
         errors: relative error beside central differences of the training gradient, of each that was tried.
         disqualified: the reasons, by engine.
-        compilation: whether the whole step is compiled; None: not decided.
     """
 
     engine: str
@@ -82,23 +80,17 @@ class Verdict:
     step_s: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     disqualified: Mapping[str, str] = field(default_factory=dict)
-    compilation: Compilation | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Dictionaries, strings and numbers."""
+    def state_dict(self) -> dict[str, Any]:
+        """Returns it as dictionaries, text and numbers."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Verdict":
-        """The inverse of `to_json`.
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Verdict":
+        """The inverse of `state_dict`.
 
         Raises:
             TypeError: it lacks something, or has something else.
-            KeyError: it lacks what it was made for, or whether steps are compiled.
+            KeyError: it lacks what it was made for.
         """
-        compilation = content["compilation"]
-        made = {
-            "made_for": Circumstances(**content["made_for"]),
-            "compilation": None if compilation is None else Compilation(**compilation),
-        }
-        return cls(**{**content, **made})
+        return cls(**{**state, "made_for": Circumstances(**state["made_for"])})

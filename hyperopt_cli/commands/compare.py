@@ -15,7 +15,6 @@ from hyperopt_cli.comparison import Comparison, OnModeStep, Outcome, compare, me
 from hyperopt_cli.comparison.common_factors import Runs
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.modes import Hypergradient, Mode
-from hyperopt_cli.modes.deciding import Deciding
 from hyperopt_cli.outer.descent import OuterStep, step_of
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.recipe.schema import Recipe
@@ -69,8 +68,9 @@ def execute_comparison(
         status = LiveStatus(directory.status, mode=recipe.mode.name)
         with reported(status):
             outcome = measured(runs, hyper, name, mode, partial(_beating, status, on_step))
-            if isinstance(mode, Deciding) and mode.verdicts:
-                directory.write_engine([verdict.to_json() for verdict in mode.verdicts])
+            state = outcome.measurements.state_dict()
+            if any(state.values()):
+                directory.write_measurements(state)
             _write(experiment, recipe, written, directory, outcome, time.perf_counter() - began)
             status.finish(_state(outcome), **_why(outcome))
         return outcome

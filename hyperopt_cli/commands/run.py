@@ -5,12 +5,11 @@ best that it had reached.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
-from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.commands.agreement import Agreement
 from hyperopt_cli.commands.keeping import RunKeeper, bits_depend_on, usable_here
 from hyperopt_cli.errors import (
@@ -27,10 +26,9 @@ from hyperopt_cli.errors import (
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.modes import MODES, Mode
+from hyperopt_cli.modes import MODES, Measurements, Mode
 from hyperopt_cli.modes.account import listed
-from hyperopt_cli.modes.deciding import Deciding
-from hyperopt_cli.modes.described import described, revived
+from hyperopt_cli.modes.base import mode_from_state_dict
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer.descent import MOST_HALVINGS, OuterStep, Together, descend
 from hyperopt_cli.ranks.group import ALONE, Ranks
@@ -130,29 +128,31 @@ def execute(
     record = _Record(experiment, time.perf_counter(), tree.get("record"))
     if files := changed(tree.get("sources", {}), code.sources):
         record.sources_changed.append({"outer_step": num_measured, "files": files})
-    kept = _Kept(revived(tree["mode"], MODES.values()) if tree else experiment.mode, directory)
+    mode = mode_from_state_dict(tree["mode"], MODES.values()) if tree else experiment.mode
+    measured = _Measured(mode, directory, tree.get("measurements"))
     if ranks.size > 1:
         tree = listed(tree)
-    ranks.agreed((tree.get("outer"), described(kept.mode)))
+    ranks.agreed((tree.get("outer"), mode.state_dict(), measured.now.state_dict()))
     said: dict[str, Any] = {SOURCES_CHANGED: record.sources_changed} if record.sources_changed else {}
     status = LiveStatus(directory.status, outer_step=max(0, num_measured - 1), mode=recipe.mode.name, **said)
 
     def rest() -> tuple[dict[str, Any], bool]:
-        kept.keep()
-        held = {
+        measured.write()
+        state = {
             "record": record.state_dict(),
-            "mode": described(kept.mode),
+            "mode": measured.mode.state_dict(),
+            "measurements": measured.now.state_dict(),
             "data": digest,
             "sources": dict(code.sources),
         }
-        return held, record.best_is_new()
+        return state, record.best_is_new()
 
     keeper: Keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
     together: Together | None = None
     if ranks.size > 1:
         keeper = agreement = Agreement(ranks, flag, keeper)
         together = agreement.together
-    told, error = _Told(status, watcher, kept), None
+    told, error = _Told(status, watcher, measured), None
     with (
         reported(status),
         _log(experiment, directory, written, num_measured if continued else None) as log,
@@ -161,11 +161,11 @@ def execute(
     ):
         try:
             record.score_start()
-            for step in _descended(experiment, kept.mode, keeper, together, tree.get("outer"), ranks, told):
+            for step in _descended(experiment, mode, measured.now, keeper, together, tree.get("outer"), ranks, told):
                 if files := record.files_changed():
                     step.stats[SOURCES_CHANGED] = files
                 record.add(step)
-                kept.keep()
+                measured.write()
                 directory.append_metrics(step)
                 log.log(step)
                 watcher.outer(step)
@@ -220,8 +220,8 @@ def _left(
 class _Told:
     """Passes on what happens between two outer steps."""
 
-    def __init__(self, status: LiveStatus, watcher: Watcher, kept: "_Kept") -> None:
-        self._status, self._watcher, self._kept = status, watcher, kept
+    def __init__(self, status: LiveStatus, watcher: Watcher, measured: "_Measured") -> None:
+        self._status, self._watcher, self._measured = status, watcher, measured
 
     def inner(self, n: int, replica: int, phase: str, done: int, steps: int) -> None:
         self._status.beat(outer_step=n)
@@ -232,7 +232,7 @@ class _Told:
         self._watcher.said(f"outer step {n}: {what}its step is halved ({halvings} of {MOST_HALVINGS})")
 
     def smaller(self, n: int, mode: Mode, why: str) -> None:
-        self._kept.mode = mode
+        self._measured.mode = mode
         self._watcher.said(f"outer step {n}: {why}")
 
     def begun_again(self, n: int, why: ReversalError) -> None:
@@ -242,6 +242,7 @@ class _Told:
 def _descended(
     experiment: Experiment,
     mode: Mode,
+    measurements: Measurements,
     keeper: Keeper,
     together: Together | None,
     resume_from: Any,
@@ -263,6 +264,7 @@ def _descended(
         together,
         None if told is None else told.smaller,
         None if told is None else told.begun_again,
+        measurements,
     )
 
 
@@ -273,11 +275,13 @@ def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
         HyperoptError: as the lead does.
     """
     ranks.each(lambda: None)  # the lead reads its checkpoint
-    of_lead: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))
-    resume_from, description = of_lead
-    mode, keeper = revived(description, MODES.values()), Agreement(ranks, flag, None)
+    of_lead: tuple[Any, dict[str, Any], dict[str, Any]] = ranks.agreed((None, {}, {}))
+    resume_from, settings, measured = of_lead
+    mode, keeper = mode_from_state_dict(settings, MODES.values()), Agreement(ranks, flag, None)
+    measurements = Measurements()
+    measurements.load_state_dict(measured)
     with only_after_steps():
-        for _ in _descended(experiment, mode, keeper, keeper.together, resume_from, ranks):
+        for _ in _descended(experiment, mode, measurements, keeper, keeper.together, resume_from, ranks):
             pass
 
 
@@ -316,31 +320,33 @@ def _log(experiment: Experiment, directory: RunDirectory, written: str, from_ste
     return TensorBoardLog(directory.tensorboard, purge_step=from_step, start=start)
 
 
-class _Kept:
-    """The verdicts of a mode that chooses its engine by measuring, in the run directory.
+class _Measured:
+    """The mode of a run, and what its hypergradients have measured, which is in the run directory too.
+
+    Args:
+        mode: that the run begins with.
+        directory: of the run.
+        state: of the checkpoint that the run resumes from; it goes before what is in the directory.
 
     Attributes:
         mode: the recipe's, or a smaller one that is taken in its place since memory was lacking.
+        now: what is measured so far.
     """
 
-    def __init__(self, mode: Mode, directory: RunDirectory) -> None:
-        self.mode, self._directory, self._num = mode, directory, 0
-        if isinstance(mode, Deciding):
-            mode.remember(_readable(directory.read_engine()))
-            self._num = len(mode.verdicts)
+    def __init__(self, mode: Mode, directory: RunDirectory, state: Mapping[str, Any] | None) -> None:
+        self.mode, self.now, self._directory = mode, Measurements(), directory
+        with suppress(KeyError, TypeError, AttributeError):  # of another version: measured again
+            self.now.load_state_dict(directory.read_measurements())
+        if state is not None:
+            self.now.load_state_dict(state)
+        self._written = self.now.state_dict()
 
-    def keep(self) -> None:
-        """Writes them down if there are new ones."""
-        if isinstance(self.mode, Deciding) and len(self.mode.verdicts) > self._num:
-            self._num = len(self.mode.verdicts)
-            self._directory.write_engine([verdict.to_json() for verdict in self.mode.verdicts])
-
-
-def _readable(written: Iterable[Mapping[str, Any]]) -> Iterator[Verdict]:
-    """The verdicts that this version understands; others are measured again."""
-    for each in written:
-        with suppress(KeyError, TypeError):
-            yield Verdict.from_json(each)
+    def write(self) -> None:
+        """Writes what is measured, where there is more of it than was written."""
+        state = self.now.state_dict()
+        if state != self._written:
+            self._written = state
+            self._directory.write_measurements(state)
 
 
 class _Record:

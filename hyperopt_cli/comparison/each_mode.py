@@ -23,7 +23,7 @@ from hyperopt_cli.errors import (
     UsageError,
 )
 from hyperopt_cli.memory import is_lacking, peak_bytes, reset_peak, tidy_up
-from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
+from hyperopt_cli.modes import Hypergradient, Measurements, Mode, hypergradient
 from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper, Problem
@@ -41,11 +41,13 @@ class Outcome(NamedTuple):
         compared: with no difference yet.
         result: the hypergradient, with w_T on the host; None where the mode has none.
         fixed_point: whether the mode computes in it.
+        measurements: what was measured on the way.
     """
 
     compared: Compared
     result: Hypergradient | None
     fixed_point: bool
+    measurements: Measurements
 
 
 # Takes one mode: the runs, lambda, the name, the mode, who watches.
@@ -108,40 +110,43 @@ def measured(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeSte
     """
     problem = runs.of(mode)
     watch = None if on_step is None else _named(on_step, name)
+    known = Measurements()
     try:
-        _warm_up(problem, hyper, mode)
+        _warm_up(problem, hyper, mode, known)
         tidy_up()
         held = _held_bytes(problem, hyper)
-        result = hypergradient(problem, hyper, mode, on_step=watch)
+        result = hypergradient(problem, hyper, mode, on_step=watch, measurements=known)
     except (DetachedHyperparameterError, NonDeterministicError):
         raise  # true of the problem, whatever the mode
     except (HyperoptError, RuntimeError, MemoryError) as error:
-        return Outcome(_without_result(name, error), None, False)
+        return Outcome(_without_result(name, error), None, False, known)
     factors = {} if runs.report is None else {"factors": runs.report.first_and_last()}
     params = {key: w.detach().cpu() for key, w in result.params.items()}
     result = result._replace(params=params, stats={**factors, **result.stats})
     compared = _with_result(name, problem.steps, result, held)
     if problem.precision is not None:
-        at_full = _at_full_precision(problem, hyper, mode, watch)
+        at_full = _at_full_precision(problem, hyper, mode, watch, known)
         against = None if at_full is None else Difference.of(result, at_full)
         compared = replace(compared, against_float32=against)
-    return Outcome(compared, result, isinstance(mode, Reversible))
+    return Outcome(compared, result, isinstance(mode, Reversible), known)
 
 
-def _at_full_precision(problem: Problem, hyper: Hyper, mode: Mode, watch: OnStep | None) -> Hypergradient | None:
+def _at_full_precision(
+    problem: Problem, hyper: Hyper, mode: Mode, watch: OnStep | None, known: Measurements
+) -> Hypergradient | None:
     """The same with every product in the parameters' precision; None where that has no result."""
     tidy_up()
     with suppress(HyperoptError, MemoryError, torch.OutOfMemoryError):
-        return hypergradient(replace(problem, precision=None), hyper, mode, on_step=watch)
+        return hypergradient(replace(problem, precision=None), hyper, mode, on_step=watch, measurements=known)
     return None
 
 
-def _warm_up(problem: Problem, hyper: Hyper, mode: Mode) -> None:
+def _warm_up(problem: Problem, hyper: Hyper, mode: Mode, known: Measurements) -> None:
     """Two steps and one chunk of the objective; what is wrong with them is told by the run itself."""
     chunks = None if problem.outer_batches is None else [problem.outer_batches[0]]
     short = replace(problem, steps=min(WARM_UP_STEPS, problem.steps), outer_batches=chunks)
     with suppress(HyperoptError):
-        hypergradient(short, hyper, mode)
+        hypergradient(short, hyper, mode, measurements=known)
 
 
 def _named(on_step: OnModeStep, name: str) -> Callable[[str, int, int], None]:

@@ -25,6 +25,7 @@ from hyperopt_cli.modes.account import Account, OnStep
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.forward import Forward
+from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.planning.plan import Plan, plan
 from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.modes.reverse import Reverse
@@ -37,6 +38,7 @@ __all__ = [
     "Forward",
     "Hypergradient",
     "Keeper",
+    "Measurements",
     "Mode",
     "Plan",
     "Reverse",
@@ -56,6 +58,7 @@ def hypergradient(
     on_step: OnStep | None = None,
     keeper: Keeper | None = None,
     resume_from: dict[str, Any] | None = None,
+    measurements: Measurements | None = None,
 ) -> Hypergradient:
     """E at the end of the run and its derivative in every entry of `hyper`: exact, unless `stats["bias"]` is there.
 
@@ -67,6 +70,8 @@ def hypergradient(
         keeper: asked after each inner step whether it wants what another process can go on from.
         resume_from: what it saved, to go on from there: of the same problem, lambda and mode. The result has the same
             bits as that of a run which was never interrupted. It is emptied.
+        measurements: what hypergradients of this training run have measured before: the engine is chosen once, a step
+            compiled once. Whoever takes many gives one object to all of them; None: nothing is known.
 
     Returns:
         `value` [], `grad` like `hyper`, `params` (w_T) and `stats`.
@@ -106,6 +111,7 @@ def hypergradient(
         mode = MODES[mode]()
     if not isinstance(mode, Mode):
         raise TypeError(f"mode: got {mode!r}; give a name ({', '.join(MODES)}) or an instance of one")
+    measurements = Measurements() if measurements is None else measurements
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings(problem.precision):
         dynamics = Dynamics.of(problem, hyper)
@@ -116,14 +122,14 @@ def hypergradient(
         check_connected(dynamics, hyper)
         if first is None:
             first, kept = first_loss(dynamics, hyper)
-        check_kept(mode, dynamics, hyper, kept)
+        check_kept(measurements.losses, dynamics, hyper, kept)
         account = Account(problem.steps, dynamics.like, on_step, keeper, resume_from)
         del dynamics  # its s_0, before the mode makes its own
         began_s = time.perf_counter()
-        result = mode.differentiate(problem, hyper, account)
+        result = mode.differentiate(problem, hyper, account, measurements)
         run_s = time.perf_counter() - began_s
         check_still(problem, hyper, first, account.inner_loss[0])
-        check_order(mode, problem, hyper, run_s)
+        check_order(measurements.losses, problem, hyper, run_s)
         result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})

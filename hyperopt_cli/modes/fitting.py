@@ -9,6 +9,7 @@ from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import HyperoptError, NoMemoryError
 from hyperopt_cli.memory import is_lacking, tidy_up
 from hyperopt_cli.modes.base import Mode
+from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.planning.plan import bytes_text, plan, seconds_text
 from hyperopt_cli.modes.planning.predictions import Prediction, spelled
 from hyperopt_cli.problem import Hyper, Problem
@@ -27,7 +28,7 @@ class Smaller(NamedTuple):
     said: str
 
 
-def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str) -> Smaller:
+def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str, measurements: Measurements) -> Smaller:
     """The mode to take after one for which memory was lacking.
 
     Args:
@@ -35,18 +36,20 @@ def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str) -> Smaller
         problem: the training run.
         hyper: lambda.
         lacking: what was said.
+        measurements: of hypergradients before; a plan that has to do with less is changed there.
 
     Raises:
         NoMemoryError: it can't do with less; with the modes that would fit.
     """
     tidy_up()
+    before = mode.chosen(measurements)
     with surroundings(problem.precision):
-        after = mode.smaller(problem, hyper)
-    what = f"{spelled(mode.running)} ran out of memory ({lacking})"
+        after = mode.smaller(problem, hyper, measurements)
+    what = f"{spelled(before)} ran out of memory ({lacking})"
     if after is not None:
-        return Smaller(after, f"{what}; {spelled(after.running)} takes its place")
+        return Smaller(after, f"{what}; {spelled(after.chosen(measurements))} takes its place")
     raise NoMemoryError(
-        f"mode: {what}, and can't do with less; {_others(mode.running, replace(problem, ranks=ALONE), hyper)}"
+        f"mode: {what}, and can't do with less; {_others(before, replace(problem, ranks=ALONE), hyper)}"
     )
 
 

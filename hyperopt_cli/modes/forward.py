@@ -18,7 +18,7 @@ Prefer reverse or reversible for many hyperparameters.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from hyperopt_cli.checks.engine_judge import EngineJudge, TakenWronglyError
+from hyperopt_cli.checks.engine_judge import AUTO, EngineJudge, TakenWronglyError
 from hyperopt_cli.checks.setting import Setting
-from hyperopt_cli.checks.verdict import Circumstances, Verdict
+from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.dynamics.derivatives import push_columns
 from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.stepping import StepAt
@@ -36,21 +36,23 @@ from hyperopt_cli.engines import ENGINES, Engine, check_name
 from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes.account import Account
+from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.columns import Carried, Columns, divided
-from hyperopt_cli.modes.deciding import Compiling
+from hyperopt_cli.modes.compilation import check_compile, compilation_of, stats_of_compilation, without_compiling
 from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
+from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper, Problem
-from hyperopt_cli.program import WholeStep
+from hyperopt_cli.program import Compilation
 from hyperopt_cli.ranks.group import Ranks
 
 TANGENT = "the tangent of the training loss"
 
 
 @dataclass(frozen=True)
-class Forward(Compiling):
+class Forward(Mode):
     """Forward mode.
 
     `stats["engine"]` is the engine that ran last; where `auto` chose it, `stats["engine_why"]` is the reason. At step 0
@@ -71,50 +73,59 @@ class Forward(Compiling):
     engine: str = "auto"
     chunk_size: int | None = None
     compile: bool | str = "auto"
-    _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _whole: dict[str, WholeStep] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _judge: EngineJudge = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_name(self.engine)
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size: got {self.chunk_size}; a chunk has at least 1 column")
-        self._check_compile()
-        object.__setattr__(self, "_judge", EngineJudge(self.engine))
+        check_compile(self.compile)
 
-    def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
+    def differentiate(
+        self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
+    ) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 2."""
+        judge = measurements.engine_judge(self.engine)
         self.check_ranks(sum(value.numel() for value in hyper.values()), problem.ranks)
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
-        dynamics = self._judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
+        dynamics = judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
         lambda_at = tangents_of_schedule(dynamics, hyper)
-        verdict = self._verdict(dynamics, hyper, lambda_at)
+        setting = self._first_block(dynamics, hyper, lambda_at)
+        verdict = judge.at_start(measurements.verdicts, dynamics, hyper, setting)
+        decided_for = verdict.engine, verdict.made_for
+        compilation = self._compilation(dynamics, setting, verdict, measurements)
         if (saved := account.peek("engine")) is not None and saved in ENGINES:
             verdict = replace(verdict, engine=saved)  # another process may have chosen another one
         if problem.ranks.size > 1:
             account.barrier()
             verdict = replace(verdict, engine=problem.ranks.agreed(verdict.engine))
+        run = partial(self._differentiated, dynamics, hyper, lambda_at, judge, measurements)
         try:
-            return self._differentiated(dynamics, hyper, lambda_at, verdict, account)
-        except TakenWronglyError as found:
-            self._known[found.verdict.made_for] = found.verdict
-            account.restart()
+            return run(verdict, compilation, account)
+        except TakenWronglyError as error:
+            measurements.verdicts[error.verdict.made_for] = error.verdict
         except (UsageError, VerificationError) as error:
-            self._give_up(verdict, error)
-            account.restart()
-        return self.differentiate(problem, hyper, account)
+            measurements.compilations[decided_for] = without_compiling(self.compile, compilation, error)
+        account.restart()
+        return self.differentiate(problem, hyper, account, measurements)
 
     def _differentiated(
-        self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt, verdict: Verdict, account: Account
+        self,
+        dynamics: Dynamics,
+        hyper: Hyper,
+        lambda_at: LambdaAt,
+        judge: EngineJudge,
+        measurements: Measurements,
+        verdict: Verdict,
+        compilation: Compilation,
+        account: Account,
     ) -> Hypergradient:
         problem = dynamics.problem
-        assert verdict.compilation is not None
-        step = self._step(dynamics, verdict.engine, verdict.compilation.compiled)
+        step = _step(dynamics, verdict.engine, compilation.compiled, measurements)
         carried = Carried.at_start(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
         account.growth.tangents(0, [block.z.params for block in carried.blocks])
         first, state, carried = _resumed(account, dynamics, carried)
-        self._judge.watch.met.clear()
+        judge.watch.met.clear()
 
         def save(at: int) -> None:
             of_run = problem.ranks, account, verdict.engine
@@ -126,11 +137,11 @@ class Forward(Compiling):
             try:
                 state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
             except (NonFiniteError, UsageError, RuntimeError) as error:
-                verdict = self._without(setting_of, verdict, step.is_compiled, error)
+                verdict = self._without(judge, setting_of, verdict, step.is_compiled, error)
             else:
-                verdict = self._judge.look(dynamics, t, setting_of, verdict)
+                verdict = judge.look(dynamics, t, setting_of, verdict)
             if verdict.engine != engine:
-                step = self._step(dynamics, verdict.engine, compiled=False)
+                step = _step(dynamics, verdict.engine, False, measurements)
                 account.retake(t, sum(len(block.active) for block in carried.blocks))
                 state, carried = _advanced(dynamics, step, lambda_at, *before, t, account)
             del before, setting_of
@@ -138,7 +149,7 @@ class Forward(Compiling):
             account.progress.step_done("forward", t + 1, problem.steps)
             save(t + 1)
         params = dynamics.layout.unpack(dynamics.result(state))
-        objective = outer_objective(problem, params, hyper, partial(save, problem.steps), self._judge.outer)
+        objective = outer_objective(problem, params, hyper, partial(save, problem.steps), judge.outer)
         if problem.ranks.size > 1:
             account.finite.check()
             account.barrier()
@@ -146,19 +157,15 @@ class Forward(Compiling):
         account.counts.num_hvps = _of_all(problem.ranks, account.counts.num_hvps)
         account.growth.of_all(problem.ranks)
         result = account.close(objective.value, grad, params)
-        why = {"engine_why": verdict.why} if self.engine == "auto" else {}
-        told = {"engine": verdict.engine, **why, **self._told(verdict.compilation)}
-        told |= stats_of_checks(self._judge.said)
-        return result._replace(stats={**result.stats, **told})
+        stats = {**result.stats, "engine": verdict.engine}
+        stats |= {"engine_why": verdict.why} if self.engine == AUTO else {}
+        stats |= stats_of_compilation(compilation) | stats_of_checks(judge.said)
+        return result._replace(stats=stats)
 
-    def smaller(self, problem: Problem, hyper: Hyper) -> "Forward | None":
+    def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Forward | None":
         """With half as many columns at once; Z itself stays as large as it is."""
         at_once = max(len(block) for block in self._blocks(problem, hyper))
-        if at_once <= 1:
-            return None
-        less = replace(self, chunk_size=-(-at_once // 2))
-        less.remember(self.verdicts)
-        return less
+        return None if at_once <= 1 else replace(self, chunk_size=-(-at_once // 2))
 
     def _blocks(self, problem: Problem, hyper: Hyper) -> list[list[int]]:
         """The columns that are treated at once, by this process."""
@@ -175,24 +182,29 @@ class Forward(Compiling):
                 f"ranks, {smaller}or shard: batch"
             )
 
-    def _verdict(self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt) -> Verdict:
-        """The engine of this run, found right at step 0, and whether the step is compiled."""
+    def _first_block(self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt) -> Setting:
+        """Step 0 with the first columns that are treated at once."""
         plain, directions = lambda_at(0)
         block = self._blocks(dynamics.problem, hyper)[0]
         directions = tree_map(lambda x: x[block], directions)
-        setting = Setting.of(dynamics, 0, dynamics.start, plain, directions, None)
-        verdict = self._judge.at_start(self._known, dynamics, hyper, setting)
+        return Setting.of(dynamics, 0, dynamics.start, plain, directions, None)
+
+    def _compilation(
+        self, dynamics: Dynamics, setting: Setting, verdict: Verdict, measurements: Measurements
+    ) -> Compilation:
+        """Whether the step with an engine is compiled."""
         drawn = torch.Generator().manual_seed(0)  # at Z = 0 no product with H would be compared
 
         def rows(x: Tensor) -> Tensor:
             return torch.randn(setting.num_columns, *x.shape, generator=drawn, dtype=x.dtype).to(x.device)
 
         z = tree_map(rows, dynamics.start)
-        step = self._step(dynamics, verdict.engine, compiled=False)
-        return self._settled(verdict, step, 0, dynamics.start, z, setting.hyper, setting.hyper_dot)
+        step = _step(dynamics, verdict.engine, False, measurements)
+        example = 0, dynamics.start, z, setting.hyper, setting.hyper_dot
+        return compilation_of(self.compile, verdict.engine, verdict.made_for, step, example, measurements)
 
     def _without(
-        self, setting_of: Callable[[], Setting], verdict: Verdict, compiled: bool, error: Exception
+        self, judge: EngineJudge, setting_of: Callable[[], Setting], verdict: Verdict, compiled: bool, error: Exception
     ) -> Verdict:
         """Another engine at a step where this one fails, or has a tangent that is not finite though the loss is.
 
@@ -206,10 +218,12 @@ class Forward(Compiling):
         setting = setting_of()
         if isinstance(error, NonFiniteError) and error.step != setting.t:
             raise error
-        return self._judge.instead(setting, verdict, error, of_tangent)
+        return judge.instead(setting, verdict, error, of_tangent)
 
-    def _step(self, dynamics: Dynamics, engine: str, compiled: bool) -> StepAt:
-        return self._step_at(dynamics, engine, partial(tangent_step, engine=ENGINES[engine]), compiled)
+
+def _step(dynamics: Dynamics, engine: str, compiled: bool, measurements: Measurements) -> StepAt:
+    function = partial(tangent_step, engine=ENGINES[engine])
+    return StepAt(dynamics, function, measurements.whole_step(engine), compiled)
 
 
 def _setting(dynamics: Dynamics, lambda_at: LambdaAt, t: int, state: State) -> Setting:

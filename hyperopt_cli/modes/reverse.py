@@ -28,14 +28,14 @@ all that fits and no rule is reversible. Prefer forward for a few hyperparameter
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.checks.judge import Judge
-from hyperopt_cli.checks.verdict import Circumstances, Verdict
+from hyperopt_cli.checks.verdict import Circumstances
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.sizes import size_of
 from hyperopt_cli.dynamics.stepping import PartitionedStepAt
@@ -55,17 +55,19 @@ from hyperopt_cli.modes.adjoint.sweep import (
     resumed,
     swept_back,
 )
-from hyperopt_cli.modes.deciding import Compiling
+from hyperopt_cli.modes.base import Mode
+from hyperopt_cli.modes.compilation import check_compile, compilation_of, stats_of_compilation, without_compiling
+from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.program import Compilation, PartitionedStep
+from hyperopt_cli.program import Compilation
 
-PULLBACK = "reverse_over_reverse_loop"
+STEP = "reverse"
 
 
 @dataclass(frozen=True)
-class Reverse(Compiling):
+class Reverse(Mode):
     """Reverse mode.
 
     `stats["slots"]` is how many states may be held at once for the sweep.
@@ -86,10 +88,6 @@ class Reverse(Compiling):
     window: int | None = None
     path: str | None = None
     compile: bool | str = "auto"
-    _known: dict[Circumstances, Verdict] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _whole: dict[str, PartitionedStep] = field(default_factory=dict, init=False, compare=False, repr=False)
-    _judge: Judge = field(default_factory=Judge, init=False, compare=False, repr=False)
-    _fitting: dict[str, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.slots, str):
@@ -104,7 +102,7 @@ class Reverse(Compiling):
             raise ValueError(f'path: got {self.path!r}; allowed is None (the states of the run) or "linear"')
         if self.path is not None and self.slots is not None:
             raise ValueError("path: it stands for the states that slots would keep; give one of path and slots")
-        self._check_compile()
+        check_compile(self.compile)
 
     def bias(self, steps: int) -> str | None:
         """What the window leaves out, and that a line is no run."""
@@ -114,44 +112,47 @@ class Reverse(Compiling):
             parts.append("states on a straight line (DrMAD)")
         return "; ".join(parts) or None
 
-    def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
+    def differentiate(
+        self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
+    ) -> Hypergradient:
         """Franceschi et al. 2017, algorithm 1."""
-        dynamics = self._judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
-        steps, verdict = self.steps(dynamics, hyper)
+        judge = measurements.judge("reverse")
+        dynamics = judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
+        steps, compilation = self.steps(dynamics, hyper, measurements)
         try:
-            return self._swept(dynamics, hyper, steps, self._told(verdict.compilation), account)
+            out = self._swept(dynamics, hyper, steps, measurements, account)
         except (UsageError, VerificationError) as error:
-            self._give_up(verdict, error)
-            account.restart()
-        return self.differentiate(problem, hyper, account)
+            decided_for = STEP, Circumstances.of(dynamics, hyper)
+            measurements.compilations[decided_for] = without_compiling(self.compile, compilation, error)
+        else:
+            stats = stats_of_compilation(compilation) | stats_of_checks(judge.said)
+            return out._replace(stats=out.stats | stats)
+        account.restart()
+        return self.differentiate(problem, hyper, account, measurements)
 
-    def smaller(self, problem: Problem, hyper: Hyper) -> "Reverse | None":
+    def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Reverse | None":
         """With half as many states in memory, and more steps taken again; those on the disk stay there."""
         if self.path is not None:
             return None
-        now = self._places(Dynamics.of(problem, hyper), hyper, self._num_swept(problem.steps), None)
+        now = self._places(Dynamics.of(problem, hyper), hyper, self._num_swept(problem.steps), measurements, None)
         halved = Places(now.device // 2, now.host // 2, now.disk)
         if sum(halved) == 0 or halved == now:
             return None
-        less = replace(self, slots=halved._asdict() if halved.host or halved.disk else halved.device)
-        less.remember(self.verdicts)
-        return less
+        return replace(self, slots=halved._asdict() if halved.host or halved.disk else halved.device)
 
     def _swept(
-        self, dynamics: Dynamics, hyper: Hyper, steps: Steps, told: Mapping[str, Any], account: Account
+        self, dynamics: Dynamics, hyper: Hyper, steps: Steps, measurements: Measurements, account: Account
     ) -> Hypergradient:
         num, saved = self._num_swept(dynamics.problem.steps), account.resume()
-        places = self._places(dynamics, hyper, num, saved)
+        places = self._places(dynamics, hyper, num, measurements, saved)
 
         def gone_back(past: PastStates) -> Hypergradient:
             if saved and saved["kind"] != type(past).__name__:  # steps are compiled now, or no longer
                 account.restart()
                 saved.clear()
             sweep = resumed(past, saved, dynamics, hyper)
-            result = swept_back(dynamics, hyper, past, account, num, sweep, self._judge.outer)
-            return result._replace(
-                stats={**result.stats, "slots": past.slots, **told, **stats_of_checks(self._judge.said)}
-            )
+            out = swept_back(dynamics, hyper, past, account, num, sweep, steps.judge.outer)
+            return out._replace(stats={**out.stats, "slots": past.slots})
 
         if self.path is not None:
             return gone_back(Line(steps, account, num))
@@ -166,53 +167,44 @@ class Reverse(Compiling):
             return None
         return segment_length(num, sum(places), 1 + steps.saved_bytes() / max(1, state_bytes(steps.dynamics.start)))
 
-    def steps(self, dynamics: Dynamics, hyper: Hyper) -> tuple[Steps, Verdict]:
+    def steps(self, dynamics: Dynamics, hyper: Hyper, measurements: Measurements) -> tuple[Steps, Compilation]:
         """The two steps, compiled or not, and the decision."""
-        made_for = Circumstances.of(dynamics, hyper)
-        verdict = self._known.get(made_for, Verdict(PULLBACK, "the only one of an adjoint", made_for))
-        whole = self._whole.setdefault("both", PartitionedStep())
+        judge, whole = measurements.judge("reverse"), measurements.partitioned_step(STEP)
         step = PartitionedStepAt(dynamics, forward_and_backward_step, whole, compiled=False)
         step_hyper = dynamics.hyper_at(hyper, 0)
         if dynamics.watch is not None:
-            self._judge.look(dynamics, 0, dynamics.start, step_hyper, unseen=True)
-        if self._judge.takes_programs and self.compile == "auto":
+            judge.look(dynamics, 0, dynamics.start, step_hyper, unseen=True)
+        if judge.takes_programs and self.compile == "auto":
             made = Compilation(False, "not compiled, for the derivative of a list of operators is not")
-            return Steps(dynamics, hyper, step, self._judge), replace(verdict, compilation=made)
-        example = (dynamics.start, step_hyper, tree_map(torch.ones_like, dynamics.start))
-        verdict = self._settled(verdict, step, 0, *example)
-        assert verdict.compilation is not None
-        step.is_compiled = verdict.compilation.compiled
-        return Steps(dynamics, hyper, step, self._judge), verdict
+        else:
+            example = 0, dynamics.start, step_hyper, tree_map(torch.ones_like, dynamics.start)
+            made = compilation_of(self.compile, STEP, Circumstances.of(dynamics, hyper), step, example, measurements)
+        step.is_compiled = made.compiled
+        return Steps(dynamics, hyper, step, judge), made
 
     def _num_swept(self, steps: int) -> int:
         return steps if self.window is None else min(self.window, steps)
 
-    def _places(self, dynamics: Dynamics, hyper: Hyper, num: int, saved: Mapping[str, Any] | None) -> Places:
+    def _places(
+        self, dynamics: Dynamics, hyper: Hyper, num: int, measurements: Measurements, saved: Mapping[str, Any] | None
+    ) -> Places:
         """Of at most `num` states; what was found free stays for a run that was interrupted."""
         if self.slots is None or self.slots == "all":
             return Places(device=num)
         if isinstance(self.slots, str):
-            return Places(device=saved["slots"] if saved else self._num_that_fit(dynamics, hyper, num))
+            return Places(device=saved["slots"] if saved else _num_that_fit(dynamics, hyper, num, measurements))
         return Places.of(self.slots).at_most(num)
 
-    def _num_that_fit(self, dynamics: Dynamics, hyper: Hyper, most: int) -> int:
-        """As many as fitted when problems of that size were met first."""
-        size = repr(size_of(dynamics, hyper))
-        if size not in self._fitting:
-            self._fitting[size] = _num_that_fit(dynamics, hyper, most, self._judge)
-        return min(most, self._fitting[size])
 
-    def decisions(self) -> dict[str, Any]:
-        """The verdicts, and how many slots fit."""
-        return {**super().decisions(), "fitting": dict(self._fitting)}
-
-    def decided(self, decisions: Mapping[str, Any]) -> None:
-        """They hold for this run."""
-        super().decided(decisions)
-        self._fitting.update(decisions.get("fitting", {}))
+def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int, measurements: Measurements) -> int:
+    """As many slots as fitted when problems of that size were met first."""
+    size = repr(size_of(dynamics, hyper))
+    if size not in measurements.slots:
+        measurements.slots[size] = measured_slots(dynamics, hyper, most, measurements.judge("reverse"))
+    return min(most, measurements.slots[size])
 
 
-def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int, judge: Judge) -> int:
+def measured_slots(dynamics: Dynamics, hyper: Hyper, most: int, judge: Judge) -> int:
     """Slots for which there is room, beside what one step of the sweep and one chunk of the objective take.
 
     Both are tried once at s_0; a fifth is added for steps that take more, and a tenth of the memory is left free.

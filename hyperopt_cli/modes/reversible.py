@@ -22,7 +22,7 @@ Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,8 @@ from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, NonFiniteEr
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, adjoint_step, linearise, resumed, swept_back
 from hyperopt_cli.modes.base import Mode
+from hyperopt_cli.modes.compilation import check_compile
+from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
@@ -65,8 +67,6 @@ class Reversible(Mode):
 
     radix: Mapping[str, int] | None = None
     compile: bool | str = "auto"
-    _judge: Judge = field(default_factory=Judge, init=False, compare=False, repr=False)
-    _in_vain: list[str] = field(default_factory=list, init=False, compare=False, repr=False)  # why not compiled
 
     def __post_init__(self) -> None:
         if self.radix is not None and not isinstance(self.radix, Mapping):
@@ -74,31 +74,38 @@ class Reversible(Mode):
         for name, bits in (self.radix or {}).items():
             if not isinstance(bits, int) or not 1 <= bits <= 100:
                 raise ValueError(f"radix: got {bits!r} for {name}; allowed are 1 to 100 bits after the binary point")
-        if self.compile not in (True, False, "auto"):
-            raise ValueError(f"compile: got {self.compile!r}; allowed are True, False and 'auto'")
+        check_compile(self.compile)
 
-    def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
+    def differentiate(
+        self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
+    ) -> Hypergradient:
         """Maclaurin et al. 2015, algorithm 2."""
         if (reason := refusal(problem, hyper)) is not None:
             raise UsageError(f"reversible: {reason}")
-        written = self._judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
+        judge = measurements.judge("reversible")
+        written = judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
         factors = Factors(written.with_schedule_as_operators(), hyper)
         dynamics = replace(
             Dynamics.of(factors.problem(), hyper), watch=written.watch, as_operators=written.as_operators - {"schedule"}
         )
         size = problem.steps * sum(w.numel() for w in dynamics.start.params.values())
-        kernels = EAGER if self._in_vain else choose(self.compile, size)
+        kernels = EAGER if measurements.not_compiled else choose(self.compile, size)
+        out = None
         try:
-            return self._reversed(dynamics, hyper, factors, kernels, account)
+            out = self._reversed(dynamics, hyper, factors, kernels, account, judge)
         except HyperoptError as error:
             if self.compile != "auto" or not is_of_compiling(error):
                 raise
-            self._in_vain.append(reason_without(error))
-        account.restart()
-        return self._reversed(dynamics, hyper, factors, EAGER, account)
+            measurements.not_compiled.append(reason_without(error))
+        if out is None:  # not above: as long as the error is there, it holds what the run had made
+            kernels = EAGER
+            account.restart()
+            out = self._reversed(dynamics, hyper, factors, kernels, account, judge)
+        why = {"compiled_why": measurements.not_compiled[0]} if measurements.not_compiled else {}
+        return out._replace(stats={**out.stats, "compiled": kernels is not EAGER, **why})
 
     def _reversed(
-        self, dynamics: Dynamics, hyper: Hyper, factors: Factors, kernels: Kernels, account: Account
+        self, dynamics: Dynamics, hyper: Hyper, factors: Factors, kernels: Kernels, account: Account, judge: Judge
     ) -> Hypergradient:
         """Forward and backward, at the factors in use; anew where a number turns out to need another radix."""
         given = dict(self.radix or {})
@@ -116,10 +123,10 @@ class Reversible(Mode):
                 else:
                     radixes = chosen(dynamics, hyper, factors, given, steps, attempt, trial)
                 held = FixedPoint(dynamics, factors, radixes, kernels)
-                past = _Reversed(dynamics, hyper, held, account, self._judge, attempt)
+                past = _Reversed(dynamics, hyper, held, account, judge, attempt)
                 sweep = resumed(past, saved, dynamics, hyper)
                 try:
-                    out = swept_back(dynamics, hyper, past, account, sweep=sweep, judge=self._judge.outer)
+                    out = swept_back(dynamics, hyper, past, account, sweep=sweep, judge=judge.outer)
                     break
                 except _OutgrownError as error:
                     outgrown = error.with_traceback(None)  # its frames hold the state
@@ -137,9 +144,7 @@ class Reversible(Mode):
             "bits_per_parameter_step": past.bits / dynamics.problem.steps,
             "factors": _collected([factors.report(t) for t in range(dynamics.problem.steps)]),
             "radix": radixes,
-            "compiled": kernels is not EAGER,
-            **({"compiled_why": self._in_vain[0]} if self._in_vain else {}),
-            **stats_of_checks(self._judge.said),
+            **stats_of_checks(judge.said),
         }
         return out._replace(stats={**out.stats, **stats})
 

@@ -18,7 +18,7 @@ from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped
 from hyperopt_cli.keeper import Keeper, Within
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.modes import Hypergradient, Mode
+from hyperopt_cli.modes import Hypergradient, Measurements, Mode
 from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.modes.fitting import smaller, told
 from hyperopt_cli.modes.plain_run import objective_after
@@ -151,6 +151,7 @@ def descend(
     together: Together | None = None,
     on_smaller: OnSmaller | None = None,
     on_begun_again: OnBegunAgain | None = None,
+    measurements: Measurements | None = None,
 ) -> Iterator[OuterStep]:
     """Measures and steps, `descent.steps` times, and measures where it arrived.
 
@@ -169,6 +170,7 @@ def descend(
         together: does the work of this process for an outer step, and waits for others that share it.
         on_smaller: told of a mode that is taken because memory was lacking.
         on_begun_again: told of a run that is begun again, because what was saved of it could not be reversed.
+        measurements: of earlier hypergradients of this run; what is measured now is added.
 
     Raises:
         NoMemoryError: memory was lacking, and the mode cannot do with less.
@@ -177,7 +179,9 @@ def descend(
         NoiseError: likewise, of a hypergradient that is noise; the last that was measured is yielded first, and its
             stats say so.
     """
-    walk = _Walk(space, descent, seed, keeper, ranks, together)
+    walk = _Walk(
+        space, descent, seed, keeper, ranks, together, Measurements() if measurements is None else measurements
+    )
     if resume_from is not None:
         walk.load_state_dict(resume_from)
     while walk.goes_on:
@@ -220,10 +224,11 @@ class _Walk:
         keeper: Keeper | None,
         ranks: Ranks,
         together: Together | None,
+        measurements: Measurements,
     ) -> None:
         self._space, self._descent, self._seed = space, descent, seed
         self._keeper = None if keeper is None else Within(keeper, self._around)
-        self._in_ranks = together
+        self._in_ranks, self._measurements = together, measurements
         self.n = 0
         self.raw = {key: value.clone() for key, value in space.initial().items()}
         self._rule = descent.rule(list(self.raw.values()))
@@ -282,7 +287,7 @@ class _Walk:
         """
         self._replicas.begin_again()
         seed = self._descent.seeds(self._seed, self.n)[0]
-        mode, said = smaller(mode, problem(seed), self._space.natural(self.raw), lacking)
+        mode, said = smaller(mode, problem(seed), self._space.natural(self.raw), lacking, self._measurements)
         if on_smaller is not None:
             on_smaller(self.n, mode, said)
         return mode
@@ -309,7 +314,9 @@ class _Walk:
             if on_begun_again is not None:
                 on_begun_again(self.n, error)
 
-        runs = self._replicas.measured(problem, seeds, hyper, mode, self._keeper, self._together, on_step, begun_again)
+        runs = self._replicas.measured(
+            problem, seeds, hyper, mode, self._measurements, self._keeper, self._together, on_step, begun_again
+        )
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
         step = step_of(self._space, self.n, raw, hyper, grad, runs)
         step.stats.update({"halvings": self._halvings, "halved_for": self._halved_for} if self._halvings else {})

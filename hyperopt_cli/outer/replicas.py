@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hyperopt_cli.errors import ReversalError, VerificationError
 from hyperopt_cli.keeper import Keeper
-from hyperopt_cli.modes import Hypergradient, Mode, hypergradient
+from hyperopt_cli.modes import Hypergradient, Measurements, Mode, hypergradient
 from hyperopt_cli.modes.account import OnStep, listed
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import Ranks
@@ -54,6 +54,7 @@ class Replicas:
         seeds: Sequence[int],
         hyper: Hyper,
         mode: Mode,
+        measurements: Measurements,
         keeper: Keeper | None,
         together: Callable[[Callable[[], None]], None],
         on_step: Callable[[int], OnStep | None],
@@ -66,6 +67,7 @@ class Replicas:
             seeds: of all replicas.
             hyper: lambda.
             mode: how to differentiate.
+            measurements: of earlier hypergradients.
             keeper: saves the state of the run that is under way.
             together: does the work of this process, and waits for others that share it.
             on_step: replica -> who watches it.
@@ -74,7 +76,15 @@ class Replicas:
 
         def run_of(replica: int, resume_from: dict[str, Any] | None) -> Hypergradient:
             run = problem(seeds[replica])
-            return hypergradient(run, hyper, mode, on_step=on_step(replica), keeper=keeper, resume_from=resume_from)
+            return hypergradient(
+                run,
+                hyper,
+                mode,
+                on_step=on_step(replica),
+                keeper=keeper,
+                resume_from=resume_from,
+                measurements=measurements,
+            )
 
         def work() -> None:
             for replica in range(len(seeds)):

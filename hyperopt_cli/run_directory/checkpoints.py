@@ -35,7 +35,7 @@ from hyperopt_cli.errors import ANOTHER_RUN, CheckpointError, StorageError, Usag
 from hyperopt_cli.run_directory.directory import LATEST
 from hyperopt_cli.run_directory.json_files import read_json, write_json, write_text
 
-VERSION = 2
+VERSION = 3
 NAME = re.compile(r"outer-\d{6,}(-\d{8,})?")
 STATE, MANIFEST = "state.pt", "manifest.json"
 PART = re.compile(r"part-\d{6,}\.pt")

@@ -1,9 +1,9 @@
 """The directory of one run: every path in it, and every file that is written while the run goes on.
 
-    recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json engine.json tensorboard/
+    recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json measurements.json tensorboard/
     checkpoints/
 
-(engine.json where `engine: auto` chose, checkpoints/ where there were any).
+(measurements.json where `engine: auto` chose, checkpoints/ where there were any).
 
 A document is renamed into place when it is complete; metrics.jsonl grows by one line an outer step.
 """
@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -117,9 +117,9 @@ class RunDirectory:
         return self.root / "result.json"
 
     @property
-    def engine(self) -> Path:
-        """Which engine was chosen, and on what."""
-        return self.root / "engine.json"
+    def measurements(self) -> Path:
+        """What was decided by measuring, and on what: engines, compiling, plans."""
+        return self.root / "measurements.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -144,16 +144,16 @@ class RunDirectory:
         """Keep what came out."""
         write_json(self.result, result.to_json())
 
-    def write_engine(self, verdicts: Sequence[Mapping[str, Any]]) -> None:
-        """Keep which engines were chosen, and on what; a later part of the run need not measure again."""
-        write_json(self.engine, {"verdicts": verdicts})
+    def write_measurements(self, state: Mapping[str, Any]) -> None:
+        """Keep what was measured (the state of `Measurements`); a later part of the run need not measure it again."""
+        write_json(self.measurements, state)
 
-    def read_engine(self) -> list[dict[str, Any]]:
-        """What `write_engine` kept; nothing where there is no such file, or none that can be read: it is a cache."""
+    def read_measurements(self) -> Any:
+        """What `write_measurements` kept; nothing where there is no such file, or none that can be read."""
         try:
-            return list(revive(read_json(self.engine)["verdicts"]))
-        except (UsageError, KeyError, TypeError):
-            return []
+            return revive(read_json(self.measurements))
+        except UsageError:
+            return {}
 
     def append_metrics(self, step: Measured) -> None:
         """Add the line of one outer step; it is on the disk when this returns."""

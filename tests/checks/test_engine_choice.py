@@ -18,6 +18,7 @@ from hyperopt_cli.commands.run import execute
 from hyperopt_cli.engines import ENGINES, Engine, Tangents
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.instantiate import build
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer.descent import OuterStep
@@ -73,9 +74,9 @@ def after(seconds: float, change: Callable[[Tensor], Tensor] = lambda x: x, cloc
 
 
 def verdict_of(steps: int = LONG, **changed: Any) -> Verdict:
-    mode = Forward()
-    hypergradient(problem(steps, **changed), HYPER, mode)
-    (verdict,) = mode.verdicts
+    known = Measurements()
+    hypergradient(problem(steps, **changed), HYPER, Forward(), measurements=known)
+    (verdict,) = known.verdicts.values()
     return verdict
 
 
@@ -127,6 +128,7 @@ def test_one_mode_notices_that_its_engine_is_wrong_on_another_problem_of_the_sam
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where lambda moves, and symmetric: by no test of symmetry could it be seen."""
+    known = Measurements()
     reference, wrong = ENGINES[REFERENCE], [False]
 
     def mixed(loss: Any, params: Params, hyper: Any, w_dot: Params, hyper_dot: Any, chunk: Any) -> Tangents:
@@ -138,18 +140,19 @@ def test_one_mode_notices_that_its_engine_is_wrong_on_another_problem_of_the_sam
     scaled = lambda p, h, b: p["w"].pow(2).sum() * h["scale"]  # noqa: E731
     run, hyper = replace(problem(5), inner_loss=scaled), {**HYPER, "scale": torch.tensor(0.3, dtype=F64)}
     mode = Forward(engine=engine)
-    want = hypergradient(run, hyper, mode).grad
+    want = hypergradient(run, hyper, mode, measurements=known).grad
     wrong[0] = True
     if engine == "auto":
-        got = hypergradient(run, hyper, mode)
+        got = hypergradient(run, hyper, mode, measurements=known)
         assert got.stats["engine"] == REFERENCE
         torch.testing.assert_close(got.grad, want, rtol=1e-12, atol=0)
     else:
         with pytest.raises(UsageError, match=r"engine forward_over_reverse: off by .* of central differences"):
-            hypergradient(run, hyper, mode)
+            hypergradient(run, hyper, mode, measurements=known)
 
 
 def test_one_that_is_set_by_hand_is_examined_at_every_hypergradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Measurements()
     calls = []
     check = examination.Examination.passes
 
@@ -161,7 +164,7 @@ def test_one_that_is_set_by_hand_is_examined_at_every_hypergradient(monkeypatch:
     mode = Forward(engine="forward_over_reverse")
     for num in (1, 2):
         calls.clear()
-        hypergradient(problem(2), HYPER, mode)
+        hypergradient(problem(2), HYPER, mode, measurements=known)
         assert calls.count("forward_over_reverse") >= 1, num
 
 
@@ -197,10 +200,11 @@ def test_one_that_finds_no_memory_for_all_columns_is_disqualified(monkeypatch: p
         return reference(loss, params, hyper, w_dot, *rest)
 
     only(monkeypatch, forward_over_reverse=engine)
-    mode = Forward()
-    hypergradient(problem(LONG), {**HYPER, "weight_decay": torch.tensor(0.1, dtype=F64)}, mode)
-    assert mode.verdicts[0].engine == REFERENCE
-    assert mode.verdicts[0].disqualified == {"forward_over_reverse": "does not fit into the memory"}
+    mode, known = Forward(), Measurements()
+    hypergradient(problem(LONG), {**HYPER, "weight_decay": torch.tensor(0.1, dtype=F64)}, mode, measurements=known)
+    (verdict,) = known.verdicts.values()
+    assert verdict.engine == REFERENCE
+    assert verdict.disqualified == {"forward_over_reverse": "does not fit into the memory"}
 
 
 def test_one_that_would_not_fit_is_not_tried_with_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,10 +216,13 @@ def test_one_that_would_not_fit_is_not_tried_with_all_columns(monkeypatch: pytes
     run = replace(
         start, init=lambda hyper: {"w": dict(start.init)["w"] * (1 + hyper["direction"].sum() * 0)},  # type: ignore[arg-type]
     )  # fmt: skip
-    mode = Forward()
-    hypergradient(run, many, mode)
-    assert mode.verdicts[0].engine == REFERENCE
-    assert mode.verdicts[0].disqualified["forward_over_reverse"] == "would need about 50 MiB, 12 MiB are free"
+    mode, known = Forward(), Measurements()
+    hypergradient(run, many, mode, measurements=known)
+    assert next(iter(known.verdicts.values())).engine == REFERENCE
+    assert (
+        next(iter(known.verdicts.values())).disqualified["forward_over_reverse"]
+        == "would need about 50 MiB, 12 MiB are free"
+    )
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), AssertionError("a defect"), ZeroDivisionError("a defect")])
@@ -289,53 +296,53 @@ def test_measuring_is_at_most_five_percent_of_the_run(monkeypatch: pytest.Monkey
 
 
 def test_the_verdict_is_kept_for_problems_of_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    mode = Forward()
-    first = hypergradient(problem(10), HYPER, mode)
+    mode, known = Forward(), Measurements()
+    first = hypergradient(problem(10), HYPER, mode, measurements=known)
     monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
-    again = hypergradient(problem(10), {**HYPER, "lr": torch.tensor(0.02, dtype=F64)}, mode)
+    again = hypergradient(problem(10), {**HYPER, "lr": torch.tensor(0.02, dtype=F64)}, mode, measurements=known)
     assert again.stats["engine_why"] == first.stats["engine_why"]
-    assert len(mode.verdicts) == 1
+    assert len(known.verdicts) == 1
 
 
 @pytest.mark.parametrize("changed", [{"width": 6}, {"steps": 11}])
 def test_another_size_is_decided_anew(changed: dict[str, int]) -> None:
-    mode = Forward()
-    hypergradient(problem(10), HYPER, mode)
-    hypergradient(problem(**{"steps": 10, **changed}), HYPER, mode)
-    assert len(mode.verdicts) == 2
+    mode, known = Forward(), Measurements()
+    hypergradient(problem(10), HYPER, mode, measurements=known)
+    hypergradient(problem(**{"steps": 10, **changed}), HYPER, mode, measurements=known)
+    assert len(known.verdicts) == 2
 
 
 def test_another_number_of_threads_is_decided_anew() -> None:
-    mode, threads = Forward(), torch.get_num_threads()
-    hypergradient(problem(10), HYPER, mode)
+    mode, known, threads = Forward(), Measurements(), torch.get_num_threads()
+    hypergradient(problem(10), HYPER, mode, measurements=known)
     try:
         torch.set_num_threads(threads + 1)
-        hypergradient(problem(10), HYPER, mode)
+        hypergradient(problem(10), HYPER, mode, measurements=known)
     finally:
         torch.set_num_threads(threads)
-    assert [verdict.made_for.threads for verdict in mode.verdicts] == [threads, threads + 1]
+    assert [made_for.threads for made_for in known.verdicts] == [threads, threads + 1]
 
 
 def test_a_kept_engine_that_turns_out_wrong_elsewhere_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    mode = Forward()
-    hypergradient(problem(10), HYPER, mode)
-    wrong = mode.verdicts[0].engine
+    mode, known = Forward(), Measurements()
+    hypergradient(problem(10), HYPER, mode, measurements=known)
+    wrong = next(iter(known.verdicts.values())).engine
     monkeypatch.setitem(ENGINES, wrong, after(0, lambda x: x.cumsum(dim=-1)))
-    got = hypergradient(problem(10), HYPER, mode)
+    got = hypergradient(problem(10), HYPER, mode, measurements=known)
     assert got.stats["engine"] != wrong
-    assert wrong in mode.verdicts[0].disqualified
+    assert wrong in next(iter(known.verdicts.values())).disqualified
     torch.testing.assert_close(got.grad, hypergradient(problem(10), HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
 
 
 def test_a_kept_engine_that_cannot_take_another_model_of_the_same_size_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mode = Forward()
+    mode, known = Forward(), Measurements()
     monkeypatch.setattr(choice, "BY_DEFAULT", ("forward_over_reverse", REFERENCE))
-    hypergradient(problem(10), HYPER, mode)
+    hypergradient(problem(10), HYPER, mode, measurements=known)
     first = problem(10)
     other = replace(first, inner_loss=lambda *arguments: Opaque.apply(first.inner_loss(*arguments)))
-    got = hypergradient(other, HYPER, mode)
+    got = hypergradient(other, HYPER, mode, measurements=known)
     assert got.stats["engine"] == "folded"  # which takes a Function below autograd, as the operators that it is
     torch.testing.assert_close(got.grad, hypergradient(other, HYPER, "reverse").grad, rtol=1e-10, atol=1e-14)
 
@@ -354,15 +361,16 @@ class Opaque(torch.autograd.Function):
 
 @pytest.mark.parametrize("make", [Forward, Auto])
 def test_a_remembered_verdict_is_obeyed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = replace(verdict_of(10), engine="forward_over_reverse_loop", why="it was told")
+    told = replace(verdict_of(10), engine="forward_over_reverse_loop", why="it was told")
     monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
     if make is Auto:
         monkeypatch.setattr("hyperopt_cli.modes.auto.planned", lambda *arguments: _forward_plan())
-    mode = make()
-    mode.remember([Verdict.from_json(json.loads(json.dumps(known.to_json())))])
-    got = hypergradient(problem(10), HYPER, mode)
+    mode, known = make(), Measurements()
+    state = Measurements(verdicts={told.made_for: told}).state_dict()
+    known.load_state_dict(json.loads(json.dumps(state)))
+    got = hypergradient(problem(10), HYPER, mode, measurements=known)
     assert (got.stats["engine"], got.stats["engine_why"]) == ("forward_over_reverse_loop", "it was told")
-    assert mode.verdicts == (known,)
+    assert list(known.verdicts.values()) == [told]
 
 
 def _forward_plan() -> Any:
@@ -372,20 +380,21 @@ def _forward_plan() -> Any:
 
 
 def test_a_verdict_of_an_engine_that_is_gone_is_not_obeyed() -> None:
-    mode = Forward()
-    mode.remember([replace(verdict_of(10), engine="faster_than_light")])
-    assert hypergradient(problem(10), HYPER, mode).stats["engine"] in ENGINES
+    mode, known = Forward(), Measurements()
+    told = replace(verdict_of(10), engine="faster_than_light")
+    known.verdicts[told.made_for] = told
+    assert hypergradient(problem(10), HYPER, mode, measurements=known).stats["engine"] in ENGINES
 
 
 def test_a_verdict_survives_json() -> None:
     verdict = verdict_of()
-    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+    assert Verdict.from_state_dict(json.loads(json.dumps(verdict.state_dict()))) == verdict
 
 
 @pytest.mark.parametrize("content", [{}, {"made_for": {}}, {"made_for": {"warp": 9}, "engine": "x"}])
 def test_what_is_no_verdict_raises(content: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError)):
-        Verdict.from_json(content)
+        Verdict.from_state_dict(content)
 
 
 def test_the_choice_changes_no_hypergradient_and_no_count() -> None:
@@ -396,8 +405,8 @@ def test_the_choice_changes_no_hypergradient_and_no_count() -> None:
 
 
 def test_equal_settings_are_equal_modes_whatever_they_have_decided() -> None:
-    mode = Forward()
-    hypergradient(problem(5), HYPER, mode)
+    mode, known = Forward(), Measurements()
+    hypergradient(problem(5), HYPER, mode, measurements=known)
     assert mode == Forward()
     assert repr(mode) == "Forward(engine='auto', chunk_size=None, compile='auto')"
 
@@ -421,11 +430,11 @@ def run(folder: Path, directory: RunDirectory, **changed: Any) -> None:
 def test_a_run_keeps_the_verdict_and_reads_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = RunDirectory.create(tmp_path / "first", "run")
     run(tmp_path, first)
-    written = json.loads(first.engine.read_text())
+    written = json.loads(first.measurements.read_text())
     assert written["verdicts"][0]["engine"] in ENGINES
     assert written["verdicts"][0]["made_for"]["num_columns"] == 4
     again = RunDirectory.create(tmp_path / "again", "run")
-    again.engine.write_text(first.engine.read_text())
+    again.measurements.write_text(first.measurements.read_text())
     monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
     run(tmp_path, again)
 
@@ -433,9 +442,9 @@ def test_a_run_keeps_the_verdict_and_reads_it_back(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("text", ["{", '{"verdicts": 3}', '{"verdicts": [{"engine": "x"}, 3]}', "[]"])
 def test_a_damaged_cache_is_measured_again(text: str, tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run", "run")
-    directory.engine.write_text(text)
+    directory.measurements.write_text(text)
     run(tmp_path, directory)
-    assert json.loads(directory.engine.read_text())["verdicts"][0]["engine"] in ENGINES
+    assert json.loads(directory.measurements.read_text())["verdicts"][0]["engine"] in ENGINES
 
 
 def test_where_nothing_is_decided_no_verdict_is_left(tmp_path: Path) -> None:
@@ -443,7 +452,7 @@ def test_where_nothing_is_decided_no_verdict_is_left(tmp_path: Path) -> None:
     given = {"name": "forward", "engine": "reverse_over_reverse", "compile": False}
     recipe = recipe_of(tmp_path, mode=given, outer={"steps": 0})
     execute(build(recipe), recipe, "as written", directory, Silent())
-    assert not directory.engine.exists()
+    assert not directory.measurements.exists()
 
 
 @pytest.mark.parametrize("hook", ["tensor", "node"])

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hyperopt_cli import Chunked, Forward, Problem, Reverse, Reversible, hypergradient
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.optimizers import SGD, Adam
 from tests.checks.test_cut_gradients import START, batch, fit, hidden, normalised, outer, siamese
 from tests.checks.training import F64, HYPER, error, truth
@@ -20,6 +21,8 @@ MODES = {"forward": Forward(), "reverse": Reverse(), "reversible": Reversible()}
 def test_a_cut_that_leaves_the_graph_as_it_is(steps: int, mode: str) -> None:
     """Statistics without gradient at every second step, a constant of the same graph at the others."""
 
+    known = Measurements()
+
     def loss(p: Any, h: Any, rows: slice) -> Tensor:
         with torch.no_grad():
             scale = 1 + p["f"].norm() if rows.start % 2 else torch.tensor(2.0, dtype=F64)
@@ -27,7 +30,7 @@ def test_a_cut_that_leaves_the_graph_as_it_is(steps: int, mode: str) -> None:
 
     want = truth(START, loss, outer, batch, steps)
     for _ in range(3):  # a later run draws other steps
-        got = hypergradient(Problem(START, loss, outer, batch, SGD(), steps), HYPER, MODES[mode])
+        got = hypergradient(Problem(START, loss, outer, batch, SGD(), steps), HYPER, MODES[mode], measurements=known)
         assert error(got.grad, want) < 1e-6
 
 
@@ -176,6 +179,8 @@ LEAVES_TORCH = ("item", "float", "tolist", "numpy")
 def test_what_leaves_the_graph_late_and_without_a_trace(name: str, since: int, mode: str) -> None:
     """Autograd's graph is the same at all steps, and the steps that are drawn by seed are others."""
 
+    known = Measurements()
+
     def loss(p: Any, h: Any, at: tuple[int, slice]) -> Tensor:
         t, rows = at
         scale = LATE[name](p["f"]) if t >= since else torch.tensor(2.0, dtype=F64)
@@ -185,10 +190,10 @@ def test_what_leaves_the_graph_late_and_without_a_trace(name: str, since: int, m
     problem = Problem(START, loss, outer, batches, SGD(), 20)
     if name in LEAVES_TORCH:
         with pytest.raises(Exception, match="depends on a number that leaves torch"):
-            hypergradient(problem, HYPER, MODES[mode])
+            hypergradient(problem, HYPER, MODES[mode], measurements=known)
     else:
         want = truth(START, loss, outer, batches, 20)
-        assert error(hypergradient(problem, HYPER, MODES[mode]).grad, want) < 1e-6
+        assert error(hypergradient(problem, HYPER, MODES[mode], measurements=known).grad, want) < 1e-6
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -222,6 +227,8 @@ def test_a_cut_in_one_of_four_chunks_that_show_the_same_graph(mode: str) -> None
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_validation_loss_that_is_cut_in_a_later_run_alone(mode: str) -> None:
+    known = Measurements()
+
     def end(p: Any, h: Any) -> Tensor:
         norm, constant = p["f"].detach().norm(), torch.tensor(2.0, dtype=F64)
         return outer(p, h) + (norm if h["momentum"] > 0.55 else constant) * (p["f"] ** 2).sum() * 0.1
@@ -229,5 +236,5 @@ def test_a_validation_loss_that_is_cut_in_a_later_run_alone(mode: str) -> None:
     loss = lambda p, h, rows: fit(hidden(p, rows), p, rows)  # noqa: E731
     for momentum in (0.5, 0.6):
         hyper = {**HYPER, "momentum": torch.tensor(momentum, dtype=F64)}
-        got = hypergradient(Problem(START, loss, end, batch, SGD(), 6), hyper, MODES[mode])
+        got = hypergradient(Problem(START, loss, end, batch, SGD(), 6), hyper, MODES[mode], measurements=known)
         assert error(got.grad, truth(START, loss, end, batch, 6, hyper)) < 1e-6

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hyperopt_cli import Chunked, Forward, Problem, Reverse, Reversible, hypergradient
 from hyperopt_cli.checks import remembered
 from hyperopt_cli.errors import NonDeterministicError, UsageError
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.optimizers import SGD
 from tests.checks.test_cut_gradients import START, batch, fit, hidden, outer
 from tests.checks.training import F64, HYPER, error, truth
@@ -363,6 +364,7 @@ def test_what_is_kept_in_another_chunk_is_refused(chunk: int, set_at: Sequence[i
 def test_a_mode_asks_once_of_a_loss_and_of_a_slow_one_some_steps(
     sleep_s: float, least: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    known = Measurements()
     calls = [0]
     if sleep_s:  # then the time that there is allows at most so many
         monkeypatch.undo()
@@ -375,7 +377,7 @@ def test_a_mode_asks_once_of_a_loss_and_of_a_slow_one_some_steps(
     mode, counts = Reverse(), []
     for _ in range(2):
         calls[0] = 0
-        hypergradient(problem_of(loss, 40), HYPER, mode)
+        hypergradient(problem_of(loss, 40), HYPER, mode, measurements=known)
         counts.append(calls[0])
     examined = 3 * 14  # steps that the first run examines and later ones do not, at most
     assert least <= counts[0] - counts[1] <= most + examined

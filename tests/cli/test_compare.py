@@ -30,21 +30,21 @@ def recipe(tmp_path):
 class Wrong(Reverse):
     """Reverse mode with a hypergradient that is off by a hundredth."""
 
-    def differentiate(self, problem, hyper, account):
-        out = super().differentiate(problem, hyper, account)
+    def differentiate(self, problem, hyper, account, measurements):
+        out = super().differentiate(problem, hyper, account, measurements)
         return out._replace(grad={name: 1.01 * x for name, x in out.grad.items()})
 
 
 class Biased(Wrong):
     """The same, and it says so."""
 
-    def differentiate(self, problem, hyper, account):
-        out = super().differentiate(problem, hyper, account)
+    def differentiate(self, problem, hyper, account, measurements):
+        out = super().differentiate(problem, hyper, account, measurements)
         return out._replace(stats={**out.stats, "bias": "a hundredth too large"})
 
 
 class Refusing(Reverse):
-    def differentiate(self, problem, hyper, account):
+    def differentiate(self, problem, hyper, account, measurements):
         raise errors.UsageError("it does not suit the optimizer")
 
 
@@ -264,7 +264,7 @@ def test_what_no_mode_can_differentiate_ends_the_comparison_and_is_in_its_status
 
 def test_ctrl_c_ends_with_130_and_leaves_no_half_a_comparison(hyperopt, recipe, tmp_path, monkeypatch):
     class Interrupted(Reverse):
-        def differentiate(self, problem, hyper, account):
+        def differentiate(self, problem, hyper, account, measurements):
             raise KeyboardInterrupt
 
     monkeypatch.setitem(MODES, "reverse", Interrupted)

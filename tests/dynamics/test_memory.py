@@ -9,7 +9,7 @@ import torch
 
 from hyperopt_cli import Reverse, hypergradient, memory
 from hyperopt_cli.dynamics.dynamics import Dynamics, State
-from hyperopt_cli.modes import reverse
+from hyperopt_cli.modes import Measurements, reverse
 from hyperopt_cli.optimizers import Adam
 from tests.cases import CASES, net_problem, scalar
 
@@ -116,12 +116,12 @@ def test_auto_takes_as_many_slots_as_fit(monkeypatch: pytest.MonkeyPatch, room: 
 def test_slots_that_fit_are_measured_once_and_taken_over_by_a_run_that_goes_on(monkeypatch):
     _, problem, hyper = CASES["momentum"]
     fitting = iter([3, 5])
-    monkeypatch.setattr("hyperopt_cli.modes.reverse._num_that_fit", lambda *given: next(fitting))
-    mode, other = Reverse(slots="auto"), Reverse(slots="auto")
-    assert [hypergradient(problem, hyper, mode).stats["slots"] for _ in range(2)] == [3, 3]
-    other.decided(mode.decisions())
-    assert hypergradient(problem, hyper, other).stats["slots"] == 3
-    assert hypergradient(problem, hyper, Reverse(slots="auto")).stats["slots"] == 5
+    monkeypatch.setattr("hyperopt_cli.modes.reverse.measured_slots", lambda *given: next(fitting))
+    mode, known, other = Reverse(slots="auto"), Measurements(), Measurements()
+    assert [hypergradient(problem, hyper, mode, measurements=known).stats["slots"] for _ in range(2)] == [3, 3]
+    other.load_state_dict(known.state_dict())
+    assert hypergradient(problem, hyper, mode, measurements=other).stats["slots"] == 3
+    assert hypergradient(problem, hyper, mode).stats["slots"] == 5
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.models.batch_norm import use_batch_statistics
-from hyperopt_cli.modes import Mode, plan
+from hyperopt_cli.modes import Measurements, Mode, plan
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.problem import Chunked
@@ -129,14 +129,15 @@ def test_the_pullback_is_off_by_no_more_than_its_roundings() -> None:
 
 @EVERY_MODE
 def test_products_are_bf16_and_all_that_is_kept_is_float32(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Measurements()
     monkeypatch.setattr(Account, "examines", False)  # which is done in float64
     monkeypatch.setattr(Examination, "passes", lambda self, name, is_given=False: True)
     with seeing() as seen:
-        out = hypergradient(least_squares(), HYPER, MODES[mode])
+        out = hypergradient(least_squares(), HYPER, MODES[mode], measurements=known)
     assert torch.bfloat16 in seen.of(*PRODUCTS)
     assert {leaf.dtype for leaf in tree_leaves((out.value, out.grad, out.params))} == {torch.float32}
     with seeing() as seen:
-        hypergradient(least_squares(precision=None), HYPER, MODES[mode])
+        hypergradient(least_squares(precision=None), HYPER, MODES[mode], measurements=known)
     assert seen.of(*PRODUCTS) == {torch.float32}
 
 
@@ -149,8 +150,9 @@ def test_the_outer_objective_and_its_gradient_are_float32() -> None:
 
 @EVERY_MODE
 def test_the_hypergradient_is_near_that_of_float32_and_not_the_same(mode: str) -> None:
-    got = hypergradient(least_squares(), HYPER, MODES[mode]).grad
-    want = hypergradient(least_squares(precision=None), HYPER, MODES[mode]).grad
+    known = Measurements()
+    got = hypergradient(least_squares(), HYPER, MODES[mode], measurements=known).grad
+    want = hypergradient(least_squares(precision=None), HYPER, MODES[mode], measurements=known).grad
     for key in HYPER:
         error = float((got[key] - want[key]).abs() / want[key].abs())
         assert error < 20 * ROUNDOFF, key
@@ -159,12 +161,13 @@ def test_the_hypergradient_is_near_that_of_float32_and_not_the_same(mode: str) -
 
 @EVERY_MODE
 def test_float64_keeps_every_bit_whatever_torch_was_told(mode: str) -> None:
+    known = Measurements()
     _, problem, hyper = CASES["momentum"]
-    want = hypergradient(problem, hyper, MODES[mode])
+    want = hypergradient(problem, hyper, MODES[mode], measurements=known)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        got = hypergradient(problem, hyper, MODES[mode])
+        got = hypergradient(problem, hyper, MODES[mode], measurements=known)
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(got.value, want.value)
@@ -201,11 +204,12 @@ def test_a_long_bf16_run_is_reversed_bit_for_bit() -> None:
 
 @EVERY_MODE
 def test_chunks_and_bf16_go_together(mode: str) -> None:
+    known = Measurements()
     x, y, _ = points()
     chunks = Chunked([((x[:25], y[:25]), 25 / 40), ((x[25:], y[25:]), 15 / 40)])
-    want = hypergradient(least_squares(precision=None), HYPER, MODES[mode]).grad
+    want = hypergradient(least_squares(precision=None), HYPER, MODES[mode], measurements=known).grad
     with seeing() as seen:
-        got = hypergradient(least_squares(batch=lambda t: chunks), HYPER, MODES[mode]).grad
+        got = hypergradient(least_squares(batch=lambda t: chunks), HYPER, MODES[mode], measurements=known).grad
     assert torch.bfloat16 in seen.of(*PRODUCTS)
     assert all(float((got[key] - want[key]).abs() / want[key].abs()) < 20 * ROUNDOFF for key in HYPER)
 

@@ -20,6 +20,7 @@ from hyperopt_cli.engines import ENGINES, MEASURED
 from hyperopt_cli.engines.dense import MAX_PARAMETERS
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.instantiate.experiment import penalty, seeded
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
@@ -395,6 +396,8 @@ def test_a_gradient_that_is_none_of_a_scalar_is_refused_where_a_hessian_is_taken
 def test_a_second_derivative_that_is_left_out_is_taken_from_the_operators_by_modes_that_sweep_back(
     mode: Any, problem_with: Callable[..., Problem]
 ) -> None:
+    known = Measurements()
+
     class Once(torch.autograd.Function):
         """w^3, whose gradient is taken for a constant by whoever differentiates it."""
 
@@ -409,8 +412,8 @@ def test_a_second_derivative_that_is_left_out_is_taken_from_the_operators_by_mod
             return (3 * w**2 * grad).detach()
 
     mixed = lambda function: lambda w: function(w[:2]) * w[2:]  # noqa: E731
-    want = hypergradient(problem_with(mixed(lambda w: w**3)), HYPER, mode).grad
-    got = hypergradient(problem_with(mixed(Once.apply)), HYPER, mode)
+    want = hypergradient(problem_with(mixed(lambda w: w**3)), HYPER, mode, measurements=known).grad
+    got = hypergradient(problem_with(mixed(Once.apply)), HYPER, mode, measurements=known)
     torch.testing.assert_close(got.grad, want, rtol=1e-9, atol=1e-12)
     assert "list of operators" in got.stats["checks"]
 
@@ -420,6 +423,7 @@ def test_a_second_derivative_that_is_left_out_is_taken_from_the_operators_by_mod
 )
 def test_a_gradient_that_is_put_to_zero_on_purpose_is_differentiated_as_training_has_it(mode: Any) -> None:
     """The row of the padding is read and never moved: a row of zeros in the gradient's Jacobian, and no such column."""
+    known = Measurements()
     table = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def loss(params: Params, hyper: Any, batch: Any) -> Tensor:
@@ -432,9 +436,11 @@ def test_a_gradient_that_is_put_to_zero_on_purpose_is_differentiated_as_training
     cut = mode in (Forward(engine="reverse_over_reverse"), Forward(engine="reverse_over_reverse_loop"))
     if cut or mode == Forward(engine="dense"):
         with pytest.raises(UsageError, match="off by"):
-            hypergradient(problem, decayed, mode)
+            hypergradient(problem, decayed, mode, measurements=known)
     else:
-        torch.testing.assert_close(hypergradient(problem, decayed, mode).grad, want, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            hypergradient(problem, decayed, mode, measurements=known).grad, want, rtol=1e-6, atol=1e-9
+        )
 
 
 def adapted(by: Callable[[Tensor], Tensor]) -> Problem:

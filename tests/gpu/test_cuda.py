@@ -24,7 +24,7 @@ from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.models import convnet
 from hyperopt_cli.models.batch_norm import use_batch_statistics
-from hyperopt_cli.modes import Hypergradient, Mode, deciding, reversible
+from hyperopt_cli.modes import Hypergradient, Measurements, Mode, deciding, reversible
 from hyperopt_cli.modes.account import Finite
 from hyperopt_cli.modes.adjoint.places import Places, SnapshotStack
 from hyperopt_cli.modes.adjoint.sweep import Sweep
@@ -270,13 +270,14 @@ class Waits:
 def test_the_host_waits_for_the_device_once_in_many_steps(
     case: str, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    known = Measurements()
     steps = 70
     _, problem, hyper = CASES[case]
     problem = on_cuda(replace(problem, steps=steps, schedule=problem.schedule and rates))
-    hypergradient(replace(problem, steps=3), hyper, mode)  # whoever runs first loads kernels
+    hypergradient(replace(problem, steps=3), hyper, mode, measurements=known)  # whoever runs first loads kernels
     waits = Waits(monkeypatch)
     try:
-        hypergradient(problem, hyper, mode, on_step=waits.on_step)
+        hypergradient(problem, hyper, mode, on_step=waits.on_step, measurements=known)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert waits.steps >= steps
@@ -460,8 +461,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tens
 @pytest.mark.parametrize("mode", [Forward(compile=False), Reverse(compile=False)], ids=["forward", "reverse"])
 @pytest.mark.parametrize("model", MODELS)
 def test_operators_that_have_other_kernels_on_cuda_give_the_numbers_of_the_cpu(model: str, mode: Mode) -> None:
+    known = Measurements()
     make, batch = MODELS[model]
-    got, want = (hypergradient(of_model(make, batch(), 3, device), HYPER, mode) for device in (CUDA, CPU))
+    got, want = (
+        hypergradient(of_model(make, batch(), 3, device), HYPER, mode, measurements=known) for device in (CUDA, CPU)
+    )
     assert_close(figures(got), figures(want), 1e-9)
 
 
@@ -512,6 +516,7 @@ def test_results_of_a_cuda_graph_stay_when_it_is_replayed() -> None:
 @pytest.mark.usefixtures("compiles")
 @pytest.mark.parametrize(("mode", "case"), [("forward", "momentum"), ("reverse", "adam"), ("reversible", "momentum")])
 def test_compiled_steps_give_what_eager_ones_give_twice_in_a_row(mode: str, case: str) -> None:
+    known = Measurements()
     _, problem, hyper = CASES[case]
     problem = on_cuda(problem)
     compiled: Mode = {
@@ -520,9 +525,11 @@ def test_compiled_steps_give_what_eager_ones_give_twice_in_a_row(mode: str, case
         "reversible": Reversible(compile=True),
     }[mode]
     others = {name: 0.8 * value for name, value in hyper.items()}
-    got = [hypergradient(problem, each, compiled) for each in (hyper, others, hyper)]
+    got = [hypergradient(problem, each, compiled, measurements=known) for each in (hyper, others, hyper)]
     assert all(each.stats["compiled"] for each in got)
     for each, at in zip(got, (hyper, others, hyper), strict=True):
-        want = hypergradient(problem, at, EVERY_ENGINE["forward, folded" if mode == "forward" else mode])
+        want = hypergradient(
+            problem, at, EVERY_ENGINE["forward, folded" if mode == "forward" else mode], measurements=known
+        )
         assert_close(figures(each), {name: x.cpu() for name, x in figures(want).items()}, 1e-9)
     assert all(torch.equal(got[0].grad[name], got[2].grad[name]) for name in hyper)

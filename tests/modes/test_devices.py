@@ -14,11 +14,12 @@ from hyperopt_cli import Chunked, Forward, Problem, Reverse, optimizers
 from hyperopt_cli.dynamics.derivatives import push_columns
 from hyperopt_cli.dynamics.dynamics import Dynamics, train_step
 from hyperopt_cli.engines import ENGINES
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.adjoint.sweep import Sweep, backward_step
 from hyperopt_cli.modes.columns import Carried, Columns
 from hyperopt_cli.modes.directions import tangents_of_schedule
-from hyperopt_cli.modes.forward import _advanced, tangent_step
+from hyperopt_cli.modes.forward import _advanced, _step, tangent_step
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
@@ -202,8 +203,8 @@ def long(case: str, steps: int = 20) -> tuple[Dynamics, Hyper]:
 @pytest.mark.parametrize("case", ["momentum", "adam", "windows", "per tensor", "losses"])
 def test_no_step_of_forward_mode_waits_for_the_device(case: str, engine: str, device: Device) -> None:
     dynamics, hyper = long(case, steps=4)
-    account, mode = Unread(dynamics.problem.steps, dynamics.like), Forward(engine=engine, compile=False)
-    step, lambda_at = mode._step(dynamics, engine, compiled=False), tangents_of_schedule(dynamics, hyper)
+    account = Unread(dynamics.problem.steps, dynamics.like)
+    step, lambda_at = _step(dynamics, engine, False, Measurements()), tangents_of_schedule(dynamics, hyper)
     none = tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start)
     num = sum(value.numel() for value in hyper.values())
     state, carried = dynamics.start, Carried([Columns(list(range(num)), [], none)], resting=False)
@@ -221,7 +222,9 @@ def test_of_a_sweep_only_the_adjoints_of_lambda_are_read_and_once_in_16_steps(
 ) -> None:
     dynamics, hyper = long(case)
     mode, sums = Reverse(compile=False, **given), list[int]()
-    mode._judge.outer.examines = mode._judge.watch.examines = False  # which reads numbers
+    known = Measurements()
+    judge = known.judge("reverse")
+    judge.outer.examines = judge.watch.examines = False  # which reads numbers
     sum_up, begin = Sweep.sum_up, Sweep.begun
 
     def not_counted(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -236,7 +239,7 @@ def test_of_a_sweep_only_the_adjoints_of_lambda_are_read_and_once_in_16_steps(
 
     monkeypatch.setattr(Sweep, "sum_up", summed)
     monkeypatch.setattr(Sweep, "begun", lambda *arguments: not_counted(begin, *arguments))
-    steps, _ = mode.steps(dynamics, hyper)
+    steps, _ = mode.steps(dynamics, hyper, known)
     device.waits.clear()
     result = mode._swept(dynamics, hyper, steps, {}, Unread(dynamics.problem.steps, dynamics.like))
     assert sums == [16, 4]

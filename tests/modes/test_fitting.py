@@ -11,9 +11,9 @@ from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
 from hyperopt_cli.checks import choice
 from hyperopt_cli.errors import NoMemoryError, UsageError
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.modes import Mode
+from hyperopt_cli.modes import Measurements, Mode
 from hyperopt_cli.modes.auto import Auto
-from hyperopt_cli.modes.described import described, revived
+from hyperopt_cli.modes.base import mode_from_state_dict
 from hyperopt_cli.modes.fitting import smaller, told
 from hyperopt_cli.optimizers import SGD
 from tests.cases import net_problem, scalar
@@ -46,9 +46,9 @@ ALL: dict[str, tuple[Mode, list[Any]]] = {
 def test_each_is_half_of_the_one_before_and_nothing_else_changes(case: str) -> None:
     mode, wanted = ALL[case]
     got: list[Any] = []
-    while (less := mode.smaller(PROBLEM, HYPER)) is not None:
+    while (less := mode.smaller(PROBLEM, HYPER, Measurements())) is not None:
         name = "chunk_size" if isinstance(mode, Forward) else "slots"
-        before, after = described(mode)["arguments"], described(less)["arguments"]
+        before, after = mode.state_dict()["arguments"], less.state_dict()["arguments"]
         assert type(less) is type(mode)
         assert {key for key in before if before[key] != after[key]} == {name}
         got.append(after[name])
@@ -57,20 +57,12 @@ def test_each_is_half_of_the_one_before_and_nothing_else_changes(case: str) -> N
 
 
 def test_of_auto_slots_half_of_those_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hyperopt_cli.modes.reverse._num_that_fit", lambda dynamics, hyper, most, judge: 9)
-    assert smaller(Reverse(slots="auto"), PROBLEM, HYPER, "").mode == Reverse(slots=4)
+    monkeypatch.setattr("hyperopt_cli.modes.reverse.measured_slots", lambda dynamics, hyper, most, judge: 9)
+    assert smaller(Reverse(slots="auto"), PROBLEM, HYPER, "", Measurements()).mode == Reverse(slots=4)
 
 
-@pytest.mark.parametrize("mode", [Forward(), Reverse()])
-def test_what_was_decided_stays_decided(mode: Mode) -> None:
-    hyper = {"lr": scalar(0.1), "momentum": scalar(0.8)}
-    hypergradient(PROBLEM, hyper, mode)
-    less: Any = mode.smaller(PROBLEM, hyper)
-    assert less.verdicts == mode.verdicts != ()  # type: ignore[attr-defined]
-
-
-def planned_as(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> Auto:
-    """An auto that has chosen `mode`, and has run it."""
+def planned_as(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> Measurements:
+    """Those of an auto that has chosen `mode`, and has run it."""
     from hyperopt_cli.modes import auto
 
     plan = auto.planned
@@ -80,27 +72,28 @@ def planned_as(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> Auto:
         return made._replace(choice=made.choice._replace(mode=mode, name=type(mode).__name__.lower()))
 
     monkeypatch.setattr(auto, "planned", chosen)
-    made = Auto()
-    hypergradient(PROBLEM, {"lr": scalar(0.1)}, made)
-    return made
+    known = Measurements()
+    hypergradient(PROBLEM, {"lr": scalar(0.1)}, Auto(), measurements=known)
+    return known
 
 
 def test_auto_makes_what_it_has_chosen_smaller_and_plans_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    hyper, planned = {"lr": scalar(0.1)}, planned_as(monkeypatch, Reverse())
-    less, said = smaller(planned, PROBLEM, hyper, "no memory left")
+    hyper, known = {"lr": scalar(0.1)}, planned_as(monkeypatch, Reverse())
+    assert Auto().chosen(known) == Reverse()
+    less, said = smaller(Auto(), PROBLEM, hyper, "no memory left", known)
     assert said == "reverse ran out of memory (no memory left); reverse:slots=6 takes its place"
-    again = revived(described(less), [Auto])
+    again = Measurements()
+    again.load_state_dict(known.state_dict())
     monkeypatch.setattr("hyperopt_cli.modes.auto.planned", None)
-    for mode in (less, again):
-        stats = hypergradient(PROBLEM, hyper, mode).stats
+    for each in (known, again):
+        stats = hypergradient(PROBLEM, hyper, less, measurements=each).stats
         assert (stats["mode"], stats["slots"]) == ("reverse:slots=6", 6)
         assert stats["plan"].endswith("made smaller, since it ran out of memory")
-    assert planned.running == Reverse()
 
 
 def test_where_nothing_gets_smaller_the_modes_that_fit_are_named() -> None:
     with pytest.raises(NoMemoryError) as raised:
-        smaller(Reversible(), PROBLEM, {"lr": scalar(0.1)}, "can't allocate 3 bytes")
+        smaller(Reversible(), PROBLEM, {"lr": scalar(0.1)}, "can't allocate 3 bytes", Measurements())
     message = str(raised.value)
     assert message.startswith("mode: reversible ran out of memory (can't allocate 3 bytes), and can't do with less; ")
     assert "forward (" in message
@@ -114,7 +107,7 @@ def test_where_no_mode_fits_it_is_said_what_each_needs(monkeypatch: pytest.Monke
     monkeypatch.setattr("hyperopt_cli.memory.available_bytes", lambda device: -(2**50))
     needs = r"forward needs [0-9.]+ [MG]iB, reverse needs [0-9.]+ [MG]iB"
     with pytest.raises(NoMemoryError, match=rf"and can't do with less; mode: none fits into .*: {needs}"):
-        smaller(Reversible(), PROBLEM, {"lr": scalar(0.1)}, "no memory left")
+        smaller(Reversible(), PROBLEM, {"lr": scalar(0.1)}, "no memory left", Measurements())
 
 
 def test_where_no_engine_is_left_for_lack_of_memory_fewer_columns_are_a_way_out() -> None:
@@ -158,4 +151,4 @@ def test_anything_else_is_not(error: Exception) -> None:
 
 def test_a_mode_is_described_and_made_again() -> None:
     for mode in (Forward(engine="folded", chunk_size=2), Reverse(slots={"disk": 3}), Reversible(radix={"w": 40})):
-        assert revived(described(mode), [Forward, Reverse, Reversible]) == mode
+        assert mode_from_state_dict(mode.state_dict(), [Forward, Reverse, Reversible]) == mode

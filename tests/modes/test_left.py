@@ -4,6 +4,7 @@ import io
 import random
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.program import PartitionedStep, WholeStep
 from hyperopt_cli.run_directory.checkpoints import on_host
 from tests.cases import CASES
@@ -89,15 +91,15 @@ def exact(a: Any, b: Any) -> None:
 def ends(mode: str, case: str, stride: int) -> int:
     """Interrupts at every `stride`th offer, and compares; returns how often."""
     _, problem, hyper = CASES[case]
-    made = MODES[mode]()  # once: what is written down for compiling is found again
-    whole = hypergradient(problem, hyper, made)
+    run = partial(hypergradient, problem, hyper, MODES[mode](), measurements=Measurements())  # it is written down once
+    whole = run()
     at = num = 0
     while True:
         keeper = Once(at)
         try:
-            hypergradient(problem, hyper, made, keeper=keeper)
+            run(keeper=keeper)
         except Interrupt:
-            resumed = hypergradient(problem, hyper, made, resume_from=keeper.saved())
+            resumed = run(resume_from=keeper.saved())
             exact(resumed, whole)
             at, num = at + stride, num + 1
         else:
@@ -132,8 +134,9 @@ def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: 
     _, problem, hyper = CASES[case]
     assert problem.outer_batches is not None
     problem = replace(problem, outer_batches=problem.outer_batches[:1])  # of E nothing is kept between its chunks
-    made, all_of_it = MODES[mode](), Counted()
-    whole = hypergradient(problem, hyper, made, keeper=all_of_it)
+    run = partial(hypergradient, problem, hyper, MODES[mode](), measurements=Measurements())
+    all_of_it = Counted()
+    whole = run(keeper=all_of_it)
     draw = random.Random(0)
     firsts: dict[int, Once] = {}  # some are drawn again, with another second
     for _ in range(12):
@@ -141,26 +144,27 @@ def test_interrupted_twice_it_does_too_and_takes_only_the_rest(mode: str, case: 
         if at not in firsts:
             first = firsts[at] = Once(at)
             with pytest.raises(Interrupt):
-                hypergradient(problem, hyper, made, keeper=first)
+                run(keeper=first)
             rest = Counted()
-            exact(hypergradient(problem, hyper, made, keeper=rest, resume_from=first.saved()), whole)
+            exact(run(keeper=rest, resume_from=first.saved()), whole)
             if "compiled" not in mode or "forward" in mode:
                 assert rest.offers == all_of_it.offers - first.at - 1  # what is done is not done again
         first = firsts[at]
         try:
-            hypergradient(problem, hyper, made, keeper=second, resume_from=first.saved())
+            run(keeper=second, resume_from=first.saved())
         except Interrupt:
             assert second.progress > first.progress
-            exact(hypergradient(problem, hyper, made, resume_from=second.saved()), whole)
+            exact(run(resume_from=second.saved()), whole)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_was_left_is_free_once_the_run_goes_on(mode: str) -> None:
     """Whoever gave it may still hold the dictionary."""
+    known = Measurements()
     _, problem, hyper = CASES["momentum"]
     made, keeper = MODES[mode](), Once(7)
     with pytest.raises(Interrupt):
-        hypergradient(problem, hyper, made, keeper=keeper)
+        hypergradient(problem, hyper, made, keeper=keeper, measurements=known)
     left = keeper.saved()
     parts = [left["mode"][key] for key in ("state", "z", "past") if key in left["mode"]]
     tensors = [weakref.ref(x) for x in tree_leaves(parts) if isinstance(x, torch.Tensor)]
@@ -171,7 +175,7 @@ def test_what_was_left_is_free_once_the_run_goes_on(mode: str) -> None:
     def count(phase: str, done: int, steps: int) -> None:
         alive.append(sum(x() is not None for x in tensors))
 
-    hypergradient(problem, hyper, made, resume_from=left, on_step=count)
+    hypergradient(problem, hyper, made, resume_from=left, on_step=count, measurements=known)
     assert alive[-1] <= 2 < len(tensors) or alive[-1] == 0  # the marks of a reversal, s_0 where it is met last
     assert not any(x() is not None for x in tensors)
 
@@ -180,13 +184,14 @@ def test_what_was_left_is_free_once_the_run_goes_on(mode: str) -> None:
 @pytest.mark.parametrize("span", [1, 2, 5])
 def test_where_every_process_comes_only_a_few_steps_far_a_run_ends_all_the_same(mode: str, span: int) -> None:
     """Each is interrupted at its `span`th offer, which comes before the end of any segment."""
+    known = Measurements()
     _, problem, hyper = CASES["momentum"]
     made = MODES[mode]()
-    whole, left, progress, num = hypergradient(problem, hyper, made), None, 0, 0
+    whole, left, progress, num = hypergradient(problem, hyper, made, measurements=known), None, 0, 0
     while True:
         keeper = Once(span - 1)
         try:
-            resumed = hypergradient(problem, hyper, made, keeper=keeper, resume_from=left)
+            resumed = hypergradient(problem, hyper, made, keeper=keeper, resume_from=left, measurements=known)
         except Interrupt:
             left, num = keeper.saved(), num + 1
             assert left["mode"]["kind"] == "Segments"

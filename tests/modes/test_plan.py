@@ -11,7 +11,7 @@ from hyperopt_cli import Forward, Problem, Reverse, hypergradient, optimizers
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
-from hyperopt_cli.modes import MODES, Auto, Hypergradient, Mode, Reversible, auto, plan
+from hyperopt_cli.modes import MODES, Auto, Hypergradient, Measurements, Mode, Reversible, auto, plan
 from hyperopt_cli.modes.planning.column_costs import Point, at
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.plan import bytes_text, chosen, seconds_text
@@ -257,11 +257,11 @@ def test_the_store_grows_by_the_logarithm_of_every_factor() -> None:
 def test_auto_gives_the_bits_of_the_mode_that_it_chose(kind) -> None:
     problem, hyper = net_problem(kind), {"lr": scalar(0.05)}
     out = hypergradient(problem, hyper, "auto")
-    made = Auto()
-    again = hypergradient(problem, hyper, made)
-    (planned,) = made._plans.values()
-    assert again.stats["mode"] == planned.name == spelled(planned.mode)
-    assert same(again, hypergradient(problem, hyper, planned.mode))
+    known = Measurements()
+    again = hypergradient(problem, hyper, Auto(), measurements=known)
+    mode = Auto().chosen(known)
+    assert again.stats["mode"] == spelled(mode)
+    assert same(again, hypergradient(problem, hyper, mode))
     assert out.stats["plan"]
     assert out.stats["mode"] in {p.name for p in plan(problem, hyper).predictions}
 
@@ -317,9 +317,9 @@ def test_an_outer_loop_is_planned_once(plans: list[int]) -> None:
 
 
 def test_another_horizon_is_planned_anew(plans: list[int]) -> None:
-    mode = Auto()
+    known = Measurements()
     for steps in (4, 5, 4):
-        hypergradient(net_problem(optimizers.SGD(), steps=steps), MOMENTUM, mode)
+        hypergradient(net_problem(optimizers.SGD(), steps=steps), MOMENTUM, Auto(), measurements=known)
     assert plans == [4, 5]
 
 

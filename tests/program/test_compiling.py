@@ -18,13 +18,13 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient
-from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.engines.duals import Dual
 from hyperopt_cli.engines.duals.dual import RULES
 from hyperopt_cli.errors import UsageError, VerificationError
 from hyperopt_cli.instantiate import build
 from hyperopt_cli.models import batch_norm
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.adjoint.segments import segment_length
 from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.optimizers import SGD
@@ -110,11 +110,14 @@ def test_a_step_written_down_gives_the_same_hypergradient(name: str, mode: str, 
 @pytest.mark.parametrize("mode", ["folded", "reverse"])
 def test_the_steps_of_a_second_run_are_found_to_be_those_of_the_first(mode: str, written: Written) -> None:
     """An outer loop makes a problem a step; tensors of equal shape may lie otherwise in memory."""
+    known = Measurements()
     made = MODES[mode](True)
     for case in ("windows", "windows", "per tensor"):
         _, problem, hyper = CASES[case]
         problem = replace(problem, steps=problem.steps)
-        close(hypergradient(problem, hyper, made), hypergradient(problem, hyper, MODES[mode](False)))
+        close(
+            hypergradient(problem, hyper, made, measurements=known), hypergradient(problem, hyper, MODES[mode](False))
+        )
 
 
 class Several(nn.Module):
@@ -262,40 +265,44 @@ def eager(problem: Problem, hyper: Hyper = HYPER) -> Hypergradient:
 
 @pytest.mark.parametrize("name", ["folded", "reverse"])
 def test_what_is_compiled_is_found_again(name: str, written: Written) -> None:
+    known = Measurements()
     mode = MODES[name](True)
     counts = []
     for problem in (linear(), linear(), linear(scale=0.5), linear(scale=0.5), linear(power=4), linear(power=4)):
-        close(hypergradient(problem, HYPER, mode), eager(problem))
+        close(hypergradient(problem, HYPER, mode, measurements=known), eager(problem))
         counts.append(len(written.operators))
     once = counts[0]
     assert counts == [once, once, once, once, 2 * once, 2 * once]
 
 
 def test_whoever_waits_for_the_compiler_hears_of_it_once(written: Written, caplog: pytest.LogCaptureFixture) -> None:
+    known = Measurements()
     caplog.set_level("INFO", "hyperopt_cli")
     mode = Reverse(compile=True)
     for _ in range(2):
-        hypergradient(linear(), HYPER, mode)
+        hypergradient(linear(), HYPER, mode, measurements=known)
     (told,) = caplog.messages
     assert re.fullmatch(r"compiling a step of \d+ operators: some \d+ s", told)
 
 
 @pytest.mark.parametrize("name", ["folded", "reverse"])
 def test_the_same_problem_at_other_keys_is_written_down_anew(name: str, written: Written) -> None:
+    known = Measurements()
     problem, mode = linear(optimizer=SGD(weight_decay=0.2, momentum=0.5)), MODES[name](True)
     for keys in (["lr"], ["lr", "weight_decay"], ["lr"], ["lr", "momentum", "weight_decay"]):
         hyper = {key: HYPER[key] for key in keys}
-        close(hypergradient(problem, hyper, mode), eager(problem, hyper))
+        close(hypergradient(problem, hyper, mode, measurements=known), eager(problem, hyper))
 
 
 def test_the_same_problem_at_other_values_is_not_written_down_again(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    known = Measurements()
     problem, mode, calls = linear(), Forward(engine="folded", compile=True), []
-    hypergradient(problem, HYPER, mode)
+    hypergradient(problem, HYPER, mode, measurements=known)
     monkeypatch.setattr(whole_step, "written_down", lambda *given: calls.append(given))
     other = {name: 0.7 * x for name, x in HYPER.items()}
-    close(hypergradient(problem, other, mode), eager(problem, other))
+    close(hypergradient(problem, other, mode, measurements=known), eager(problem, other))
     assert not calls
 
 
@@ -368,17 +375,18 @@ def test_auto_leaves_it_as_torch_runs_it_and_keeps_the_reason(
     monkeypatch.setattr(repaying, "SECONDS", 0.0)
     monkeypatch.setattr(repaying, "SECONDS_PER_OPERATOR", 0.0)
     problem, auto = linear(inner_loss=loss, batch=batch, steps=6), MODES[mode]("auto")
-    got = hypergradient(problem, HYPER, auto)
+    known = Measurements()
+    got = hypergradient(problem, HYPER, auto, measurements=known)
     assert got.stats["compiled"] is False
-    (verdict,) = auto.verdicts
-    assert verdict.compilation is not None
-    assert verdict.compilation.why.startswith("not compiled (the step ")
+    (compilation,) = known.compilations.values()
+    assert compilation.why.startswith("not compiled (the step ")
     close(got, eager(problem))
 
 
 def test_a_number_without_effect_is_allowed_and_looked_at_once(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    known = Measurements()
     calls = []
 
     def counted(*given: Any) -> Operators:
@@ -388,9 +396,9 @@ def test_a_number_without_effect_is_allowed_and_looked_at_once(
     monkeypatch.setattr(whole_step, "written_down", counted)
     problem = linear(inner_loss=lambda w, h, b: squares(w, b[0]), batch=lambda t: (BATCHES[t % 5], t, t // 2), steps=8)
     mode = Forward(engine="folded", compile=True)
-    close(hypergradient(problem, HYPER, mode), eager(problem))
+    close(hypergradient(problem, HYPER, mode, measurements=known), eager(problem))
     assert len(calls) == 3  # step 0, the seed of another, and the epoch once it changes
-    close(hypergradient(replace(problem, steps=7), HYPER, mode), eager(replace(problem, steps=7)))
+    close(hypergradient(replace(problem, steps=7), HYPER, mode, measurements=known), eager(replace(problem, steps=7)))
     assert len(calls) == 6  # of another problem its step, and both numbers once they change
 
 
@@ -487,11 +495,11 @@ def test_a_compiled_step_that_differs_is_a_failed_verification(
         hypergradient(linear(), HYPER, MODES[mode](True))
     monkeypatch.setattr(repaying, "SECONDS", 0.0)
     monkeypatch.setattr(repaying, "SECONDS_PER_OPERATOR", 0.0)
-    auto = MODES[mode]("auto")
-    got = hypergradient(linear(), HYPER, auto)
+    known = Measurements()
+    got = hypergradient(linear(), HYPER, MODES[mode]("auto"), measurements=known)
     assert got.stats["compiled"] is False
-    assert auto.verdicts[0].compilation is not None
-    assert "differs from the same step" in auto.verdicts[0].compilation.why
+    (compilation,) = known.compilations.values()
+    assert "differs from the same step" in compilation.why
     close(got, eager(linear()))
 
 
@@ -614,40 +622,36 @@ def test_another_word_is_refused(make: Callable[[Any], Mode]) -> None:
 def test_a_verdict_is_kept_and_used_in_place_of_measuring(
     mode: str, written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = MODES[mode]("auto")
-    hypergradient(linear(), HYPER, first)
-    (verdict,) = first.verdicts
-    assert verdict.compilation == Compilation(False, "not compiled, for a horizon of 3 steps does not repay it")
-    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
-    told = replace(verdict, compilation=Compilation(True, "compiled: 1 ms a step instead of 2 ms"))
-    second = MODES[mode]("auto")
-    second.remember([Verdict.from_json(json.loads(json.dumps(told.to_json())))])
+    first, second = Measurements(), Measurements()
+    hypergradient(linear(), HYPER, MODES[mode]("auto"), measurements=first)
+    ((key, compilation),) = first.compilations.items()
+    assert compilation == Compilation(False, "not compiled, for a horizon of 3 steps does not repay it")
+    first.compilations[key] = told = Compilation(True, "compiled: 1 ms a step instead of 2 ms")
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     monkeypatch.setattr(repaying, "_once", lambda call: pytest.fail("measured again"))
-    got = hypergradient(linear(), HYPER, second)
+    got = hypergradient(linear(), HYPER, MODES[mode]("auto"), measurements=second)
     assert got.stats["compiled_why"] == "compiled: 1 ms a step instead of 2 ms"
-    assert second.verdicts == (told,)
+    assert second.compilations == {key: told}
     close(got, eager(linear()))
-    assert replace(verdict, compilation=None) == Verdict.from_json(replace(verdict, compilation=None).to_json())
 
 
 def test_a_verdict_of_a_machine_with_a_compiler_is_decided_anew_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Reverse(compile="auto")
-    hypergradient(linear(), HYPER, first)
-    told = replace(first.verdicts[0], compilation=Compilation(True, "compiled: 1 ms a step instead of 2 ms"))
-    second = Reverse(compile="auto")
-    second.remember([told])
-    monkeypatch.setattr("hyperopt_cli.modes.deciding.cannot_compile", lambda: "no g++")
-    assert hypergradient(linear(), HYPER, second).stats["compiled"] is False
-    assert second.verdicts[0].compilation == first.verdicts[0].compilation
+    known = Measurements()
+    hypergradient(linear(), HYPER, Reverse(compile="auto"), measurements=known)
+    ((key, before),) = known.compilations.items()
+    known.compilations[key] = Compilation(True, "compiled: 1 ms a step instead of 2 ms")
+    monkeypatch.setattr("hyperopt_cli.modes.compilation.cannot_compile", lambda: "no g++")
+    assert hypergradient(linear(), HYPER, Reverse(compile="auto"), measurements=known).stats["compiled"] is False
+    assert known.compilations == {key: before}
 
 
 # --- through the compiler ---
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, Mode]:
-    """Modes that compile, kept so that a step is compiled once for all tests."""
-    return {name: make(True) for name, make in MODES.items()}
+def compiled() -> dict[str, Measurements]:
+    """What is measured by each mode, kept so that a step is compiled once for all tests."""
+    return {name: Measurements() for name in MODES}
 
 
 needs_compiler = pytest.mark.skipif("whole_step.cannot_compile() is not None", reason="no C++ compiler")
@@ -664,26 +668,22 @@ needs_compiler = pytest.mark.skipif("whole_step.cannot_compile() is not None", r
         ("adam", "reverse"),
     ],
 )
-def test_a_compiled_hypergradient_equals_the_uncompiled(name: str, mode: str, compiled: dict[str, Mode]) -> None:
+def test_a_compiled_hypergradient_equals_the_uncompiled(
+    name: str, mode: str, compiled: dict[str, Measurements]
+) -> None:
     _, problem, hyper = CASES[name]
-    close(hypergradient(problem, hyper, compiled[mode]), hypergradient(problem, hyper, MODES[mode](False)))
+    got = hypergradient(problem, hyper, MODES[mode](True), measurements=compiled[mode])
+    close(got, hypergradient(problem, hyper, MODES[mode](False)))
 
 
 @needs_compiler
 @pytest.mark.slow
-def test_compiled_slots_give_the_same_bits_as_all_slots(compiled: dict[str, Mode]) -> None:
+def test_compiled_slots_give_the_same_bits_as_all_slots(compiled: dict[str, Measurements]) -> None:
     _, problem, hyper = CASES["adam"]
-    every = hypergradient(problem, hyper, compiled["reverse"])
-    few = replace_slots(compiled["reverse"], 3)
-    got = hypergradient(problem, hyper, few)
+    known = compiled["reverse"]
+    every = hypergradient(problem, hyper, MODES["reverse"](True), measurements=known)
+    got = hypergradient(problem, hyper, Reverse(slots=3, compile=True), measurements=known)
     assert all(torch.equal(every.grad[name], got.grad[name]) for name in hyper)
-
-
-def replace_slots(mode: Mode, slots: int) -> Reverse:
-    """The same with slots, and with what is compiled."""
-    made = Reverse(slots=slots, compile=True)
-    made._whole.update(mode._whole)
-    return made
 
 
 @needs_compiler

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient
 from hyperopt_cli.errors import NoMemoryError, Stopped, UsageError, VerificationError
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.fitting import smaller
 from hyperopt_cli.modes.planning import predictions
@@ -71,7 +72,7 @@ def repaid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repaying, "SECONDS", 0.0)
     monkeypatch.setattr(repaying, "SECONDS_PER_OPERATOR", 0.0)
     monkeypatch.setattr(whole_step, "cannot_compile", lambda: None)
-    monkeypatch.setattr("hyperopt_cli.modes.deciding.cannot_compile", lambda: None)
+    monkeypatch.setattr("hyperopt_cli.modes.compilation.cannot_compile", lambda: None)
     ticks = iter(range(10**6))
     monkeypatch.setattr(repaying, "_once", lambda call: (call(), 1000.0 - next(ticks))[1])
 
@@ -129,13 +130,14 @@ def test_whenever_it_raises_the_run_goes_on(
 def _goes_on(
     error: Exception, name: str, when: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    known = Measurements()
     at_build, at_call = WHEN[when][name != "forward"]
     problem, build = ragged(), staticmethod(failing_build(error, at_build, at_call))
     monkeypatch.setattr(WholeStep, "_build", build)
     caplog.set_level(logging.WARNING, "hyperopt_cli")
     mode, plain = MODES[name]("auto"), hypergradient(problem, HYPER, MODES[name](False))
     for _ in range(2):  # an outer loop's next step does not try again, and says nothing more
-        got = hypergradient(problem, HYPER, mode)
+        got = hypergradient(problem, HYPER, mode, measurements=known)
         close(got, plain)
         assert got.stats["compiled"] is False
         assert got.stats["compiled_why"].startswith("not compiled (")
@@ -283,11 +285,12 @@ PASSES = [*((name, "the compiler") for name in ERRORS), *(("of torch", when) for
 def test_reversible_mode_goes_on_too(
     name: str, when: str, any_size: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    known = Measurements()
     with_compiler(monkeypatch, failing_passes(ERRORS[name], when))
     caplog.set_level(logging.WARNING, "hyperopt_cli")
     mode, plain = Reversible(), hypergradient(large(), HYPER, Reversible(compile=False))
     for _ in range(2):
-        got = hypergradient(large(), HYPER, mode)
+        got = hypergradient(large(), HYPER, mode, measurements=known)
         assert got.stats["compiled"] is False
         assert "failed" in got.stats["compiled_why"]
         assert all(torch.equal(got.grad[key], plain.grad[key]) for key in HYPER)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.modes.forward import Forward
+from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.planning.probe import carrying, held_bytes, probed, spread
 from hyperopt_cli.problem import Hyper
 
@@ -52,9 +53,11 @@ def measured_points(
         allowance: what measuring may take.
     """
 
+    known = Measurements()
+
     def measured(num_columns: int, repeats: int) -> Point:
         problem, chosen = carrying(dynamics.problem, hyper, num_columns)
-        probe = probed(mode, problem, chosen, spread(problem.steps, repeats))
+        probe = probed(mode, problem, chosen, spread(problem.steps, repeats), known)
         return Point(num_columns, probe.step_s["forward"], probe.peak_bytes)
 
     if max(columns) == 0:

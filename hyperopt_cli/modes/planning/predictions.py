@@ -27,7 +27,6 @@ from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, ReversalError, UsageError
 from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.modes.base import Mode
-from hyperopt_cli.modes.deciding import Compiling
 from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.planning.column_costs import Allowance, at, measured_points
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
@@ -78,7 +77,7 @@ class Prediction(NamedTuple):
     @property
     def may_compile(self) -> bool:
         """Whether the run is long enough to compile its steps."""
-        auto = isinstance(self.mode, Compiling) and self.mode.compile == "auto"
+        auto = isinstance(self.mode, Forward | Reverse) and self.mode.compile == "auto"
         return auto and self.wall_s is not None and may_repay(self.wall_s)
 
 

@@ -19,6 +19,7 @@ from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.memory import give_back, peak_bytes, reset_peak
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.base import Mode
+from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper, Problem
@@ -97,28 +98,38 @@ def _lift(like: Hyper, rest: Tensor) -> Callable[[Hyper], Hyper]:
     return lift
 
 
-def probed(mode: Mode, problem: Problem, hyper: Hyper, times: Sequence[int]) -> Measured:
+def probed(
+    mode: Mode, problem: Problem, hyper: Hyper, times: Sequence[int], measurements: Measurements | None = None
+) -> Measured:
     """`mode` over the steps `times` of `problem`, at least two: the first of each phase is the warm-up.
 
     The steps follow upon s_0 out of their order; where that leaves the finite numbers, the first ones are taken.
 
+    Args:
+        mode: that takes them.
+        problem: the training run.
+        hyper: lambda.
+        times: the steps.
+        measurements: of earlier probes with this mode; None: nothing is known.
+
     Raises:
         NonFiniteError: the run itself diverges at once.
     """
+    known = Measurements() if measurements is None else measurements
     try:
-        return _measured(mode, shortened(problem, times), hyper)
+        return _measured(mode, shortened(problem, times), hyper, known)
     except NonFiniteError:
         first = [min(i, problem.steps - 1) for i in range(len(times))]
-        return _measured(mode, shortened(problem, first), hyper)
+        return _measured(mode, shortened(problem, first), hyper, known)
 
 
-def _measured(mode: Mode, problem: Problem, hyper: Hyper) -> Measured:
+def _measured(mode: Mode, problem: Problem, hyper: Hyper, measurements: Measurements) -> Measured:
     dynamics = Dynamics.of(problem, hyper)
     give_back()
     clock = _Clock(dynamics.like.device)
     account = Account(problem.steps, dynamics.like, clock.lap)
     account.examines = False
-    stats = mode.differentiate(problem, hyper, account).stats
+    stats = mode.differentiate(problem, hyper, account, measurements).stats
     return Measured(clock.step_s(), stats["peak_bytes"], stats)
 
 
