@@ -131,7 +131,7 @@ def _product(engine: str, point: Point, along: Params) -> Params:
     device = next(iter(point.params.values())).device
     hyper: StepHyper = {"lr": torch.zeros((), dtype=torch.float64, device=device)}
     still: StepHyper = {"lr": torch.zeros(1, dtype=torch.float64, device=device)}
-    return MEASURED[engine](point.loss, point.params, hyper, along, still, None).grad_tangents
+    return MEASURED[engine](point.loss, point.params, hyper, along, still).grad_tangents
 
 
 def _flat(columns: Params) -> Tensor:

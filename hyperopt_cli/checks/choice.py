@@ -49,7 +49,7 @@ def chosen(
     Raises:
         UsageError: no candidate is right, or fits into the memory.
     """
-    made_for = Circumstances.of(dynamics, hyper, setting.num_columns, setting.chunk_size)
+    made_for = Circumstances.of(dynamics, hyper, setting.num_columns)
     verdict = known.get(made_for)
     if verdict is None or verdict.engine not in ENGINES or not examination.passes(verdict.engine):
         verdict = known[made_for] = decided(made_for, setting, examination, dynamics.watched_by(None).loss_at)
@@ -137,7 +137,9 @@ def _told(disqualified: Mapping[str, str]) -> str:
 def _nothing_left(disqualified: Mapping[str, str], examination: Examination) -> UsageError:
     reasons = "; ".join(f"{name}: {_bare(name, reason)}" for name, reason in disqualified.items())
     if any(map(is_of_memory, disqualified.values())):
-        return NoMemoryError(f"engine: none is left ({reasons}); use the mode reverse, smaller batches or a chunk_size")
+        return NoMemoryError(
+            f"engine: none is left ({reasons}); use the mode reverse, smaller batches or columns_at_once"
+        )
     return UsageError(
         f"engine: none is left at step {examination.t} ({reasons}){examination.constructs}; what leaves torch "
         "and comes back (item(), numpy()) has no derivative, nor has an operator that is named here: write it with "

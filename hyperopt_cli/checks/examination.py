@@ -130,17 +130,18 @@ class Examination:
     def _too_large(self, name: str) -> str | None:
         """Two columns, never more at once than in the run, tell what all of them would take."""
         setting, engine = self._setting, ENGINES[name]
-        rows = tree_map(lambda x: torch.stack([x] * NUM_COLUMNS), (self.truth.v, setting.hyper))
+        num = min(NUM_COLUMNS, setting.num_columns)
+        rows = tree_map(lambda x: torch.stack([x] * num), (self.truth.v, setting.hyper))
         device = next(iter(setting.params.values())).device
         room = available_bytes(device)
-        taken = taken_by(lambda: setting.taken_by(engine, *rows), device)
-        growth = 1.0 if name.endswith("_loop") else setting.at_once / min(setting.at_once, NUM_COLUMNS)
+        taken = taken_by(lambda: setting.tangents(engine, *rows), device)
+        growth = 1.0 if name.endswith("_loop") else setting.num_columns / num
         if taken * growth > SHARE_OF_MEMORY * room:
             return f"{WOULD_NEED} {_mebibytes(taken * growth)}, {_mebibytes(room)} are free"
         return None
 
     def _wrong(self, name: str) -> str | None:
-        products, grads = self.truth.pushed(ENGINES[name], self._setting.at_once)
+        products, grads = self.truth.pushed(ENGINES[name], self._setting.num_columns)
         if self._has_diverged():
             self.not_judged.add(name)
             return None
@@ -189,7 +190,7 @@ class Examination:
         if self.truth.is_exact:
             return False
         try:
-            products, _ = self.truth.pushed(ENGINES[name], self._setting.at_once, own=True)
+            products, _ = self.truth.pushed(ENGINES[name], self._setting.num_columns, own=True)
             return self.truth.error_of_push(products, own=True) > GROSS
         except Exception as error:
             reason_of(error)
@@ -213,7 +214,7 @@ def check_given(name: str, examination: Examination) -> None:
     if reason.startswith("engine "):  # its own refusal, with a way out
         raise UsageError(reason)
     if is_of_memory(reason):
-        raise NoMemoryError(f"engine {name}: {reason}; use a chunk_size, smaller batches or the mode reverse")
+        raise NoMemoryError(f"engine {name}: {reason}; use columns_at_once, smaller batches or the mode reverse")
     raise UsageError(
         f"engine {name}: {reason}; the hypergradient would be wrong at step {examination.t}"
         f"{examination.constructs}. Use engine auto, which takes one that is right"

@@ -66,7 +66,7 @@ def _clocked(engine: Engine, setting: Setting, w_dot: Params) -> float:
     device = next(iter(w_dot.values())).device
     _wait(device)
     began = time.perf_counter()
-    setting.taken_by(engine, w_dot, setting.hyper_dot)
+    setting.tangents(engine, w_dot, setting.hyper_dot)
     _wait(device)
     return time.perf_counter() - began
 

@@ -24,7 +24,7 @@ from hyperopt_cli.checks.flow import Cuts
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.derivatives import Pullback, gradient
 from hyperopt_cli.engines import ENGINES
-from hyperopt_cli.engines.base import Tangents
+from hyperopt_cli.engines.base import Engine
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params, StepHyper
@@ -41,7 +41,6 @@ LOW = 1e-3  # what two ways may be apart where nothing can be computed in float6
 MOST_GROUPS = 4  # of hyperparameters, each with a direction of its own
 AWAY = 1e-3  # of the size of the weights
 
-Push = Callable[[Loss, Params, StepHyper, Params, StepHyper, int | None], Tangents]
 Pull = Callable[[Loss, Params, StepHyper], tuple[Tensor, Params, Pullback]]
 
 
@@ -181,7 +180,7 @@ class Truth:
             return [in_w, together]
         return [in_w, *(along_lambda(range(num + i, len(zeros), groups)) for i in range(groups))]
 
-    def pushed(self, engine: Push, at_once: int | None, own: bool = False) -> tuple[list[list[Tensor]], Params]:
+    def pushed(self, engine: Engine, at_once: int | None, own: bool = False) -> tuple[list[list[Tensor]], Params]:
         """J v and each M mu of an engine, and its gradient.
 
         Args:
@@ -193,10 +192,11 @@ class Truth:
         own = own or not self.is_raised
         given = (self.params, self.hyper, *rows) if own else raised((self.params, self.hyper, *rows))
         with nullcontext() if own else raising() if engine is ENGINES["folded"] else self.raising():
-            w, h, w_dot, h_dot = given
-            out = engine(self.loss, w, h, w_dot, h_dot, at_once if at_once == 1 else 2)
-        num = len(self.columns)
-        return [[x[i].double() for x in out.grad_tangents.values()] for i in range(num)], out.grads
+            w, h, *dots = given
+            width, num = 1 if at_once == 1 else 2, len(self.columns)
+            outs = [engine(self.loss, w, h, *tree_map(lambda x: x[k : k + width], dots)) for k in range(0, num, width)]  # noqa: B023
+        rows = [x for out in outs for x in zip(*(dot.unbind() for dot in out.grad_tangents.values()), strict=True)]
+        return [[x.double() for x in row] for row in rows], outs[0].grads
 
     def pulled(self, pull: Pull, own: bool = False) -> tuple[list[float], list[Tensor]]:
         """(J^T u).v and each (M^T u).mu of a pullback, and (J^T u, M^T u)."""

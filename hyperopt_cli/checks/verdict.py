@@ -19,7 +19,6 @@ class Circumstances:
 
     Attributes:
         num_columns: K; 0 for a mode that carries none.
-        chunk_size: columns treated at once; None: all.
         steps: T.
         num_parameters: P.
         dtype: of the parameters.
@@ -31,7 +30,6 @@ class Circumstances:
     """
 
     num_columns: int
-    chunk_size: int | None
     steps: int
     num_parameters: int
     dtype: str
@@ -42,14 +40,11 @@ class Circumstances:
     sizes: str
 
     @classmethod
-    def of(
-        cls, dynamics: Dynamics, hyper: Hyper, num_columns: int = 0, chunk_size: int | None = None
-    ) -> "Circumstances":
+    def of(cls, dynamics: Dynamics, hyper: Hyper, num_columns: int = 0) -> "Circumstances":
         """Of a run on this machine, now."""
         device, params = dynamics.like.device, tree_leaves(dynamics.start.params)
         return cls(
             num_columns=num_columns,
-            chunk_size=chunk_size,
             steps=dynamics.problem.steps,
             num_parameters=sum(w.numel() for w in params),
             dtype=", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in params})),

@@ -8,7 +8,7 @@ An engine is a way to take the tangents, one a file, its loop beside it; `ENGINE
 `auto` measures them (`checks/choice.py`). `MEASURED` has besides what no run may take, and `bench hvp` measures.
 """
 
-from hyperopt_cli.engines.base import Engine, Tangents, in_parts
+from hyperopt_cli.engines.base import Engine, Tangents, chunk_by_chunk
 from hyperopt_cli.engines.dense import dense
 from hyperopt_cli.engines.folded import folded
 from hyperopt_cli.engines.forward_over_reverse import forward_over_reverse, forward_over_reverse_loop
@@ -29,10 +29,10 @@ _FUNCTIONS: dict[str, Engine] = {
     "program_loop": program_loop,
     "dense": dense,
 }
-ENGINES: dict[str, Engine] = {name: strict(name, in_parts(function)) for name, function in _FUNCTIONS.items()}
+ENGINES: dict[str, Engine] = {name: strict(name, chunk_by_chunk(function)) for name, function in _FUNCTIONS.items()}
 _ONLY_MEASURED: dict[str, Engine] = {"reverse_over_forward": reverse_over_forward}
 MEASURED: dict[str, Engine] = ENGINES | {
-    name: strict(name, in_parts(function)) for name, function in _ONLY_MEASURED.items()
+    name: strict(name, chunk_by_chunk(function)) for name, function in _ONLY_MEASURED.items()
 }
 
 

@@ -1,8 +1,7 @@
 """What an engine is: a way to take K tangents of the training gradient."""
 
-from collections.abc import Callable
 from functools import wraps
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -26,19 +25,49 @@ class Tangents(NamedTuple):
     grad_tangents: Params
 
 
-Engine = Callable[[Loss, Params, StepHyper, Params, StepHyper, int | None], Tangents]
+class Engine(Protocol):
+    """A way to take K tangents of the gradient of a loss."""
+
+    def __call__(
+        self, loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, /
+    ) -> Tangents:
+        """L, g = dL/dw, and for each column k the tangents dL_k and g'_k = H w'_k + d2L/dw dlambda lambda'_k.
+
+        Args:
+            loss: (w, lambda_t) -> L, [].
+            params: w, named, of any shapes.
+            hyper: lambda_t, a mapping of tensors, or of mappings of tensors.
+            w_dot: w', named, [K, *shape].
+            hyper_dot: lambda', like `hyper`, [K, *shape].
+
+        Raises:
+            UsageError: an operator has no derivative of the kind that the engine takes.
+
+        Example:
+            L = lambda w^3 at w = 2, lambda = 1, along w and along lambda: g = 12, its tangents are 6 w and 3 w^2.
+
+            >>> import torch
+            >>> from hyperopt_cli.engines import ENGINES
+            >>> out = ENGINES["folded"](
+            ...     lambda params, hyper: hyper["c"] * params["w"] ** 3,
+            ...     {"w": torch.tensor(2.0)},
+            ...     {"c": torch.tensor(1.0)},
+            ...     {"w": torch.tensor([1.0, 0.0])},
+            ...     {"c": torch.tensor([0.0, 1.0])},
+            ... )
+            >>> out.grads["w"].item(), out.grad_tangents["w"].tolist()
+            (12.0, [12.0, 12.0])
+        """
 
 
-def in_parts(function: Engine) -> Engine:
-    """The engine over a loss in parts too: it sees one after the other, and knows nothing of the sum."""
+def chunk_by_chunk(function: Engine) -> Engine:
+    """The engine over a loss that is a sum over chunks too: it sees one after the other, and nothing of the sum."""
 
     @wraps(function)
-    def engine(
-        loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
-    ) -> Tangents:
+    def engine(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
         if not isinstance(loss, LossInParts):
-            return function(loss, params, hyper, w_dot, hyper_dot, chunk_size)
-        total: Tangents = loss.total(lambda part: function(part, params, hyper, w_dot, hyper_dot, chunk_size))
+            return function(loss, params, hyper, w_dot, hyper_dot)
+        total: Tangents = loss.total(lambda chunk: function(chunk, params, hyper, w_dot, hyper_dot))
         return total
 
     return engine

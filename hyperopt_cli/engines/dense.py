@@ -18,10 +18,8 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 MAX_PARAMETERS = 2000
 
 
-def dense(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
-) -> Tangents:
-    """K columns by the whole Jacobian of the gradient; `chunk_size` has no effect.
+def dense(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
+    """K columns by the whole Jacobian of the gradient.
 
     Raises:
         UsageError: the model has more than `MAX_PARAMETERS` parameters.

@@ -18,24 +18,8 @@ from hyperopt_cli.engines.duals import Dual, dot, primal
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 
-def folded(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
-) -> Tangents:
-    """K columns, `chunk_size` of them at once."""
-    num_columns = next(iter(w_dot.values())).shape[0]
-    size = chunk_size or num_columns
-    chunks = [
-        _together(loss, params, hyper, *tree_map(lambda x: x[k : k + size], (w_dot, hyper_dot)))  # noqa: B023
-        for k in range(0, num_columns, size)
-    ]
-    if len(chunks) == 1:
-        return chunks[0]
-    value, g, _, _ = chunks[0]
-    value_dot, g_dot = tree_map(lambda *parts: torch.cat(parts), *(chunk[2:] for chunk in chunks))
-    return Tangents(value, g, value_dot, g_dot)
-
-
-def _together(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
+def folded(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
+    """K columns, every operator of the gradient once for all of them."""
     columns = next(iter(w_dot.values())).shape[0]
     with torch.enable_grad():
         w: Params = {name: Dual(p, w_dot[name]).requires_grad_() for name, p in params.items()}

@@ -4,8 +4,8 @@
 
 Pearlmutter 1994, "Fast exact multiplication by the Hessian", https://doi.org/10.1162/neco.1994.6.1.147.
 
-`forward_over_reverse` is `vmap(jvp(grad))`, K columns at once or chunk by chunk: the gradient once a chunk, memory for
-the chunk. `forward_over_reverse_loop` is one `jvp(grad)` a column: K gradients, memory for one column. The loop needs
+`forward_over_reverse` is `vmap(jvp(grad))`, K columns at once: the gradient once, memory for K columns.
+`forward_over_reverse_loop` is one `jvp(grad)` a column: K gradients, memory for one column. The loop needs
 no batching rule, and grouped convolutions that `vmap` makes of the columns can be slower than it.
 
 The mean squared error is taken by its definition: of torch's own operator the gradient has no tangent where the target
@@ -29,27 +29,31 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 FORMATS = (torch.channels_last, torch.channels_last_3d)
 
 
-def forward_over_reverse(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
-) -> Tangents:
-    """K columns by `vmap(jvp(grad))`, `chunk_size` of them at once; a chunk of one column is a plain jvp."""
-    num_columns = next(iter(w_dot.values())).shape[0]
-    size = chunk_size or num_columns
-    gradient_and_loss, dots = grad_and_value(loss), []
-    for k in range(0, num_columns, size):
-        chunk = tree_map(lambda x: x[k : k + size], (w_dot, hyper_dot))  # noqa: B023
-        with _Batchable():
-            (g, value), dot = push_columns(gradient_and_loss, (params, hyper), chunk)
-        dots.append(dot)
-    g_dot, value_dot = dots[0] if len(dots) == 1 else tree_map(lambda *parts: torch.cat(parts), *dots)
-    return Tangents(value, g, value_dot, g_dot)
+def forward_over_reverse(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
+    """K columns by `vmap(jvp(grad))`; one column is a plain jvp."""
+    return _pushed(loss, params, hyper, w_dot, hyper_dot, next(iter(w_dot.values())).shape[0])
 
 
 def forward_over_reverse_loop(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper
 ) -> Tangents:
-    """K columns by K times `jvp(grad)`; `chunk_size` has no effect."""
-    return forward_over_reverse(loss, params, hyper, w_dot, hyper_dot, 1)
+    """K columns by K times `jvp(grad)`."""
+    return _pushed(loss, params, hyper, w_dot, hyper_dot, 1)
+
+
+def _pushed(
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, at_once: int
+) -> Tangents:
+    """`at_once` columns by one pass."""
+    num_columns = next(iter(w_dot.values())).shape[0]
+    gradient_and_loss, dots = grad_and_value(loss), []
+    for k in range(0, num_columns, at_once):
+        columns = tree_map(lambda x: x[k : k + at_once], (w_dot, hyper_dot))  # noqa: B023
+        with _Batchable():
+            (g, value), dot = push_columns(gradient_and_loss, (params, hyper), columns)
+        dots.append(dot)
+    g_dot, value_dot = dots[0] if len(dots) == 1 else tree_map(lambda *parts: torch.cat(parts), *dots)
+    return Tangents(value, g, value_dot, g_dot)
 
 
 class _Batchable(TorchFunctionMode):

@@ -22,10 +22,20 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.program import differentiable, recorded
 
 
-def program(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
+def program(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
+    """K columns by `vmap(jvp)` of the list; one column is a plain jvp."""
+    return _pushed(loss, params, hyper, w_dot, hyper_dot, next(iter(w_dot.values())).shape[0])
+
+
+def program_loop(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
+    """K columns by K times `jvp` of the list."""
+    return _pushed(loss, params, hyper, w_dot, hyper_dot, 1)
+
+
+def _pushed(
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, at_once: int
 ) -> Tangents:
-    """K columns by `vmap(jvp)` of the list, `chunk_size` of them at once; a chunk of one column is a plain jvp."""
+    """`at_once` columns by one pass over the list."""
     names, (entries, spec) = list(params), tree_flatten(hyper)
     inputs = [x.detach().requires_grad_() for x in (*params.values(), *entries)]
 
@@ -40,17 +50,10 @@ def program(
     primals: Any = tuple(x.detach() for x in inputs)
     dots = [*w_dot.values(), *tree_flatten(hyper_dot)[0]]
     num_columns = dots[0].shape[0]
-    size, parts = chunk_size or num_columns, []
-    for k in range(0, num_columns, size):
-        chunk = tuple(x[k : k + size] for x in dots)
-        parts.append(push_columns(lambda *flat: tuple(function(*flat)), primals, chunk)[1])
+    parts = []
+    for k in range(0, num_columns, at_once):
+        columns = tuple(x[k : k + at_once] for x in dots)
+        parts.append(push_columns(lambda *flat: tuple(function(*flat)), primals, columns)[1])
     value_dot, *g_dot = parts[0] if len(parts) == 1 else tree_map(lambda *each: torch.cat(each), *parts)
     grads = {name: x.detach() for name, x in zip(names, g, strict=True)}
     return Tangents(value.detach(), grads, value_dot, dict(zip(names, g_dot, strict=True)))
-
-
-def program_loop(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
-) -> Tangents:
-    """K columns by K times `jvp` of the list; `chunk_size` has no effect."""
-    return program(loss, params, hyper, w_dot, hyper_dot, 1)

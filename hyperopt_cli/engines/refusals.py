@@ -69,11 +69,9 @@ def strict(name: str, function: Engine) -> Engine:
     """The engine, refusing; `__wrapped__` is the function itself, for whoever compiles it."""
 
     @wraps(function)
-    def engine(
-        loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
-    ) -> Tangents:
+    def engine(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
         with refusing(name):
-            return function(loss, params, hyper, w_dot, hyper_dot, chunk_size)
+            return function(loss, params, hyper, w_dot, hyper_dot)
 
     return engine
 

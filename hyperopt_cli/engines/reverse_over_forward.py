@@ -10,10 +10,8 @@ others. Cost: a gradient, and a tangent with its pullback for each column; memor
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.func import grad_and_value, jvp, vmap
-from torch.utils._pytree import tree_map
 
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.derivatives import gradient
@@ -21,10 +19,8 @@ from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 
-def reverse_over_forward(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
-) -> Tangents:
-    """K columns by `vmap(grad(jvp))`, `chunk_size` of them at once."""
+def reverse_over_forward(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
+    """K columns by `vmap(grad(jvp))`."""
     value, g = gradient(loss, params, hyper)
 
     def tangent(w: Params, dot: Params, entry_dot: StepHyper) -> Tensor:
@@ -32,10 +28,5 @@ def reverse_over_forward(
         return out
 
     column: Any = grad_and_value(tangent)
-    num_columns = next(iter(w_dot.values())).shape[0]
-    size, parts = chunk_size or num_columns, []
-    for k in range(0, num_columns, size):
-        chunk = tree_map(lambda x: x[k : k + size], (w_dot, hyper_dot))  # noqa: B023
-        parts.append(vmap(column, in_dims=(None, 0, 0), randomness="same")(params, *chunk))
-    g_dot, value_dot = parts[0] if len(parts) == 1 else tree_map(lambda *each: torch.cat(each), *parts)
+    g_dot, value_dot = vmap(column, in_dims=(None, 0, 0), randomness="same")(params, w_dot, hyper_dot)
     return Tangents(value, g, value_dot, g_dot)

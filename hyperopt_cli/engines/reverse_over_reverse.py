@@ -2,7 +2,7 @@
 
 It is taken of `<g, w'_k> + <dL/dlambda, lambda'_k>`, whose gradient in w is g'_k because the Hessian is symmetric.
 
-`reverse_over_reverse` pulls back the columns of a chunk at once, by `torch.func.vmap`: the `is_grads_batched` of
+`reverse_over_reverse` pulls back all columns at once, by `torch.func.vmap`: the `is_grads_batched` of
 `torch.autograd.grad` uses torch's older vmap, which takes convolutions, normalisations and softmax column by column in
 silence. `reverse_over_reverse_loop` is one double backward a column: what one writes without vmap. It needs only second
 derivatives in reverse, which nearly every operator has, and is the reference that other engines are checked against.
@@ -19,27 +19,20 @@ from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 
-def reverse_over_reverse(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
-) -> Tangents:
-    """K columns by batched double backwards through one graph of the gradient, `chunk_size` of them at once."""
+def reverse_over_reverse(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
+    """K columns by batched double backwards through one graph of the gradient."""
     value, g, primals, inputs = differentiable_gradient(loss, params, hyper)
     dots = [*w_dot.values(), *tree_flatten(hyper_dot)[0]]
     num_columns = dots[0].shape[0]
-    size = chunk_size or num_columns
-    parts = []
-    for k in range(0, num_columns, size):
-        chunk = [x[k : k + size] for x in dots]
-        parts.append(_pulled(g, inputs[: len(params)], chunk, retain=k + size < num_columns))
-    columns = [torch.cat(each) for each in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
+    columns = _pulled(g, inputs[: len(params)], dots)
     value_dots = sum((_along(d.detach(), x) for d, x in zip(g, dots, strict=True)), value.new_zeros(num_columns))
     return Tangents(value.detach(), primals, value_dots, dict(zip(params, columns, strict=True)))
 
 
 def reverse_over_reverse_loop(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, chunk_size: int | None
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper
 ) -> Tangents:
-    """K columns by K double backwards through one graph of the gradient; `chunk_size` has no effect."""
+    """K columns by K double backwards through one graph of the gradient."""
     value, g, primals, inputs = differentiable_gradient(loss, params, hyper)
     names, num_columns = list(params), next(iter(w_dot.values())).shape[0]
     dots = [*w_dot.values(), *tree_flatten(hyper_dot)[0]]
@@ -53,8 +46,8 @@ def reverse_over_reverse_loop(
     return Tangents(value.detach(), primals, torch.stack(value_dots), g_dot)
 
 
-def _pulled(g: list[Tensor], inputs: list[Tensor], dots: list[Tensor], retain: bool) -> list[Tensor]:
-    """The columns `dots` through the graph of g, [columns, *shape] for each input; the last use frees the graph."""
+def _pulled(g: list[Tensor], inputs: list[Tensor], dots: list[Tensor]) -> list[Tensor]:
+    """The columns `dots` through the graph of g, [K, *shape] for each input."""
     num_columns = dots[0].shape[0]
     connected = [i for i, d in enumerate(g) if d.requires_grad]
     if not connected:  # a loss that is linear in w
@@ -62,7 +55,7 @@ def _pulled(g: list[Tensor], inputs: list[Tensor], dots: list[Tensor], retain: b
     outputs, along = [g[i] for i in connected], [dots[i] for i in connected]
 
     def pulled(*column: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(outputs, inputs, column, retain_graph=retain, materialize_grads=True)
+        return torch.autograd.grad(outputs, inputs, column, materialize_grads=True)
 
     if num_columns == 1:
         return [x[None] for x in pulled(*(dot[0] for dot in along))]

@@ -187,7 +187,7 @@ class Forward(Mode):
         plain, directions = lambda_at(0)
         block = self._blocks(dynamics.problem, hyper)[0]
         directions = tree_map(lambda x: x[block], directions)
-        return Setting.of(dynamics, 0, dynamics.start, plain, directions, None)
+        return Setting.of(dynamics, 0, dynamics.start, plain, directions)
 
     def _compilation(
         self, dynamics: Dynamics, setting: Setting, verdict: Verdict, measurements: Measurements
@@ -227,7 +227,7 @@ def _step(dynamics: Dynamics, engine: str, compiled: bool, measurements: Measure
 
 
 def _setting(dynamics: Dynamics, lambda_at: LambdaAt, t: int, state: State) -> Setting:
-    return Setting.of(dynamics, t, state, *lambda_at(t), None)
+    return Setting.of(dynamics, t, state, *lambda_at(t))
 
 
 def _advanced(
@@ -289,7 +289,7 @@ def tangent_step(
     layout = dynamics.layout
     point, point_dot = _point_tangents(dynamics, state, z, step_hyper, lambda_dot, t)
     loss = dynamics.loss_on(batch)
-    out = engine(loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot, None)
+    out = engine(loss, layout.unpack(point), step_hyper, layout.unpack(point_dot, 1), lambda_dot)
     primals = (state, layout.pack(out.grads), step_hyper)
     update = dynamics.derivable("update", lambda s, g, at: dynamics.update(s, g, at, t), primals)
     after, z_after = push_columns(update, primals, (z, layout.pack(out.grad_tangents, 1), lambda_dot))

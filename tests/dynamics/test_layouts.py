@@ -136,7 +136,7 @@ def test_pictures_with_channels_last_have_the_products_of_others(model: str, eng
 
         hyper = {"scale": torch.ones((), dtype=F64, device=device)}
         hyper_dot = {"scale": torch.ones(2, dtype=F64, device=device)}
-        out = ENGINES[engine](loss, params, hyper, dots, hyper_dot, None)
+        out = ENGINES[engine](loss, params, hyper, dots, hyper_dot)
         pulled = gradient_and_pullback(loss, params, hyper)[2]({name: d[0] for name, d in dots.items()})
         return tree_leaves((out, pulled))
 

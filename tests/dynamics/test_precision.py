@@ -110,7 +110,7 @@ def test_the_tangents_are_off_by_no_more_than_their_roundings(name: str) -> None
     x, y, _ = (each.double() for each in points())
     loss, params, hyper = at_start(least_squares())
     v = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(4))
-    out = ENGINES[name](loss, params, hyper, {"w": v}, {key: torch.zeros(3) for key in hyper}, None)
+    out = ENGINES[name](loss, params, hyper, {"w": v}, {key: torch.zeros(3) for key in hyper})
     want = 2 / y.numel() * x.T @ (x @ v.double()) + 0.01 * v
     within(out.grad_tangents["w"], want, 2 / y.numel() * x.T.abs() @ (x.abs() @ v.double().abs()))
     assert {leaf.dtype for leaf in tree_leaves(out)} == {torch.float32}
@@ -292,7 +292,7 @@ def test_a_networks_error_is_that_of_rounding_its_weights_and_inputs(network: st
                 _, g, pullback = gradient_and_pullback(loss, params, hyper)
                 return flat(g), flat(pullback(along)[0])
             w_dot = {name: torch.stack([d, 2 * d]) for name, d in along.items()}
-            out = ENGINES[engine](loss, params, hyper, w_dot, {key: torch.zeros(2) for key in hyper}, None)
+            out = ENGINES[engine](loss, params, hyper, w_dot, {key: torch.zeros(2) for key in hyper})
         return flat(out.grads), flat({name: d[0] for name, d in out.grad_tangents.items()})
 
     with seeing() as seen:

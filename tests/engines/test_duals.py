@@ -365,7 +365,7 @@ def second(engine: str, loss: Callable[[Tensor], Tensor], num: int = 4) -> Tenso
     """H along `num` unit columns, of a function of W0."""
     w_dot = {"w": torch.eye(4, dtype=F64)[:num]}
     with surroundings():
-        out = ENGINES[engine](lambda w, hyper: loss(w["w"]), {"w": W0.clone()}, {}, w_dot, {}, None)
+        out = ENGINES[engine](lambda w, hyper: loss(w["w"]), {"w": W0.clone()}, {}, w_dot, {})
     return out.grad_tangents["w"]
 
 
@@ -798,7 +798,7 @@ def test_a_network_equals_the_reference(name: str, num: int) -> None:
     )
     w_dot = {key: tangents(w, num, inner=False) for key, w in params.items()}
     with surroundings():
-        got, want = (ENGINES[engine](loss, params, {}, w_dot, {}, None) for engine in ("folded", REFERENCE))
+        got, want = (ENGINES[engine](loss, params, {}, w_dot, {}) for engine in ("folded", REFERENCE))
     torch.testing.assert_close(got.grads, want.grads, rtol=1e-11, atol=1e-12)
     size = max(float(x.abs().max()) for x in want.grad_tangents.values())
     torch.testing.assert_close(got.grad_tangents, want.grad_tangents, rtol=1e-11, atol=1e-11 * max(1.0, size))
@@ -812,7 +812,7 @@ def test_running_statistics_move_once_a_step_in_training_and_never_in_evaluation
     loss, params = network(model, inputs, **buffers)
     w_dot = {name: tangents(w, 3, inner=False) for name, w in params.items()}
     with surroundings():
-        got = ENGINES["folded"](loss, params, {}, w_dot, {}, None)
+        got = ENGINES["folded"](loss, params, {}, w_dot, {})
     once = {name: b.clone() for name, b in model.named_buffers()}
     functional_call(model, {**params, **once}, (inputs,))
     assert buffers.keys() == once.keys()
@@ -820,7 +820,7 @@ def test_running_statistics_move_once_a_step_in_training_and_never_in_evaluation
     assert training == (int(buffers["1.num_batches_tracked"]) == 1)
     again, _ = network(model, inputs, **{name: b.clone() for name, b in model.named_buffers()})
     with surroundings():
-        want = ENGINES[REFERENCE](again, params, {}, w_dot, {}, None)
+        want = ENGINES[REFERENCE](again, params, {}, w_dot, {})
     torch.testing.assert_close(got.grad_tangents, want.grad_tangents, rtol=1e-11, atol=1e-12)
 
 
@@ -833,7 +833,7 @@ def test_dropout_is_the_same_for_every_column() -> None:
     w = {"w": torch.rand(30, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.5}
     same = {"w": torch.ones(1, 30, dtype=F64).expand(4, 30).contiguous()}
     with surroundings():
-        got, want = (ENGINES[engine](loss, w, {}, same, {}, None) for engine in ("folded", REFERENCE))
+        got, want = (ENGINES[engine](loss, w, {}, same, {}) for engine in ("folded", REFERENCE))
     torch.testing.assert_close(got.grad_tangents, want.grad_tangents, rtol=1e-13, atol=0)
     assert 0 < int((got.grad_tangents["w"][0] == 0).sum()) < 30
     assert all(torch.equal(row, got.grad_tangents["w"][0]) for row in got.grad_tangents["w"])

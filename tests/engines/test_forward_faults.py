@@ -237,7 +237,7 @@ def test_what_a_double_backward_takes_wrongly_is_said(name: str) -> None:
 
 def product(engine: str, function: Function) -> Tensor:
     with surroundings():
-        out = ENGINES[engine](lambda w, h: function(w["w"]), {"w": W.clone()}, {}, {"w": V[None]}, {}, None)
+        out = ENGINES[engine](lambda w, h: function(w["w"]), {"w": W.clone()}, {}, {"w": V[None]}, {})
     return out.grad_tangents["w"][0]
 
 

@@ -96,7 +96,7 @@ def test_every_engine_gives_the_closed_form_of_the_hessian_over_chunks(name: str
     loss, w, h = at_start(least_squares(cut(x, y)), hyper)
     directions = torch.eye(3, dtype=F64)
     h_dot = {key: torch.zeros(3, dtype=F64) for key in h} | {"l2": torch.tensor([0.0, 1.0, 2.0], dtype=F64)}
-    out = ENGINES[name](loss, w, h, {"w": directions}, h_dot, 2)
+    out = ENGINES[name](loss, w, h, {"w": directions}, h_dot)
     hessian = 2 / 10 * x.T @ x + 0.2 * torch.eye(3, dtype=F64)
     want = hessian + h_dot["l2"][:, None] * w["w"]
     torch.testing.assert_close(out.grad_tangents["w"], want, rtol=1e-13, atol=1e-14)
