@@ -54,6 +54,10 @@ def _restored(kind: type[HyperoptError], args: tuple[Any, ...], attributes: dict
     return error
 
 
+class RenamedWarning(DeprecationWarning):
+    """Something was given by a former name, which this release still accepts."""
+
+
 class UsageError(HyperoptError):
     """What was asked for is not possible as it was written; nothing was started."""
 

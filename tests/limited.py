@@ -57,5 +57,5 @@ def warm() -> None:
     """Loads what torch loads at the first step."""
     torch.set_num_threads(1)
     problem, hyper = net_problem(SGD(momentum=0.9)), {"lr": scalar(0.01), "momentum": scalar(0.8)}
-    for mode in (Forward(), Forward(engine="folded", chunk_size=1), Reverse(slots=2), Reversible(), Auto()):
+    for mode in (Forward(), Forward(engine="folded", columns_at_once=1), Reverse(slots=2), Reversible(), Auto()):
         hypergradient(problem, hyper, mode)

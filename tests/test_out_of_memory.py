@@ -85,7 +85,7 @@ def test_forward_takes_half_of_its_columns_at_once_until_they_fit() -> None:
     wanted, nothing = columns(mode)
     got, said = within(300 * MIB, columns, mode)
     assert nothing == []
-    assert said[0].endswith("; forward:engine=folded,chunk_size=4,compile=False takes its place")
+    assert said[0].endswith("; forward:engine=folded,columns_at_once=4,compile=False takes its place")
     for a, b in zip(wanted, got, strict=True):
         assert torch.allclose(a.hypergradient["l2"], b.hypergradient["l2"], rtol=1e-10, atol=0)
 

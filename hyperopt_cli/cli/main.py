@@ -4,8 +4,9 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from contextlib import suppress
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -26,7 +27,7 @@ from hyperopt_cli.cli.show import show
 from hyperopt_cli.cli.status import status
 from hyperopt_cli.cli.submit import submit
 from hyperopt_cli.cli.validate import validate
-from hyperopt_cli.errors import HyperoptError, NoMemoryError, needing
+from hyperopt_cli.errors import HyperoptError, NoMemoryError, RenamedWarning, needing
 from hyperopt_cli.ranks.place import place
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ def _root(
     """
 
 
+_show_warning = warnings.showwarning
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -85,7 +87,9 @@ def _run() -> None:
     keep_freed_memory()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        with needing("this command"):
+        with warnings.catch_warnings(), needing("this command"):
+            warnings.showwarning = _note
+            warnings.simplefilter("always", RenamedWarning)
             app(arguments, prog_name="hyperopt")
     except HyperoptError as error:
         _report(f"{error}{told(error.remedies)}", debug)
@@ -106,6 +110,14 @@ def _run() -> None:
             _report(f"out of memory: {error}; what was kept before is intact", debug)
             sys.exit(NoMemoryError.exit_code)
         _defect(error, debug)
+
+
+def _note(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+    """Shows a warning as Python does, but one of ours as a note in words."""
+    if issubclass(category, RenamedWarning):
+        sys.stderr.write(f"note: {message}\n")
+    else:
+        _show_warning(message, category, *where, **rest)
 
 
 def _said_by_lead() -> bool:

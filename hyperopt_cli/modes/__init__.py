@@ -65,7 +65,7 @@ def hypergradient(
     Args:
         problem: the training run.
         hyper: lambda, floating-point tensors of any shape.
-        mode: a name in `MODES`, or an instance such as `Forward(chunk_size=4)`.
+        mode: a name in `MODES`, or an instance such as `Forward(columns_at_once=4)`.
         on_step: called after each inner step with the phase, the steps done and the steps in the phase.
         keeper: asked after each inner step whether it wants what another process can go on from.
         resume_from: what it saved, to go on from there: of the same problem, lambda and mode. The result has the same

@@ -21,20 +21,20 @@ from hyperopt_cli.optimizers.base import StepHyper
 from hyperopt_cli.problem import Hyper
 
 
-def divided(num: int, chunk_size: int | None, rank: int = 0, size: int = 1) -> list[list[int]]:
+def divided(num: int, at_once: int | None, rank: int = 0, size: int = 1) -> list[list[int]]:
     """The blocks of one of `size` processes, as numbers of columns.
 
     Windows of a schedule begin one after the other: neighbours go to different processes, so that all have work.
 
     Args:
         num: K.
-        chunk_size: columns of a block; None: one block for each process.
+        at_once: columns of a block; None: one block for each process.
         rank: which process.
         size: of how many.
     """
-    if chunk_size is None:
+    if at_once is None:
         return [list(range(rank, num, size))]
-    return [list(range(num))[k : k + chunk_size] for k in range(0, num, chunk_size)][rank::size]
+    return [list(range(num))[k : k + at_once] for k in range(0, num, at_once)][rank::size]
 
 
 class Columns(NamedTuple):

@@ -17,8 +17,9 @@ Cost: T (1 gradient + K tangents). Memory: K + 1 states, whatever T.
 Prefer reverse or reversible for many hyperparameters.
 """
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -33,7 +34,7 @@ from hyperopt_cli.dynamics.derivatives import push_columns
 from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.stepping import StepAt
 from hyperopt_cli.engines import ENGINES, Engine, check_name
-from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, UsageError, VerificationError
+from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, RenamedWarning, UsageError, VerificationError
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.base import Mode
@@ -62,22 +63,28 @@ class Forward(Mode):
     Args:
         engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`: the quickest of those
             that are right, decided at the first hypergradient of a problem of that size (`engines/choice.py`).
-        chunk_size: columns treated at once; None: all K. Fewer need less memory.
+        columns_at_once: columns that a step treats at once; None: all K. Fewer need less memory.
         compile: the whole step as one compiled function; "auto": where the horizon repays it. One is compiled for 1,
             2, 4, ... and K columns: rows that no column has begun to use are zero.
 
     Raises:
-        ValueError: unknown engine, a chunk of less than one column, or another word for `compile`.
+        ValueError: unknown engine, less than one column at once, or another word for `compile`.
     """
 
     engine: str = "auto"
-    chunk_size: int | None = None
+    columns_at_once: int | None = None
     compile: bool | str = "auto"
+    chunk_size: InitVar[int | None] = None  # the former name of columns_at_once
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, chunk_size: int | None) -> None:
         check_name(self.engine)
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"chunk_size: got {self.chunk_size}; a chunk has at least 1 column")
+        if chunk_size is not None:
+            warnings.warn("Forward: chunk_size is called columns_at_once now", RenamedWarning, stacklevel=3)
+            if self.columns_at_once is not None:
+                raise ValueError("chunk_size: it is the former name of columns_at_once; give one of them")
+            object.__setattr__(self, "columns_at_once", chunk_size)
+        if self.columns_at_once is not None and self.columns_at_once < 1:
+            raise ValueError(f"columns_at_once: got {self.columns_at_once}; allowed are None (all) and 1 or more")
         check_compile(self.compile)
 
     def differentiate(
@@ -165,18 +172,18 @@ class Forward(Mode):
     def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Forward | None":
         """With half as many columns at once; Z itself stays as large as it is."""
         at_once = max(len(block) for block in self._blocks(problem, hyper))
-        return None if at_once <= 1 else replace(self, chunk_size=-(-at_once // 2))
+        return None if at_once <= 1 else replace(self, columns_at_once=-(-at_once // 2))
 
     def _blocks(self, problem: Problem, hyper: Hyper) -> list[list[int]]:
         """The columns that are treated at once, by this process."""
         num, ranks = sum(value.numel() for value in hyper.values()), problem.ranks
-        return divided(num, self.chunk_size, *((ranks.rank, ranks.size) if ranks.divides("columns") else (0, 1)))
+        return divided(num, self.columns_at_once, *((ranks.rank, ranks.size) if ranks.divides("columns") else (0, 1)))
 
     def check_ranks(self, num: int, ranks: Ranks) -> None:
         """Raises `UsageError` where there is not a block of the `num` columns for each rank."""
-        blocks = len(divided(num, self.chunk_size or 1))
+        blocks = len(divided(num, self.columns_at_once or 1))
         if ranks.divides("columns") and blocks < ranks.size:
-            smaller = "" if blocks == num else f"a chunk_size of at most {max(1, num // ranks.size)}, "
+            smaller = "" if blocks == num else f"columns_at_once of at most {max(1, num // ranks.size)}, "
             raise UsageError(
                 f"shard: columns: got {ranks.size} ranks for {num} columns in {blocks} blocks; use at most {blocks} "
                 f"ranks, {smaller}or shard: batch"

@@ -1,5 +1,6 @@
 """The recipe: every section with its defaults, validated and frozen."""
 
+import warnings
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,7 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import ValidationInfo
 
-from hyperopt_cli.errors import RecipeError
+from hyperopt_cli.errors import RecipeError, RenamedWarning
 from hyperopt_cli.recipe.document import dump
 from hyperopt_cli.recipe.entries import Hyperparameter
 from hyperopt_cli.recipe.fields import Boolean, Integer, Misfit, Number, Positive, Section, Share, Text, is_number
@@ -31,7 +32,7 @@ LOSSES = ("cross_entropy", "mse", "output")
 # mode -> its arguments with their defaults
 MODES: dict[str, dict[str, Any]] = {
     "auto": {},
-    "forward": {"engine": "auto", "chunk_size": None, "compile": "auto"},
+    "forward": {"engine": "auto", "columns_at_once": None, "compile": "auto"},
     "reverse": {"slots": None, "window": None, "path": None, "compile": "auto"},
     "reversible": {"radix": None, "compile": "auto"},
 }
@@ -223,12 +224,25 @@ def _engine(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return check(given)
 
 
+def _renamed(given: dict[str, Any]) -> dict[str, Any]:
+    """The mode with the names of now for those of before."""
+    if "chunk_size" not in given:
+        return given
+    rest = {key: value for key, value in given.items() if key != "chunk_size"}
+    if given["chunk_size"] is None:
+        return rest
+    if rest.get("columns_at_once") is not None:
+        raise Misfit("it is the former name of columns_at_once; give one of them", "chunk_size")
+    warnings.warn("mode.chunk_size is called mode.columns_at_once now; change the recipe", RenamedWarning, stacklevel=2)
+    return {**rest, "columns_at_once": given["chunk_size"]}
+
+
 class Mode(Section):
     """How the hypergradient is computed; a bare name is short for `{name: name}`."""
 
     name: Literal["auto", "forward", "reverse", "reversible"] = "forward"
     engine: Annotated[Text, WrapValidator(_engine), Field(json_schema_extra={"enum": ["auto", *ENGINES]})] | None = None
-    chunk_size: Count | None = None
+    columns_at_once: Count | None = None
     slots: Annotated[Slots | Count | Literal["auto", "all"], WrapValidator(_slots)] | None = None
     window: Count | None = None
     path: Literal["linear"] | None = None
@@ -244,6 +258,7 @@ class Mode(Section):
             close = did_you_mean(given, MODES) if isinstance(given, str) else ""
             raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(MODES)}, or {{name: NAME, ...}}")
         if isinstance(given, dict):
+            given = _renamed(given)
             name = given.get("name", "forward")
             defaults = MODES.get(name, {}) if isinstance(name, str) else {}
             return given | {key: value for key, value in defaults.items() if given.get(key) is None}

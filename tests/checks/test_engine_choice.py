@@ -408,7 +408,7 @@ def test_equal_settings_are_equal_modes_whatever_they_have_decided() -> None:
     mode, known = Forward(), Measurements()
     hypergradient(problem(5), HYPER, mode, measurements=known)
     assert mode == Forward()
-    assert repr(mode) == "Forward(engine='auto', chunk_size=None, compile='auto')"
+    assert repr(mode) == "Forward(engine='auto', columns_at_once=None, compile='auto')"
 
 
 # --- in a run ---

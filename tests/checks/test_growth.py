@@ -171,7 +171,9 @@ def test_every_case_keeps_its_digits(case, mode):
 def test_growth_has_the_same_bits_however_columns_are_divided(case):
     _, problem, hyper = CASES[case]
     engine = "reverse_over_reverse_loop"  # a column at a time, whoever stands beside it
-    got = [hypergradient(problem, hyper, Forward(engine=engine, chunk_size=k)).stats["growth"] for k in (None, 1, 2)]
+    got = [
+        hypergradient(problem, hyper, Forward(engine=engine, columns_at_once=k)).stats["growth"] for k in (None, 1, 2)
+    ]
     assert got[0] == got[1] == got[2]
 
 

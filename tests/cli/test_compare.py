@@ -83,7 +83,7 @@ def test_the_three_modes_agree_on_digits(hyperopt, changes):
 
 
 def test_modes_take_arguments(hyperopt):
-    modes = "forward:chunk_size=2,reverse:slots=3,reverse:slots.host=4,reverse:window=5,reverse:path=linear"
+    modes = "forward:columns_at_once=2,reverse:slots=3,reverse:slots.host=4,reverse:window=5,reverse:path=linear"
     code, out, _ = hyperopt("compare", "digits_lr", "--modes", modes, "--steps", "12", "--json")
     comparison = json.loads(out)["comparison"]
     assert code == 0
@@ -279,7 +279,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_half_a_comparison(hyperopt, recipe, 
 
 MISTAKES = {
     "an unknown mode": (["--modes", "forward,revers"], "did you mean reverse"),
-    "an unknown argument": (["--modes", "forward:chunksize=3"], "did you mean chunk_size"),
+    "an unknown argument": (["--modes", "forward:chunksize=3"], "did you mean columns_at_once"),
     "another mode's argument": (["--modes", "reverse:engine=auto"], "takes no engine"),
     "an argument without a value": (["--modes", "reverse:slots"], "KEY=VALUE"),
     "a wrong value": (["--modes", "forward:engine=warp"], "forward_over_reverse"),
@@ -301,14 +301,14 @@ def test_a_mistake_on_the_command_line_is_refused_before_anything_is_written(hyp
 
 def test_every_mistake_in_the_modes_is_told_at_once(hyperopt, recipe):
     _, _, err = hyperopt("compare", recipe, "--modes", "revers,forward:engine=warp,forward:chunksize=3")
-    assert all(said in err for said in ("did you mean reverse", "warp", "did you mean chunk_size"))
+    assert all(said in err for said in ("did you mean reverse", "warp", "did you mean columns_at_once"))
 
 
 def test_tensorboard_has_a_run_for_each_mode(hyperopt, recipe, tmp_path):
-    modes = ["forward", "forward:chunk_size=2"]
+    modes = ["forward", "forward:columns_at_once=2"]
     _, out, _ = hyperopt("compare", recipe, "--modes", ",".join(modes), "--out", "there")
     assert "tensorboard --logdir there" in out
-    for folder in ("forward", "forward-chunk_size-2"):
+    for folder in ("forward", "forward-columns_at_once-2"):
         (step,) = read(Path("there") / folder).metrics
         events = EventAccumulator(str(tmp_path / "there" / folder / "tensorboard")).Reload()
         figures = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}

@@ -46,7 +46,7 @@ hyperparameters:
   momentum: {initial: 0.9, transform: logit}
   weight_decay: {initial: 1.0e-3, transform: log}
 outer: {optimizer: adam, lr: 0.05, steps: 2}
-mode: {name: forward, engine: forward_over_reverse, chunk_size: 1, compile: false}
+mode: {name: forward, engine: forward_over_reverse, columns_at_once: 1, compile: false}
 """
 RUN = ("-m", "hyperopt_cli", "run", "recipe.yaml", "--allow-import", "nets")
 TWO = ("--nproc", "2")

@@ -219,7 +219,7 @@ def test_an_element_that_waits_is_cancelled_alone(submit, hyperopt):
     assert (rows(folder)[1].slurm, rows(folder)[1].run) == ("PENDING", "")
 
 
-TWO_RANKS = ("--nproc", "2", "mode={name: forward, engine: forward_over_reverse, chunk_size: 1}", "outer.steps=4")
+TWO_RANKS = ("--nproc", "2", "mode={name: forward, engine: forward_over_reverse, columns_at_once: 1}", "outer.steps=4")
 
 
 def steps(rank: int, attempt: int = 0) -> list[str]:

@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CUDA, CPU, F64 = torch.device("cuda"), torch.device("cpu"), torch.float64
 EVERY_ENGINE: dict[str, Mode] = {
     **{f"forward, {name}": Forward(engine=name, compile=False) for name in ENGINES},
-    "forward, in chunks": Forward(engine="folded", chunk_size=2, compile=False),
+    "forward, in chunks": Forward(engine="folded", columns_at_once=2, compile=False),
     "reverse": Reverse(compile=False),
     "reversible": Reversible(compile=False),
 }

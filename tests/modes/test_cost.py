@@ -36,7 +36,7 @@ def test_a_column_that_only_init_reads_is_carried_throughout() -> None:
     assert count({"lr": RATES, "init_scale": HALF}, init=scaled_init)["num_hvps"] == T // 3 * (1 + 2 + 3) + T
 
 
-@pytest.mark.parametrize("mode", [Forward(chunk_size=1), Forward(engine="reverse_over_reverse_loop")])
+@pytest.mark.parametrize("mode", [Forward(columns_at_once=1), Forward(engine="reverse_over_reverse_loop")])
 def test_the_count_is_of_columns_whatever_the_engine(mode: Forward) -> None:
     assert count({"lr": RATES}, mode) == count({"lr": RATES})
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient
-from hyperopt_cli.errors import DetachedHyperparameterError, NonDeterministicError, NonFiniteError, UsageError
+from hyperopt_cli.errors import (
+    DetachedHyperparameterError,
+    NonDeterministicError,
+    NonFiniteError,
+    RenamedWarning,
+    UsageError,
+)
 from hyperopt_cli.optimizers import SGD, InnerOptimizer
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
@@ -154,8 +160,8 @@ def test_an_unknown_engine_is_refused_with_those_that_exist() -> None:
 
 
 def test_a_chunk_of_no_column_is_refused() -> None:
-    with pytest.raises(ValueError, match="chunk_size: got 0; a chunk has at least 1 column"):
-        Forward(chunk_size=0)
+    with pytest.raises(ValueError, match=r"columns_at_once: got 0; allowed are None \(all\) and 1 or more"):
+        Forward(columns_at_once=0)
 
 
 @pytest.mark.parametrize("slots", [0, -1])
@@ -280,3 +286,10 @@ def test_an_argument_that_is_driven_at_some_steps_only_is_refused(mode: str) -> 
 
     with pytest.raises(ValueError, match="momentum is given at some steps and not at step 0"):
         hypergradient(net_problem(SGD(), schedule), numbers(lr=0.1), mode)
+
+
+def test_the_former_name_of_columns_at_once_is_accepted_and_said() -> None:
+    with pytest.warns(DeprecationWarning, match="chunk_size is called columns_at_once now"):
+        assert Forward(chunk_size=2) == Forward(columns_at_once=2)
+    with pytest.warns(RenamedWarning), pytest.raises(ValueError, match="the former name of columns_at_once"):
+        Forward(chunk_size=2, columns_at_once=2)

@@ -12,8 +12,8 @@ from tests.reference import differences, unroll, value_of
 
 MODES = {
     "forward": Forward(),
-    "forward in chunks": Forward(chunk_size=2),
-    "forward one by one": Forward(chunk_size=1),
+    "forward in chunks": Forward(columns_at_once=2),
+    "forward one by one": Forward(columns_at_once=1),
     "forward by double backwards": Forward(engine="reverse_over_reverse_loop"),
     "reverse": Reverse(),
 }

@@ -23,8 +23,8 @@ PROBLEM = net_problem(SGD(momentum=0.9))
 HYPER = {"lr": torch.full((), 0.1, dtype=torch.float64), "l2": torch.full((K - 1,), 0.1, dtype=torch.float64)}
 ALL: dict[str, tuple[Mode, list[Any]]] = {
     "all columns": (Forward(), [3, 2, 1]),
-    "more columns than there are": (Forward(chunk_size=50), [3, 2, 1]),
-    "some columns": (Forward(chunk_size=2, engine="folded"), [1]),
+    "more columns than there are": (Forward(columns_at_once=50), [3, 2, 1]),
+    "some columns": (Forward(columns_at_once=2, engine="folded"), [1]),
     "all states": (Reverse(), [6, 3, 1]),
     "all states by name": (Reverse(slots="all"), [6, 3, 1]),
     "more slots than steps": (Reverse(slots=100), [6, 3, 1]),
@@ -34,7 +34,7 @@ ALL: dict[str, tuple[Mode, list[Any]]] = {
         Reverse(slots={"device": 2, "host": 4, "disk": 3}),
         [{"device": 1, "host": 2, "disk": 3}, {"device": 0, "host": 1, "disk": 3}, {"device": 0, "host": 0, "disk": 3}],
     ),
-    "one column": (Forward(chunk_size=1), []),
+    "one column": (Forward(columns_at_once=1), []),
     "one slot": (Reverse(slots=1), []),
     "a line": (Reverse(path="linear"), []),
     "no states": (Reversible(), []),
@@ -47,7 +47,7 @@ def test_each_is_half_of_the_one_before_and_nothing_else_changes(case: str) -> N
     mode, wanted = ALL[case]
     got: list[Any] = []
     while (less := mode.smaller(PROBLEM, HYPER, Measurements())) is not None:
-        name = "chunk_size" if isinstance(mode, Forward) else "slots"
+        name = "columns_at_once" if isinstance(mode, Forward) else "slots"
         before, after = mode.state_dict()["arguments"], less.state_dict()["arguments"]
         assert type(less) is type(mode)
         assert {key for key in before if before[key] != after[key]} == {name}
@@ -150,5 +150,5 @@ def test_anything_else_is_not(error: Exception) -> None:
 
 
 def test_a_mode_is_described_and_made_again() -> None:
-    for mode in (Forward(engine="folded", chunk_size=2), Reverse(slots={"disk": 3}), Reversible(radix={"w": 40})):
+    for mode in (Forward(engine="folded", columns_at_once=2), Reverse(slots={"disk": 3}), Reversible(radix={"w": 40})):
         assert mode_from_state_dict(mode.state_dict(), [Forward, Reverse, Reversible]) == mode

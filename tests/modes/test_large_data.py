@@ -27,7 +27,7 @@ from tests.reference import unroll
 F64 = torch.float64
 MODES: dict[str, Mode] = {
     "forward": Forward(engine="forward_over_reverse"),
-    "forward by double backwards": Forward(engine="reverse_over_reverse", chunk_size=2),
+    "forward by double backwards": Forward(engine="reverse_over_reverse", columns_at_once=2),
     "reverse": Reverse(),
     "reverse with slots": Reverse(slots=3),
     "reversible": Reversible(compile=False),

@@ -19,7 +19,7 @@ from tests.cases import CASES
 
 MODES: dict[str, Any] = {
     "forward": lambda: Forward(engine="folded", compile=False),
-    "forward in chunks": lambda: Forward(engine="reverse_over_reverse", chunk_size=2, compile=False),
+    "forward in chunks": lambda: Forward(engine="reverse_over_reverse", columns_at_once=2, compile=False),
     "forward, compiled": lambda: Forward(engine="folded", compile=True),
     "reverse": lambda: Reverse(compile=False),
     "reverse, 1 slot": lambda: Reverse(slots=1, compile=False),

@@ -344,9 +344,9 @@ def test_seconds_in_words(seconds: float, text: str) -> None:
 
 
 def test_a_mode_is_spelled_as_a_user_types_it() -> None:
-    assert [spelled(m) for m in (Forward(), Forward(chunk_size=4), Reverse(slots=50), Reversible())] == [
+    assert [spelled(m) for m in (Forward(), Forward(columns_at_once=4), Reverse(slots=50), Reversible())] == [
         "forward",
-        "forward:chunk_size=4",
+        "forward:columns_at_once=4",
         "reverse:slots=50",
         "reversible",
     ]

@@ -39,7 +39,7 @@ F64 = torch.float64
 Mode = Forward | Reverse
 MODES: dict[str, Callable[[Any], Mode]] = {
     "folded": lambda compile: Forward(engine="folded", compile=compile),
-    "folded, 2 columns at once": lambda compile: Forward(engine="folded", chunk_size=2, compile=compile),
+    "folded, 2 columns at once": lambda compile: Forward(engine="folded", columns_at_once=2, compile=compile),
     "forward over reverse": lambda compile: Forward(engine="forward_over_reverse", compile=compile),
     "reverse": lambda compile: Reverse(compile=compile),
     "reverse, 3 slots": lambda compile: Reverse(slots=3, compile=compile),

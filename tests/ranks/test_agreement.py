@@ -23,7 +23,7 @@ from tests.ranks.processes import on_ranks, raised
 
 STEPS, OUTER = 10, 2
 MODES: dict[Shard, list[dict[str, Any]]] = {
-    "columns": [{"name": "forward", "engine": "folded", "chunk_size": 1, "compile": False}],
+    "columns": [{"name": "forward", "engine": "folded", "columns_at_once": 1, "compile": False}],
     "batch": [
         {"name": "forward", "engine": "folded"},
         {"name": "reverse", "slots": 3},

@@ -53,7 +53,7 @@ def same(a: Hypergradient, b: Hypergradient) -> None:
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("engine", ["folded", "forward_over_reverse", "reverse_over_reverse", "auto"])
 def test_two_and_three_ranks_have_the_bits_of_one(engine: str, precision: str, tmp_path: Path) -> None:
-    mode = {"name": "forward", "engine": engine, "chunk_size": 2, "compile": False}
+    mode = {"name": "forward", "engine": engine, "columns_at_once": 2, "compile": False}
     (alone,) = on(1, tmp_path, mode=mode, precision=precision)
     assert any((value != 0).all() for value in alone.grad.values())
     for num in (2, 3):
@@ -64,7 +64,7 @@ def test_two_and_three_ranks_have_the_bits_of_one(engine: str, precision: str, t
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_so_they_have_with_other_optimizers(optimizer: str, tmp_path: Path) -> None:
     changed = {"optimizer": {"name": optimizer}, "hyperparameters": {key: NINE[key] for key in ("lr", "weight_decay")}}
-    mode = {"name": "forward", "engine": "folded", "chunk_size": 3, "compile": False}
+    mode = {"name": "forward", "engine": "folded", "columns_at_once": 3, "compile": False}
     (alone,) = on(1, tmp_path, mode=mode, **changed)
     for each in on(2, tmp_path, mode=mode, **changed):
         same(each, alone)
@@ -72,13 +72,13 @@ def test_so_they_have_with_other_optimizers(optimizer: str, tmp_path: Path) -> N
 
 def test_normalisation_over_the_batch_is_no_hindrance_and_dropout_neither(tmp_path: Path) -> None:
     model = {"call": "tests.ranks.models.normalised", "dropout": 0.2}
-    mode = {"name": "forward", "engine": "forward_over_reverse", "chunk_size": 2, "compile": False}
+    mode = {"name": "forward", "engine": "forward_over_reverse", "columns_at_once": 2, "compile": False}
     (alone,) = on(1, tmp_path, mode=mode, model=model, allow=("tests.ranks.models",))
     for each in on(2, tmp_path, mode=mode, model=model, allow=("tests.ranks.models",)):
         same(each, alone)
 
 
-def test_without_a_chunk_size_all_ranks_agree_with_one_to_rounding(tmp_path: Path) -> None:
+def test_without_a_columns_at_once_all_ranks_agree_with_one_to_rounding(tmp_path: Path) -> None:
     (alone,) = on(1, tmp_path, mode={"name": "forward", "compile": False})
     first, second = on(2, tmp_path, mode={"name": "forward", "compile": False})
     same(first, second)
@@ -89,8 +89,8 @@ def test_without_a_chunk_size_all_ranks_agree_with_one_to_rounding(tmp_path: Pat
 def test_more_ranks_than_blocks_and_compiled_steps_are_refused(tmp_path: Path) -> None:
     for mode, said in (
         (
-            {"name": "forward", "chunk_size": 8},
-            "for 8 columns in 1 blocks; use at most 1 ranks, a chunk_size of at most 4",
+            {"name": "forward", "columns_at_once": 8},
+            "for 8 columns in 1 blocks; use at most 1 ranks, a columns_at_once of at most 4",
         ),
         ({"name": "forward", "compile": True}, "compile"),
     ):
@@ -100,18 +100,18 @@ def test_more_ranks_than_blocks_and_compiled_steps_are_refused(tmp_path: Path) -
             assert said in str(error)
 
 
-@pytest.mark.parametrize(("num", "chunk_size", "size"), [(16, None, 2), (9, 2, 3), (5, 1, 5), (7, 4, 2), (3, None, 1)])
-def test_every_column_is_carried_by_one_rank(num: int, chunk_size: int | None, size: int) -> None:
-    blocks = [divided(num, chunk_size, rank, size) for rank in range(size)]
+@pytest.mark.parametrize(("num", "at_once", "size"), [(16, None, 2), (9, 2, 3), (5, 1, 5), (7, 4, 2), (3, None, 1)])
+def test_every_column_is_carried_by_one_rank(num: int, at_once: int | None, size: int) -> None:
+    blocks = [divided(num, at_once, rank, size) for rank in range(size)]
     assert sorted(k for own in blocks for block in own for k in block) == list(range(num))
     assert all(own for own in blocks)
-    if chunk_size is not None:
-        alone = divided(num, chunk_size)
+    if at_once is not None:
+        alone = divided(num, at_once)
         assert sorted(block for own in blocks for block in own) == alone
 
 
 def test_the_engine_is_the_leads_whatever_another_rank_would_choose(tmp_path: Path) -> None:
-    made = recipe(tmp_path, mode={"name": "forward", "engine": "auto", "chunk_size": 2})
+    made = recipe(tmp_path, mode={"name": "forward", "engine": "auto", "columns_at_once": 2})
 
     def work(ranks: Ranks) -> Any:
         with pytest.MonkeyPatch.context() as patch:
@@ -119,7 +119,7 @@ def test_the_engine_is_the_leads_whatever_another_rank_would_choose(tmp_path: Pa
             patch.setattr(choice, "BY_DEFAULT", names[ranks.rank :] + names[: ranks.rank])
             return result(made, ranks)
 
-    lead = recipe(tmp_path, mode={"name": "forward", "engine": "reverse_over_reverse", "chunk_size": 2})
+    lead = recipe(tmp_path, mode={"name": "forward", "engine": "reverse_over_reverse", "columns_at_once": 2})
     (alone,) = raised(on_ranks(1, "columns", partial(result, lead)))
     for each in raised(on_ranks(3, "columns", work)):
         same(each, alone)

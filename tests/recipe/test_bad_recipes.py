@@ -120,8 +120,8 @@ MISTAKES = [  # top-level key, its text, line and column, fragment of the messag
     ("mode", "mode: backward", "9:7", "must be one of auto, forward, reverse, reversible"),
     ("mode", "mode: {name: [reverse]}", "9:14", "got ['reverse']; must be one of auto, forward, reverse, reversible"),
     ("mode", "mode: {name: {a: b}}", "9:14", "got {'a': 'b'}; must be one of auto, forward, reverse, reversible"),
-    ("mode", "mode: {name: reverse, chunk_size: 2}", "9:35", "the mode reverse takes no chunk_size"),
-    ("mode", "mode: {name: forward, chunk_size: 0}", "9:35", "must be an integer of at least 1"),
+    ("mode", "mode: {name: reverse, columns_at_once: 2}", "9:40", "the mode reverse takes no columns_at_once"),
+    ("mode", "mode: {name: forward, columns_at_once: 0}", "9:40", "must be an integer of at least 1"),
     ("mode", "mode: {name: forward, slots: 3}", "9:30", "the mode forward takes no slots; only reverse does"),
     ("mode", "mode: {name: forward, window: 3}", "9:31", "the mode forward takes no window; only reverse does"),
     ("mode", "mode: {name: reverse, slots: 0}", "9:30", "slots: got 0; must be all, auto, an integer of at least 1"),
@@ -190,7 +190,7 @@ BAD_OVERRIDES = [
     ("hyperparameters.lr.bounds=[1, 2]", "hyperparameters.lr.initial: got 0.1; must lie within bounds"),
     ("hyperparameters.momentum.bounds=[1, 2]", "hyperparameters.momentum.initial: got 0.9; must lie within bounds"),
     ("outer={lr: 1, lr: 2}", "command line: outer.lr: given twice"),
-    ("mode.chunk_size=x", "command line: mode.chunk_size: got 'x'; must be an integer of at least 1"),
+    ("mode.columns_at_once=x", "command line: mode.columns_at_once: got 'x'; must be an integer of at least 1"),
     ("groups.0.lr=1", "command line: groups: got {'0': {'lr': 1}}; must be a list"),
 ]
 

@@ -87,7 +87,7 @@ def test_schedules_have_one_form(
             0.0,
         ),
         ("mode=reverse", "mode", {"name": "reverse"}),
-        ("mode.chunk_size=4", "mode", {"name": "forward", "engine": "auto", "chunk_size": 4}),
+        ("mode.columns_at_once=4", "mode", {"name": "forward", "engine": "auto", "columns_at_once": 4}),
         ("loss=mse", "loss.call", "mse"),
         ("loss.label_smoothing=0.1", "loss", {"call": "cross_entropy", "label_smoothing": 0.1}),
         ("model.hidden.0=3", "model.hidden", [3]),
@@ -116,7 +116,7 @@ def test_later_overrides_win(tmp_path: Path) -> None:
         (),
         ("hyperparameters.lr.schedule=warmup_cosine", "outer.optimizer=sgd", "mode=reverse"),
         ("hyperparameters.lr.schedule={step_decay: {milestones: [0.5], factor: {value: 0.1}}}", "loss=mse"),
-        ("hyperparameters.lr.initial=[1, 2]", "groups=[{parameters: [norms], l2: 0}]", "mode.chunk_size=2"),
+        ("hyperparameters.lr.initial=[1, 2]", "groups=[{parameters: [norms], l2: 0}]", "mode.columns_at_once=2"),
         ("model={call: torch.nn.Sequential}", "device=cpu"),
         ("model={call: torchvision.models.resnet18, weights: null, odd: '0o17'}",),
     ],
@@ -205,3 +205,12 @@ def test_any_override_gives_a_recipe_or_a_recipe_error(tmp_path: Path, override:
     except RecipeError as error:
         outcome = error
     assert isinstance(outcome, Recipe) or str(outcome).encode()
+
+
+def test_the_former_name_of_columns_at_once_is_accepted_and_said(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match=r"mode.chunk_size is called mode.columns_at_once now"):
+        old = good(tmp_path, "mode={name: forward, chunk_size: 4}")
+    assert old == good(tmp_path, "mode={name: forward, columns_at_once: 4}")
+    assert good(tmp_path, "mode={name: forward, chunk_size: null}") == good(tmp_path, "mode=forward")
+    with pytest.raises(RecipeError, match=r"mode.chunk_size: it is the former name of columns_at_once; give one"):
+        good(tmp_path, "mode={name: forward, chunk_size: 4, columns_at_once: 4}")

@@ -13,7 +13,7 @@ def test_a_list_is_a_set_of_overrides_for_each_mode() -> None:
 
 
 def test_the_overrides_replace_the_recipe_s_own_mode() -> None:
-    recipe_s = ["mode={name: forward, chunk_size: 4}"]
+    recipe_s = ["mode={name: forward, columns_at_once: 4}"]
     overrides = mode_overrides("reverse:slots.host=3:slots.disk=5")["reverse:slots.host=3:slots.disk=5"]
     mode = load("digits_lr", [*recipe_s, *overrides]).mode
     assert mode.name == "reverse"

@@ -44,7 +44,7 @@ NUM_PROBES = 8
 NUM_FACTORS = 64
 MAX_REPEATS = 6
 COMPILATION_S = 30.0
-CHUNK_SIZES = (1, 8)
+COLUMNS_AT_ONCE = (1, 8)
 HOPELESS = 3  # times reverse's time: more than chunks have been seen to gain
 SPARE = 0.98  # of the limit is given to slots: what a process holds is not known to the byte
 
@@ -188,9 +188,9 @@ def _forward(bench: _Bench) -> Iterator[Prediction]:
     near = HOPELESS * bench.dynamics.problem.steps * _both(bench.reverse)
     if at_once.fits and at_once.wall_s is not None and at_once.wall_s > near:
         return
-    for size in CHUNK_SIZES:
+    for size in COLUMNS_AT_ONCE:
         if size < max(columns):
-            yield _forward_in_chunks(bench, Forward(chunk_size=size), columns)
+            yield _forward_in_chunks(bench, Forward(columns_at_once=size), columns)
 
 
 def _forward_in_chunks(bench: _Bench, mode: Forward, columns: Sequence[int]) -> Prediction:
