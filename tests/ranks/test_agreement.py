@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.checks.watch import Watch
 from hyperopt_cli.commands.agreement import Agreement
 from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped, StorageError, VerificationError
 from hyperopt_cli.instantiate import build
@@ -144,6 +145,21 @@ def whole(made: Recipe, shard: Shard, num: int) -> list[Any]:
         assert all(map(equal, result["figures"], results[0]["figures"]))
     figures: list[Any] = results[0]["figures"]
     return figures
+
+
+@pytest.mark.parametrize(("shard", "mode"), CASES)
+def test_ranks_of_which_one_has_time_to_examine_more_steps_go_on_together(
+    shard: Shard, mode: dict[str, Any], tmp_path: Path
+) -> None:
+    made = recipe(tmp_path, mode)
+
+    def work(ranks: Ranks) -> Any:
+        Watch.affords = property(lambda watch: ranks.is_lead)  # type: ignore[assignment, method-assign]
+        return descended(made, ranks)
+
+    results = raised(on_ranks(2, shard, work))
+    assert [result["error"] for result in results] == [None, None]
+    assert all(map(equal, results[0]["figures"], results[1]["figures"]))
 
 
 @pytest.mark.parametrize(("shard", "mode"), CASES)
