@@ -21,6 +21,7 @@ from hyperopt_cli.comparison import (
     relative_difference,
 )
 from hyperopt_cli.comparison.common_factors import Moved, Runs
+from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.result import Hypergradient
@@ -58,10 +59,12 @@ class Changed(Mode):
     stats: dict[str, Any] = field(default_factory=dict)
     error: Exception | None = None
 
-    def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
+    def differentiate(
+        self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
+    ) -> Hypergradient:
         if self.error is not None:
             raise self.error
-        out = Reverse().differentiate(problem, hyper, account)
+        out = Reverse().differentiate(problem, hyper, account, measurements)
         return Hypergradient(
             out.value * self.value,
             {name: x * self.grad for name, x in out.grad.items()},
@@ -348,11 +351,13 @@ def test_the_warm_up_takes_two_steps_and_one_chunk() -> None:
 
     @dataclass(frozen=True)
     class Counting(Mode):
-        def differentiate(self, problem: Problem, hyper: Hyper, account: Account) -> Hypergradient:
+        def differentiate(
+            self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
+        ) -> Hypergradient:
             taken.append(problem.steps)
             chunks.clear()
             account.examines = False
-            out = Reverse().differentiate(problem, hyper, account)
+            out = Reverse().differentiate(problem, hyper, account, measurements)
             taken.append(len(chunks))
             return out
 

@@ -21,6 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "stopping": set(),
     "allocator": set(),
     "memory": {"errors"},
+    "keeper": set(),
+    "callback": set(),
     "optimizers": {"errors"},
     "ranks": {"run_directory", "errors"},
     "problem": {"optimizers", "ranks", "errors"},
@@ -32,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": {"dynamics", "program", "optimizers", "memory", "errors"},
     "checks": {"engines", "dynamics", "program", "problem", "optimizers", "ranks", "memory", "stopping", "errors"},
     "modes": {
+        "keeper",
         "checks",
         "engines",
         "dynamics",
@@ -44,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "space": {"problem", "optimizers", "errors"},
-    "outer": {"modes", "space", "problem", "optimizers", "data", "ranks", "memory", "errors"},
+    "outer": {"keeper", "callback", "modes", "space", "problem", "optimizers", "data", "ranks", "memory", "errors"},
     "comparison": {"modes", "dynamics", "problem", "optimizers", "memory", "errors"},
     "instantiate": {
         "outer",
@@ -81,9 +84,11 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
     },
     "recipe": {"errors"},
-    "run_directory": {"stopping", "errors"},
+    "run_directory": {"callback", "stopping", "errors"},
     "cluster": {"recipe", "run_directory", "errors"},
     "commands": {
+        "keeper",
+        "callback",
         "instantiate",
         "comparison",
         "outer",

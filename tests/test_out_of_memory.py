@@ -15,6 +15,7 @@ from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.outer.descent import Descent, OuterStep, descend
 from hyperopt_cli.run_directory.stopping import StopFlag
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
+from tests.heard import Heard
 from tests.instantiate.recipes import recipe_of
 from tests.limited import needs_a_limit, within
 from tests.test_resume import Watching, run, written
@@ -49,10 +50,9 @@ def of_activations(num: int) -> Problem:
 
 
 def descended(problem: Problem, space: Space, mode: Mode) -> tuple[list[OuterStep], list[str]]:
-    said: list[str] = []
-    steps = descend(
-        lambda seed: problem, space, Descent(steps=1), mode, on_smaller=lambda n, mode, why: said.append(why)
-    )
+    heard = Heard()
+    steps = list(descend(lambda seed: problem, space, Descent(steps=1), mode, callback=heard))
+    said = [text.removeprefix("outer step 0: ") for text in heard.messages]
     return [step._replace(params={}, inner_loss=torch.empty(0)) for step in steps], said
 
 

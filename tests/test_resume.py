@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.callback import Callback
 from hyperopt_cli.commands import keeping
 from hyperopt_cli.commands.keeping import bits_depend_on
 from hyperopt_cli.commands.run import execute
@@ -36,20 +37,17 @@ STEPS, OUTER, ADAM = 12, 3, {"optimizer": "adam", "lr": 0.1, "replicas": 2}
 NUM_WATCHED = {name: (OUTER + 1) * 2 * STEPS * (1 if name == "forward" else 2) for name in MODES}
 
 
-class Watching:
+class Watching(Callback):
     """Counts inner steps, and hears what is said."""
 
     def __init__(self, at_step: Callable[[int], None] = lambda num: None) -> None:
         self.num, self.heard, self._at_step = 0, [], at_step  # type: ignore[var-annotated]
 
-    def inner(self, *step: Any) -> None:
+    def on_inner_step(self, *step: Any) -> None:
         self.num += 1
         self._at_step(self.num)
 
-    def outer(self, step: Any) -> None:
-        pass
-
-    def said(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.heard.append(text)
 
 

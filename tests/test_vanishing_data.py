@@ -79,7 +79,7 @@ def test_the_command_says_how_to_go_on(
             pictures.rename(tmp_path / "elsewhere")
 
     with monkeypatch.context() as patched:
-        patched.setattr(PlainLines, "inner", inner)
+        patched.setattr(PlainLines, "on_inner_step", inner)
         command = ("run", tmp_path / "recipe.yaml", f"checkpoint_every_s={every_s}")
         code, _, err = hyperopt(*command, "--out", "there")
     assert code == 2

@@ -51,7 +51,7 @@ class Circumstances:
             precision=dynamics.problem.precision,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             threads=torch.get_num_threads(),
-            torch=torch.__version__,
+            torch=str(torch.__version__),
             sizes=hashlib.sha256(repr(size_of(dynamics, hyper)).encode()).hexdigest()[:16],
         )
 

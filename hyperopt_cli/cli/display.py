@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from hyperopt_cli.callback import Callback
 from hyperopt_cli.cli.tables import FEW_DIGITS, bias_line, brief, duration, outcome_table, sources_lines
-from hyperopt_cli.commands.run import Watcher
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.outer.descent import OuterStep
 from hyperopt_cli.run_directory.directory import TRUSTED, RunDirectory
@@ -30,14 +30,14 @@ NUM_ROWS = 12
 
 
 @contextmanager
-def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Watcher]:
-    """The watcher that fits where the output goes; it hears too what the package logs, such as that it compiles."""
-    with _watching(experiment, directory, json) as watcher, _hearing(watcher):
-        yield watcher
+def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Callback]:
+    """The display that fits where the output goes; it hears too what the package logs, such as that it compiles."""
+    with _watching(experiment, directory, json) as callback, _hearing(callback):
+        yield callback
 
 
 @contextmanager
-def _watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Watcher]:
+def _watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Callback]:
     if json:
         yield JsonLines()
         return
@@ -53,8 +53,8 @@ def _watching(experiment: Experiment, directory: RunDirectory, json: bool) -> It
 
 
 @contextmanager
-def _hearing(watcher: Watcher) -> Iterator[None]:
-    logger, handler = logging.getLogger("hyperopt_cli"), _Told(watcher)
+def _hearing(callback: Callback) -> Iterator[None]:
+    logger, handler = logging.getLogger("hyperopt_cli"), _LogMessages(callback)
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -65,15 +65,15 @@ def _hearing(watcher: Watcher) -> Iterator[None]:
         logger.setLevel(before)
 
 
-class _Told(logging.Handler):
-    """Tells a watcher what is logged."""
+class _LogMessages(logging.Handler):
+    """Passes on what is logged."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, callback: Callback) -> None:
         super().__init__()
-        self._watcher = watcher
+        self._callback = callback
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._watcher.said(record.getMessage())
+        self._callback.on_message(record.getMessage())
 
 
 def summary(result: Result, directory: RunDirectory, json: bool) -> None:
@@ -137,13 +137,10 @@ def _trust(step: OuterStep) -> str:
     return "" if digits >= FEW_DIGITS else f"hypergradient: {digits:.1f} digits"
 
 
-class JsonLines:
+class JsonLines(Callback):
     """One JSON object an outer step."""
 
-    def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
-        """Says nothing."""
-
-    def outer(self, step: OuterStep) -> None:
+    def on_outer_step(self, step: OuterStep) -> None:
         """The step's point, its hypergradient and its cost."""
         line = {
             **json_format.loads(to_text(Point.of(step).__dict__)),
@@ -159,22 +156,22 @@ class JsonLines:
         }
         _echo(to_text(line))
 
-    def said(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """An object of its own."""
         _echo(to_text({"said": text}))
 
 
-class PlainLines:
+class PlainLines(Callback):
     """One line an outer step."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._clock = Clock(experiment)
 
-    def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
+    def on_inner_step(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
         """Counts."""
         self._clock.inner(outer_step, replica, phase, done, steps)
 
-    def outer(self, step: OuterStep) -> None:
+    def on_outer_step(self, step: OuterStep) -> None:
         """The losses and the hyperparameters."""
         for line in _choices(step):
             _echo(line)
@@ -188,7 +185,7 @@ class PlainLines:
             f"training {step.training_loss:.5g}  {values}  ({step.stats['wall_s']:.1f} s, {duration(left)} left)"
         )
 
-    def said(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """The line."""
         _echo(text)
 
@@ -221,7 +218,7 @@ class Clock:
         return 0.0 if not done else (time.monotonic() - self._began) * (self._total - complete) / done
 
 
-class LiveDisplay:
+class LiveDisplay(Callback):
     """Progress of the outer and inner loops, and the last outer steps."""
 
     def __init__(self, experiment: Experiment) -> None:
@@ -234,7 +231,7 @@ class LiveDisplay:
         self._steps: list[OuterStep] = []
         self._choices: list[str] = []
 
-    def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
+    def on_inner_step(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
         """Moves the bars."""
         self._clock.inner(outer_step, replica, phase, done, steps)
         replicas = f", replica {replica + 1}/{self._clock.replicas}" if self._clock.replicas > 1 else ""
@@ -242,13 +239,13 @@ class LiveDisplay:
         note = f"{outer_step}/{self._clock.last}, {duration(self._clock.left_s())} left"
         self._progress.update(self._outer, completed=outer_step, note=note)
 
-    def outer(self, step: OuterStep) -> None:
+    def on_outer_step(self, step: OuterStep) -> None:
         """Adds a row."""
         self._choices += _choices(step)
         self._steps = [*self._steps, step][-NUM_ROWS:]
         self._progress.update(self._outer, completed=step.outer_step + 1)
 
-    def said(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """A line above the rows."""
         self._choices.append(text)
 

@@ -148,9 +148,9 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
             code, differs = Code(sources(asked.allow), asked.anyway), partial(difference, now=loaded.to_yaml())
             made, continued = ranks.each(lambda: opened(asked.resume, asked.out, asked.path.stem, differs))
             directory = made
-            with ranks.each(lambda: locked(made)), watching(experiment, made, asked.json) as watcher:
+            with ranks.each(lambda: locked(made)), watching(experiment, made, asked.json) as display:
                 written = read_text(asked.path, str(asked.path))
-                result, error = execute(experiment, loaded, written, made, watcher, flag, continued, ranks, code)
+                result, error = execute(experiment, loaded, written, made, display, flag, continued, ranks, code)
     except KeyboardInterrupt:
         print(f"hyperopt: interrupted; {_how_to_go_on(directory, asked)}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -190,7 +190,7 @@ def _gentler(asked: _Asked, result: "Result") -> str:
 
 def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> int:
     """A rank that is not the lead: it ends with the exit code of the lead, which says why."""
-    from hyperopt_cli.commands.run import follow
+    from hyperopt_cli.commands.follow import follow
     from hyperopt_cli.instantiate import build, check_dividing
     from hyperopt_cli.ranks.group import TOLD_BY_LEAD
 

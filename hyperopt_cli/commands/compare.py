@@ -115,9 +115,9 @@ def _write(
     with TensorBoardLog(directory.tensorboard, recipe=written) as log:
         if step is not None:
             directory.append_metrics(step)
-            log.log(step)
+            log.on_outer_step(step)
         directory.write_result(result)
-        log.finish(result)
+        log.on_end(result)
 
 
 def _step(experiment: Experiment, result: Hypergradient) -> OuterStep:

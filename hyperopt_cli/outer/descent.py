@@ -9,17 +9,20 @@ most. A generator of what was measured: it neither prints nor writes.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hyperopt_cli.callback import Callback
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped
 from hyperopt_cli.keeper import Keeper, Within
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.modes import Hypergradient, Measurements, Mode
+from hyperopt_cli.modes import MODES, Hypergradient, Measurements, Mode
 from hyperopt_cli.modes.account import OnStep
+from hyperopt_cli.modes.base import mode_from_state_dict
 from hyperopt_cli.modes.fitting import smaller, told
 from hyperopt_cli.modes.plain_run import objective_after
 from hyperopt_cli.optimizers.base import Params
@@ -30,16 +33,8 @@ from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.space import Space
 
-# Called after each inner step: outer step, replica, phase, steps done, steps in the phase.
-OnInnerStep = Callable[[int, int, str, int, int], None]
-# Called when memory was lacking: outer step, the mode that is taken from now on, what happened.
-OnSmaller = Callable[[int, Mode, str], None]
-# Called when a step of the outer loop is halved: outer step, how often by now, what was not finite where it had led.
-OnHalved = Callable[[int, int, NonFiniteError], None]
 # Does the work of this process; the second one saves where the others are to save and the work of this one is done.
 Together = Callable[[Callable[[], None], Callable[[], None]], None]
-# Called when a run that another process had begun is begun again: outer step, why its reversal failed.
-OnBegunAgain = Callable[[int, ReversalError], None]
 
 _LOG = logging.getLogger(__name__)
 
@@ -143,15 +138,13 @@ def descend(
     descent: Descent,
     mode: Mode,
     seed: int = 0,
-    on_inner_step: OnInnerStep | None = None,
-    on_halved: OnHalved | None = None,
+    *,
+    callback: Callback | None = None,
     keeper: Keeper | None = None,
     resume_from: Mapping[str, Any] | None = None,
+    measurements: Measurements | None = None,
     ranks: Ranks = ALONE,
     together: Together | None = None,
-    on_smaller: OnSmaller | None = None,
-    on_begun_again: OnBegunAgain | None = None,
-    measurements: Measurements | None = None,
 ) -> Iterator[OuterStep]:
     """Measures and steps, `descent.steps` times, and measures where it arrived.
 
@@ -161,16 +154,14 @@ def descend(
         descent: how to walk.
         mode: how to differentiate.
         seed: of the recipe.
-        on_inner_step: watches the inner loop.
-        on_halved: told of a step that is halved.
+        callback: hears of inner steps, of steps that are halved, of a mode that is made smaller because memory was
+            lacking, and of a run that is begun again because what was saved of it could not be reversed.
         keeper: asked after each step, inner or outer, whether to save what another process can go on from; the state
             has `n`, how many outer steps are measured, and `progress`, inner steps of the next one.
-        resume_from: what it saved.
+        resume_from: what it saved, with the mode that was in use.
+        measurements: of earlier hypergradients of this run; what is measured now is added.
         ranks: the processes that descend together, each of them with the same bits; several need the next.
         together: does the work of this process for an outer step, and waits for others that share it.
-        on_smaller: told of a mode that is taken because memory was lacking.
-        on_begun_again: told of a run that is begun again, because what was saved of it could not be reversed.
-        measurements: of earlier hypergradients of this run; what is measured now is added.
 
     Raises:
         NoMemoryError: memory was lacking, and the mode cannot do with less.
@@ -179,9 +170,8 @@ def descend(
         NoiseError: likewise, of a hypergradient that is noise; the last that was measured is yielded first, and its
             stats say so.
     """
-    walk = _Walk(
-        space, descent, seed, keeper, ranks, together, Measurements() if measurements is None else measurements
-    )
+    measurements = Measurements() if measurements is None else measurements
+    walk = _Walk(space, descent, mode, seed, callback or Callback(), keeper, measurements, ranks, together)
     if resume_from is not None:
         walk.load_state_dict(resume_from)
     while walk.goes_on:
@@ -190,9 +180,9 @@ def descend(
         while measured is None:
             lacking = None
             try:
-                measured = walk.measured(problem, mode, on_inner_step, on_begun_again)
+                measured = walk.measured(problem)
             except NonFiniteError as error:
-                walk.halve(error, on_halved)
+                walk.halve(error)
             except Stopped:
                 walk.save_the_rest()
                 raise
@@ -201,7 +191,7 @@ def descend(
                     raise
                 lacking = told(error)
             if lacking is not None:  # not above: as long as the error is there, it holds what took the memory
-                mode = walk.smaller(problem, mode, lacking, on_smaller)
+                walk.make_mode_smaller(problem, lacking)
         yield measured
         if "noise" in measured.stats:
             raise NoiseError(len(measured.inner_loss), measured.stats["noise"])
@@ -220,13 +210,16 @@ class _Walk:
         self,
         space: Space,
         descent: Descent,
+        mode: Mode,
         seed: int,
+        callback: Callback,
         keeper: Keeper | None,
+        measurements: Measurements,
         ranks: Ranks,
         together: Together | None,
-        measurements: Measurements,
     ) -> None:
-        self._space, self._descent, self._seed = space, descent, seed
+        self._space, self._descent, self._mode, self._seed = space, descent, mode, seed
+        self._callback = callback
         self._keeper = None if keeper is None else Within(keeper, self._around)
         self._in_ranks, self._measurements = together, measurements
         self.n = 0
@@ -256,7 +249,7 @@ class _Walk:
         self._grad, self._halvings, self._halved_for, self._asked_steps = None, 0, [], 0
         self._project()
 
-    def halve(self, error: NonFiniteError, on_halved: OnHalved | None) -> None:
+    def halve(self, error: NonFiniteError) -> None:
         """Half way back to where it was good.
 
         Raises:
@@ -270,35 +263,29 @@ class _Walk:
         for key, value in self.raw.items():
             value.copy_((value + self._good[key]) / 2)
         self._project()
-        if on_halved is not None:
-            on_halved(self.n, self._halvings, error)
+        what = "" if isinstance(error, NoiseError) else f"{error}; "  # noise is in the log, which is told too
+        self._say(f"{what}its step is halved ({self._halvings} of {MOST_HALVINGS})")
 
     @property
     def _may_halve(self) -> bool:
         return self._descent.on_nonfinite == "backtrack" and bool(self._good) and self._halvings < MOST_HALVINGS
 
-    def smaller(
-        self, problem: Callable[[int], Problem], mode: Mode, lacking: str, on_smaller: OnSmaller | None
-    ) -> Mode:
-        """What to take in place of `mode`, for the hypergradient that is begun again and those after it.
+    def _say(self, text: str) -> None:
+        self._callback.on_message(f"outer step {self.n}: {text}")
+
+    def make_mode_smaller(self, problem: Callable[[int], Problem], lacking: str) -> None:
+        """Takes a mode that needs less memory, for the hypergradient that is begun again and those after it.
 
         Raises:
             NoMemoryError: it can't do with less.
         """
         self._replicas.begin_again()
         seed = self._descent.seeds(self._seed, self.n)[0]
-        mode, said = smaller(mode, problem(seed), self._space.natural(self.raw), lacking, self._measurements)
-        if on_smaller is not None:
-            on_smaller(self.n, mode, said)
-        return mode
+        hyper = self._space.natural(self.raw)
+        self._mode, said = smaller(self._mode, problem(seed), hyper, lacking, self._measurements)
+        self._say(said)
 
-    def measured(
-        self,
-        problem: Callable[[int], Problem],
-        mode: Mode,
-        on_inner_step: OnInnerStep | None,
-        on_begun_again: OnBegunAgain | None = None,
-    ) -> OuterStep:
+    def measured(self, problem: Callable[[int], Problem]) -> OuterStep:
         """The next outer step; if its stats say that it is noise, it is the last.
 
         Raises:
@@ -307,21 +294,20 @@ class _Walk:
         raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
         hyper, seeds = self._space.natural(raw), self._descent.seeds(self._seed, self.n)
 
-        def on_step(replica: int) -> OnStep | None:
-            return None if on_inner_step is None else _bound(on_inner_step, self.n, replica)
+        def on_step(replica: int) -> OnStep:
+            return partial(self._callback.on_inner_step, self.n, replica)
 
         def begun_again(error: ReversalError) -> None:
-            if on_begun_again is not None:
-                on_begun_again(self.n, error)
+            self._callback.on_message(f"outer step {self.n} starts again without its checkpoint: {error}")
 
         runs = self._replicas.measured(
-            problem, seeds, hyper, mode, self._measurements, self._keeper, self._together, on_step, begun_again
+            problem, seeds, hyper, self._mode, self._measurements, self._keeper, self._together, on_step, begun_again
         )
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
         step = step_of(self._space, self.n, raw, hyper, grad, runs)
         step.stats.update({"halvings": self._halvings, "halved_for": self._halved_for} if self._halvings else {})
         if all("growth" in run.stats for run in runs):
-            step.stats.update(self._judged(step, runs, problem, seeds, on_inner_step))
+            step.stats.update(self._judged(step, runs, problem, seeds))
         self._replicas.clear()
         if "noise" in step.stats:
             if self._ranks.is_lead:
@@ -340,7 +326,6 @@ class _Walk:
         runs: list[Hypergradient],
         problem: Callable[[int], Problem],
         seeds: list[int],
-        on_inner_step: OnInnerStep | None,
     ) -> dict[str, Any]:
         """What is known of the digits of a hypergradient."""
 
@@ -349,8 +334,7 @@ class _Walk:
             for replica, seed in enumerate(seeds):
 
                 def on_step(phase: str, done: int, steps: int, replica: int = replica) -> None:
-                    if on_inner_step is not None:
-                        on_inner_step(self.n, replica, "digits", done, steps)
+                    self._callback.on_inner_step(self.n, replica, "digits", done, steps)
 
                 run = problem(seed)
                 total += objective_after(run, hyper, on_step) / len(seeds)
@@ -393,6 +377,7 @@ class _Walk:
         """Where it stands, without the runs of the next outer step."""
         return {
             "n": self.n,
+            "mode": self._mode.state_dict(),
             "raw": self.raw,
             "rule": self._rule.state_dict(),
             "good": self._good,
@@ -408,6 +393,7 @@ class _Walk:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what was saved."""
         self.n, self._good, self._grad, self._halvings = (state[key] for key in ("n", "good", "grad", "halvings"))
+        self._mode = mode_from_state_dict(state["mode"], MODES.values())
         self._best, self._best_step = state["best"], state["best_step"]
         self._halved_for = list(state.get("halved_for", ()))
         self._asked_steps, self._confirmed = state.get("asked_steps", 0), state.get("confirmed", 0.0)
@@ -439,10 +425,6 @@ def step_of(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: l
         params=first.params,
         stats=_added(runs),
     )
-
-
-def _bound(on_inner_step: OnInnerStep, n: int, replica: int) -> Callable[[str, int, int], None]:
-    return lambda phase, done, steps: on_inner_step(n, replica, phase, done, steps)
 
 
 def _last_tenth(inner_loss: Tensor) -> float:

@@ -57,7 +57,7 @@ class Replicas:
         measurements: Measurements,
         keeper: Keeper | None,
         together: Callable[[Callable[[], None]], None],
-        on_step: Callable[[int], OnStep | None],
+        on_step: Callable[[int], OnStep],
         begun_again: Callable[[ReversalError], None],
     ) -> list[Hypergradient]:
         """One for each seed; they stay until `clear`, so that a run which stops before keeps them.

@@ -145,8 +145,13 @@ class RunDirectory:
         write_json(self.result, result.to_json())
 
     def write_measurements(self, state: Mapping[str, Any]) -> None:
-        """Keep what was measured (the state of `Measurements`); a later part of the run need not measure it again."""
-        write_json(self.measurements, state)
+        """Keep what was measured (the state of `Measurements`); a later part of the run need not measure it again.
+
+        Nothing is written where nothing was decided, or what stands there is the same.
+        """
+        text, path = to_text(state, indent=2) + "\n", self.measurements
+        if any(state.values()) and not (path.exists() and path.read_text(encoding="utf-8") == text):
+            write_text(path, text)
 
     def read_measurements(self) -> Any:
         """What `write_measurements` kept; nothing where there is no such file, or none that can be read."""

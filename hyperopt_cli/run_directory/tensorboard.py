@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperopt_cli.callback import Callback
 from hyperopt_cli.errors import needing
 from hyperopt_cli.run_directory.measured import Measured
 from hyperopt_cli.run_directory.pictures import schedule_figure
@@ -49,7 +50,7 @@ STAMP = re.compile(r"\.(\d{10})\.")
 END = ".end"
 
 
-class TensorBoardLog:
+class TensorBoardLog(Callback):
     """Writes the event files of one run.
 
     Args:
@@ -77,7 +78,7 @@ class TensorBoardLog:
         if recipe:
             self._writer.add_text("recipe", _as_code(recipe), purge_step or 0)
 
-    def log(self, step: Measured) -> None:
+    def on_outer_step(self, step: Measured) -> None:
         """Add one outer step and hand it to the file system, so that an open page shows it."""
         self._lay_out(step)
         self._add_scalars(step)
@@ -86,7 +87,7 @@ class TensorBoardLog:
         self._writer.flush()
         self._add_inner_loss(step)
 
-    def finish(self, result: Result) -> None:
+    def on_end(self, result: Result) -> None:
         """Add the test split, and the line by which the hparams page compares runs: initial settings and best loss."""
         if result.initial is None or result.best is None:
             return

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyperopt_cli import Auto, Forward, Problem, hypergradient
+from hyperopt_cli.callback import Callback
 from hyperopt_cli.checks import choice, examination, timing
 from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.commands.run import execute
@@ -21,7 +22,6 @@ from hyperopt_cli.instantiate import build
 from hyperopt_cli.modes import Measurements
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.outer.descent import OuterStep
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.run_directory.directory import RunDirectory
 from tests.instantiate.recipes import recipe_of
@@ -131,9 +131,9 @@ def test_one_mode_notices_that_its_engine_is_wrong_on_another_problem_of_the_sam
     known = Measurements()
     reference, wrong = ENGINES[REFERENCE], [False]
 
-    def mixed(loss: Any, params: Params, hyper: Any, w_dot: Params, hyper_dot: Any, chunk: Any) -> Tangents:
+    def mixed(loss: Any, params: Params, hyper: Any, w_dot: Params, hyper_dot: Any) -> Tangents:
         twice = {name: x * (2 if wrong[0] else 1) for name, x in hyper_dot.items()}
-        return reference(loss, params, hyper, w_dot, twice, chunk)
+        return reference(loss, params, hyper, w_dot, twice)
 
     only(monkeypatch, forward_over_reverse=mixed)
     monkeypatch.setattr(choice, "BY_DEFAULT", ("forward_over_reverse", REFERENCE))
@@ -414,17 +414,9 @@ def test_equal_settings_are_equal_modes_whatever_they_have_decided() -> None:
 # --- in a run ---
 
 
-class Silent:
-    def inner(self, *step: Any) -> None:
-        pass
-
-    def outer(self, step: OuterStep) -> None:
-        pass
-
-
 def run(folder: Path, directory: RunDirectory, **changed: Any) -> None:
     recipe = recipe_of(folder, mode="forward", outer={"steps": 1}, **changed)
-    execute(build(recipe), recipe, "as written", directory, Silent())
+    execute(build(recipe), recipe, "as written", directory, Callback())
 
 
 def test_a_run_keeps_the_verdict_and_reads_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +443,7 @@ def test_where_nothing_is_decided_no_verdict_is_left(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run", "run")
     given = {"name": "forward", "engine": "reverse_over_reverse", "compile": False}
     recipe = recipe_of(tmp_path, mode=given, outer={"steps": 0})
-    execute(build(recipe), recipe, "as written", directory, Silent())
+    execute(build(recipe), recipe, "as written", directory, Callback())
     assert not directory.measurements.exists()
 
 

@@ -249,7 +249,7 @@ def test_divergence_ends_with_3(hyperopt, recipe):
 
 def test_what_no_mode_can_differentiate_ends_the_comparison_and_is_in_its_status(hyperopt, recipe, monkeypatch):
     class Drawing(Reverse):
-        def differentiate(self, problem, hyper, account):
+        def differentiate(self, problem, hyper, account, measurements):
             raise errors.NonDeterministicError("it draws without a seed")
 
     monkeypatch.setitem(MODES, "reverse", Drawing)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.callback import Callback
 from hyperopt_cli.commands.run import execute
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.instantiate import build
@@ -13,18 +14,6 @@ from hyperopt_cli.outer.descent import OuterStep, descend
 from hyperopt_cli.run_directory.directory import RunDirectory
 from hyperopt_cli.run_directory.reading import read
 from tests.instantiate.recipes import recipe_of
-
-
-class Silent:
-    def inner(self, *step: Any) -> None:
-        pass
-
-    def outer(self, step: OuterStep) -> None:
-        pass
-
-    def said(self, text: str) -> None:
-        pass
-
 
 # The rate grows by a factor of e^2.5 at each outer step, past what is stable: there the hypergradient becomes noise,
 # and the step is halved.
@@ -40,7 +29,7 @@ def finished(tmp_path: Path) -> tuple[Any, Any, list[OuterStep]]:
     recipe = recipe_of(tmp_path, **TOO_FAR)
     experiment = build(recipe)
     directory = RunDirectory.create(tmp_path / "out", "run")
-    execute(experiment, recipe, "as written", directory, Silent())
+    execute(experiment, recipe, "as written", directory, Callback())
     steps = list(descend(experiment.problem, experiment.space, experiment.descent, experiment.mode, experiment.seed))
     return read(tmp_path / "out"), experiment, steps
 
@@ -162,7 +151,7 @@ def test_whatever_fails_when_the_end_is_scored_the_tuned_values_are_kept(
     experiment = build(recipe, (name,))
     directory = RunDirectory.create(tmp_path / "out", "run")
     with pytest.raises(UsageError, match=f"the test split can't be scored: {error}.*is in result.json"):
-        execute(experiment, recipe, "as written", directory, Silent())
+        execute(experiment, recipe, "as written", directory, Callback())
     run = read(tmp_path / "out")
     assert run.result.test is None
     if allowed:  # the start was scored, the end is not

@@ -24,7 +24,7 @@ from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.models import convnet
 from hyperopt_cli.models.batch_norm import use_batch_statistics
-from hyperopt_cli.modes import Hypergradient, Measurements, Mode, deciding, reversible
+from hyperopt_cli.modes import Hypergradient, Measurements, Mode, compilation, reversible
 from hyperopt_cli.modes.account import Finite
 from hyperopt_cli.modes.adjoint.places import Places, SnapshotStack
 from hyperopt_cli.modes.adjoint.sweep import Sweep
@@ -36,6 +36,7 @@ from hyperopt_cli.program import WholeStep, whole_step
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests import devices
 from tests.cases import CASES, scalar
+from tests.heard import Heard
 from tests.modes.adjoint.test_snapshots import assert_same, tensors
 from tests.reference import unroll
 
@@ -334,11 +335,11 @@ def of_states(mode: Mode) -> tuple[list[OuterStep], list[str]]:
     rate = Hyperparameter("lr", Knob(torch.tensor(0.01), Transform("log")), Schedule("constant", 24))
     start = {"w": torch.linspace(-1, 1, 2**22, device=CUDA)}
     problem = Problem(start, loss, loss, lambda t: None, optimizers.SGD(momentum=0.9), 24)
-    said: list[str] = []
-    steps = descend(
-        lambda seed: problem, Space((rate,)), Descent(steps=1), mode, on_smaller=lambda n, mode, why: said.append(why)
-    )
-    return [step._replace(params={}) for step in steps], said
+    heard = Heard()
+    steps = list(descend(lambda seed: problem, Space((rate,)), Descent(steps=1), mode, callback=heard))
+    return [step._replace(params={}) for step in steps], [
+        said.removeprefix("outer step 0: ") for said in heard.messages
+    ]
 
 
 def test_out_of_memory_is_met_by_fewer_states_and_the_same_bits() -> None:
@@ -490,7 +491,7 @@ def test_dropout_draws_the_same_in_every_mode(engine: str) -> None:
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether torch compiles for a CPU, which is asked before, takes a compiler of C++ and says nothing of a GPU."""
-    for module in (whole_step, deciding, kernels):
+    for module in (whole_step, compilation, kernels):
         monkeypatch.setattr(module, "cannot_compile", lambda: None)
 
 

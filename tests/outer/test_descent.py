@@ -1,5 +1,6 @@
 """The outer loop: where it walks, when it stops, what it averages, and what stays when a run diverges."""
 
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hyperopt_cli.outer.descent import Descent, OuterStep, descend
 from hyperopt_cli.outer.sign_descent import SignDescent
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
+from tests.heard import Heard
 
 STEPS, RATE, WANTED = 5, 0.1, 3.0
 REVERSE = Reverse()
@@ -209,18 +211,16 @@ def test_a_run_that_diverges_leaves_what_was_yielded() -> None:
         )
 
     space = space_of("lr", 0.1, Transform("identity"))
-    for on_nonfinite, halved in (("stop", []), ("backtrack", [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)])):
-        seen: list[OuterStep] = []
-        told: list[tuple[int, int]] = []
+    for on_nonfinite, halved in (("stop", []), ("backtrack", ["1", "2", "3", "4", "5"])):
+        seen, heard = list[OuterStep](), Heard()
         descent = Descent("sgd", lr=1e60, steps=5, on_nonfinite=on_nonfinite)  # type: ignore[arg-type]
-        steps = descend(
-            wants_to_grow, space, descent, REVERSE, on_halved=lambda n, num, why, told=told: told.append((n, num))
-        )
+        steps = descend(wants_to_grow, space, descent, REVERSE, callback=heard)
         with pytest.raises(NonFiniteError):
             seen.extend(steps)
         assert [step.outer_step for step in seen] == [0]
         assert seen[0].hyperparameters["lr"].isfinite()
-        assert told == halved
+        found = [re.fullmatch(r"outer step 1: .*; its step is halved \((.) of 5\)", said) for said in heard.messages]
+        assert [each and each[1] for each in found] == halved
 
 
 def test_a_step_that_leads_too_far_is_halved_until_it_is_good() -> None:
@@ -249,9 +249,9 @@ def test_where_the_start_is_not_finite_nothing_is_halved() -> None:
 
 
 def test_the_inner_steps_are_told_with_outer_step_and_replica() -> None:
-    told: list[tuple[int, int, str, int, int]] = []
-    descent = Descent(steps=1, replicas=2)
-    list(descend(target, FREE, descent, REVERSE, on_inner_step=lambda *place: told.append(place)))
+    heard = Heard()
+    list(descend(target, FREE, Descent(steps=1, replicas=2), REVERSE, callback=heard))
+    told = heard.inner
     assert told[0] == (0, 0, "forward", 1, STEPS)
     assert told[-1] == (1, 1, "backward", STEPS, STEPS)
     assert len(told) == 2 * 2 * 2 * STEPS

@@ -13,6 +13,7 @@ from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.outer.descent import Descent, OuterStep, descend
 from hyperopt_cli.outer.noise import Ends, found_to_predicted, judge
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
+from tests.heard import Heard
 
 F64 = torch.float64
 
@@ -192,18 +193,16 @@ def test_a_chaotic_run_that_is_short_is_not(steps: int) -> None:
 
 def test_a_step_that_leads_to_noise_is_halved(caplog: pytest.LogCaptureFixture) -> None:
     """At r = 2.9 the map has a fixed point, at 3.4 a cycle of two; 3.9 is chaos."""
-    told: list[tuple[int, int, str]] = []
+    heard = Heard()
     descent = Descent("sign", lr=1.0, steps=1)
     space = space_of("r", 2.9, "identity", 80)
     with caplog.at_level(logging.WARNING):
-        steps = descend(
-            logistic(80), space, descent, Reverse(), on_halved=lambda n, k, why: told.append((n, k, str(why)))
-        )
-        first, second = steps
+        first, second = descend(logistic(80), space, descent, Reverse(), callback=heard)
     assert "noise" not in first.stats
     assert float(second.hyperparameters["r"]) == pytest.approx(3.4)
     assert second.stats["halvings"] == 1
-    assert [why for _, _, why in told] == second.stats["halved_for"]
+    assert heard.messages == ["outer step 1: its step is halved (1 of 5)"]
+    assert len(second.stats["halved_for"]) == 1
     assert "noise" in second.stats["halved_for"][0]
     assert "noise" not in second.stats
     assert second.stats["num_asked_steps"] == 160
@@ -274,17 +273,13 @@ def test_all_replicas_are_asked() -> None:
 
 
 def test_what_is_asked_is_told_as_inner_steps() -> None:
-    told: list[Any] = []
-    steps = descend(
-        logistic(60),
-        space_of("r", 3.9, "identity", 60),
-        Descent(steps=1),
-        Reverse(),
-        on_inner_step=lambda *place: told.append(place),
-    )
+    heard = Heard()
+    steps = descend(logistic(60), space_of("r", 3.9, "identity", 60), Descent(steps=1), Reverse(), callback=heard)
     with pytest.raises(NoiseError):
         list(steps)
-    assert [place for place in told if place[2] == "digits"] == [(0, 0, "digits", t, 60) for t in range(1, 61)] * 2
+    assert [place for place in heard.inner if place[2] == "digits"] == [
+        (0, 0, "digits", t, 60) for t in range(1, 61)
+    ] * 2
 
 
 def test_a_descent_that_is_taken_up_again_does_not_ask_again() -> None:

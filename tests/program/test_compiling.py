@@ -182,7 +182,7 @@ def test_all_slots_hold_no_more_than_the_states_of_the_run(fresh: bool, written:
     )
     hyper = {name: HYPER[name] for name in ("lr", "momentum")}
     mode = Reverse(compile=True)
-    steps, _ = mode.steps(Dynamics.of(problem, hyper), hyper)
+    steps, _ = mode.steps(Dynamics.of(problem, hyper), hyper, Measurements())
     state = 4 * 8
     assert steps.kept_bytes() == 30 * 8 * (3 if fresh else 1)
     length = segment_length(200, 200, 1 + steps.kept_bytes() / state)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.callback import Callback
 from hyperopt_cli.checks.watch import Watch
 from hyperopt_cli.commands.agreement import Agreement
 from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped, StorageError, VerificationError
@@ -93,11 +94,12 @@ def descended(
     agreement = Agreement(ranks, flag, keeper if ranks.is_lead else None)
     agreement._steps = lambda: 1  # type: ignore[method-assign]
 
-    def on_inner_step(*step: Any) -> None:
-        nonlocal num
-        num += 1
-        if signalled == (ranks.rank, num):
-            os.kill(os.getpid(), signal.SIGTERM)
+    class Signalling(Callback):
+        def on_inner_step(self, *step: Any) -> None:
+            nonlocal num
+            num += 1
+            if signalled == (ranks.rank, num):
+                os.kill(os.getpid(), signal.SIGTERM)
 
     steps: list[OuterStep] = []
     error = None
@@ -109,12 +111,11 @@ def descended(
                 experiment.descent,
                 experiment.mode,
                 experiment.seed,
-                on_inner_step,
-                None,
-                agreement,
-                resume_from,
-                ranks,
-                agreement.together,
+                callback=Signalling(),
+                keeper=agreement,
+                resume_from=resume_from,
+                ranks=ranks,
+                together=agreement.together,
             )
             steps.extend(walk)
         except RankLostError:

@@ -54,8 +54,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     with TensorBoardLog(folder / "tensorboard", recipe="steps: 1200\n") as log:
         for n in range(3):
-            log.log(step(n))
-        log.finish(result())
+            log.on_outer_step(step(n))
+        log.on_end(result())
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder / "tensorboard")]
     output = folder / "output.txt"
     with output.open("w") as file:

@@ -26,8 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tensorboard")
     with TensorBoardLog(folder, recipe="steps: 1200\nmode: forward\n") as log:
         for n in range(4):
-            log.log(step(n))
-        log.finish(result())
+            log.on_outer_step(step(n))
+        log.on_end(result())
     return folder
 
 
@@ -81,7 +81,7 @@ def test_the_inner_loss_is_thinned_to_its_first_and_last_step(folder: Path) -> N
 
 def test_a_short_inner_loss_is_kept_whole(tmp_path: Path) -> None:
     with TensorBoardLog(tmp_path) as log:
-        log.log(step(0, horizon=30))
+        log.on_outer_step(step(0, horizon=30))
     assert list(scalars(tmp_path / "inner_loss" / "outer_0000", "inner_loss")) == list(range(30))
 
 
@@ -109,9 +109,9 @@ def test_the_test_split_has_its_two_points(folder: Path) -> None:
 def test_a_resumed_run_shows_each_step_once_and_keeps_the_inner_curves(tmp_path: Path) -> None:
     with TensorBoardLog(tmp_path) as log:
         for n in range(4):
-            log.log(step(n))
+            log.on_outer_step(step(n))
     with TensorBoardLog(tmp_path, purge_step=2, start=step(0).schedules) as log:
-        log.log(step(2)._replace(validation_loss=9.0))
+        log.on_outer_step(step(2)._replace(validation_loss=9.0))
     assert scalars(tmp_path, "loss/validation") == {
         0: pytest.approx(step(0).validation_loss),
         1: pytest.approx(step(1).validation_loss),
@@ -124,8 +124,8 @@ def test_a_resumed_run_shows_each_step_once_and_keeps_the_inner_curves(tmp_path:
 def test_values_that_are_not_finite_are_logged(tmp_path: Path) -> None:
     broken = {name: torch.full_like(value, float("nan")) for name, value in step(0).hypergradient.items()}
     with TensorBoardLog(tmp_path) as log:
-        log.log(step(0)._replace(hypergradient=broken, validation_loss=float("inf")))
-        log.finish(replace(result(), test=None))
+        log.on_outer_step(step(0)._replace(hypergradient=broken, validation_loss=float("inf")))
+        log.on_end(replace(result(), test=None))
     assert scalars(tmp_path, "loss/validation") == {0: float("inf")}
 
 
@@ -142,9 +142,9 @@ def test_the_file_of_a_continued_run_comes_last_however_soon_it_is_continued(tmp
 def test_the_file_of_a_continued_run_comes_last_where_the_clock_of_the_machine_before_was_ahead(tmp_path: Path) -> None:
     with TensorBoardLog(tmp_path) as log:
         for n in range(3):
-            log.log(step(n))
+            log.on_outer_step(step(n))
     (ahead,) = tmp_path.glob("events.out.*")
     ahead.rename(re.sub(r"\.\d{10}\.", f".{int(time.time()) + 3600}.", str(ahead)))
     with TensorBoardLog(tmp_path, purge_step=2) as log:
-        log.log(step(2)._replace(validation_loss=9.0))
+        log.on_outer_step(step(2)._replace(validation_loss=9.0))
     assert list(scalars(tmp_path, "loss/validation").values())[2:] == [9.0]

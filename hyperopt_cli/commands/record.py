@@ -1,0 +1,120 @@
+"""What a run has found so far: its start and its best, with what the test split says of them."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from hyperopt_cli.errors import HyperoptError, UsageError
+from hyperopt_cli.instantiate import Experiment
+from hyperopt_cli.memory import is_lacking
+from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.outer.descent import OuterStep
+from hyperopt_cli.run_directory.directory import SOURCES_CHANGED
+from hyperopt_cli.run_directory.result import HeldOut, Point, Result, Score
+from hyperopt_cli.run_directory.status import State
+
+
+class Record:
+    """The start and the best so far, with what the test split says of them.
+
+    Attributes:
+        sources_changed: from which outer step on other code was run than before, and which of its files had changed.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment, self._start_s = experiment, time.perf_counter()
+        self._initial: Point | None = None
+        self._initial_score: Score | None = None
+        self._best: Point | None = None
+        self._best_params: Params = {}
+        self._mode: str | None = None  # what `auto` has chosen
+        self._saved_best: int | None = None  # the best that is in a checkpoint
+        self.sources_changed: list[dict[str, Any]] = []
+
+    @property
+    def has_any(self) -> bool:
+        """Whether a training run was measured."""
+        return self._initial is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of it."""
+        return {
+            "wall_s": time.perf_counter() - self._start_s,
+            "initial": self._initial and asdict(self._initial),
+            "initial_score": self._initial_score and asdict(self._initial_score),
+            "best": self._best and asdict(self._best),
+            "best_params": self._best_params,
+            "mode": self._mode,
+            "saved_best": self._saved_best,
+            SOURCES_CHANGED: self.sources_changed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what a checkpoint holds."""
+        self._start_s -= state["wall_s"]
+        self._initial, self._best = (point and Point(**point) for point in (state["initial"], state["best"]))
+        self._initial_score = state["initial_score"] and Score(**state["initial_score"])
+        self._best_params = {name: w.to(self._experiment.device) for name, w in state["best_params"].items()}
+        self._mode, self._saved_best = state["mode"], state["saved_best"]
+        self.sources_changed += state[SOURCES_CHANGED]
+
+    def files_changed(self) -> list[str]:
+        """All files that are not, or were not for a while, as they were when the run began."""
+        return sorted({file for each in self.sources_changed for file in each["files"]})
+
+    def best_is_new(self) -> bool:
+        """Whether the best is in no checkpoint yet; asked when one is written."""
+        best = None if self._best is None else self._best.outer_step
+        is_new, self._saved_best = best != self._saved_best, best
+        return is_new
+
+    def add(self, step: OuterStep) -> None:
+        """Keeps w_T of the best."""
+        point, self._mode = Point.of(step), step.stats.get("mode")
+        if self._initial is None:
+            self._initial = point
+        if self._best is None or point.validation_loss < self._best.validation_loss:
+            self._best, self._best_params = point, step.params
+
+    def score_start(self) -> None:
+        """Measures the test split at the start, if that is still to be done; then the start is the best so far."""
+        if self._initial is not None and self._initial_score is None:
+            self._initial_score = self._score(self._best_params, 0)
+
+    def result(self, status: State, mode: str, scored: bool = True) -> Result:
+        """What came out so far; the test split is measured at the best, if there is time for that."""
+        held_out = None
+        if scored and self._initial_score is not None and self._best is not None:
+            best = (
+                self._initial_score
+                if self._best == self._initial
+                else self._score(self._best_params, self._best.outer_step)
+            )
+            held_out = HeldOut(self._initial_score, best) if best is not None else None
+        wall_s = time.perf_counter() - self._start_s
+        bias = self._experiment.mode.bias(self._experiment.steps)
+        return Result(
+            status,
+            self._mode or mode,
+            self._initial,
+            self._best,
+            held_out,
+            wall_s,
+            bias,
+            fixed={name: knob.initial.tolist() for name, knob in self._experiment.space.fixed().items()},
+            sources_changed=self.sources_changed,
+        )
+
+    def _score(self, params: Params, outer_step: int) -> Score | None:
+        try:
+            figures = self._experiment.test(params, outer_step)
+        except (HyperoptError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if is_lacking(error):
+                raise
+            raise UsageError(
+                f"the test split can't be scored: {type(error).__name__}: {error}. What was reached is in result.json"
+            ) from error
+        return None if figures is None else Score(figures.loss, figures.accuracy)
