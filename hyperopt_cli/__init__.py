@@ -10,10 +10,30 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hyperopt_cli import errors, optimizers
-    from hyperopt_cli.modes import Auto, Forward, Hypergradient, Plan, Reverse, Reversible, hypergradient, plan
+    from hyperopt_cli.modes import (
+        Auto,
+        Forward,
+        Hypergradient,
+        Measurements,
+        Plan,
+        Reverse,
+        Reversible,
+        hypergradient,
+        plan,
+    )
     from hyperopt_cli.problem import Chunked, Problem
 
-_IN_MODES = ("Auto", "Forward", "Hypergradient", "Plan", "Reverse", "Reversible", "hypergradient", "plan")
+_IN_MODES = (
+    "Auto",
+    "Forward",
+    "Hypergradient",
+    "Measurements",
+    "Plan",
+    "Reverse",
+    "Reversible",
+    "hypergradient",
+    "plan",
+)
 _HOME = {
     **dict.fromkeys(("Chunked", "Problem"), "hyperopt_cli.problem"),
     **dict.fromkeys(_IN_MODES, "hyperopt_cli.modes"),
@@ -24,6 +44,7 @@ __all__ = [
     "Chunked",
     "Forward",
     "Hypergradient",
+    "Measurements",
     "Plan",
     "Problem",
     "Reverse",

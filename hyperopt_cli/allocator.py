@@ -2,10 +2,11 @@
 
 glibc gives a large block back to the system when it is freed, and the next one of that size comes page by page, each
 set to zero by the kernel: at the sizes of K tangent columns that takes longer than what is computed in them. Told to
-keep what is freed, a process takes its pages once. It holds on to them until it ends (`modes.memory.give_back`
+keep what is freed, a process takes its pages once. It holds on to them until it ends (`memory.give_back`
 returns them).
 
-glibc manual, "Malloc Tunable Parameters", https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html
+glibc manual, "Malloc Tunable Parameters",
+https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html
 """
 
 import ctypes
@@ -20,12 +21,12 @@ _CHOSEN_BY_THE_USER = ("GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def keep_freed_memory() -> bool:
-    """Large blocks come from the heap, and the heap is never trimmed.
+    """Makes large blocks come from the heap, which is never trimmed from then on.
 
     Settings that the user has made (`MALLOC_...`, `GLIBC_TUNABLES`, another allocator in `LD_PRELOAD`) stand.
 
     Returns:
-        Whether it was done; only glibc can.
+        Whether it was done, which takes glibc on Linux.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _CHOSEN_BY_THE_USER):
         return False
@@ -44,5 +45,5 @@ _kept = False
 
 
 def described() -> str:
-    """What a figure has to be read with."""
+    """Returns how memory is allocated, in words that a benchmark shows beside its figures."""
     return "freed memory kept" if _kept else "the system's"

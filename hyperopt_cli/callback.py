@@ -21,14 +21,14 @@ class Callback:
         """An outer step was measured, an `outer.descent.OuterStep`; what belongs to it is on the disk."""
 
     def on_message(self, text: str) -> None:
-        """Something happened that is no step, in words."""
+        """Something happened that is no step; `text` says what."""
 
     def on_end(self, result: Any) -> None:
         """The run has ended with a `run_directory.result.Result`, which is on the disk."""
 
 
 class Callbacks(Callback):
-    """Several, told in their order.
+    """Passes everything on to several callbacks, in their order.
 
     Args:
         *callbacks: all of them.
@@ -38,21 +38,29 @@ class Callbacks(Callback):
         self._all = callbacks
 
     def on_inner_step(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
-        """Tells all."""
+        """Passes an inner step on to every callback.
+
+        Args:
+            outer_step: the outer step that it belongs to.
+            replica: the training run of that outer step, from 0.
+            phase: "forward", "backward" or "digits".
+            done: steps of the phase so far.
+            steps: steps of the whole phase.
+        """
         for each in self._all:
             each.on_inner_step(outer_step, replica, phase, done, steps)
 
     def on_outer_step(self, step: Any) -> None:
-        """Tells all."""
+        """Passes a measured outer step on to every callback."""
         for each in self._all:
             each.on_outer_step(step)
 
     def on_message(self, text: str) -> None:
-        """Tells all."""
+        """Passes a message on to every callback."""
         for each in self._all:
             each.on_message(text)
 
     def on_end(self, result: Any) -> None:
-        """Tells all."""
+        """Passes the result of the run on to every callback."""
         for each in self._all:
             each.on_end(result)

@@ -39,12 +39,12 @@ class HyperoptError(Exception):
     remedies: tuple[Remedy, ...] = ()
 
     def remedied(self, *remedies: Remedy) -> Self:
-        """This error, with further remedies."""
+        """Returns this error, with further remedies."""
         self.remedies = (*self.remedies, *remedies)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As it stands: what a constructor takes is not always what it leaves in `args`."""
+        """Pickles the error as it stands: `args` does not always hold what the constructor takes."""
         return _restored, (type(self), self.args, self.__dict__)
 
 
@@ -73,7 +73,7 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its name where it says nothing."""
+    """Returns the first line of what an error says; its name where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -137,7 +137,7 @@ _PACKAGES |= {"pydantic_core": "pydantic", "transformers": "transformers", "yaml
 
 @contextmanager
 def needing(what: str) -> Iterator[None]:
-    """Around imports: says which package `what` needs, and how to install it, where it is missing.
+    """Around imports, says which package `what` needs, and how to install it, where it is missing.
 
     Raises:
         MissingPackageError: an import failed for lack of a package that this one uses.

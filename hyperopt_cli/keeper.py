@@ -13,7 +13,7 @@ class Keeper(Protocol):
     """Saves the state of a computation."""
 
     def due(self) -> bool:
-        """Whether it is to be saved now; asked after every inner step."""
+        """Returns whether the state is to be saved now; it is asked after every inner step."""
 
     def save(self, state: dict[str, Any]) -> None:
         """Saves it; may raise, to end the run.
@@ -28,7 +28,7 @@ class Keeper(Protocol):
 
 
 class Within(NamedTuple):
-    """The keeper of a part: each state is saved with what is around it.
+    """Keeps the state of a part of a computation: each state is saved together with what is around it.
 
     Attributes:
         keeper: of the whole.
@@ -39,13 +39,13 @@ class Within(NamedTuple):
     around: Callable[[dict[str, Any]], dict[str, Any]]
 
     def due(self) -> bool:
-        """As the whole."""
+        """Asks the outer keeper whether the state is to be saved now."""
         return self.keeper.due()
 
     def save(self, state: dict[str, Any]) -> None:
-        """With what is around it."""
+        """Saves the state that `around` makes of the part's state."""
         self.keeper.save(self.around(state))
 
     def barrier(self) -> None:
-        """As the whole."""
+        """Waits at the outer keeper until all processes are here."""
         self.keeper.barrier()

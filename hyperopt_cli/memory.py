@@ -22,7 +22,7 @@ LACKING = ("allocate memory", "out of memory", "not enough memory", "ALLOC_FAILE
 
 
 def is_lacking(error: BaseException) -> bool:
-    """Whether `error` says that memory was lacking, on the host or on a GPU."""
+    """Returns whether `error` says that memory was lacking, on the host or on a GPU."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in LACKING)
@@ -30,12 +30,12 @@ def is_lacking(error: BaseException) -> bool:
 
 
 def state_bytes(state: Any) -> int:
-    """Bytes of the numbers in a state (or any tree of tensors)."""
+    """Returns the bytes of the numbers in a state (or any tree of tensors)."""
     return sum(x.numel() * x.element_size() for x in tree_leaves(state))
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be taken on `device`; those of the host for anything that is no CUDA device.
+    """Returns the bytes that can still be taken on `device`; those of the host unless it is a CUDA device.
 
     Of a CUDA device what is free, or what the process's own share of it leaves, and what torch holds for later.
     """
@@ -49,12 +49,12 @@ def available_bytes(device: torch.device) -> int:
 
 
 def host_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """What the kernel calls available, or what the process's control groups and its own limit leave of it."""
+    """Returns the bytes that the kernel calls available, or what control groups and `ulimit` leave of them."""
     return max(0, min([_of_machine(proc), *_of_groups(proc, cgroups), *_of_limit(proc)]))
 
 
 def reset_peak(device: torch.device) -> None:
-    """`peak_bytes` starts anew at what is held now, where the system allows it."""
+    """Makes `peak_bytes` start anew at what is held now, where the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -63,7 +63,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The peak of the process's resident memory, of the allocated memory on a GPU, since `reset_peak`."""
+    """Returns the peak of resident bytes (on a GPU: of allocated ones) since `reset_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -75,7 +75,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def give_back() -> None:
-    """Memory that glibc holds free goes back to the system: what was used before must not count for what comes."""
+    """Gives memory that glibc holds free back to the system: what was used before must not count for what comes."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library has no such function
             ctypes.CDLL(None).malloc_trim(0)
@@ -89,7 +89,7 @@ def tidy_up() -> None:
 
 
 def taken_by(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `function` takes at its peak beyond what is held before it."""
+    """Returns the bytes that `function` takes at its peak beyond what is held before it."""
     give_back()
     reset_peak(device)
     before = peak_bytes(device)
@@ -108,7 +108,7 @@ def _of_machine(proc: Path) -> int:
 
 
 def _of_limit(proc: Path) -> list[int]:
-    """What `ulimit -v` still allows of addresses, and what is free among those that the process has."""
+    """Returns the addresses that `ulimit -v` still allows, with those that are free in the process's heap."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return []
@@ -136,7 +136,7 @@ def _free_in_heap() -> int:
 
 
 def _of_groups(proc: Path, cgroups: Path) -> list[int]:
-    """What each control group of the process, up to the root, still allows: its limit less its usage.
+    """Returns what each control group of the process, up to the root, still allows: its limit less its usage.
 
     What the kernel would drop first (files that nobody reads) does not count as used.
     """
@@ -153,7 +153,7 @@ V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def _folders(proc: Path, cgroups: Path) -> list[tuple[Path, tuple[str, str, str]]]:
-    """The groups' folders, and what the files there are called."""
+    """Returns the groups' folders, and the names of the files there."""
     try:
         lines = (proc / "self/cgroup").read_text().splitlines()
     except OSError:
@@ -171,7 +171,7 @@ def _folders(proc: Path, cgroups: Path) -> list[tuple[Path, tuple[str, str, str]
 
 
 def _number(path: Path) -> int | None:
-    """None: there is no such file, or no limit ("max")."""
+    """Reads a number; None where there is no such file, or no limit ("max")."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -127,7 +127,7 @@ class Problem:
             )
 
     def initial(self, hyper: Hyper) -> Params:
-        """w_0, as named tensors; connected to `hyper` in autograd's graph where `init` depends on it.
+        """Returns w_0, named; connected to `hyper` in autograd's graph where `init` depends on it.
 
         Raises:
             UsageError: `init` returned something else.
@@ -143,7 +143,7 @@ class Problem:
         return {name: w.detach() for name, w in self.init.items()}
 
     def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
-        """lambda_t.
+        """Returns lambda_t.
 
         Raises:
             UsageError: `schedule` returned something else.
@@ -156,7 +156,9 @@ class Problem:
         return at_step
 
     def training_loss(self, params: Params, hyper: StepHyper, batch: Batch) -> Tensor:
-        """L. The loss gets dictionaries of its own: what it rebinds in them (a mask, a cast) stays with it.
+        """Evaluates L, [].
+
+        The loss gets dictionaries of its own: what it rebinds in them (a mask, a cast) stays with it.
 
         Raises:
             UsageError: it is no tensor of one number.
@@ -165,7 +167,7 @@ class Problem:
             return _scalar("inner_loss", self.inner_loss(dict(params), dict(hyper), batch))
 
     def validation_loss(self, params: Params, hyper: Hyper, *arguments: Batch) -> Tensor:
-        """E, or the term of one chunk; lambda is brought to where the parameters lie.
+        """Evaluates E, or the term of one chunk, []; lambda is brought to where the parameters lie.
 
         Raises:
             UsageError: it is no tensor of one number.
@@ -176,14 +178,14 @@ class Problem:
         return _scalar("outer_loss", value)
 
     def outer_chunks(self) -> Sequence[tuple[tuple[Batch, ...], float]]:
-        """The further arguments of `outer_loss`, chunk by chunk, with the weight of each."""
+        """Returns the further arguments of `outer_loss`, chunk by chunk, with the weight of each."""
         if self.outer_batches is None:
             return [((), 1.0)]
         return _Chunks(self.outer_batches)
 
 
 class _Chunks(Sequence[tuple[tuple[Batch, ...], float]]):
-    """Chunks read one at a time: a set that streams is never held whole."""
+    """Reads chunks one at a time: a set that streams is never held whole."""
 
     def __init__(self, chunks: Sequence[tuple[Batch, float]]) -> None:
         self._chunks = chunks
@@ -221,7 +223,7 @@ def _scalar(name: str, value: Any) -> Tensor:
 
 
 def check_hyper(hyper: Hyper) -> None:
-    """Whether it can be differentiated in.
+    """Refuses hyperparameters that cannot be differentiated in.
 
     Raises:
         TypeError: an entry is no tensor of floating-point numbers.

@@ -21,7 +21,7 @@ _end_if_asked: ContextVar[Callable[[], None]] = ContextVar("end_if_asked", defau
 
 @contextmanager
 def stopped_by(end_if_asked: Callable[[], None]) -> Iterator[None]:
-    """Inside, whatever may stop calls this, which raises where the run is to end."""
+    """Inside, `may_stop` calls `end_if_asked`, which raises where the run is to end."""
     token = _end_if_asked.set(end_if_asked)
     try:
         yield
@@ -31,13 +31,13 @@ def stopped_by(end_if_asked: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def only_after_steps() -> Iterator[None]:
-    """Inside, nothing may stop elsewhere: several processes that share a run end together, after a step."""
+    """Inside, `may_stop` does nothing: several processes that share a run end together, after a step."""
     with stopped_by(_goes_on):
         yield
 
 
 def may_stop() -> None:
-    """The run may end here.
+    """Ends the run here if it was asked to end.
 
     Raises:
         Stopped: it was asked to.
@@ -46,7 +46,7 @@ def may_stop() -> None:
 
 
 def stoppable(items: Iterable[T]) -> Iterator[T]:
-    """The items; before each of them the run may end."""
+    """Yields the items; before each of them the run may end."""
     for item in items:
         may_stop()
         yield item

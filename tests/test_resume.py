@@ -126,7 +126,7 @@ def test_killed_at_random_moments_and_continued_it_ends_with_the_same_bits(
 
     def work(pause_s: float) -> None:
         watcher = Watching(lambda num: time.sleep(pause_s))
-        watcher.said = lambda text: heard.write_text(text)  # type: ignore[method-assign,assignment]
+        watcher.on_message = lambda text: heard.write_text(text)  # type: ignore[method-assign,assignment]
         run(folder, made, watcher)
 
     for moment in moments:

@@ -37,6 +37,6 @@ OPTIONS = {
 
 
 def load(name: str) -> "Callable[[Settings], Report]":
-    """The function that measures the benchmark of that name, one of `BENCHMARKS`."""
+    """Returns the function `measure` of the benchmark of that name, one of `BENCHMARKS`."""
     measure: Callable[[Settings], Report] = import_module(f"hyperopt_cli.bench.{name}").measure
     return measure

@@ -18,7 +18,7 @@ from hyperopt_cli.problem import Hyper, Params, StepHyper
 
 
 def unroll(workload: Workload) -> Hyper:
-    """One autograd graph of the whole run, and one backward through it."""
+    """Returns the hypergradient by one autograd graph of the whole run and one backward pass through it."""
     problem, values = workload
     hyper = {name: value.detach().requires_grad_() for name, value in values.items()}
     with torch.enable_grad():
@@ -35,7 +35,7 @@ def unroll(workload: Workload) -> Hyper:
 
 
 def loop_of_double_backwards(workload: Workload) -> Hyper:
-    """Forward mode with one backward through the gradient's graph for each of the K columns of Z.
+    """Returns the hypergradient by forward mode, with a double backward pass for each of the K columns of Z.
 
     All K columns are carried from the first step on. The vectors are flat, w [P] and Z [K, P], so that everything but
     the products with the Hessian is a few operations.
@@ -71,7 +71,7 @@ def _gradient_with_graph(
 
 
 def _hessian_times(params: Params, g: tuple[Tensor, ...], w_dot: Tensor) -> Tensor:
-    """One double backward a row."""
+    """Returns the product of the Hessian with each row of `w_dot`, by one double backward pass a row."""
     sizes = [x.numel() for x in params.values()]
     rows = []
     for row in w_dot:
@@ -89,7 +89,7 @@ def _leaves(w: Tensor, named: Params) -> Params:
 
 
 def _at(schedule: Callable[[Hyper, int], StepHyper], hyper: Hyper, t: int) -> tuple[dict[str, Tensor], Hyper]:
-    """lambda_t, and the derivative of each of its entries in all of lambda, [K]."""
+    """Returns lambda_t, and the derivative [K] of each of its entries by all of lambda."""
     leaves = {name: value.detach().requires_grad_() for name, value in hyper.items()}
     with torch.enable_grad():
         at = schedule(leaves, t)

@@ -38,7 +38,7 @@ HYPER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the network, and the numbers of slots."""
+    """The sizes of the network and of its training run, and the numbers of slots that are measured."""
 
     steps: int = 1000
     inputs: int = 784
@@ -48,14 +48,14 @@ class Sizes:
 
 
 class Outcome(NamedTuple):
-    """A hypergradient, and the seconds of its way back, the outer objective among them."""
+    """A hypergradient, and the seconds that its way back took, the outer objective included."""
 
     result: Hypergradient
     back_s: float
 
 
 def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
-    """Times of reverse mode with few slots, measured and predicted, and the memory of its states."""
+    """Measures the time of reverse mode with few slots, beside what its counts predict, and the memory of states."""
     sizes = sizes or Sizes()
     steps = settings.steps or sizes.steps
     make = partial(mlp, hidden=sizes.hidden)
@@ -79,7 +79,13 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
 
 
 def predicted_s(outcome: Outcome, training_s: float, all_kept: Outcome) -> float:
-    """Seconds that the counts of `outcome` predict."""
+    """Returns the seconds that the counts of `outcome` predict.
+
+    Args:
+        outcome: the run with few slots, whose steps and products are counted.
+        training_s: seconds of plain training over the same horizon.
+        all_kept: the run that keeps all states, from which the seconds of one adjoint step are taken.
+    """
     counts, base = outcome.result.stats, all_kept.result.stats
     step_s, adjoint_s = training_s / base["num_steps"], all_kept.back_s / base["num_hvps"]
     return float(counts["num_steps"] * step_s + counts["num_hvps"] * adjoint_s)
@@ -107,7 +113,7 @@ def _same_bits(shown: Samples, all_kept: Samples) -> bool:
 
 
 def _train(workload: Workload) -> None:
-    """Plain training, in which every state is dropped at once."""
+    """Trains without differentiating: every state is dropped at once."""
     with surroundings():
         dynamics = Dynamics.of(*workload)
         steps, _ = Reverse(compile=False).steps(dynamics, workload.hyper, Measurements())
@@ -115,7 +121,7 @@ def _train(workload: Workload) -> None:
 
 
 def _differentiate(workload: Workload, mode: Reverse, known: Measurements) -> Outcome:
-    """The way back begins when the last step there is done."""
+    """Returns the hypergradient, and the seconds from the end of the last forward step to the end of the way back."""
     times: dict[str, float] = {}
 
     def on_step(phase: str, done: int, steps: int) -> None:
@@ -126,7 +132,7 @@ def _differentiate(workload: Workload, mode: Reverse, known: Measurements) -> Ou
 
 
 def _kept_bytes(workload: Workload, slots: tuple[int, ...]) -> dict[str, int]:
-    """Of the states in the slots and the one in hand, which is none of them; of all T where all are kept."""
+    """Returns the bytes of the states that each run holds: all T, or those in its slots and the current one besides."""
     steps, size = workload.problem.steps, state_bytes(Dynamics.of(*workload).start)
     return {ALL: steps * size, **{_name(n): min(n + 1, steps) * size for n in slots}}
 

@@ -1,4 +1,4 @@
-"""The picture of a report: a bar for each variant, its median with the extremes, and what it goes into; or curves."""
+"""Draws a report: a bar for each variant, its median with the extremes and its pieces; or curves."""
 
 import math
 from collections.abc import Mapping
@@ -16,12 +16,15 @@ with needing("a picture"):
 
 
 def save(report: Report, path: Path) -> None:
-    """Writes the picture; the end of its name says in which format."""
+    """Writes the picture of a report to `path`, whose suffix decides the format."""
     figure(report).savefig(path)
 
 
 def figure(report: Report) -> Figure:
-    """One panel a case, or for all curves of a report that has any; in no window and in no list of pyplot's."""
+    """Returns a figure with a panel for each case, or for each set of curves where the report has any.
+
+    It is drawn on the Agg canvas: no window is opened, and pyplot does not know of it.
+    """
     shown: tuple[Case | Curves, ...] = report.curves or report.cases
     names = dict.fromkeys(name for curves in report.curves for name in curves.lines)
     colours = {name: colormaps["tab20"](2 * i % 20 + 2 * i // 20) for i, name in enumerate(names)}
@@ -65,7 +68,7 @@ def _draw_curves(axes: Axes, curves: Curves, colours: Mapping[str, tuple[float, 
 
 
 def _bars(axes: Axes, case: Case) -> None:
-    """Of the medians; of what they go into, where that was measured."""
+    """Draws a bar for each variant's median, divided into its pieces where these were measured."""
     rows = range(len(case.ran))
     if not case.pieces:
         axes.barh(rows, [variant.timing.median_s for variant in case.ran if variant.timing], color="tab:blue")

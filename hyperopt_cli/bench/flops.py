@@ -25,11 +25,11 @@ from hyperopt_cli.problem import Batch
 
 
 class StepFlops(NamedTuple):
-    """Operations of one step.
+    """Floating-point operations of one training step.
 
     Attributes:
-        gradient: G.
-        column: of one tangent.
+        gradient: operations of the gradient, G.
+        column: operations that one tangent column adds.
     """
 
     gradient: int
@@ -37,16 +37,16 @@ class StepFlops(NamedTuple):
 
     @property
     def column_over_gradient(self) -> float:
-        """The floor of a column's cost, in gradients."""
+        """The least that a column can cost, in gradients."""
         return self.column / self.gradient
 
     def of_step(self, num_columns: int) -> int:
-        """A gradient with its tangents."""
+        """Returns the operations of a gradient with its tangents."""
         return self.gradient + num_columns * self.column
 
 
 def step_flops(model: torch.nn.Module, batch: Batch) -> StepFlops:
-    """Counted on one batch; what is no matrix product or convolution counts as nothing."""
+    """Counts the operations of a step on one batch: those of matrix products and convolutions, and no others."""
     params, loss = start_and_loss(model)
     with torch.no_grad(), FlopCounterMode(display=False) as there:
         loss(params, batch)

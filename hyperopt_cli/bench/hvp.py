@@ -39,12 +39,12 @@ GRADIENT = "gradient"
 
 
 class Point(NamedTuple):
-    """Where the Hessian is multiplied, and two directions.
+    """Where the Hessian is taken, and two directions that it is multiplied with.
 
     Attributes:
-        loss: on one batch.
+        loss: the loss on one batch, as a function of the parameters.
         params: w.
-        u_and_v: like `params`, [2, *shape].
+        u_and_v: the two directions, like `params` with a dimension of 2 in front: [2, *shape].
     """
 
     loss: Loss
@@ -60,7 +60,7 @@ class Check(NamedTuple):
 
 
 def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
-    """Time and memory of one product over one gradient, engine by engine."""
+    """Measures the time and memory of one Hessian-vector product over those of a gradient, engine by engine."""
     sizes, device = sizes or Sizes(), settings.device
     known = networks(sizes, device)
     # on a CPU the large ones take minutes: they are asked for by name
@@ -74,7 +74,7 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
 
 
 def checked(point: Point, names: Sequence[str]) -> dict[str, Check]:
-    """Symmetry and difference of every engine's product."""
+    """Returns the symmetry error of every engine's product, and its difference from the reference."""
     along_u, along_v = ({name: x[i : i + 1] for name, x in point.u_and_v.items()} for i in (0, 1))
     reference = _product(LOOP, point, along_v) if LOOP in names else None
     checks = {}
@@ -122,12 +122,12 @@ def _gradient(point: Point) -> None:
 
 
 def _timed_product(engine: str, point: Point) -> None:
-    """Nothing is returned, so that no round holds memory while another is measured."""
+    """Takes a product and returns nothing, so that no round holds memory while another is measured."""
     _product(engine, point, {name: x[1:] for name, x in point.u_and_v.items()})
 
 
 def _product(engine: str, point: Point, along: Params) -> Params:
-    """H `along`, one column, as forward mode takes it: with a hyperparameter, which does not move."""
+    """Returns H `along`, one column, taken as forward mode takes it: with one hyperparameter, which does not move."""
     device = next(iter(point.params.values())).device
     hyper: StepHyper = {"lr": torch.zeros((), dtype=torch.float64, device=device)}
     still: StepHyper = {"lr": torch.zeros(1, dtype=torch.float64, device=device)}

@@ -21,7 +21,7 @@ SHARE_OF_FREE = 0.8
 
 
 def lap(call: Callable[[], object], times: int, device: torch.device) -> Lap:
-    """A call's mean seconds over `times` of them, after one that is not timed."""
+    """Returns the mean seconds of a call over `times` calls, after one that is not timed."""
     call()
     synchronize(device)
     began = time.perf_counter()
@@ -32,14 +32,24 @@ def lap(call: Callable[[], object], times: int, device: torch.device) -> Lap:
 
 
 def gradients(workload: Workload, times: int, device: torch.device) -> Lap:
-    """Mean seconds of the gradient at w_0."""
+    """Returns the mean seconds of the gradient at w_0, over `times` of them."""
     problem, hyper = workload
     batch, params = problem.batch(0), problem.initial(hyper)
     return lap(lambda: gradient(lambda w, at: problem.training_loss(w, at, batch), params, {}), times, device)
 
 
 def matrix_products(edge: int, dtype: torch.dtype, times: int, device: torch.device) -> Callable[[], Lap]:
-    """Times the product of two square matrices into a third, all of which stay."""
+    """Returns a function that times products of two random square matrices, written into a third that is reused.
+
+    Args:
+        edge: rows and columns of each matrix.
+        dtype: the dtype of the matrices.
+        times: how many products one lap takes the mean of.
+        device: where the matrices lie.
+
+    Returns:
+        A function without arguments that returns a `Lap`: the mean seconds of one product, and no result.
+    """
     a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
     into = torch.empty_like(a)
     return partial(lap, lambda: torch.mm(a, b, out=into), times, device)
@@ -48,17 +58,17 @@ def matrix_products(edge: int, dtype: torch.dtype, times: int, device: torch.dev
 def steps_but_the_first(
     mode: Mode, workload: Workload, device: torch.device, needs_bytes: float = 0.0, known: Measurements | None = None
 ) -> Lap:
-    """Mean seconds of the steps of a hypergradient's run but its first, none of them examined, and the hypergradient.
+    """Returns the mean seconds of a run's steps without the first, none of them examined, and its hypergradient.
 
     Args:
-        mode: one that goes once over the run.
-        workload: of at least two steps.
+        mode: a mode that goes over the run once.
+        workload: a run of at least two steps.
         device: where it computes.
-        needs_bytes: memory that it is expected to take.
-        known: what was measured of it before, such as what is compiled; None: nothing.
+        needs_bytes: memory that it is expected to take, in bytes.
+        known: what was measured of it before, such as what is compiled; None for nothing.
 
     Raises:
-        UsageError: there is no room for that.
+        UsageError: it would take more than `SHARE_OF_FREE` of the memory that is free.
     """
     free = available_bytes(device)
     if needs_bytes > SHARE_OF_FREE * free:

@@ -31,7 +31,7 @@ KEPT = ("python", "hyperopt", "torch", "cuda", "platform", "cpus", "threads", "g
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, GPU, versions, allocator variables, commit and command line."""
+    """Returns processor, cores, threads, GPU, versions, allocator and its variables, commit and command line."""
     seen = environment("cpu")
     return {
         "cpu": seen["device"],
@@ -45,7 +45,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def described(machine: dict[str, Any]) -> str:
-    """One line."""
+    """Returns the content of `machine` in one line of text."""
     count = f"cores: {machine['cores']}, threads: {machine['threads']}"
     rounded = ", ".join(f"{what}: {how}" for what, how in machine["float32_on_gpu"].items())
     gpu = [] if machine["gpu"] is None else [f"{machine['gpu']} (CUDA {machine['cuda']}; float32 {rounded})"]
@@ -55,7 +55,11 @@ def described(machine: dict[str, Any]) -> str:
 
 
 def num_cores(cpuinfo: Path) -> int | None:
-    """Cores, not the threads that share one; None where the system does not say."""
+    """Returns the number of cores, not of the threads that share one; None where the system does not say.
+
+    Args:
+        cpuinfo: a file of the form of /proc/cpuinfo.
+    """
     try:
         blocks = cpuinfo.read_text().split("\n\n")
     except OSError:
@@ -71,5 +75,5 @@ def _field(line: str) -> tuple[str, str]:
 
 
 def _without_folders(value: str) -> str:
-    """Absolute paths name people and machines: their last parts say which library it is."""
+    """Returns `value` with the last part of each absolute path alone, which says the library and names no person."""
     return ":".join(Path(part).name if part.startswith("/") else part for part in value.split(":"))

@@ -22,11 +22,11 @@ Call = Callable[[], Any]
 
 
 class Lap(NamedTuple):
-    """What a call returns whose time is that of a part of it, which it has taken itself.
+    """What a call returns that has timed a part of itself: that time stands for its own.
 
     Attributes:
-        seconds: of the part, with the work of the device.
-        result: what the call returns.
+        seconds: how long that part took, the work of the device included.
+        result: what the call computed.
     """
 
     seconds: float
@@ -44,7 +44,7 @@ class Timing:
 
     @classmethod
     def of(cls, rounds_s: Sequence[float]) -> "Timing":
-        """From the rounds.
+        """Returns the timing of these rounds.
 
         >>> Timing.of([1.0, 4.0, 2.0]).median_s
         2.0
@@ -54,7 +54,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two medians, with the least and the largest ratio within one round."""
+    """A ratio of two medians, with the least and the largest ratio within one round."""
 
     of_medians: float
     low: float
@@ -62,7 +62,7 @@ class Ratio:
 
     @classmethod
     def of(cls, above: Sequence[float], below: Sequence[float]) -> "Ratio":
-        """From two quantities in the same rounds.
+        """Returns the ratio of two quantities that were measured in the same rounds.
 
         >>> Ratio.of([2.0, 3.0, 4.0], [1.0, 2.0, 2.0])
         Ratio(of_medians=1.5, low=1.5, high=2.0)
@@ -72,12 +72,12 @@ class Ratio:
 
 
 class Samples(NamedTuple):
-    """What a variant has shown.
+    """What was measured of a variant.
 
     Attributes:
-        timing: of the rounds.
-        warm_up_s: seconds of its first call (of the part that is timed).
-        taken_bytes: at the peak of a call, beyond what the process held before it.
+        timing: seconds of its rounds.
+        warm_up_s: seconds of its first call, or of the part of it that is timed.
+        taken_bytes: the peak of a call, beyond what the process held before it.
         results: what its calls returned, round by round.
     """
 
@@ -96,9 +96,19 @@ class Refused(NamedTuple):
 def interleaved(
     variants: Mapping[str, Call], repeat: int, device: torch.device, on_progress: Callable[[str], None]
 ) -> dict[str, Samples | Refused]:
-    """Every variant in `repeat` rounds.
+    """Measures every variant in `repeat` rounds, in turns.
 
-    One whose first call ends with a `UsageError`, or finds no more memory on the device, is left out of them.
+    A variant whose first call ends with a `UsageError`, or finds no more memory on the device, is left out of the
+    rounds.
+
+    Args:
+        variants: the calls to measure, by name, in the order of a round.
+        repeat: how many rounds there are, at least 1.
+        device: where the calls compute; it is waited for before a clock is read.
+        on_progress: a function that is told, in words, what is being measured.
+
+    Returns:
+        For each name its samples, or why it was left out.
     """
     gc.collect()
     gc.freeze()  # what is there already need not be looked through before every call
@@ -132,7 +142,10 @@ def _interleaved(
 
 
 def timed(call: Call, device: torch.device) -> tuple[float, Any]:
-    """Seconds of a call, with the work of the device, and what it returned; of a part of it, if that is a `Lap`."""
+    """Returns the seconds of a call, the work of the device included, and what it returned.
+
+    Where the call returns a `Lap`, these are the seconds and the result that the lap holds.
+    """
     gc.collect()
     synchronize(device)
     began = time.perf_counter()
@@ -148,7 +161,11 @@ def _samples(rounds: Sequence[tuple[float, Any]], warm_up_s: float, taken_bytes:
 
 
 def _taken_bytes(call: Call, device: torch.device) -> int:
-    """By a call of its own: what is given back to the system before it would have to be taken again by a timed one."""
+    """Returns the bytes that a call takes at its peak, beyond those that the process held before.
+
+    This takes a call of its own: memory that is given back to the system for it would have to be taken again by a timed
+    one.
+    """
     gc.collect()
     before = held_bytes(device)
     call()

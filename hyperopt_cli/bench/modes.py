@@ -48,7 +48,7 @@ SCHEDULES = {"rates in windows": windows, "all rates at every step": blend}
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the network, the data and lambda."""
+    """The sizes of the network, of its data and of lambda."""
 
     steps: int = 100
     inputs: int = 784
@@ -63,14 +63,14 @@ class Sizes:
 
 
 class Outcome(NamedTuple):
-    """A hypergradient, and the engine that took its products, where the mode says so."""
+    """A hypergradient, and the engine that took its products where the mode says which."""
 
     grad: Hyper
     engine: str | None = None
 
 
 def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
-    """Time and memory of every mode, against the unroll and the loop of double backwards."""
+    """Measures the time and memory of every mode, against the unroll and the loop of double backwards."""
     sizes = sizes or Sizes()
     steps, batch = settings.steps or sizes.steps, settings.batch or sizes.batch
     data = "random data" if settings.data is None else "MNIST"
@@ -122,7 +122,7 @@ def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> C
 
 
 def _modes(sizes: Sizes, steps: int, asked: Sequence[str] | None) -> dict[str, Mode]:
-    """By name, forward mode by every engine among them."""
+    """Returns the modes to measure by name, with forward mode by each of the engines that are asked for."""
     slots, some = min(sizes.slots, steps), max(1, round(sizes.share_of_states * steps))
     return {
         "forward, auto": Forward(),

@@ -26,7 +26,7 @@ NUM_IMAGE_CLASSES, NUM_TAGS, NUM_TOKENS = 1000, 9, 30522  # ImageNet's, CoNLL's,
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the networks and of their batches; of the large ones on a CPU, `large_batch_cpu`."""
+    """The sizes of the networks and of their batches; `large_batch_cpu` is that of the large ones on a CPU."""
 
     inputs: int = 784
     hidden: tuple[int, ...] = (300, 300)
@@ -45,15 +45,15 @@ class Sizes:
 
 
 class Network(NamedTuple):
-    """A model and what it is fed.
+    """A model, and what it takes as inputs.
 
     Attributes:
-        title: with the size of an input.
-        make: the module, in torch's initialisation.
-        num_classes: of its outputs.
-        shape: of one input.
+        title: its name, with the size of an input.
+        make: makes the module, in torch's initialisation.
+        num_classes: how many classes its outputs have.
+        shape: the shape of one input.
         batch: inputs in a batch.
-        num_tokens: inputs are indices below it; None: normal numbers.
+        num_tokens: inputs are indices below this number; None where they are normal numbers.
         tagged: whether each position of an input has a target of its own.
     """
 
@@ -81,15 +81,15 @@ class Ready(NamedTuple):
 
 
 def networks(sizes: Sizes, device: torch.device) -> dict[str, Network]:
-    """All that can be asked for by name."""
+    """Returns all networks that can be asked for, by name."""
     return {**_own(sizes), **_published(sizes, sizes.large_batch_cpu if device.type == "cpu" else sizes.large_batch)}
 
 
 def chosen(known: Mapping[str, Network], names: Sequence[str]) -> dict[str, Network]:
-    """The networks of these names.
+    """Returns the networks of these names.
 
     Raises:
-        UsageError: there is no such network, or what it is made of is not installed.
+        UsageError: there is no such network, or a package that it is made of is not installed.
     """
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"models: got {', '.join(unknown)}; allowed are {', '.join(known)}")
@@ -103,11 +103,11 @@ def chosen(known: Mapping[str, Network], names: Sequence[str]) -> dict[str, Netw
 
 
 def ready(network: Network, num_batches: int, batch: int | None, sizes: Sizes, device: torch.device) -> Ready:
-    """The network with `num_batches` batches to train on, and one more.
+    """Makes the network, with `num_batches` batches to train on and one to validate on.
 
     Args:
-        network: which.
-        num_batches: how many.
+        network: the network to make.
+        num_batches: batches to train on.
         batch: inputs in each; None: the network's own number.
         sizes: the dtype is taken from it.
         device: where to compute.

@@ -35,7 +35,7 @@ TRAINING, THERE, BACK, ADJOINT = "training", "arithmetic there", "arithmetic bac
 
 
 class Laps:
-    """Seconds by piece and step."""
+    """Adds up seconds by piece and step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -43,7 +43,7 @@ class Laps:
 
     @contextmanager
     def lap(self, piece: str, t: int) -> Iterator[None]:
-        """Adds what happens inside to that piece of step t."""
+        """A context whose seconds are added to that piece of step t."""
         synchronize(self._device)
         began = time.perf_counter()
         yield
@@ -51,12 +51,12 @@ class Laps:
         self._seconds[piece][t] += time.perf_counter() - began
 
     def whole_s(self, steps: int) -> dict[str, float]:
-        """Seconds of `steps` steps by piece, each at the median of the measured ones."""
+        """Returns the seconds of `steps` steps by piece, where each step counts as the median of the measured ones."""
         return {piece: steps * statistics.median(by_step.values()) for piece, by_step in self._seconds.items()}
 
 
 def reverse_pieces(workload: Workload, device: torch.device) -> dict[str, float]:
-    """Seconds of reverse mode with all states kept, by piece."""
+    """Returns the seconds of reverse mode with all states kept, by piece."""
     problem, hyper = workload
     laps = Laps(device)
     with surroundings():
@@ -75,7 +75,14 @@ def reverse_pieces(workload: Workload, device: torch.device) -> dict[str, float]
 
 
 def reversible_pieces(workload: Workload, device: torch.device, kernels: Kernels, radixes: Radixes) -> dict[str, float]:
-    """Seconds of reversible mode by piece; `radixes` as a run of it has found them."""
+    """Returns the seconds of reversible mode, by piece.
+
+    Args:
+        workload: the training run.
+        device: where it computes.
+        kernels: the kernels of the integer arithmetic, eager or compiled.
+        radixes: the radixes of the fixed-point numbers, as a hypergradient of this run has found them.
+    """
     laps = Laps(device)
     with surroundings(), deterministic():
         dynamics, held = _in_fixed_point(workload, kernels, radixes)
@@ -85,7 +92,7 @@ def reversible_pieces(workload: Workload, device: torch.device, kernels: Kernels
 
 
 def held_at_end(workload: Workload, radixes: Radixes) -> int:
-    """Bytes of w, the slots and the store at s_T."""
+    """Returns the bytes that the weights, the optimizer's slots and the store take at s_T."""
     with surroundings():
         dynamics, held = _in_fixed_point(workload, EAGER, radixes)
         _go(dynamics, workload, held, Laps(dynamics.like.device))

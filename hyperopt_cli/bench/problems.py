@@ -23,7 +23,7 @@ Schedule = Callable[[Hyper, int], StepHyper]
 
 
 class Workload(NamedTuple):
-    """A problem, and lambda."""
+    """A problem, and the lambda at which it is differentiated."""
 
     problem: Problem
     hyper: Hyper
@@ -36,17 +36,24 @@ class Batches(NamedTuple):
     targets: Tensor
 
     def at(self, i: int) -> Batch:
-        """Batch i; -1 is the one to validate on."""
+        """Returns batch i; -1 is the one to validate on."""
         return self.inputs[i], self.targets[i]
 
 
 def scalars(values: Mapping[str, float]) -> Hyper:
-    """Float64, on the host."""
+    """Returns each value as a float64 scalar [] on the host."""
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
 def drawn(input_shape: tuple[int, ...], batch: int, device: torch.device, num: int = NUM_BATCHES) -> Batches:
-    """Float32 inputs and targets at random."""
+    """Draws float32 inputs from a normal distribution and targets of `NUM_CLASSES` classes, from a fixed seed.
+
+    Args:
+        input_shape: the shape of one input.
+        batch: inputs in a batch.
+        device: where the batches lie.
+        num: batches to train on; one more is drawn to validate on.
+    """
     source = torch.Generator().manual_seed(0)
     inputs = torch.randn(num + 1, batch, *input_shape, generator=source).to(device)
     targets = torch.randint(NUM_CLASSES, (num + 1, batch), generator=source).to(device)
@@ -54,7 +61,15 @@ def drawn(input_shape: tuple[int, ...], batch: int, device: torch.device, num: i
 
 
 def mnist_batches(root: Path, batch: int, device: torch.device, num: int) -> Batches:
-    """Distinct training examples of MNIST in a random order, as float32 in 0 ... 1.
+    """Returns training examples of MNIST in a random order, flattened to float32 in 0 ... 1.
+
+    No example comes twice before all have come once.
+
+    Args:
+        root: the folder that holds `MNIST/raw`.
+        batch: inputs in a batch.
+        device: where the batches lie.
+        num: batches to train on; one more is made to validate on.
 
     Raises:
         DatasetError: `root` has no `MNIST/raw`, or files of it are damaged.
@@ -68,14 +83,17 @@ def mnist_batches(root: Path, batch: int, device: torch.device, num: int) -> Bat
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    """The module in torch's initialisation from a fixed seed; the global generator is left as it was."""
+    """Makes the module in torch's initialisation from a fixed seed, and leaves the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()
 
 
 def start_and_loss(model: nn.Module) -> tuple[Params, Callable[[Params, Batch], Tensor]]:
-    """w_0, and the cross entropy of `(w, batch)`: logits [B, ..., classes] against targets [B, ...]."""
+    """Returns w_0, and a function `(w, batch)` that is the mean cross entropy.
+
+    Logits [B, ..., classes] are compared with targets [B, ...].
+    """
 
     def loss(params: Params, batch: Batch) -> Tensor:
         inputs, targets = batch
@@ -92,7 +110,16 @@ def supervised(
     hyper: Hyper,
     schedule: Schedule | None = None,
 ) -> Workload:
-    """Cross entropy on batches that come in turn, the last of them for the outer objective."""
+    """Returns a run that trains by cross entropy on batches that come in turn, and is validated on the last one.
+
+    Args:
+        model: the module, from whose parameters training starts.
+        batches: the batches to train on, and the one to validate on.
+        steps: the horizon T.
+        optimizer: the update rule.
+        hyper: lambda.
+        schedule: lambda and t -> lambda_t; None where lambda itself holds at every step.
+    """
     start, loss = start_and_loss(model)
     num, validation = len(batches.inputs) - 1, batches.at(-1)
     problem = Problem(
@@ -116,15 +143,15 @@ def classification(
     hyper: Mapping[str, float],
     device: torch.device,
 ) -> Workload:
-    """Cross entropy in float32, on inputs and targets at random; validated on one more batch.
+    """Returns a run that trains by cross entropy on random data in float32, and is validated on one more batch.
 
     Args:
-        make_model: of `input_shape` and `num_classes`.
-        input_shape: of one input.
+        make_model: makes the module from `input_shape` and `num_classes`.
+        input_shape: the shape of one input.
         batch: inputs in a batch.
-        steps: T.
+        steps: the horizon T.
         optimizer: the update rule.
-        hyper: lambda, numbers.
+        hyper: lambda, as plain numbers.
         device: where to compute.
     """
     model = seeded(lambda: make_model(input_shape=input_shape, num_classes=NUM_CLASSES)).to(device)
@@ -132,12 +159,12 @@ def classification(
 
 
 def windows(num: int, steps: int) -> Schedule:
-    """lr [num], each rate for its share of the run: a column joins the run when its window begins."""
+    """Returns a schedule of lr [num] in which each rate has its share of the run: its column begins with its window."""
     return lambda hyper, t: {**hyper, "lr": hyper["lr"][t * num // steps]}
 
 
 def blend(num: int, steps: int) -> Schedule:
-    """lr [num], of which every step takes a mean with weights of its own: all columns are there from the first on."""
+    """Returns a schedule of lr [num] whose every step takes a weighted mean of all rates: all columns begin at once."""
     drawn = torch.rand(steps, num, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights = (0.1 + drawn) / (0.1 + drawn).sum(dim=1, keepdim=True)
     return lambda hyper, t: {**hyper, "lr": (weights[t] * hyper["lr"]).sum()}
@@ -146,7 +173,17 @@ def blend(num: int, steps: int) -> Schedule:
 def noisy_quadratic(
     size: int, steps: int, optimizer: InnerOptimizer, hyper: Mapping[str, float], device: torch.device
 ) -> Workload:
-    """sum(h x^2) / 2 + noise_t . x over x [size], h in [.1, 1], x_0 in [-1, 1], in float32: no network to wait for."""
+    """Returns a run on sum(h x^2) / 2 + noise_t . x in float32, in which no time goes into a network.
+
+    The parameter is x [size], with h drawn from [.1, 1], x_0 from [-1, 1] and noise_t from a normal distribution.
+
+    Args:
+        size: how many elements x has.
+        steps: the horizon T.
+        optimizer: the update rule.
+        hyper: lambda, as plain numbers.
+        device: where to compute.
+    """
     drawn = torch.Generator().manual_seed(0)
     h = (0.1 + 0.9 * torch.rand(size, generator=drawn)).to(device)
     x0 = (2 * torch.rand(size, generator=drawn) - 1).to(device)

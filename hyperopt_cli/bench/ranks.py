@@ -47,14 +47,14 @@ class Way(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In the table."""
+        """How a table calls this way of computing."""
         chunks = "" if self.chunk_size is None else f", chunk_size: {self.chunk_size}"
         threads = "" if self.threads == 1 else f", {self.threads} threads"
         return f"{self.ranks} rank{'s' if self.ranks > 1 else ''}{threads}{chunks}"
 
 
 def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
-    """Throughput of several ranks, and what is to be expected of more."""
+    """Measures the throughput of several ranks, and predicts that of more."""
     sizes, steps = sizes or Sizes(), settings.steps or STEPS
     names, columns, numbers = settings.models or NETWORKS, settings.columns or COLUMNS, _numbers(settings)
     threads = settings.threads or 1
@@ -82,7 +82,7 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
 
 
 def _numbers(settings: Settings) -> list[int]:
-    """Of processes, with the one that others are compared with."""
+    """Returns the numbers of processes to measure, with 1, which the others are compared with."""
     numbers = sorted({1, *(settings.ranks or RANKS)})
     if numbers == [1]:
         raise UsageError("ranks: got 1; give a number above it, e.g. 1,2")
@@ -94,7 +94,7 @@ def _numbers(settings: Settings) -> list[int]:
 
 
 def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads: int) -> tuple[Case, Table]:
-    """Of one network and number of columns."""
+    """Measures one network with one number of columns, and predicts what more ranks would take."""
     (facts,) = teams[1].all(facts_of, task, settings.shard)
     work = Work(settings.shard, task.steps, task.columns, facts.batch, facts.parameters, facts.number_bytes)
     title = f"{facts.title}, K = {task.columns}, T = {task.steps}, shard: {settings.shard}"
@@ -111,7 +111,7 @@ def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads
 
 
 def _expected(work: Work, measured_s: Mapping[int, float], settings: Settings) -> Iterator[dict[str, Figure]]:
-    """Of the ranks that were measured, and of more."""
+    """Yields what is predicted for each number of ranks, those that were measured and more."""
     link = None
     if settings.latency_s is not None or settings.bytes_per_s is not None:
         link = Link(settings.latency_s or 0.0, settings.bytes_per_s or math.inf)
@@ -128,14 +128,18 @@ def _expected(work: Work, measured_s: Mapping[int, float], settings: Settings) -
 
 
 def _available(name: str, shown: Samples | Refused) -> Samples:
-    """All of them are needed for the others."""
+    """Returns the samples; a variant that was refused ends the benchmark, because the others need all of them."""
     if isinstance(shown, Refused):
         raise UsageError(f"bench ranks: {name}: {shown.reason}")
     return shown
 
 
 def _ways(work: Work, numbers: Sequence[int], threads: int) -> Iterator[Way]:
-    """One process; in the blocks of several, too; these several; one process with as many threads as they have."""
+    """Yields the ways to compare.
+
+    They are one process; the same with its columns in the blocks of several; these several; and one process with as
+    many threads as they have together.
+    """
     several = [n for n in numbers if n > 1]
     chunks = {n: math.ceil(work.columns / n) if work.shard == "columns" else None for n in several}
     yield Way(1, threads)
@@ -172,5 +176,5 @@ def _grad(shown: Samples) -> Hyper:
 
 
 def _bits(shown: Samples) -> set[str]:
-    """E and the hypergradient, to the last digit, of every rank and round."""
+    """Returns the distinct values of E and the hypergradient, to the last digit, over every rank and round."""
     return {repr((share.value, share.grad)) for shares in shown.results for share in shares}

@@ -24,7 +24,7 @@ def _unheard(said: str) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How much to measure, and where.
+    """What a benchmark is to measure: how much, of what, and where.
 
     Args:
         repeat: rounds, at least 1.
@@ -43,7 +43,7 @@ class Settings:
         latency_s: of its messages; None: likewise.
 
     Raises:
-        ValueError: no round, step, input, column or rank.
+        ValueError: a number is below 1, or `columns` or `ranks` is empty.
     """
 
     repeat: int = 5
@@ -110,12 +110,12 @@ class Case:
 
     @property
     def ran(self) -> tuple[Variant, ...]:
-        """The variants that are available."""
+        """The variants that could be measured here."""
         return tuple(variant for variant in self.variants if variant.timing is not None)
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """What time goes into, in the order of the variant that has most; none where that was not measured."""
+        """The pieces that time goes into, in the order of the variant with the most; empty where none were measured."""
         splits = [tuple(variant.split_s) for variant in self.ran]
         return max(splits, key=len, default=())
 
@@ -166,7 +166,7 @@ class Report:
     curves: tuple[Curves, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Dictionaries, lists, numbers and strings."""
+        """Returns the report as dictionaries, lists, numbers and strings."""
         return asdict(self)
 
 
@@ -177,14 +177,14 @@ def compared(
     figures: Callable[[str, Samples], Mapping[str, Figure]],
     split_s: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Case:
-    """The case made of what `measuring.interleaved` returned.
+    """Makes a case of what `measuring.interleaved` returned.
 
     Args:
-        title: of the case.
-        samples: by variant.
+        title: what the case computes.
+        samples: what was measured, by variant.
         reference: the variant to compare with.
-        figures: further figures of a variant that ran.
-        split_s: by variant.
+        figures: returns further figures of a variant that ran, from its name and samples.
+        split_s: seconds by piece, by variant; None where they were not measured.
     """
 
     def variant(name: str, shown: Samples | Refused) -> Variant:
@@ -198,7 +198,10 @@ def compared(
 
 
 def largest_difference(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """The relative difference of any hyperparameter's derivative from the reference's: a fast wrong number shows."""
+    """Returns the largest relative difference of a hyperparameter's derivative from the reference's.
+
+    It stands beside the times, so that a wrong number that is fast is seen.
+    """
     return max(relative_difference(x, reference[name]) for name, x in found.items())
 
 

@@ -44,7 +44,7 @@ STORED: dict[str, tuple[InnerOptimizer, dict[str, float]]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the networks, and of the runs that only fill a store."""
+    """The sizes of the networks that are timed, and of the runs that only fill a store."""
 
     steps: int = 100
     inputs: int = 784
@@ -58,7 +58,7 @@ class Sizes:
 
 
 def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
-    """Times, memory and storage of exact reversal."""
+    """Measures the time, the memory and the storage of exact reversal."""
     sizes = sizes or Sizes()
     steps = settings.steps or sizes.steps
     cases = tuple(_case(title, workload, settings) for title, workload in _workloads(sizes, steps, settings).items())

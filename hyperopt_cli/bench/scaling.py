@@ -27,18 +27,18 @@ FLOAT64 = 8  # bytes of a derivative
 
 
 class Link(NamedTuple):
-    """What connects the ranks.
+    """How quickly the ranks can send to each other.
 
     Attributes:
-        latency_s: of a message.
-        bytes_per_s: that a rank sends.
+        latency_s: seconds that a message takes, however short.
+        bytes_per_s: bytes that a rank sends in a second.
     """
 
     latency_s: float
     bytes_per_s: float
 
     def sum_s(self, num_bytes: float, ranks: int) -> float:
-        """Seconds until every rank has the sum.
+        """Returns the seconds until every rank has the sum.
 
         >>> Link(0.001, 1e9).sum_s(1e9, 4)
         1.506
@@ -51,12 +51,12 @@ class Work:
     """One hypergradient of forward mode.
 
     Attributes:
-        shard: what is divided, columns or batch.
-        steps: T.
-        columns: K.
-        batch: B.
-        parameters: P.
-        number_bytes: of one of them.
+        shard: what is divided among the ranks, columns or batch.
+        steps: the horizon T.
+        columns: tangent columns, K.
+        batch: examples of a batch, B.
+        parameters: parameters of the model, P.
+        number_bytes: bytes of one parameter.
     """
 
     shard: Shard
@@ -68,23 +68,23 @@ class Work:
 
     @property
     def size(self) -> int:
-        """N: how many there are of what is divided."""
+        """How many columns or examples there are to divide: N."""
         return self.columns if self.shard == "columns" else self.batch
 
     def messages_s(self, ranks: int, link: Link) -> float:
-        """Seconds of what ranks say to each other."""
+        """Returns the seconds that messages among `ranks` ranks take over the whole run."""
         if self.shard == "columns":
             return 2 * link.sum_s(FLOAT64 * self.columns, ranks)
         return self.steps * link.sum_s((self.columns + 1) * (self.parameters + 1) * self.number_bytes, ranks)
 
 
 def predicted_s(work: Work, ranks: int, measured_s: Mapping[int, float], link: Link | None = None) -> float:
-    """The equations above.
+    """Returns the seconds of a hypergradient over `ranks` ranks, by the equations above.
 
     Args:
         work: what is to be done.
         ranks: how many do it, at most `work.size`.
-        measured_s: seconds by number of ranks, of 1 and of at least one more.
+        measured_s: seconds by number of ranks, for 1 and at least one more.
         link: what connects more of them than were measured; None: as between these.
 
     >>> work = Work("columns", steps=10, columns=16, batch=128, parameters=1000)

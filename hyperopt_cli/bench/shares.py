@@ -20,12 +20,12 @@ ENGINE = COMPILED  # the quickest where steps are eager, as they are where ranks
 
 
 class Share(NamedTuple):
-    """What a rank has of a hypergradient.
+    """What a rank knows of a hypergradient once it is computed.
 
     Attributes:
-        seconds: of the whole.
+        seconds: how long the whole hypergradient took on this rank.
         value: E.
-        grad: of all columns, as numbers.
+        grad: the derivatives in all hyperparameters, as numbers.
     """
 
     seconds: float
@@ -34,7 +34,14 @@ class Share(NamedTuple):
 
 
 def hypergradient_of(ranks: Ranks, task: Task, chunk_size: int | None, threads: int) -> Share:
-    """The hypergradient, divided among all ranks, and how long it took here."""
+    """Computes a hypergradient that all ranks share, and returns it with the seconds that it took on this one.
+
+    Args:
+        ranks: the processes that share it, and which of them this is.
+        task: the hypergradient to compute.
+        chunk_size: columns that are carried at once; None for all of this rank's.
+        threads: threads of the CPU that this rank uses.
+    """
     device, run, mode = task.device_of(ranks), task.divided(ranks), Forward(ENGINE, chunk_size, compile=False)
     asked = _Asked(Agreement(ranks, StopFlag(), None)) if ranks.size > 1 else None
     found: list[Hypergradient] = []
@@ -68,7 +75,7 @@ class _Asked:
 
 
 def _together(ranks: Ranks, device: torch.device) -> float:
-    """When all begin."""
+    """Waits until all ranks are here, and returns the time at which they begin."""
     gc.collect()
     synchronize(device)
     ranks.highest([0.0])

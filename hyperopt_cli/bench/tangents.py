@@ -43,7 +43,7 @@ COLUMNS_TIMED, GRADIENTS_TIMED, PRODUCTS_TIMED = 64, 20, 1  # in a round, so tha
 
 @dataclass(frozen=True)
 class Rate:
-    """Edges of the square matrices whose product tells the machine's rate."""
+    """The edges of the square matrices whose product tells how fast the machine is, on a CPU and on a GPU."""
 
     edge_cpu: int = 2048
     edge_gpu: int = 8192
@@ -53,10 +53,10 @@ class Setup(NamedTuple):
     """What all cases of a network share.
 
     Attributes:
-        network: on its device.
-        flops: of its step.
-        product: times the matrix product.
-        product_flops: of it.
+        network: the network on its device.
+        flops: the operations of one of its steps.
+        product: times the product of two large matrices.
+        product_flops: the operations of that product.
     """
 
     network: Ready
@@ -66,14 +66,14 @@ class Setup(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What a call returned, and the machine's rate while it ran, in flops a second."""
+    """What a call returned, and how many operations a second the machine did meanwhile in matrix products."""
 
     result: Any
     rate: float
 
 
 def measure(settings: Settings, sizes: Sizes | None = None, rate: Rate | None = None) -> Report:
-    """Time a column over a gradient, and the share of the machine's rate of matrix products."""
+    """Measures the time of a column over that of a gradient, and how near it comes to the rate of matrix products."""
     sizes, rate, device = sizes or Sizes(), rate or Rate(), settings.device
     if settings.steps == 1:
         raise UsageError("steps: got 1; the first step is not timed, so give at least 2")
@@ -94,7 +94,7 @@ def measure(settings: Settings, sizes: Sizes | None = None, rate: Rate | None = 
 
 
 def tuned(num_columns: int) -> tuple[Hyper, int]:
-    """K values of lambda, and how many of them are rates.
+    """Returns K values of lambda, and how many of them are rates.
 
     >>> hyper, num_rates = tuned(8)
     >>> num_rates, {name: list(value.shape) for name, value in hyper.items()}
@@ -118,7 +118,7 @@ def _setup(network: Network, settings: Settings, sizes: Sizes, rate: Rate) -> Se
 
 
 def _cases(setup: Setup, columns: tuple[int, ...], settings: Settings) -> Iterator[Case]:
-    """A case for every K; `taken` remembers what the one before took, by variant."""
+    """Yields a case for every K; `taken` keeps the bytes a column that each variant took in the case before."""
     taken: dict[str, float] = {}
     for num_columns in columns:
         steps = settings.steps or 1 + max(1, COLUMNS_TIMED // num_columns)
@@ -173,12 +173,12 @@ def _figures(
 
 
 def _columns_s(steps_s: Sequence[float], gradients_s: Sequence[float], num_columns: int) -> list[float]:
-    """Seconds of a column, round by round."""
+    """Returns the seconds of one column in each round."""
     return [(step - gradient) / num_columns for step, gradient in zip(steps_s, gradients_s, strict=True)]
 
 
 def _curves(setup: Setup, found: Mapping[int, Case]) -> Iterator[Curves]:
-    """Of all K of a network: what its cases say one by one."""
+    """Yields the figures of a network over K, which its cases say one by one."""
     floor = f"{setup.flops.column_over_gradient:.2f}"
     for key, what in {
         "column_over_gradient": f"a column over a gradient (least number of operations: {floor})",
@@ -196,7 +196,7 @@ def _median(case: Case, name: str, key: str) -> float | None:
 
 
 def workload(network: Ready, num_columns: int, steps: int) -> Workload:
-    """T steps of SGD with momentum, and K columns that are all carried from the first one on."""
+    """Returns a run of SGD with momentum over T steps, whose K columns are all carried from the first step on."""
     hyper, num_rates = tuned(num_columns)
     optimizer = SGD(momentum=0.9, weight_decay=1e-4)
     return supervised(network.model, network.batches, steps, optimizer, hyper, blend(num_rates, steps))

@@ -16,13 +16,13 @@ from hyperopt_cli.ranks.group import Ranks, Shard
 
 
 class Facts(NamedTuple):
-    """What there is to know of a task once its network is made.
+    """What is known of a task once its network is made.
 
     Attributes:
-        title: of the network.
-        batch: B.
-        parameters: P.
-        number_bytes: of one of them.
+        title: the network's title.
+        batch: examples of a batch, B.
+        parameters: parameters of the network, P.
+        number_bytes: bytes of one parameter.
     """
 
     title: str
@@ -33,15 +33,15 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Which hypergradient.
+    """The description of a hypergradient, from which every process makes it.
 
     Attributes:
         network: its name in `networks`.
-        sizes: of all of these.
+        sizes: the sizes of all these networks.
         device: "cpu" or "cuda".
-        steps: T.
-        columns: K.
-        batch: inputs; None: the network's own.
+        steps: the horizon T.
+        columns: tangent columns, K.
+        batch: inputs in a batch; None for the network's own number.
     """
 
     network: str
@@ -52,15 +52,15 @@ class Task:
     batch: int | None
 
     def device_of(self, ranks: Ranks) -> torch.device:
-        """Each rank has a GPU of its own."""
+        """Returns the device of a rank: the CPU, or a GPU of its own."""
         return torch.device("cpu") if self.device == "cpu" else torch.device(self.device, ranks.rank)
 
     def run(self, ranks: Ranks, columns: int, steps: int) -> Workload:
-        """The whole run for one process, with other numbers of columns and steps."""
+        """Returns the whole run as one process takes it, with these numbers of columns and steps."""
         return workload(self.network_of(ranks), columns, steps)
 
     def divided(self, ranks: Ranks) -> Workload:
-        """The run as it is divided among all ranks."""
+        """Returns the run as this rank takes it where all ranks divide it."""
         run = self.run(ranks, self.columns, self.steps)
         if not ranks.divides("batch"):
             return run._replace(problem=replace(run.problem, ranks=ranks))
@@ -69,12 +69,12 @@ class Task:
         return self.on_part(run, slice(start, stop), ranks)
 
     def on_part(self, run: Workload, part: slice, ranks: Ranks) -> Workload:
-        """With these examples of every batch, the one to validate on too, weighted by their share of it.
+        """Returns the run on these examples of every batch (also of the validation batch), weighted by their share.
 
         Args:
-            run: of this task.
-            part: which examples.
-            ranks: that have the others.
+            run: the whole run of this task.
+            part: the examples of a batch that this rank takes.
+            ranks: the processes that take the other examples.
         """
         problem, validation = run.problem, self.network_of(ranks).batches.at(-1)
 
@@ -92,7 +92,7 @@ class Task:
         return run._replace(problem=chunked)
 
     def network_of(self, ranks: Ranks) -> Ready:
-        """The network, on the rank's device."""
+        """Returns the network, on the rank's device."""
         return _made(self.network, self.sizes, self.batch, self.device_of(ranks))
 
 
@@ -102,10 +102,10 @@ def _made(name: str, sizes: Sizes, batch: int | None, device: torch.device) -> R
 
 
 def facts_of(ranks: Ranks, task: Task, shard: Shard) -> Facts:
-    """Of the network.
+    """Returns what is known of the task's network.
 
     Raises:
-        UsageError: its batches are to be divided, and it ties their examples together.
+        UsageError: batches are to be divided, and batch normalisation ties their examples together.
     """
     network = task.network_of(ranks)
     tying = sorted({type(each).__name__ for each in network.model.modules() if isinstance(each, _BatchNorm)})

@@ -23,20 +23,20 @@ LONGEST_APART_S = 60.0  # from an error of one to the answers of the others, whi
 
 
 class Team:
-    """Ranks that do what they are told.
+    """Processes that wait for work, and do it together as the ranks of a run.
 
     Args:
-        pipes: to each of them, by rank.
+        pipes: the connections to them, by rank.
     """
 
     def __init__(self, pipes: "list[Connection[Any, Any]]") -> None:
         self._pipes = pipes
 
     def all(self, work: Callable[..., T], *arguments: Any) -> list[T]:
-        """What `work(ranks, *arguments)` gives on each of them, by rank; what one raises is raised here.
+        """Returns what `work(ranks, *arguments)` gives on each rank; what one raises is raised here.
 
         Raises:
-            RankLostError: one has ended, or does not answer after another's error.
+            RankLostError: a rank has ended, or does not answer after another's error.
         """
         try:
             for pipe in self._pipes:
@@ -63,12 +63,12 @@ class Team:
 
 @contextmanager
 def team(size: int, shard: Shard, threads: int) -> Iterator[Team]:
-    """Starts `size` ranks, which end with the context.
+    """A context in which `size` ranks run; they end with it.
 
     Args:
-        size: how many; one is in no group.
+        size: how many processes there are; a single one joins no group.
         shard: what they divide.
-        threads: of each.
+        threads: threads of each process.
     """
     context, port = get_context("spawn"), free_port()
     pipes, processes = [], []
@@ -93,7 +93,7 @@ def team(size: int, shard: Shard, threads: int) -> Iterator[Team]:
 
 
 def _serve(place: Place | None, shard: Shard, threads: int, pipe: "Connection[Any, Any]") -> None:
-    """One rank: takes work until there is none, or until nobody is there who gives it."""
+    """Runs one rank, which takes work until it is told that there is no more, or the process that gives it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the one that gives it
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     keep_freed_memory()
@@ -110,7 +110,7 @@ def _serve(place: Place | None, shard: Shard, threads: int, pipe: "Connection[An
 
 
 def _sent(error: Exception) -> Exception:
-    """As it is where the other side acts on it, else with where it was raised."""
+    """Returns the error as it is where the receiver acts on its type, else an error with its traceback as text."""
     if isinstance(error, HyperoptError | torch.OutOfMemoryError):
         return error
     return RuntimeError("".join(traceback.format_exception(error)))

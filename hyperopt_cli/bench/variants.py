@@ -13,7 +13,7 @@ COMPILED = "folded"  # the one whose step is compiled too: compiling takes many 
 
 
 def by_engine(asked: Sequence[str] | None = None) -> dict[str, Mode]:
-    """Forward mode by the engines that are asked for, by all of them for None; the step of one compiled too.
+    """Returns forward mode by each engine that is asked for (None for all), with the step of one compiled too.
 
     The step of a run is compiled for each number of rows: whoever measures it passes the same `Measurements` each time.
     """
@@ -25,5 +25,5 @@ def by_engine(asked: Sequence[str] | None = None) -> dict[str, Mode]:
 
 
 def of_reverse() -> dict[str, Callable[[], Mode]]:
-    """What to add to a name, and reverse mode so."""
+    """Returns functions that make reverse mode, eager and compiled, by the suffix that names each variant."""
     return {"": lambda: Reverse(compile=False), ", compiled": lambda: Reverse(compile=True)}

@@ -44,7 +44,14 @@ EXAMINATION_AND_WARM_UP = 2  # tangent steps, about
 def chosen(
     known: dict[Circumstances, Verdict], dynamics: Dynamics, hyper: Hyper, setting: Setting, examination: Examination
 ) -> Verdict:
-    """The verdict that is known to fit, if its engine is still right at `setting`; else a new one, kept in `known`.
+    """Returns the verdict that is known to fit, if its engine is still right at `setting`; else decides anew.
+
+    Args:
+        known: verdicts by what they hold for; a new one is added.
+        dynamics: of the run.
+        hyper: lambda.
+        setting: step 0 of the run.
+        examination: of that step.
 
     Raises:
         UsageError: no candidate is right, or fits into the memory.
@@ -101,7 +108,7 @@ def _by_default(made_for: Circumstances, examination: Examination, num_candidate
 
 
 def replacement(examination: Examination) -> str:
-    """The first engine that is right at a step.
+    """Returns the first engine that is right at a step.
 
     Raises:
         UsageError: none is, or fits into the memory.

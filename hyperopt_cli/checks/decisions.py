@@ -83,7 +83,7 @@ class Decisions(TorchDispatchMode):
         return not self.differ and self._other is not None and self._num == len(self._other.taken)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operator, and what it decides."""
+        """Calls the operator, and keeps or compares what it decides."""
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1].removesuffix("_")
         if name in SIDES and args and isinstance(args[0], Tensor) and not args[0].is_complex():

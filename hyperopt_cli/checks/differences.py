@@ -26,7 +26,7 @@ Function = Callable[..., Sequence[Tensor]]
 
 
 class Difference(NamedTuple):
-    """DF v, as differences show it.
+    """The derivative DF v, as differences show it.
 
     Attributes:
         value: like what the function returns.
@@ -42,17 +42,17 @@ class Difference(NamedTuple):
 
 
 def reach(tensors: Sequence[Tensor]) -> float:
-    """The norm of a direction: one, and more where numbers are so large that they would swallow it."""
+    """Returns the norm that a direction is to have: one, or more where larger numbers would swallow it."""
     return max(1.0, norm(tensors) / LARGE)
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
-    """Over all of them together."""
+    """Returns the Euclidean norm over all tensors together."""
     return float(sum(x.detach().double().square().sum().cpu() for x in tensors) ** 0.5)
 
 
 def decided(function: Function, at: Sequence[Tensor]) -> Decisions:
-    """What a function decides at a point."""
+    """Records what a function decides at a point."""
     here = Decisions()
     with here:
         function(*at)
@@ -62,7 +62,7 @@ def decided(function: Function, at: Sequence[Tensor]) -> Decisions:
 def differenced(
     function: Function, at: Sequence[Tensor], direction: Sequence[Tensor], here: Decisions | None = None
 ) -> Difference | None:
-    """DF(at) direction; None where differences cannot judge.
+    """Returns DF(at) direction; None where differences cannot judge.
 
     Args:
         function: of as many tensors.

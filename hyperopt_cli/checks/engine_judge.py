@@ -52,7 +52,7 @@ class EngineJudge:
         self._wrong: dict[str, set[Kind]] = {}
 
     def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool) -> Dynamics:
-        """A run begins: the same dynamics, watched, with right derivatives of what is cheap.
+        """Begins a run: returns the same dynamics, watched, with right derivatives of what is cheap.
 
         Args:
             dynamics: of the run.
@@ -77,14 +77,14 @@ class EngineJudge:
 
     @property
     def said(self) -> list[str]:
-        """What has to be said of the hypergradient."""
+        """What the user has to be told of the hypergradient."""
         of_steps = [NOT_JUDGED] if self._not_judged else []
         return [*self.outer.said, *not_judged(self._rules), *of_steps]
 
     def at_start(
         self, known: dict[Circumstances, Verdict], dynamics: Dynamics, hyper: Hyper, setting: Setting
     ) -> Verdict:
-        """The engine of a run, found right at step 0.
+        """Returns the engine of a run, found right at step 0.
 
         Args:
             known: what `auto` chose in earlier runs; a new choice is added.
@@ -110,7 +110,7 @@ class EngineJudge:
         return verdict
 
     def look(self, dynamics: Dynamics, t: int, setting_of: Callable[[], Setting], verdict: Verdict) -> Verdict:
-        """After step t: the verdict with an engine that is right there too, where it is to be examined.
+        """Returns, after step t, the verdict with an engine that is right there too, where it is examined.
 
         Args:
             dynamics: of the run.
@@ -153,7 +153,7 @@ class EngineJudge:
         return verdict
 
     def instead(self, setting: Setting, verdict: Verdict, error: Exception, of_tangent: bool) -> Verdict:
-        """Another engine at a step where this one fails, or has a tangent that is not finite though the loss is.
+        """Returns another engine where this one fails, or has a tangent that is not finite though the loss is.
 
         Args:
             setting: the step.

@@ -39,7 +39,7 @@ CUT = "autograd is cut (a detach, a no_grad, a hook, a Function of one's own), w
 
 
 class Examination:
-    """What the engines do at one step.
+    """What the engines do at one step of a run.
 
     Attributes:
         t: which.
@@ -58,7 +58,7 @@ class Examination:
 
     @cached_property
     def truth(self) -> Truth:
-        """What differences show at the step; made when it is first asked for."""
+        """What differences show at the step; it is made when it is first asked for."""
         setting = self._setting
         return Truth.at(setting.loss, setting.params, setting.hyper, setting.t)
 
@@ -69,12 +69,12 @@ class Examination:
 
     @property
     def constructs(self) -> str:
-        """What a refusal names, of what is on the way."""
+        """What a refusal names of the constructs that are on the way."""
         return constructs_of(self._value, all(w.dtype == torch.float64 for w in self._setting.params.values()))
 
     @cached_property
     def kinds(self) -> set[Kind]:
-        """All that engines meet the step as."""
+        """All kinds that engines meet the step as."""
         setting = self._setting
         return kinds_at(self._value, setting.loss, setting.params, setting.hyper)
 
@@ -87,7 +87,7 @@ class Examination:
         return value_at(self._setting.loss, self._setting.params, self._setting.hyper)
 
     def passes(self, name: str, is_given: bool = False) -> bool:
-        """Whether the engine runs, fits and is right; one that was set by hand may take what it needs."""
+        """Returns whether the engine runs, fits and is right; one set by hand may take the memory it needs."""
         if name not in self.errors and name not in self.reasons and name not in self.not_judged:
             self._check_numbers()
             reason = self._reason(name, is_given)
@@ -174,7 +174,7 @@ class Examination:
         return "no engine of another construction gives the same, and differences cannot judge (kinks, rounding)"
 
     def is_finite(self, name: str) -> bool:
-        """Whether the engine's tangents along drawn directions are: those of a run may be too large for any engine."""
+        """Returns whether the engine's tangents along drawn directions are finite; a run's may be too large for any."""
         products = self._product(name) or []
         return bool(products) and all(bool(x.isfinite().all()) for column in products for x in column)
 
@@ -202,11 +202,11 @@ class Examination:
 
 
 def check_given(name: str, examination: Examination) -> None:
-    """An engine that was set by hand is right.
+    """Refuses an engine that was set by hand and is not right.
 
     Raises:
         NoMemoryError: it takes more memory than there is.
-        UsageError: it is not.
+        UsageError: it is not right.
     """
     if examination.passes(name, is_given=True):
         return
@@ -222,7 +222,7 @@ def check_given(name: str, examination: Examination) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Why an engine that raised this is disqualified."""
+    """Says why an engine that raised this is disqualified."""
     if isinstance(error, UsageError):
         return str(error)
     if is_lacking(error):
@@ -231,7 +231,7 @@ def reason_of(error: Exception) -> str:
 
 
 def is_of_memory(reason: str) -> bool:
-    """Whether an engine is disqualified for the memory that it takes."""
+    """Returns whether an engine is disqualified for the memory that it takes."""
     return reason.startswith((DOES_NOT_FIT, WOULD_NEED))
 
 

@@ -43,7 +43,7 @@ RUNAWAY = 20  # times the operators without a change: a loop that waits for what
 
 
 class Change(NamedTuple):
-    """Of what is handed to Python.
+    """A change of what is handed to Python.
 
     Attributes:
         factor: of a number; zero becomes factor - 1. Of the numbers that are read one after the other no two have the
@@ -57,7 +57,7 @@ class Change(NamedTuple):
     is_flipped: bool = False
 
     def of(self, x: Any, num: int) -> Any:
-        """A number or a tensor, changed as that which is read after `num` others."""
+        """Returns a number or a tensor, changed as that which is read after `num` others."""
         power = 1 - 0.3 * (0.618 * num % 1)
         factor = (1 if self.factor > 0 else -1) * abs(self.factor) ** power * (1 + self.beside * power)
         if factor == 1:
@@ -92,7 +92,7 @@ class Flow(TorchDispatchMode):
         self._functions, self._methods = _Functions(self), dict[str, Any]()
 
     def __enter__(self) -> "Flow":
-        """With what reads numbers without an operator; in a backward hook no mode of functions is active."""
+        """Follows also what reads numbers without an operator; in a backward hook no mode of functions is active."""
         super().__enter__()  # type: ignore[no-untyped-call]
         self._functions.__enter__()  # type: ignore[no-untyped-call]
         for name in READERS:
@@ -101,7 +101,7 @@ class Flow(TorchDispatchMode):
         return self
 
     def __exit__(self, *of_error: Any) -> None:
-        """All end."""
+        """Ends everything that `__enter__` began."""
         for name, own in self._methods.items():
             delattr(Tensor, name) if own is None else setattr(Tensor, name, own)
         self._functions.__exit__(*of_error)  # type: ignore[no-untyped-call]
@@ -111,23 +111,23 @@ class Flow(TorchDispatchMode):
         return lambda x, *args, **kwargs: method(self.handed(x), *args, **kwargs)
 
     def is_cut(self, x: Tensor) -> bool:
-        """Whether `x` depends on the leaves by a way that autograd does not see."""
+        """Returns whether `x` depends on the leaves by a way that autograd does not see."""
         if x not in self._moved or not _is_continuous(x):
             return False
         through = self._moved[x]
         return bool(through) or (through is not None and not x.requires_grad)
 
     def depends(self, x: Tensor) -> bool:
-        """Whether `x` depends on the leaves at all."""
+        """Returns whether `x` depends on the leaves at all."""
         return bool(x in self._moved)
 
     def left(self, but: Sequence[Tensor]) -> list[Tensor]:
-        """What depends on the leaves and is still there."""
+        """Returns the tensors that depend on the leaves and are still there, but those of `but`."""
         known = {id(x) for x in but}
         return [x for x in self._moved if id(x) not in known]
 
     def handed(self, x: Any) -> Any:
-        """What Python is handed in place of `x`."""
+        """Returns what Python is handed in place of `x`."""
         if not isinstance(x, Tensor) or not self.depends(x) or not x.is_floating_point():
             return x
         self.reads += 1
@@ -139,10 +139,10 @@ class Flow(TorchDispatchMode):
             self._moved[x] = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operator, followed.
+        """Calls the operator, and notes what depends on the leaves after it.
 
         Raises:
-            RuntimeError: there were too many.
+            RuntimeError: more than `most` operators have run.
         """
         self.num += 1
         if self.num > self._most:

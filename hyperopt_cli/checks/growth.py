@@ -41,7 +41,7 @@ ROUNDOFF_OF_PRODUCTS = {"tf32": 2.0**-11, "bf16": 2.0**-9}
 
 
 def growth_of_tangents(norms: Sequence[float]) -> float:
-    """By how much the run has amplified its tangents.
+    """Returns by how much the run has amplified its tangents.
 
     Args:
         norms: |Z_t| for t = 0 ... T.
@@ -57,7 +57,7 @@ def growth_of_tangents(norms: Sequence[float]) -> float:
 
 
 def growth_of_adjoints(norms: Sequence[float]) -> float:
-    """By how much the run has amplified its adjoints.
+    """Returns by how much the run has amplified its adjoints.
 
     Args:
         norms: |alpha_t| for t = 0 ... T, zero where the sweep did not come.
@@ -71,7 +71,7 @@ def growth_of_adjoints(norms: Sequence[float]) -> float:
 
 
 def digits_left(growth: float, dtype: torch.dtype, precision: Precision | None = None) -> float:
-    """Decimal digits of a hypergradient, as growth alone says; 0 or more.
+    """Returns the decimal digits of a hypergradient, as growth alone says; 0 or more.
 
     Args:
         growth: of the run's tangents or adjoints.
@@ -87,7 +87,7 @@ def digits_left(growth: float, dtype: torch.dtype, precision: Precision | None =
 
 
 class Growth:
-    """The norms of one hypergradient's tangents or adjoints.
+    """Keeps the norms of one hypergradient's tangents or adjoints.
 
     Args:
         steps: T.
@@ -104,12 +104,12 @@ class Growth:
         self._of_tangents = False
 
     def tangents(self, t: int, z: Sequence[Params]) -> None:
-        """Z_t of all columns of this process, in blocks."""
+        """Records the largest size of a number in Z_t, over the columns of this process, given in blocks."""
         self._of_tangents = True
         self._write(t, z)
 
     def adjoint(self, t: int, params: Params) -> None:
-        """The part of alpha_t that belongs to w."""
+        """Records the largest size of a number in the part of alpha_t that belongs to w."""
         self._write(t, [params])
 
     def _write(self, t: int, trees: Sequence[Params]) -> None:
@@ -127,7 +127,7 @@ class Growth:
         self.norms.copy_(norms)
 
     def stats(self, precision: Precision | None) -> Mapping[str, Any]:
-        """`growth`, and `digits` to a tenth; nothing where no norm was written down."""
+        """Returns `growth`, 1 where no norm was recorded, and `digits` to a tenth."""
         norms = self.norms.tolist()
         if not any(norms):
             return {"growth": 1.0, "digits": round(digits_left(1.0, self._dtype, precision), 1)}

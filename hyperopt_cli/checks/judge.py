@@ -71,7 +71,11 @@ class Ruling(NamedTuple):
 
 
 def gradient_as_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Program, list[Tensor], Tensor, Params]:
-    """(w, lambda) -> g as a list of operators, where it was written down, and L and g with the bits of training."""
+    """Writes (w, lambda) -> g down as a list of operators.
+
+    Returns:
+        The list, the leaves of w and lambda that it was written down at, and L and g with the bits of training.
+    """
     entries, spec = tree_flatten(hyper)
     inputs = [x.detach().requires_grad_() for x in (*params.values(), *entries)]
     names = list(params)
@@ -88,7 +92,7 @@ def gradient_as_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[P
 
 
 def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
-    """L, g and the pullback by the list of operators that the gradient comes to."""
+    """Returns L, g and the pullback by the list of operators that the gradient comes to."""
     program, inputs, value, g = gradient_as_program(loss, params, hyper)
     pull, spec = pulled_back(program, inputs), tree_flatten(hyper)[1]
 
@@ -112,7 +116,7 @@ class Judge:
         self._presumes = False
 
     def watching(self, dynamics: Dynamics, hyper: Hyper, examines: bool) -> Dynamics:
-        """A run begins: the same dynamics, watched, with right derivatives of what is cheap.
+        """Begins a run: returns the same dynamics, watched, with right derivatives of what is cheap.
 
         Args:
             dynamics: of the run.
@@ -153,7 +157,7 @@ class Judge:
 
     @property
     def said(self) -> list[str]:
-        """What has to be said of the hypergradient."""
+        """What the user has to be told of the hypergradient."""
         said = [*self.outer.said, *not_judged(self._rules)]
         if self.takes_programs:
             said.append(BY_PROGRAM)
@@ -167,7 +171,7 @@ class Judge:
         return any(ruling.candidate == PROGRAM for ruling in self._rulings.values())
 
     def look(self, dynamics: Dynamics, t: int, state: State, hyper: StepHyper, unseen: bool = False) -> bool:
-        """After a step of the run, taken from `state`: examines it where that is due, and says whether it was.
+        """Examines a step of the run, taken from `state`, where that is due, and says whether it was.
 
         Args:
             dynamics: of the run.
@@ -203,7 +207,7 @@ class Judge:
             rest -= kinds
 
     def pullback(self, loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
-        """L, g, and `u -> (H u, (d2L/dw dlambda)^T u)` of a step, or of a sum over chunks; once."""
+        """Returns L, g, and `u -> (H u, (d2L/dw dlambda)^T u)` of a step, or of a sum over chunks; once."""
         return gradient_and_pullback(loss, params, hyper, self._of_one)
 
     def _of_one(self, loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
@@ -237,7 +241,9 @@ class Judge:
 
 
 def ruled(truth: Truth, t: int | None, value: Tensor) -> Ruling:
-    """The first candidate that is right at step t, whose loss with its graph is `value`; None: met on a way back.
+    """Returns the first candidate that is right at a step.
+
+    `value` is the loss with its graph; t is None at a step that is met on the way back.
 
     Raises:
         UsageError: none is.
@@ -306,14 +312,14 @@ def _third(truth: Truth, alongs: Mapping[str, list[float]], is_cut: bool) -> str
 
 
 def agree(one: list[list[Tensor]], other: list[list[Tensor]], near: float) -> bool:
-    """Whether products of different construction are one, along each direction."""
+    """Returns whether products that were taken by two constructions are equal, along each direction."""
     return all(
         norm([x - y for x, y in zip(a, b, strict=True)]) <= near * norm(b) for a, b in zip(one, other, strict=True)
     )
 
 
 def refusal(what: str, reasons: Mapping[str, str], constructs: str) -> str:
-    """Why nothing can be taken, with the constructs that are on the way."""
+    """Says why no candidate is right, and which constructs of the loss may be the reason."""
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     return (
         f"inner_loss: {what} would be silently wrong by every way to take it ({told}){constructs}. What "
@@ -335,11 +341,18 @@ def _is_gross(truth: Truth, pull: Callable[..., Any]) -> bool:
 
 
 def value_at(loss: Loss, params: Params, hyper: StepHyper) -> Tensor:
-    """L at a point, with its graph."""
+    """Evaluates L at a point, with its graph in w."""
     with torch.enable_grad():
         return loss({name: p.detach().requires_grad_() for name, p in params.items()}, hyper)
 
 
 def kinds_at(value: Tensor, loss: Loss, params: Params, hyper: StepHyper) -> set[Kind]:
-    """The kinds that a step is met as: with a graph in w alone, or in lambda too."""
+    """Returns the kinds that a step is met as: with a graph in w alone, or in lambda too.
+
+    Args:
+        value: L with its graph in w.
+        loss: L, evaluated once more with a graph in w and lambda.
+        params: w.
+        hyper: lambda_t.
+    """
     return {kind_of(value), kind_of(evaluated(loss, params, hyper)[0])}

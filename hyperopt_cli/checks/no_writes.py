@@ -43,7 +43,7 @@ class Unwritten(TorchDispatchMode):
         self._what, self._own = what, set[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operator, if it may."""
+        """Calls the operator, unless it writes into a tensor that was there before."""
         kwargs = kwargs or {}
         for x in _written(func, args, kwargs):
             if memory_of(x) not in self._own:

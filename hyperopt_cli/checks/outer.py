@@ -64,7 +64,7 @@ class OuterJudge:
         self._rulings: dict[Kind, OuterRuling] = {}
 
     def begin(self, examines: bool, again: bool) -> None:
-        """A run begins.
+        """Begins a run.
 
         Args:
             examines: whether anything is examined.
@@ -74,24 +74,24 @@ class OuterJudge:
         self._runs += 1
 
     def drawn(self, num: int) -> int | None:
-        """Which of the chunks of this run is examined whatever its kind, if any."""
+        """Returns which chunk of this run is examined whatever its kind, if any."""
         if not self._again or not num:
             return None
         return int(torch.randint(num, (), generator=torch.Generator().manual_seed(self._runs)))
 
     def forget(self) -> None:
-        """Another problem: nothing is known of it."""
+        """Forgets all that is known, for another problem."""
         self._rulings.clear()
 
     @property
     def said(self) -> list[str]:
-        """What has to be said of the hypergradient."""
+        """What the user has to be told of the hypergradient."""
         return sorted({ruling.said for ruling in self._rulings.values() if ruling.said is not None})
 
     def gradient(
         self, objective: Objective, leaves: Sequence[Tensor], again: bool = False
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """E and its derivatives in `leaves`.
+        """Returns E and its derivatives in `leaves`.
 
         Args:
             objective: E as a function of tensors like the leaves.
@@ -134,7 +134,7 @@ def _gradient(value: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def by_autograd(objective: Objective, at: Sequence[Tensor]) -> list[Tensor]:
-    """Autograd's derivatives of E at a point, like `at`."""
+    """Returns autograd's derivatives of E at a point, like `at`."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in at]
         return list(_gradient(objective(*leaves), leaves))
@@ -143,7 +143,7 @@ def by_autograd(objective: Objective, at: Sequence[Tensor]) -> list[Tensor]:
 def by_program(
     objective: Objective, at: Sequence[Tensor], estimator: Estimator | None = None
 ) -> tuple[Program, list[Tensor]]:
-    """E as a list of operators, and its gradient, by an estimator where what rounds is to have a derivative."""
+    """Writes E down as a list of operators, and takes its gradient, by an estimator where rounding is to have one."""
     inputs = [x.detach().requires_grad_() for x in at]
     with torch.enable_grad():  # E may differentiate inside
         program, _ = recorded(lambda *flat: [objective(*flat)], inputs)

@@ -38,12 +38,12 @@ _REFUSED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # what they have ke
 
 
 def first_loss(dynamics: Dynamics, hyper: Hyper) -> tuple[Tensor, list[Tensor]]:
-    """L of the first term of step 0, at s_0, before the loss is called otherwise, and what it keeps of lambda."""
+    """Returns L of the first term of step 0, at s_0, before any other call of the loss, and what it keeps of lambda."""
     return _evaluated(dynamics, hyper, 0, "lambda")
 
 
 def check_kept(losses: set[Any], dynamics: Dynamics, hyper: Hyper, of_lambda: list[Tensor]) -> None:
-    """Before a run: the loss takes no tensor for a constant that it keeps.
+    """Checks, before a run, that the loss takes no tensor for a constant that it keeps.
 
     Args:
         losses: the code of those that were run before.
@@ -87,7 +87,7 @@ def _check_steps(dynamics: Dynamics, hyper: Hyper) -> None:
 
 
 def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> None:
-    """Step 0 after a whole hypergradient is what it was at the very first, and in it: nothing has counted or drawn.
+    """Checks, after a hypergradient, that L at step 0 is what it was: nothing has counted or drawn.
 
     Args:
         problem: the run.
@@ -111,7 +111,9 @@ def check_still(problem: Problem, hyper: Hyper, first: Tensor, met: Tensor) -> N
 
 
 def check_order(losses: set[Any], problem: Problem, hyper: Hyper, run_s: float) -> None:
-    """After a run, and at length if it is the first of this loss: which steps came before is of no effect.
+    """Checks, after a run, that the steps before a step have no effect on its loss.
+
+    The first run of a loss is checked at length.
 
     Args:
         losses: the code of those that were run before; this one is added.

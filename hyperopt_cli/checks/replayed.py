@@ -23,17 +23,17 @@ ROUNDING = 100.0  # of eps: what a sum is off by whose terms cancel
 
 
 def terms(loss: Loss) -> Iterator[Loss]:
-    """The terms of L: itself, or those of its chunks."""
+    """Yields the terms of L: L itself, or the losses of its chunks."""
     yield from (part for part, _ in loss.parts()) if isinstance(loss, LossInParts) else (loss,)
 
 
 def due_term(loss: Loss, looks: int) -> int:
-    """Which of its terms is looked at whatever its kind: another one each time."""
+    """Returns the index of the term that is examined whatever its kind: another one at each look."""
     return looks % max(1, sum(1 for _ in terms(loss))) if isinstance(loss, LossInParts) else 0
 
 
 def slack(x: Tensor) -> Tensor | float:
-    """What two evaluations may be apart: on a GPU sums may be taken in another order from one time to the next."""
+    """Returns how far two evaluations may be apart: on a GPU the order of a sum may change from one to the next."""
     if not x.numel():
         return 0.0
     of_cpu = max(1e-10, 8 * torch.finfo(x.dtype).eps) if x.is_floating_point() else 0.0
@@ -41,7 +41,7 @@ def slack(x: Tensor) -> Tensor | float:
 
 
 def rounded_away(gradient: Sequence[Tensor]) -> float:
-    """What the parts of a gradient may be apart besides, of any size, where sums are taken in any order (not on a CPU).
+    """Returns how far two evaluations of a gradient may be apart besides, on a device that sums in any order (a GPU).
 
     A bias in front of a normalization has a gradient of 0: what is left of it is rounding of terms as large as those of
     the other parameters, another one each time.
@@ -63,10 +63,16 @@ def check_evaluated(what: str, once: Sequence[Tensor], again: Sequence[Tensor]) 
 
 
 def check_equal(what: str, once: Sequence[Tensor], again: Sequence[Tensor], apart: float = 0.0) -> None:
-    """Compares two evaluations, which may be so much apart besides what rounding of each allows.
+    """Compares two evaluations of the same tensors.
+
+    Args:
+        what: names what was evaluated, for the message.
+        once: the tensors of one evaluation.
+        again: those of the other.
+        apart: by how much they may differ beside the rounding that `slack` allows for each.
 
     Raises:
-        NonDeterministicError: they differ.
+        NonDeterministicError: they differ by more.
     """
     for x, y in zip(once, again, strict=True):
         x, y = x.detach(), y.detach()
@@ -80,9 +86,15 @@ def check_equal(what: str, once: Sequence[Tensor], again: Sequence[Tensor], apar
 def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> None:
     """Takes the batch of a step twice, and the gradient of its first term, with another step in between.
 
+    Args:
+        dynamics: of the run.
+        params: w, named, where the loss is evaluated.
+        hyper: lambda_t.
+        t: the step.
+
     Raises:
-        NonDeterministicError: they differ.
-        UsageError: the loss writes into what outlives it.
+        NonDeterministicError: the two differ.
+        UsageError: the loss writes into a tensor that outlives it.
     """
     one, other = dynamics.problem.batch(t), dynamics.problem.batch(t)
     if not isinstance(one, Chunked):
@@ -96,12 +108,12 @@ def check_step(dynamics: Dynamics, params: Params, hyper: StepHyper, t: int) -> 
 
 
 def leaves_of(params: Params) -> Params:
-    """The same numbers, that ask for a gradient."""
+    """Returns the same numbers as leaves that require a gradient."""
     return {name: w.detach().requires_grad_() for name, w in params.items()}
 
 
 def loss_and_gradient(loss: Loss, params: Params, hyper: StepHyper) -> list[Tensor]:
-    """Evaluates L and g, as one list."""
+    """Evaluates L and g, and returns them as one list."""
     with torch.enable_grad():
         w = leaves_of(params)
         value = loss(w, hyper)

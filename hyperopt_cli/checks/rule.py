@@ -96,7 +96,7 @@ def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, Rule
 
 
 def not_judged(known: Mapping[str, Rules]) -> list[str]:
-    """What has to be said of them."""
+    """Says which derivatives could not be judged."""
     names = sorted({part for rules in known.values() for part in rules.not_judged})
     return [f"not judged: {', '.join(names)}, for differences do not count (kinks, rounding)"] if names else []
 

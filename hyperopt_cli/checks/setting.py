@@ -11,7 +11,7 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 
 
 class Setting(NamedTuple):
-    """A step of a run.
+    """A step of a run, as an engine meets it.
 
     Attributes:
         t: which.
@@ -29,7 +29,15 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, dynamics: Dynamics, t: int, state: State, plain: StepHyper, directions: StepHyper) -> "Setting":
-        """From lambda_t as the schedule gives it and its tangents along every column."""
+        """Evaluates what an engine is given at a step.
+
+        Args:
+            dynamics: of the run.
+            t: the step.
+            state: s_t.
+            plain: lambda_t as the schedule gives it, before the cast to the parameters' dtype and device.
+            directions: its tangents along the K columns, like `plain`, `[K, *shape]`.
+        """
         hyper = dynamics.cast(plain)
         params = dynamics.layout.unpack(dynamics.point(state, hyper, t))
         hyper_dot = tree_map(lambda dot, x: dot.to(x), directions, hyper)
@@ -37,10 +45,10 @@ class Setting(NamedTuple):
 
     @property
     def num_columns(self) -> int:
-        """K."""
+        """The number K of columns along which `hyper_dot` goes."""
         leaf: Any = tree_leaves(self.hyper_dot)[0]
         return int(leaf.shape[0])
 
     def tangents(self, engine: Engine, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-        """By an engine, along these columns."""
+        """Takes the tangents of L and g by an engine, along `w_dot` and `hyper_dot`, `[K, *shape]`."""
         return engine(self.loss, self.params, self.hyper, w_dot, hyper_dot)

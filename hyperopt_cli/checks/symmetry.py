@@ -16,7 +16,7 @@ SEED = 20
 
 
 def directions(params: Params, num: int, seed: int = SEED) -> Params:
-    """Random directions in w, [num, *shape]; no other generator moves."""
+    """Draws random directions in w, `[num, *shape]`, without moving any other generator."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(num, *w.shape, generator=generator, dtype=w.dtype).to(w.device) for name, w in params.items()
@@ -24,7 +24,7 @@ def directions(params: Params, num: int, seed: int = SEED) -> Params:
 
 
 def asymmetry(u_and_v: Params, products: Params) -> float:
-    """The figure; 0 where both products are 0, NaN where one is not finite.
+    """Returns the asymmetry; 0 where both products are 0, NaN where one is not finite.
 
     Args:
         u_and_v: two directions, [2, *shape].
@@ -45,5 +45,5 @@ def _inner(x: Params, y: Params) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
-    """In the precision that sums are taken in."""
+    """Casts to the precision that sums are taken in."""
     return x.float() if x.device.type == "mps" else x.double()  # which has no float64

@@ -34,7 +34,7 @@ class Times(NamedTuple):
 def timed(
     engines: Mapping[str, Engine], setting: Setting, loss_at: Callable[[int], Loss], steps: Sequence[int]
 ) -> Times:
-    """K columns of each of `steps`, by every engine.
+    """Times K columns of each of `steps`, by every engine.
 
     Args:
         engines: by name.

@@ -78,7 +78,7 @@ class Truth:
 
     @classmethod
     def at(cls, loss: Loss, params: Params, hyper: StepHyper, seed: int) -> "Truth":
-        """At a point, or a little away where the gradient of a whole parameter is zero and would show nothing.
+        """Takes a step's point, or one a little away where the gradient of a whole parameter is zero and shows nothing.
 
         Args:
             loss: of one batch.
@@ -105,7 +105,7 @@ class Truth:
         return all(x.dtype == torch.float64 for x in self.params.values())
 
     def raising(self) -> AbstractContextManager[Any]:
-        """Where products are taken in float64."""
+        """Returns a context in which the step is computed in float64, if `is_raised`; else one that changes nothing."""
         return Raised() if self.is_raised else nullcontext()
 
     @property
@@ -119,7 +119,7 @@ class Truth:
         return cuts_of(self.loss, self.params, self.hyper)
 
     def check_numbers(self, where: str) -> None:
-        """No number that was handed to Python moves the training gradient: it would have no derivative.
+        """Refuses a number that was handed to Python and moves the training gradient: it has no derivative.
 
         Raises:
             UsageError: one does.
@@ -181,7 +181,7 @@ class Truth:
         return [in_w, *(along_lambda(range(num + i, len(zeros), groups)) for i in range(groups))]
 
     def pushed(self, engine: Engine, at_once: int | None, own: bool = False) -> tuple[list[list[Tensor]], Params]:
-        """J v and each M mu of an engine, and its gradient.
+        """Returns J v and each M mu of an engine, and its gradient.
 
         Args:
             engine: the candidate.
@@ -199,7 +199,7 @@ class Truth:
         return [[x.double() for x in row] for row in rows], outs[0].grads
 
     def pulled(self, pull: Pull, own: bool = False) -> tuple[list[float], list[Tensor]]:
-        """(J^T u).v and each (M^T u).mu of a pullback, and (J^T u, M^T u)."""
+        """Returns (J^T u).v and each (M^T u).mu of a pullback, and (J^T u, M^T u)."""
         own = own or not self.is_raised
         w, h = (self.params, self.hyper) if own else raised((self.params, self.hyper))
         with nullcontext() if own else self.raising():
@@ -238,7 +238,7 @@ class Truth:
         return [x + norm([d]) for x, d in zip(of_g, known.value, strict=True)] if own and known is not None else of_g
 
     def error_of_push(self, products: Sequence[Sequence[Tensor]], own: bool = False) -> float:
-        """The largest relative error beyond what the differences that count leave open; 0 where there is none."""
+        """Returns the largest relative error of J v and M mu beyond what the differences leave open; 0 if none is."""
         figures, rounding, sizes = [0.0], self._rounding(own), self._sizes(own)
         for column, product in zip(self.columns, products, strict=True):
             if column.difference is None:
@@ -251,7 +251,7 @@ class Truth:
         return max(figures)
 
     def error_of_pull(self, alongs: Sequence[float], own: bool = False) -> float:
-        """The same of a pullback."""
+        """Returns the largest relative error of a pullback beyond what the differences leave open, likewise."""
         figures, rounding, sizes = [0.0], self._rounding(own), self._sizes(own)
         for column, along in zip(self.columns, alongs, strict=True):
             if column.difference is None:
@@ -264,14 +264,14 @@ class Truth:
         return max(figures)
 
     def strayed(self, grads: Params) -> float:
-        """How far an engine's gradient is from that of training, of its size."""
+        """Returns how far an engine's gradient is from that of training, relative to its size."""
         plain = list(self.gradient.values())
         away = norm([x - y for x, y in zip(grads.values(), plain, strict=True)])
         return away / norm(plain) if norm(plain) > 0 else 0.0
 
 
 def cuts_of(loss: Loss, params: Params, hyper: StepHyper) -> Cuts:
-    """What is cut in the training gradient at a point."""
+    """Returns what is cut in the training gradient at a point."""
     flat, spec = tree_flatten((params, hyper))
 
     def field(*leaves: Tensor, with_graph: bool = True) -> Sequence[Tensor]:

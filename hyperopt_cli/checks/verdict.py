@@ -41,7 +41,7 @@ class Circumstances:
 
     @classmethod
     def of(cls, dynamics: Dynamics, hyper: Hyper, num_columns: int = 0) -> "Circumstances":
-        """Of a run on this machine, now."""
+        """Returns the circumstances of a run on this machine, now."""
         device, params = dynamics.like.device, tree_leaves(dynamics.start.params)
         return cls(
             num_columns=num_columns,
@@ -82,7 +82,7 @@ class Verdict:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Verdict":
-        """The inverse of `state_dict`.
+        """Makes a verdict from what `state_dict` returned.
 
         Raises:
             TypeError: it lacks something, or has something else.

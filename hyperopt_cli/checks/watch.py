@@ -16,7 +16,7 @@ FEW_KINDS, MOST_KINDS = 3, 16  # examined in any case; at most, but for those wi
 
 
 class Watch:
-    """The kinds of step that were met, and the steps to be examined.
+    """Keeps the kinds of step that were met, and the steps to be examined.
 
     Attributes:
         met: kinds since the last look.
@@ -32,12 +32,12 @@ class Watch:
         self._code: object = None
 
     def __call__(self, value: Tensor) -> None:
-        """A loss was evaluated."""
+        """Records the kind of a loss that was evaluated."""
         if self.examines and value.grad_fn is not None:
             self.met.add(kind_of(value))
 
     def begin(self, problem: Problem, examines: bool = True) -> bool:
-        """A run begins, or goes on: draws the steps that are examined whatever their kind.
+        """Begins a run, or goes on: draws the steps that are examined whatever their kind.
 
         Args:
             problem: whose run it is.
@@ -68,7 +68,7 @@ class Watch:
 
     @contextmanager
     def clocked(self) -> Iterator[None]:
-        """An examination, whose time is counted."""
+        """Counts the time of the examination inside."""
         began_s = time.perf_counter()
         self.looks += 1
         try:
@@ -78,7 +78,7 @@ class Watch:
             self._spent_s += self._last_s
 
     def taken(self, t: int, known: set[Kind], due: bool = False) -> set[Kind] | None:
-        """The kinds met since the last look that are not known, where step t is to be examined; else None."""
+        """Returns the kinds met since the last look that are not known, where step t is to be examined; else None."""
         met, self.met = self.met, set()
         new = self.worth(met - known, known)
         drawn = t in self._drawn
@@ -86,7 +86,7 @@ class Watch:
         return new if self.examines and (new or drawn or due) else None
 
     def worth(self, new: set[Kind], known: set[Kind]) -> set[Kind]:
-        """Those that are examined: of many, and where time lacks, only those with an operator on another not met so."""
+        """Returns the kinds to examine: of many, or where time lacks, only those with a new pair of operators."""
         if len(known) < FEW_KINDS or (len(known) < MOST_KINDS and self.affords):
             return new
         edges = {edge for kind in known for edge, _ in kind}

@@ -170,7 +170,7 @@ def _numbers(option: str, given: str) -> tuple[int, ...]:
 
 
 def _check_new(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
-    """Before anything is measured."""
+    """Refuses, before anything is measured, a file that exists, has another ending, or lies in no directory."""
     if path is None:
         return
     if path.suffix not in endings:
@@ -192,7 +192,7 @@ def _device(name: str) -> "torch.device":
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on a terminal that says what is measured; elsewhere lines, one for each variant."""
+    """Yields a function that says what is measured: in one line on a terminal, elsewhere in a line for each variant."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text

@@ -16,7 +16,7 @@ MISSING = "-"
 
 
 def print_report(report: Report) -> None:
-    """The machine, then every table."""
+    """Prints a line on the machine, then every table of the report."""
     console = Console()
     console = console if console.is_terminal else Console(width=max(console.width, PIPE_WIDTH))
     console.print(
@@ -71,7 +71,7 @@ def _print(console: Console, title: str, header: Iterable[str], rows: Iterable[S
 
 
 def _words(key: str) -> str:
-    """A figure's name without the unit that its values show."""
+    """Returns the name of a figure in words, without the unit that its values show."""
     return key.removesuffix("_s").removesuffix("_bytes").replace("_", " ")
 
 

@@ -25,18 +25,18 @@ class Command(TyperCommand):
     """A command, such as `hyperopt run`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The arguments and options."""
+        """Returns the arguments and options of the command, with their help put in words."""
         return _in_words(super().get_params(ctx))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What stands behind the command's name in its usage: `[OPTIONS] RECIPE [KEY=VALUE]...`."""
+        """Returns what stands behind the command's name in its usage: `[OPTIONS] RECIPE [KEY=VALUE]...`."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Takes the command line apart.
+        """Parses the command line.
 
         Raises:
-            UsageError: an option of one value is given several; typer would silently take the last.
+            UsageError: an option that takes one value is given several, of which typer would silently take the last.
         """
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
@@ -50,14 +50,14 @@ class Command(TyperCommand):
 
 
 def _values(name: str, args: list[str]) -> list[str]:
-    """The values of an option, given as `--steps 5` or as `--steps=5`."""
+    """Returns the values of an option, which may be given as `--steps 5` or as `--steps=5`."""
     joined = [argument.partition("=")[2] for argument in args if argument.startswith(f"{name}=")]
     return [value for argument, value in pairwise(args) if argument == name] + joined
 
 
 class Commands(TyperGroup):
-    """`hyperopt` itself."""
+    """The group of all commands, which is `hyperopt` itself."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The options."""
+        """Returns the options of `hyperopt` itself, with their help put in words."""
         return _in_words(super().get_params(ctx))

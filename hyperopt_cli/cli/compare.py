@@ -89,7 +89,7 @@ def compare(
 def _candidates(
     recipe: str, changes: list[str], chosen: dict[str, list[str]], allow_import: list[str] | None
 ) -> "dict[str, Candidate]":
-    """The modes, by the name that was typed; all that is wrong with them at once."""
+    """Returns the modes, by the name that was typed; whatever is wrong with any of them is raised at once."""
     from hyperopt_cli.commands.compare import Candidate
     from hyperopt_cli.instantiate.build import check, make_mode
 
@@ -109,7 +109,7 @@ def _candidates(
 
 @contextmanager
 def _watching(json: bool) -> Iterator[Callable[[str, str, int, int], None]]:
-    """A line that says which mode is at which step, on a terminal; nothing elsewhere."""
+    """Yields a function that shows, on a terminal alone, which mode is at which step."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -22,7 +22,7 @@ BEHIND_AGAINST = ("seconds", "memory taken", "gradients", "HVPs", "bits a parame
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Both tables, and what has to be said beside them."""
+    """Prints both tables, and the notes that belong to them."""
     console = Console()
     console = console if console.is_terminal else Console(width=max(console.width, PIPE_WIDTH))
     title = f"one hypergradient over {comparison.steps} steps in {comparison.precision}, in each mode"
@@ -47,7 +47,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
 
 
 def cost_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """The titles, then a row for each mode; differences are the largest of any hyperparameter's derivative.
+    """Returns the titles, then a row for each mode; differences are the largest of any hyperparameter's derivative.
 
     `AGAINST` is a column where the precision is lower than float32.
     """
@@ -87,7 +87,7 @@ def _largest(difference: Difference | None) -> str:
 
 
 def hypergradient_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """The modes that ran, then a row for each number of the hypergradient; the norm for an array of many."""
+    """Returns the titles (the modes that ran), then a row for each number; of a large array the row holds its norm."""
     ran = [each for each in comparison.modes if each.hypergradient]
     columns = [dict(_entries(each.hypergradient or {})) for each in ran]
     titles = [f"{each.mode} (biased)" if each.status == "biased" else each.mode for each in ran]
@@ -105,7 +105,7 @@ def _entries(hypergradient: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _elements(values: Any, index: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], float]]:
-    """Every number of nested lists, with where it stands."""
+    """Yields every number of nested lists, with its index."""
     if not isinstance(values, list):
         yield index, values
         return
@@ -114,7 +114,7 @@ def _elements(values: Any, index: tuple[int, ...]) -> Iterator[tuple[tuple[int, 
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What has to be said beside the tables: at which factors, why a mode is biased or has no result."""
+    """Returns what the tables do not say: the rational factors, and why a mode is biased or has no result."""
     said = [] if comparison.factors is None else [_factor_note(comparison.factors)]
     for each in comparison.modes:
         if each.reason is not None:
@@ -140,7 +140,7 @@ def _factor_note(factors: CommonFactors) -> str:
 
 
 def _factor(entries: list[FactorFrom]) -> str:
-    """The first, and whether there are more."""
+    """Returns the first factor as text, and says whether it changes later."""
     first = entries[0].factor
     shown = first if isinstance(first, str) else "by parameter"
     return shown if len(entries) == 1 else f"{shown} at first"

@@ -16,7 +16,7 @@ from hyperopt_cli.errors import RecipeError
 
 
 def recipes(incomplete: str) -> list[str]:
-    """The recipes that ship, files that may hold one, and folders on the way to them."""
+    """Returns the recipes that ship, files that may hold one, and folders on the way to them."""
     from hyperopt_cli.recipe.shipped import shipped
 
     names = [name for name in shipped() if name.startswith(incomplete)]
@@ -28,7 +28,7 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The keys of the recipe on the command line as far as they are typed, and their values.
+    """Returns how the override that is being typed may go on: keys of the recipe on the command line, and values.
 
     bash takes `steps=5` for three words, and asks for the last of them alone, `=` left out; others ask for the whole.
     """
@@ -45,14 +45,14 @@ def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def modes() -> list[str]:
-    """The names of the modes."""
+    """Returns the names of the modes."""
     from hyperopt_cli.recipe.schema import MODES
 
     return list(MODES)
 
 
 def _data(recipe: str | None) -> Any:
-    """The plain data of a recipe; none where it can't be read."""
+    """Returns the recipe's content as plain data; it is empty where the recipe cannot be read."""
     from hyperopt_cli.recipe.document import DocumentError, parse
     from hyperopt_cli.recipe.load import find, read_text
 

@@ -31,7 +31,7 @@ NUM_ROWS = 12
 
 @contextmanager
 def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Callback]:
-    """The display that fits where the output goes; it hears too what the package logs, such as that it compiles."""
+    """A context with the display that fits the output; it shows what the package logs too, such as that it compiles."""
     with _watching(experiment, directory, json) as callback, _hearing(callback):
         yield callback
 
@@ -66,7 +66,7 @@ def _hearing(callback: Callback) -> Iterator[None]:
 
 
 class _LogMessages(logging.Handler):
-    """Passes on what is logged."""
+    """Passes the text of each log record on to a callback."""
 
     def __init__(self, callback: Callback) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class _LogMessages(logging.Handler):
 
 
 def summary(result: Result, directory: RunDirectory, json: bool) -> None:
-    """What came out, and how to see more."""
+    """Prints the result of a run, and how to see more of it."""
     if json:
         _echo(to_text({"result": result.to_json(), "directory": str(directory.root)}))
         return
@@ -94,7 +94,7 @@ def summary(result: Result, directory: RunDirectory, json: bool) -> None:
 
 
 def _echo(text: str) -> None:
-    """A line; the run goes on if nobody reads it any more, as after `| head`."""
+    """Prints a line; the run goes on if nobody reads it any more, as after `| head`."""
     try:
         typer.echo(text)
     except BrokenPipeError:
@@ -114,13 +114,13 @@ def _head(experiment: Experiment, directory: RunDirectory) -> str:
 
 
 def _factors_line(factors: Mapping[str, Any]) -> str:
-    """At which fractions reversible mode runs."""
+    """Returns the line that says by which fractions reversible mode multiplies."""
     shown = ", ".join(f"{label} {text}" for label, text in factors_text(factors).items())
     return f"exact arithmetic multiplies by {shown} (metrics.jsonl has those of every outer step)"
 
 
 def _choices(step: OuterStep) -> list[str]:
-    """What was chosen by measuring, and why; told once, at the start."""
+    """Returns lines on what was chosen by measuring, and why; only outer step 0 has any."""
     if step.outer_step != 0:
         return []
     told = (("mode", "plan"), ("engine", "engine_why"))
@@ -130,7 +130,7 @@ def _choices(step: OuterStep) -> list[str]:
 
 
 def _trust(step: OuterStep) -> str:
-    """What has to be said where the hypergradient has few digits, or none."""
+    """Returns a warning where the hypergradient has few digits or none, and an empty text elsewhere."""
     if "noise" in step.stats:
         return "hypergradient: noise, 0 digits"
     digits = step.stats.get("digits", FEW_DIGITS)
@@ -138,10 +138,10 @@ def _trust(step: OuterStep) -> str:
 
 
 class JsonLines(Callback):
-    """One JSON object an outer step."""
+    """Prints one JSON object for each outer step."""
 
     def on_outer_step(self, step: OuterStep) -> None:
-        """The step's point, its hypergradient and its cost."""
+        """Prints the step's point, its hypergradient and its cost."""
         line = {
             **json_format.loads(to_text(Point.of(step).__dict__)),
             "training_loss": step.training_loss,
@@ -157,22 +157,30 @@ class JsonLines(Callback):
         _echo(to_text(line))
 
     def on_message(self, text: str) -> None:
-        """An object of its own."""
+        """Prints the message as a JSON object of its own."""
         _echo(to_text({"said": text}))
 
 
 class PlainLines(Callback):
-    """One line an outer step."""
+    """Prints one line of text for each outer step."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._clock = Clock(experiment)
 
     def on_inner_step(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
-        """Counts."""
+        """Counts the inner step, from which the time that is left is estimated.
+
+        Args:
+            outer_step: the outer step that is measured.
+            replica: which of its training runs this is, from 0.
+            phase: the part of the run, `forward` or `backward`.
+            done: steps that this part has taken.
+            steps: steps that it takes in all.
+        """
         self._clock.inner(outer_step, replica, phase, done, steps)
 
     def on_outer_step(self, step: OuterStep) -> None:
-        """The losses and the hyperparameters."""
+        """Prints the losses, the hyperparameters and the time that is left."""
         for line in _choices(step):
             _echo(line)
         if step.outer_step == 0 and "factors" in step.stats:
@@ -186,12 +194,12 @@ class PlainLines(Callback):
         )
 
     def on_message(self, text: str) -> None:
-        """The line."""
+        """Prints the message as a line of its own."""
         _echo(text)
 
 
 class Clock:
-    """How far a run is, and how long it will still take at the rate so far."""
+    """Counts how far a run is, and estimates how long it will still take at the rate so far."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.last = experiment.descent.steps
@@ -204,7 +212,15 @@ class Clock:
         self._sweeps = type(experiment.mode).__name__ not in ("Forward", "Auto")
 
     def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
-        """An inner step is done. The sweep back takes about twice as long as the way there."""
+        """Counts an inner step; a sweep back is taken to last twice as long as the way there.
+
+        Args:
+            outer_step: the outer step that is measured.
+            replica: which of its training runs this is, from 0.
+            phase: the part of the run; `forward` is the way there.
+            done: steps that this part has taken.
+            steps: steps that it takes in all.
+        """
         self._complete = outer_step * self.replicas + replica
         there = done / steps
         self._sweeps = self._sweeps or phase == "backward"  # auto may have chosen any
@@ -212,14 +228,14 @@ class Clock:
         self._begin = self._complete + self.share if self._begin is None else self._begin
 
     def left_s(self) -> float:
-        """Seconds."""
+        """Returns the seconds that are left at the rate so far; 0 as long as nothing is counted."""
         complete = self._complete + self.share
         done = complete - (self._begin or 0.0)
         return 0.0 if not done else (time.monotonic() - self._began) * (self._total - complete) / done
 
 
 class LiveDisplay(Callback):
-    """Progress of the outer and inner loops, and the last outer steps."""
+    """Shows the progress of the outer and inner loops, and the last outer steps."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._clock = Clock(experiment)
@@ -232,7 +248,15 @@ class LiveDisplay(Callback):
         self._choices: list[str] = []
 
     def on_inner_step(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
-        """Moves the bars."""
+        """Moves the bars of both loops.
+
+        Args:
+            outer_step: the outer step that is measured.
+            replica: which of its training runs this is, from 0.
+            phase: the part of the run, which stands beside the inner bar.
+            done: steps that this part has taken.
+            steps: steps that it takes in all.
+        """
         self._clock.inner(outer_step, replica, phase, done, steps)
         replicas = f", replica {replica + 1}/{self._clock.replicas}" if self._clock.replicas > 1 else ""
         self._progress.update(self._inner, completed=self._clock.share, note=f"{phase} {done}/{steps}{replicas}")
@@ -240,17 +264,17 @@ class LiveDisplay(Callback):
         self._progress.update(self._outer, completed=outer_step, note=note)
 
     def on_outer_step(self, step: OuterStep) -> None:
-        """Adds a row."""
+        """Adds a row for the outer step, and drops the oldest row where there are too many."""
         self._choices += _choices(step)
         self._steps = [*self._steps, step][-NUM_ROWS:]
         self._progress.update(self._outer, completed=step.outer_step + 1)
 
     def on_message(self, text: str) -> None:
-        """A line above the rows."""
+        """Adds a line of text above the rows."""
         self._choices.append(text)
 
     def render(self) -> Group:
-        """The rows so far and the bars."""
+        """Returns the lines, the rows and the bars as they are now."""
         if not self._steps:
             return Group(*map(Text, self._choices), Text("measuring the start"), self._progress)
         names = list(self._steps[0].hyperparameters)

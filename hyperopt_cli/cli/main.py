@@ -121,7 +121,7 @@ def _note(message: Warning | str, category: type[Warning], *where: Any, **rest: 
 
 
 def _said_by_lead() -> bool:
-    """Whether this is a rank that has not met the others yet: what it says they say too."""
+    """Returns whether this is a rank that has not met the others yet, so that the lead says the same."""
     with suppress(HyperoptError):
         own = place()
         return own is not None and own.rank > 0 and "hyperopt_cli.ranks.joining" not in sys.modules

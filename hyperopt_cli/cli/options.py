@@ -47,7 +47,7 @@ ALLOW_IMPORT = "HYPEROPT_ALLOW_IMPORT"
 
 
 def _with_environment(patterns: list[str] | None) -> list[str]:
-    """Leave comes from the command line and from the environment, and from nowhere else."""
+    """Returns the patterns of the command line and those of the environment, the only two that can give leave."""
     of_environment = re.split(r"[\s,:]+", os.environ.get(ALLOW_IMPORT, ""))
     return list(dict.fromkeys([*(patterns or ()), *filter(None, of_environment)]))
 
@@ -64,10 +64,10 @@ AllowImport = Annotated[
 
 
 def with_options(overrides: list[str] | None, **options: object) -> list[str]:
-    """The overrides, with options that are short for one: `mode=reverse` of `--mode reverse`.
+    """Returns the overrides, with those that an option is short for: `mode=reverse` for `--mode reverse`.
 
     Raises:
-        UsageError: an override sets the same.
+        UsageError: an override sets the same key.
     """
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
@@ -78,9 +78,9 @@ def with_options(overrides: list[str] | None, **options: object) -> list[str]:
 
 
 def load_recipe(name: str, overrides: list[str] | None, allow_import: list[str] | None) -> "Recipe":
-    """The recipe, valid; modules of the working directory can be imported where any may.
+    """Returns the recipe, validated; where imports are allowed, those of the working directory are found too.
 
-    They come last: a file there called `torch.py` is not what `import torch` finds.
+    The working directory is searched last: a file there called `torch.py` is not what `import torch` finds.
     """
     from hyperopt_cli.recipe import load
     from hyperopt_cli.recipe.load import UnsoundError

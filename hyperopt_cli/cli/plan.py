@@ -62,10 +62,10 @@ def plan(
 
 
 def parsed_bytes(text: str) -> int:
-    """`8GiB`, `512 MB` or a number of bytes.
+    """Returns the bytes that a text such as `8GiB`, `512 MB` or `1000` stands for.
 
     Raises:
-        UsageError: anything else.
+        UsageError: the text is none of these.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
@@ -142,7 +142,7 @@ def _num_hypergradients(experiment: "Experiment") -> int:
 
 
 def recipe_line(prediction: "Prediction") -> str:
-    """The line of a recipe that sets the mode: `mode: {name: reverse, slots: 50}`."""
+    """Returns the line of a recipe that sets the mode: `mode: {name: reverse, slots: 50}`."""
     from hyperopt_cli.modes.planning.predictions import arguments
 
     name, given = type(prediction.mode).__name__.lower(), arguments(prediction.mode)

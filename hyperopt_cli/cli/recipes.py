@@ -21,7 +21,7 @@ def ls() -> None:
 
 
 def cat(recipe: RecipeName) -> None:
-    """Print a recipe."""
+    """Print the text of a recipe."""
     typer.echo(_text(recipe), nl=False)
 
 
@@ -64,6 +64,6 @@ def _text(recipe: str) -> str:
 
 
 def _claim(path: Path) -> str:
-    """The first line of a recipe's header."""
+    """Returns the first line of a recipe's header."""
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -130,7 +130,7 @@ def run(
 
 
 def _lead(asked: _Asked, ranks: "Ranks") -> int:
-    """The rank that writes and prints, or a process that is alone; returns its exit code."""
+    """Runs as the rank that writes and prints, or as a process that is alone; returns the exit code."""
     directory: RunDirectory | None = None
     loaded, flag = asked.loaded, StopFlag()
     try:
@@ -178,7 +178,7 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
 
 
 def _gentler(asked: _Asked, result: "Result") -> str:
-    """After a run that diverged: the command with smaller steps, of training or of the outer loop."""
+    """Returns, for a run that diverged, the command with smaller steps of training or of the outer loop."""
     said = "Bounds and outer.clip_norm keep it from going there; or with"
     lr = asked.loaded.hyperparameters.get("lr")
     if result.best is None and lr is not None and len(lr.starts) == 1:
@@ -189,7 +189,7 @@ def _gentler(asked: _Asked, result: "Result") -> str:
 
 
 def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> int:
-    """A rank that is not the lead: it ends with the exit code of the lead, which says why."""
+    """Runs as a rank that is not the lead; returns the exit code of the lead, which says why."""
     from hyperopt_cli.commands.follow import follow
     from hyperopt_cli.instantiate import build, check_dividing
     from hyperopt_cli.ranks.group import TOLD_BY_LEAD
@@ -216,7 +216,7 @@ def _code(error: HyperoptError) -> int:
 
 
 def _told_apart(recipe: str | None, overrides: list[str] | None, resume: str) -> tuple[str | None, list[str] | None]:
-    """The recipe, None where that of the run in `resume` is meant, and the overrides.
+    """Returns the recipe (None where that of the run in `resume` is meant) and the overrides.
 
     Raises:
         UsageError: no recipe was given, and no directory that has one.
@@ -233,10 +233,10 @@ def _told_apart(recipe: str | None, overrides: list[str] | None, resume: str) ->
 
 
 def _recipe_of(given: str | None, resume: str) -> tuple[Path, str]:
-    """The file with the recipe as it was written, and the name of what is loaded: of a run, with its overrides.
+    """Returns the file with the recipe as written, and the name of the one to load: of a run, with its overrides.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such recipe.
     """
     from hyperopt_cli.recipe.load import find
 
@@ -280,12 +280,12 @@ def _check_resume(resume: str, out: Path | None, anyway: bool) -> None:
 
 
 def _continuing(directory: RunDirectory, asked: _Asked) -> str:
-    """The command that continues a run; its recipe and overrides lie there."""
+    """Returns the command that continues a run, whose recipe and overrides lie in its directory."""
     return command("run", "--resume", str(directory.root), *asked.options)
 
 
 def _kept(directory: RunDirectory, asked: _Asked) -> str:
-    """What a run that has failed can be continued from, and how."""
+    """Returns, for a run that has failed, what it can be continued from and how."""
     from hyperopt_cli.run_directory.checkpoints import Checkpoints
 
     names, resume = Checkpoints(directory.checkpoints).names(), _continuing(directory, asked)
@@ -295,7 +295,7 @@ def _kept(directory: RunDirectory, asked: _Asked) -> str:
 
 
 def _how_to_go_on(directory: RunDirectory | None, asked: _Asked) -> str:
-    """After a run that has not come to its end."""
+    """Returns how to go on after a run that has not come to its end."""
     if directory is None or not directory.resolved.is_file():
         return f"nothing was measured: run it again: {again()}"
     resume = _continuing(directory, asked)

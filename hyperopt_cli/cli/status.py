@@ -43,7 +43,7 @@ def status(
 
 
 def _readable(names: Iterable[str]) -> Iterator["Overview"]:
-    """Those that can be read; of the others it is said why."""
+    """Yields the jobs that can be read, and prints of each other one why it cannot."""
     from hyperopt_cli.cluster.job import select
     from hyperopt_cli.cluster.overview import overview
 
@@ -89,7 +89,7 @@ def _as_json(overview: "Overview") -> dict[str, Any]:
 
 
 def ago(seconds: float | None) -> str:
-    """How long ago, in words."""
+    """Returns how long ago something was, in words."""
     if seconds is None:
         return ""
     if seconds < 120:

@@ -138,7 +138,7 @@ def _loaded(
     allow_import: list[str] | None,
     num_ranks: int,
 ) -> list["Recipe"]:
-    """Every element's recipe, valid."""
+    """Returns every element's recipe, validated."""
     from hyperopt_cli.instantiate import check
     from hyperopt_cli.recipe.sharding import shard_of
 

@@ -1,4 +1,4 @@
-"""Tables of a run: its outer steps, and what was tuned, before and after."""
+"""Tables and texts that show a run: its outer steps, and what was tuned, before and after."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ FEW_DIGITS = 2.0  # fewer of a hypergradient are told; products in bf16 leave 2.
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
+    """Returns the number with three significant digits."""
     return f"{value:.3g}"
 
 
 def brief(value: Any) -> str:
-    """A number, or a short list of them; long ones as their range."""
+    """Returns a number or a short list of numbers as text; a list of more than `MAX_ELEMENTS` becomes its range."""
     flat = list(_flat(value))
     if len(flat) > MAX_ELEMENTS:
         return f"{number(min(flat))} to {number(max(flat))} ({len(flat)} values)"
@@ -27,19 +27,19 @@ def brief(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """Returns the duration as text, in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def bias_line(bias: str) -> str:
-    """What has to be said of a run whose hypergradient is not exact."""
+    """Returns the line that says that the hypergradient is not exact, and why."""
     return f"the hypergradient is biased: {bias}"
 
 
 def sources_lines(result: "Result") -> list[str]:
-    """What has to be said of a run that was continued with other code than it had begun with."""
+    """Returns a line for each time that a run was continued with other code of the user's than it had begun with."""
     return [
         f"measured with other code from outer step {each['outer_step']} on: {', '.join(each['files'])} changed"
         for each in result.sources_changed
@@ -55,7 +55,7 @@ def _flat(value: Any) -> Iterator[float]:
 
 
 def steps_table(metrics: Sequence["Metrics"]) -> Table:
-    """One row an outer step."""
+    """Returns a table with one row for each outer step."""
     table = Table("outer step", "validation loss", "training loss", "seconds", box=None)
     for line in metrics:
         table.add_row(
@@ -65,7 +65,7 @@ def steps_table(metrics: Sequence["Metrics"]) -> Table:
 
 
 def outcome_table(result: "Result") -> Table:
-    """What was tuned, before and after, and what it brought."""
+    """Returns a table of what was tuned, before and after, and of the losses at both."""
     assert result.initial is not None
     assert result.best is not None
     table = Table("", "before", f"after (outer step {result.best.outer_step})", box=None)

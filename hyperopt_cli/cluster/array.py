@@ -22,7 +22,7 @@ class Element(NamedTuple):
     Attributes:
         task: its place in the array, from 0; Slurm's array task.
         name: what varies, fit for the name of a folder: `seed=3,mode=reverse`.
-        overrides: the same as `KEY=VALUE` each.
+        overrides: the same, each as `KEY=VALUE`.
     """
 
     task: int
@@ -36,7 +36,7 @@ class _Axis(NamedTuple):
 
 
 def elements(*texts: str) -> tuple[Element, ...]:
-    """The elements of a job with these `--array`: all combinations of all keys, of which the last varies fastest.
+    """Returns the elements of a job with these `--array`: all combinations of all keys, the last varying fastest.
 
     It makes no difference whether several keys are given in one text or in several. Without a text there is one
     element without overrides.
@@ -45,7 +45,7 @@ def elements(*texts: str) -> tuple[Element, ...]:
     ['seed=0,mode=forward', 'seed=0,mode=reverse', 'seed=1,mode=forward', 'seed=1,mode=reverse']
 
     Raises:
-        UsageError: they are no such grid, name a key twice, or make one of more than `MAX_ELEMENTS`.
+        UsageError: a text is no such grid, names a key twice, or there would be more than `MAX_ELEMENTS` elements.
     """
     if not texts:
         return (Element(0, ONLY),)
@@ -72,7 +72,7 @@ def _axes(text: str) -> list[_Axis]:
 
 
 def _split(text: str) -> list[str]:
-    """Parts at commas, except at those within brackets, braces or quotes."""
+    """Returns the parts of the text between commas, except for commas within brackets, braces or quotes."""
     parts, depth, quote, begin = [], 0, "", 0
     for n, character in enumerate(text):
         if quote:
@@ -124,7 +124,7 @@ def _range(key: str, value: str) -> list[str]:
 
 
 def _names(grid: list[tuple[str, ...]]) -> list[str]:
-    """Names of folders; numbered where they would be too long, or alike once they are fit for that."""
+    """Returns a folder's name for each element; they are numbered where they would be too long, or alike."""
     names = [re.sub(r"[^\w.,=+-]+", "-", ",".join(given)) for given in grid]
     short = all(len(name.encode()) <= MAX_NAME_BYTES for name in names)
     # Some file systems take a and A for the same.

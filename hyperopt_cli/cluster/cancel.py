@@ -18,7 +18,7 @@ POLL_S = 1.0
 
 
 class Cancelled(NamedTuple):
-    """What was done.
+    """What `cancel` has done.
 
     Attributes:
         ended: elements that had waited or run, and no longer do.
@@ -33,9 +33,9 @@ def cancel(selection: Selection, wait_s: float, sleep: Callable[[float], None] =
     """Cancels the selected elements; those that run may save first.
 
     Args:
-        selection: which.
+        selection: the elements to cancel.
         wait_s: how long runs may take to stop by themselves; 0 leaves them Slurm's own KillWait.
-        sleep: waits.
+        sleep: waits for that many seconds.
 
     Raises:
         UsageError: the job was never submitted, or there is no Slurm here.
@@ -64,7 +64,7 @@ def cancel(selection: Selection, wait_s: float, sleep: Callable[[float], None] =
 
 
 def _wait(selection: Selection, wait_s: float, sleep: Callable[[float], None]) -> list[Element]:
-    """The elements that still run after `wait_s`."""
+    """Waits for runs to stop, at most `wait_s`, and returns the elements that still run."""
     end = time.monotonic() + wait_s
     left = live(selection)
     while left and time.monotonic() < end:

@@ -32,7 +32,7 @@ IN_ANOTHER = Remedy("to make one below runs/", drop=("--out",))
 
 @dataclass(frozen=True)
 class JobFolder:
-    """Every path of a job.
+    """The folder of a job, with every path in it.
 
     Attributes:
         root: the folder itself.
@@ -42,38 +42,38 @@ class JobFolder:
 
     @property
     def description(self) -> Path:
-        """What was submitted."""
+        """The path of job.json, which says what was submitted."""
         return self.root / "job.json"
 
     @property
     def script(self) -> Path:
-        """The script for sbatch."""
+        """The path of the script that sbatch is given."""
         return self.root / "job.sbatch"
 
     @property
     def recipes(self) -> Path:
-        """The folder of frozen recipes."""
+        """The path of the folder that holds the frozen recipes."""
         return self.root / "recipes"
 
     @property
     def outputs(self) -> Path:
-        """The folder of what the elements printed."""
+        """The path of the folder that holds what the elements printed."""
         return self.root / "output"
 
     def recipe(self, element: Element) -> Path:
-        """The frozen recipe of an element."""
+        """Returns the path of an element's frozen recipe."""
         return self.recipes / f"{element.name}.yaml"
 
     def output(self, element: Element) -> Path:
-        """What an element printed."""
+        """Returns the path of the file that holds what an element printed."""
         return self.outputs / f"{element.task}.txt"
 
     def cancelled(self, element: Element) -> Path:
-        """There once an element was cancelled."""
+        """Returns the path of a mark that is there once the element was cancelled."""
         return self.root / "cancelled" / element.name
 
     def run(self, element: Element) -> RunDirectory:
-        """The run directory of an element; there once it has started."""
+        """Returns the run directory of an element, which is there once it has started."""
         return RunDirectory(self.root / element.name)
 
     def create(self, script: str, recipes: Sequence[tuple[Element, str]]) -> None:
@@ -100,7 +100,7 @@ class JobFolder:
 
 
 class Job(NamedTuple):
-    """What job.json says.
+    """A job, as job.json describes it.
 
     Attributes:
         name: the recipe's name.
@@ -118,7 +118,7 @@ class Job(NamedTuple):
 
     @classmethod
     def new(cls, name: str, requeues: int, elements: Sequence[Element]) -> Self:
-        """A job that is about to be submitted."""
+        """Returns a job that is about to be submitted and has no number yet."""
         return cls(name, None, datetime.now(UTC).isoformat(timespec="seconds"), requeues, tuple(elements))
 
     @property
@@ -127,22 +127,22 @@ class Job(NamedTuple):
         return any(element.overrides for element in self.elements)
 
     def id_of(self, element: Element) -> str:
-        """What Slurm calls an element: `12_3`, or `12` where there is no array; empty if it was never submitted."""
+        """Returns Slurm's name for an element: `12_3`, or `12` without an array; it is empty before submission."""
         if self.job_id is None:
             return ""
         return f"{self.job_id}_{element.task}" if self.is_array else self.job_id
 
     def write(self, folder: JobFolder) -> None:
-        """Keeps it as job.json."""
+        """Writes the job into job.json of its folder."""
         content = {"version": VERSION, "scheduler": "slurm", **self._asdict()}
         write_json(folder.description, {**content, "elements": [element._asdict() for element in self.elements]})
 
 
 def read_job(folder: JobFolder) -> Job:
-    """The job in a folder.
+    """Returns the job that a folder holds.
 
     Raises:
-        UsageError: it holds none, or job.json is damaged or of another version.
+        UsageError: the folder holds none, or job.json is damaged or of another version.
     """
     if not folder.description.is_file():
         raise UsageError(f"{folder.root} has no job.json; give the folder of a job that hyperopt submit made")
@@ -184,10 +184,10 @@ class Selection(NamedTuple):
 
 
 def select(given: str, below: Path = Path("runs")) -> Selection:
-    """The job or element that is given by its folder or by Slurm's number for it (`12`, `12_3`).
+    """Returns the job or element that is given by its folder, or by Slurm's number for it (`12`, `12_3`).
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such job or element.
     """
     path = Path(given)
     if (path / "job.json").is_file():
@@ -223,12 +223,12 @@ def _selected(folder: JobFolder, name: str | None = None, task: int | None = Non
 
 
 def find_jobs(below: Path = Path("runs")) -> list[JobFolder]:
-    """The jobs directly below a folder, oldest first."""
+    """Returns the jobs directly below a folder, oldest first."""
     return [JobFolder(path.parent) for path in sorted(below.glob("*/job.json"), key=lambda path: path.stat().st_mtime)]
 
 
 def new_folder(name: str, out: Path | None) -> JobFolder:
-    """A folder that is still to be made: `out`, or `runs/<name>-<time>-<id>` below the working directory.
+    """Returns a folder that is still to be made: `out`, or `runs/<name>-<time>-<id>` in the working directory.
 
     Raises:
         UsageError: `out` is there already.

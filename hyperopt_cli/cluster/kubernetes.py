@@ -39,19 +39,19 @@ def render(
     claim: str,
     allow_import: Sequence[str] = (),
 ) -> str:
-    """The manifest: a ConfigMap with the frozen recipes, and the Job.
+    """Returns the manifest: a ConfigMap with the frozen recipes, and the Job.
 
     Args:
-        job: its elements.
+        job: the job, with its elements.
         unique: the name of the job's folder, from which the objects have their names.
         recipes: the text of each element's recipe.
         request: what each run is to have; `time` bounds the whole job.
-        image: has Python and hyperopt.
-        claim: the PersistentVolumeClaim that keeps the runs.
+        image: the container image, which has Python and hyperopt.
+        claim: the name of the PersistentVolumeClaim that keeps the runs.
         allow_import: the patterns of `--allow-import`.
 
     Raises:
-        UsageError: the recipes are too long together, a name is none that Kubernetes takes, or several nodes are asked
+        UsageError: the recipes together are too long, Kubernetes does not take a name, or several nodes are asked
             for.
     """
     if request.num_nodes > 1:
@@ -110,7 +110,7 @@ def _completions(job: Job, request: Request) -> dict[str, Any]:
 
 
 def _policy(job: Job) -> dict[str, Any]:
-    """The first rule that fits decides."""
+    """Returns the rules by which a failed pod is tried again or not; the first one that fits decides."""
     fail = "FailIndex" if job.is_array else "FailJob"
     return {
         "rules": [
@@ -149,6 +149,6 @@ def _container(job: Job, name: str, request: Request, image: str, allow_import: 
 
 
 def _object_name(unique: str) -> str:
-    """A name that Kubernetes takes: pods add up to 17 characters to it, of 63."""
+    """Returns a name that Kubernetes takes: pods add up to 17 characters to it, and may have 63."""
     plain = re.sub(r"[^a-z0-9]+", "-", unique.lower()).strip("-")
     return f"{plain[:19]}-{plain[-22:]}" if len(plain) > 42 else plain

@@ -9,7 +9,7 @@ POLL_S, ASK_S = 0.5, 5.0
 
 
 def pieces(files: Sequence[Path]) -> Iterator[tuple[int, str]]:
-    """What stands in the files now, as (number of the file, text); what is still to be made is left out."""
+    """Yields what the files hold now, as (index of the file, text); files that do not exist yet are left out."""
     return _Reader(files).read()
 
 
@@ -19,7 +19,14 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     ask_s: float = ASK_S,
 ) -> Iterator[tuple[int, str]]:
-    """The same, and what is added, until `is_live`, asked every `ask_s` seconds, says that nothing more will come."""
+    """Yields what the files hold and what is added to them, as (index of the file, text), until the job has ended.
+
+    Args:
+        files: the files to read; one that does not exist yet is read once it does.
+        is_live: says whether more may come; after it has said no, the files are read once more.
+        sleep: waits for that many seconds between two readings.
+        ask_s: how many seconds pass at least between two calls of `is_live`.
+    """
     reader, asked, going_on = _Reader(files), -math.inf, True
     while going_on:
         if time.monotonic() - asked >= ask_s:
@@ -30,7 +37,7 @@ def follow(
 
 
 class _Reader:
-    """Reads on where it stopped; a character that is half written waits for its other half."""
+    """Reads each file on from where it stopped; a character that is half written waits for its other half."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files, self._places = files, [0] * len(files)
@@ -48,7 +55,7 @@ class _Reader:
 
 
 def _whole_characters(content: bytes) -> bytes:
-    """`content` without a last character of UTF-8 that is not complete."""
+    """Returns `content` without a last character of UTF-8 that is not complete."""
     for length in range(1, min(3, len(content)) + 1):
         byte = content[-length]
         if byte >= 0xC0:  # begins a character of 2 to 4 bytes

@@ -14,7 +14,7 @@ from hyperopt_cli.run_directory.status import read_status, state_of
 
 
 class Row(NamedTuple):
-    """One element.
+    """How one element of a job stands.
 
     Attributes:
         job_id: what Slurm calls it.
@@ -54,7 +54,7 @@ class Overview(NamedTuple):
 
 
 def overview(selection: Selection) -> Overview:
-    """How the selected elements stand, by Slurm where it answers, and by their own files.
+    """Returns how the selected elements stand, by Slurm where it answers, and by their own files.
 
     Raises:
         UsageError: a file of a run is damaged.
@@ -65,7 +65,10 @@ def overview(selection: Selection) -> Overview:
 
 
 def live(selection: Selection) -> list[Element]:
-    """The selected elements that run or may still run; by their own word where there is no Slurm."""
+    """Returns the selected elements that run or may still run.
+
+    Without Slurm, or before the job is submitted, these are the ones whose own files say that they run.
+    """
     folder, job, elements = selection
     if not slurm.is_here() or job.job_id is None:
         return [element for element in elements if _runs(folder.run(element))]
@@ -96,7 +99,7 @@ def _row(folder: JobFolder, job: Job, element: Element, state: slurm.State | Non
 
 
 def _own(row: Row, run: RunDirectory) -> Row:
-    """The row with what the run says of itself."""
+    """Returns the row with what the run's own files say of it."""
     if not run.status.is_file():
         return row
     status = read_status(run)

@@ -32,14 +32,14 @@ _SHORT = {"-a": "--array", "-J": "--job-name", "-o": "--output", "-e": "--error"
 
 @dataclass(frozen=True)
 class Request:
-    """What one element of a job is to have.
+    """What each element of a job asks of the cluster.
 
     Attributes:
         gpus: GPUs, of which each rank uses one.
         nodes: nodes, of which each has as many ranks and GPUs as the others.
         time: the limit, in Slurm's forms; None for that of the partition.
-        partition: where; None for the default.
-        account: who pays; None for the default.
+        partition: Slurm's partition; None for the default.
+        account: Slurm's account; None for the default.
         grace_s: how long before the limit a run is told to stop.
         requeues: how often a run that was stopped and saved is run again.
         sbatch_lines: further options of sbatch, one or more a line.
@@ -75,12 +75,12 @@ class Request:
 
     @property
     def num_ranks(self) -> int:
-        """Processes that share a run."""
+        """How many processes share a run."""
         return self.nproc or self.gpus or self.nodes or 1
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that they are spread over."""
+        """How many nodes these processes are spread over."""
         return self.nodes or 1
 
     @property
@@ -90,13 +90,13 @@ class Request:
 
 
 def seconds(time: str) -> int:
-    """A time as `sbatch --time` takes it, in seconds.
+    """Returns a time that is written as `sbatch --time` takes it, in seconds.
 
     >>> seconds("90"), seconds("1:30"), seconds("2:00:00"), seconds("1-12"), seconds("1-0:30")
     (5400, 90, 7200, 129600, 88200)
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is no such time.
     """
     match = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,6}))?(?::(\d{1,6}))?", time, re.ASCII)
     if match is None:

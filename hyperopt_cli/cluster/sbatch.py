@@ -100,10 +100,10 @@ def render(
     working_directory: Path,
     allow_import: Sequence[str] = (),
 ) -> str:
-    """The script of a job.
+    """Returns the script that Slurm runs for a job.
 
     Args:
-        job: its elements.
+        job: the job, with its elements.
         folder: where they are frozen and will run.
         request: what each of them is to have.
         python: the interpreter that runs them.
@@ -111,7 +111,7 @@ def render(
         allow_import: the patterns of `--allow-import`.
 
     Raises:
-        UsageError: a path can't stand in a script.
+        UsageError: a path holds characters that a script can't.
     """
     root = folder.root.absolute()
     for path in (root, working_directory, Path(python)):
@@ -150,7 +150,7 @@ def _directives(job: Job, folder: JobFolder, request: Request, working_directory
 
 
 def _sizes(request: Request) -> dict[str, int | None]:
-    """Tasks, GPUs and nodes; ranks are never spread over more nodes than were asked for, nor unevenly."""
+    """Returns the numbers of tasks, GPUs and nodes; ranks are spread evenly, over no more nodes than were asked for."""
     num, nodes, gpus = request.num_ranks, request.num_nodes, request.gpus
     if nodes == 1:
         return {"ntasks": num, "gpus": gpus, "nodes": 1 if num > 1 else request.nodes}
@@ -170,7 +170,7 @@ def _srun(request: Request) -> str:
 
 
 def _quoted(value: str) -> str:
-    """`value` for a line of `#SBATCH`, whose quotes are not quite those of the shell."""
+    """Returns `value` quoted for a line of `#SBATCH`, whose quotes are not quite those of the shell."""
     if value and all(character.isalnum() or character in "_./,:@=+%-" for character in value):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

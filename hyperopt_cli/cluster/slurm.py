@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 def is_here() -> bool:
-    """Whether this machine can ask a Slurm about jobs."""
+    """Returns whether this machine can ask a Slurm about jobs."""
     return shutil.which("squeue") is not None
 
 
@@ -58,7 +58,7 @@ def test(script: str) -> str:
         What Slurm expects: when and where.
 
     Raises:
-        UsageError: there is no Slurm here, or it would not; with its own words.
+        UsageError: there is no Slurm here, or it never could; its own words say why.
     """
     done = _run("sbatch", "--test-only", stdin=script)
     if done.returncode != 0:
@@ -83,7 +83,7 @@ def submit(script: Path) -> str:
 
 
 def states(job_id: str) -> dict[int, State]:
-    """How Slurm sees the elements of a job, by task (0 where it is no array); empty where it has forgotten the job.
+    """Returns the state of each element by task (0 where there is no array); empty if Slurm has forgotten the job.
 
     Raises:
         UsageError: there is no Slurm here, or it doesn't answer.
@@ -128,7 +128,7 @@ def _parse(lines: Sequence[str]) -> list[tuple[int, str, str]]:
 
 
 def _restarts(job_id: str) -> dict[int, int]:
-    """How often each element was requeued; those that still wait together in one record have not been."""
+    """Returns how often each element was requeued; those that still wait together in one record have not been."""
     counts = {}
     for line in _run("scontrol", "show", "job", "-o", job_id).stdout.splitlines():
         task, restarts = re.search(r"\bArrayTaskId=(\d+)\b", line), re.search(r"\bRestarts=(\d+)\b", line)
@@ -154,7 +154,7 @@ def _run(program: str, *arguments: str, stdin: str = "") -> "subprocess.Complete
 
 
 def _said(done: "subprocess.CompletedProcess[str]") -> str:
-    """What a command has to say, in one line and without its own name."""
+    """Returns what a command has printed, in one line and without its own name."""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
     plain = [re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) if line.startswith("s") else line for line in lines]
     return "; ".join(line.strip() for line in plain if line.strip()) or f"exit code {done.returncode}, without a word"

@@ -13,7 +13,7 @@ class Submission(NamedTuple):
     """A job that Slurm has taken.
 
     Attributes:
-        job: with its number.
+        job: the job, with its number.
         expected: when and where it would start, in Slurm's words.
     """
 
@@ -25,9 +25,9 @@ def submit(job: Job, folder: JobFolder, script: str, recipes: Sequence[tuple[Ele
     """Asks Slurm whether it would take the job, makes its folder, and submits it.
 
     Args:
-        job: without a number yet.
-        folder: still to be made; it is gone again if Slurm refuses the job after all.
-        script: for sbatch.
+        job: the job, which has no number yet.
+        folder: the folder to make; it is removed again if Slurm refuses the job after all.
+        script: the text of the script for sbatch.
         recipes: the text of each element's recipe.
 
     Raises:

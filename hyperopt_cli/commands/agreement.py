@@ -20,16 +20,16 @@ MOST_STEPS = 1000
 
 
 class FailedElsewhere(HyperoptError):
-    """Another rank has failed; what with, it says at the end of the step."""
+    """Another rank has failed; the error of that rank itself is raised at the end of the step."""
 
 
 class Agreement:
-    """The keeper of several ranks.
+    """The keeper of a run that several ranks share: they all save, or stop, at the same step.
 
     Args:
-        ranks: all of them.
-        flag: of this one.
-        keeper: of the lead; None on the others.
+        ranks: all ranks of the run.
+        flag: the signals that this rank has received.
+        keeper: writes the checkpoints of the lead; None on the other ranks.
     """
 
     def __init__(self, ranks: Ranks, flag: StopFlag, keeper: Keeper | None) -> None:
@@ -39,7 +39,7 @@ class Agreement:
         self._last_s = time.monotonic()
 
     def due(self) -> bool:
-        """Whether all are to save what they have, now."""
+        """Counts a step, and returns whether all ranks are to save now what they have."""
         if not self._due:
             self._to_go -= 1
             if self._to_go <= 0:
@@ -47,7 +47,7 @@ class Agreement:
         return self._due
 
     def save(self, state: dict[str, Any]) -> None:
-        """The lead writes it; what that raises, all raise."""
+        """Saves the state through the keeper of the lead; an error in this is raised on all ranks."""
         self._due, error = False, None
         try:
             if self._keeper is not None:
@@ -59,17 +59,21 @@ class Agreement:
             self._ranks.raise_first(error)
 
     def barrier(self) -> None:
-        """Waits until all are here; raises `FailedElsewhere` where one has failed on its way."""
+        """Waits until all ranks are here.
+
+        Raises:
+            FailedElsewhere: another rank has failed on its way.
+        """
         due = self._due
         self._round(busy=True)
         self._due = due
 
     def together(self, work: Callable[[], None], save_idle: Callable[[], None]) -> None:
-        """Does this rank's part of an outer step, and waits for the others; what one raises, all raise.
+        """Does this rank's part of an outer step and waits for the others; an error of one is raised on all.
 
         Args:
-            work: the part; it asks `due` after each step.
-            save_idle: saves what there is of a rank whose part is done.
+            work: this rank's part, which asks `due` after each step.
+            save_idle: saves the results of a rank whose part is done while others still work.
         """
         error: Exception | None = None
         try:
@@ -95,7 +99,11 @@ class Agreement:
                 save_idle()
 
     def _round(self, busy: bool, failed: bool = False) -> bool:
-        """Whether any is busy; raises `FailedElsewhere` where any other has failed."""
+        """Exchanges flags with all ranks, and returns whether any is busy.
+
+        Raises:
+            FailedElsewhere: another rank has failed, and this one has not.
+        """
         come = 1 + SIGNALS.index(self._flag.signal) if self._flag.signal is not None else 0
         wants = self._keeper is not None and self._keeper.due()
         given = [come, wants, busy, failed, -self._steps() if busy else -math.inf]
@@ -110,6 +118,6 @@ class Agreement:
         return bool(any_busy)
 
     def _steps(self) -> int:
-        """Steps until the next message."""
+        """Returns the number of steps until the next message."""
         step_s = (time.monotonic() - self._last_s) / self._interval
         return max(1, min(MOST_STEPS, 2 * self._interval, int(EVERY_S / max(step_s, 1e-9))))

@@ -30,8 +30,8 @@ class Candidate(NamedTuple):
     """A mode that is compared.
 
     Attributes:
-        recipe: with that mode, and every default filled in.
-        mode: as it was made from it.
+        recipe: the recipe with that mode, and every default filled in.
+        mode: the mode that was made from it.
     """
 
     recipe: Recipe
@@ -53,9 +53,9 @@ def execute_comparison(
         experiment: built from the recipe; its own mode is not used.
         candidates: the modes, by the name that the comparison gives them.
         written: the recipe's text as the user has it, kept as recipe.yaml.
-        root: a new folder.
+        root: the folder of the comparison, which is new.
         tolerance: which relative difference passes; None for that of the recipe's precision.
-        on_step: told of every step.
+        on_step: a function that is told of every step.
         sources: digests of the user's own code, as `recipe.sources` returns them.
     """
 
@@ -82,7 +82,7 @@ def execute_comparison(
 
 
 def _of_one_step(recipe: Recipe) -> Recipe:
-    """The recipe of what a comparison does: one hypergradient of one training run."""
+    """Returns the recipe of what a comparison does: one hypergradient of one training run."""
     return recipe.model_copy(update={"outer": recipe.outer.model_copy(update={"steps": 0, "replicas": 1})})
 
 
@@ -95,7 +95,7 @@ def _beating(status: LiveStatus, on_step: OnModeStep | None, name: str, phase: s
 def _write(
     experiment: Experiment, recipe: Recipe, written: str, directory: RunDirectory, outcome: Outcome, wall_s: float
 ) -> None:
-    """What a run leaves: the outer step that was measured, and the result; one that has failed has none."""
+    """Writes the files of one mode's run: the outer step that was measured and the result, if it has any."""
     state = _state(outcome)
     if state == "failed":
         return
@@ -121,7 +121,7 @@ def _write(
 
 
 def _step(experiment: Experiment, result: Hypergradient) -> OuterStep:
-    """Outer step 0 of a run that has this hypergradient."""
+    """Returns outer step 0 of a run that has this hypergradient."""
     space = experiment.space
     raw = {name: value.clone() for name, value in space.initial().items()}
     step = step_of(space, 0, raw, space.natural(raw), result.grad, [result])
@@ -136,6 +136,6 @@ def _state(outcome: Outcome) -> State:
 
 
 def _why(outcome: Outcome) -> dict[str, str]:
-    """Why there is no result: `refused: ...`, `out of memory: ...`."""
+    """Returns the reason why there is no result, as `refused: ...` or `out of memory: ...`; empty if there is one."""
     compared = outcome.compared
     return {} if outcome.result is not None else {"reason": f"{compared.status}: {compared.reason}"}

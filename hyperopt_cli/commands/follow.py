@@ -12,15 +12,15 @@ from hyperopt_cli.stopping import only_after_steps
 
 
 def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
-    """Measures and steps with the others, and writes nothing.
+    """Takes part in a run as a rank that is not the lead: it measures and steps with the others, and writes nothing.
 
     Args:
-        experiment: as the lead has built it.
+        experiment: the same experiment that the lead has built.
         flag: set by signals.
         ranks: the processes that share the run.
 
     Raises:
-        HyperoptError: as the lead does.
+        HyperoptError: the error that the lead raises too.
     """
     ranks.each(lambda: None)  # the lead reads its checkpoint
     of_lead: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))

@@ -24,14 +24,14 @@ SHARE = 0.1  # of the time may go into writing
 
 
 class RunKeeper:
-    """Writes a checkpoint every so often, and when a signal has come.
+    """Writes a checkpoint at regular intervals, and when a signal has come.
 
     Args:
-        checkpoints: where.
-        every_s: seconds from one to the next; more where writing one takes long.
+        checkpoints: where checkpoints are written.
+        every_s: least seconds between two; writing takes at most a tenth of the time, so slow disks get fewer.
         flag: set by signals.
-        bits: what those of a gradient depend on.
-        rest: what else stands in a checkpoint, and whether the best so far is in none yet.
+        bits: what the bits of a gradient depend on (`bits_depend_on`).
+        rest: returns what else a checkpoint holds, and whether the best so far is in none yet.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class RunKeeper:
         self.last: str | None = None
 
     def due(self) -> bool:
-        """Whether a signal has come, or it is time."""
+        """Returns whether a signal has come, or the interval has passed."""
         wait_s = max(self._every_s, self._took_s / SHARE)
         return self._flag.signal is not None or time.monotonic() - self._last_s >= wait_s
 
     def save(self, state: dict[str, Any]) -> None:
-        """Writes one; `state` is that of a descent.
+        """Writes a checkpoint; `state` is the state of a descent.
 
         Raises:
             Stopped: a signal had come.
@@ -68,11 +68,11 @@ class RunKeeper:
             raise Stopped(self._flag.signal)
 
     def barrier(self) -> None:
-        """There is nobody else."""
+        """Does nothing, because no other rank has to be waited for."""
 
 
 def bits_depend_on(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """What the bits of a gradient depend on, beside the recipe."""
+    """Returns what the bits of a gradient depend on beside the recipe: versions, device, threads and ranks."""
     return {
         "torch": torch.__version__,
         "device": f"{device.type} {device_name(device)}",
@@ -89,7 +89,7 @@ def _of_cuda() -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    """The version of NVIDIA's driver, which compiles what a library holds no kernels for; None where it is not told."""
+    """Returns the version of NVIDIA's driver, which may compile kernels itself; None where it cannot be read."""
     try:
         found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text())
     except OSError:
@@ -98,10 +98,10 @@ def _driver() -> str | None:
 
 
 def usable_here(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """What a run resumes from, without what needs the bits of another machine; and why that was left out.
+    """Returns the state to resume from, and why a part of it was left out: it needs the bits of another machine.
 
     Args:
-        checkpoint: as it was written.
+        checkpoint: the checkpoint as it was written.
         now: what the bits of a gradient depend on here.
     """
     tree, before = checkpoint.tree, checkpoint.bits_depend_on

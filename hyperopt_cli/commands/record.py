@@ -51,7 +51,7 @@ class Record:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what a checkpoint holds."""
+        """Takes over what a checkpoint holds, and goes on from there."""
         self._start_s -= state["wall_s"]
         self._initial, self._best = (point and Point(**point) for point in (state["initial"], state["best"]))
         self._initial_score = state["initial_score"] and Score(**state["initial_score"])
@@ -60,17 +60,17 @@ class Record:
         self.sources_changed += state[SOURCES_CHANGED]
 
     def files_changed(self) -> list[str]:
-        """All files that are not, or were not for a while, as they were when the run began."""
+        """Returns all files of the user's code that differ, or differed for a while, from when the run began."""
         return sorted({file for each in self.sources_changed for file in each["files"]})
 
     def best_is_new(self) -> bool:
-        """Whether the best is in no checkpoint yet; asked when one is written."""
+        """Returns whether the best is in no checkpoint yet, and takes it to be in one from now on."""
         best = None if self._best is None else self._best.outer_step
         is_new, self._saved_best = best != self._saved_best, best
         return is_new
 
     def add(self, step: OuterStep) -> None:
-        """Keeps w_T of the best."""
+        """Takes in an outer step; of the best so far it keeps w_T."""
         point, self._mode = Point.of(step), step.stats.get("mode")
         if self._initial is None:
             self._initial = point
@@ -83,7 +83,7 @@ class Record:
             self._initial_score = self._score(self._best_params, 0)
 
     def result(self, status: State, mode: str, scored: bool = True) -> Result:
-        """What came out so far; the test split is measured at the best, if there is time for that."""
+        """Returns the result so far; with `scored` the test split is measured at the best."""
         held_out = None
         if scored and self._initial_score is not None and self._best is not None:
             best = (

@@ -25,7 +25,7 @@ from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.account import listed
-from hyperopt_cli.outer.descent import Together, descend
+from hyperopt_cli.outer.descent import OuterStep, Together, descend
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.recipe.sources import changed
@@ -84,8 +84,8 @@ def execute(
         recipe: with every default filled in, kept as resolved.yaml.
         written: the recipe's text as the user has it, kept as recipe.yaml.
         directory: a new one, or that of a run that is continued.
-        callback: hears of every step.
-        flag: set by signals; the run ends after the step in which it is set, or at the next place where it may stop.
+        callback: is called at every step.
+        flag: is set by signals; the run ends after the step in which it is set, or at the next place where it may stop.
         continued: from the newest checkpoint that can be used, or from the start if there is none at all.
         ranks: the processes that share the run; this is the lead, and the others `follow`.
         code: the user's own; other code than the checkpoint was made with is refused unless it says to go on.
@@ -93,7 +93,7 @@ def execute(
     Raises:
         Stopped: the flag was set; what there was to keep is in a checkpoint.
         UsageError: the examples or the user's own code are others than those of the checkpoint.
-        CheckpointError: none can be used.
+        CheckpointError: there are checkpoints, and none can be used.
         StorageError: something cannot be written; what was written before is intact.
     """
     flag, checkpoints = flag or StopFlag(), Checkpoints(directory.checkpoints)
@@ -130,7 +130,6 @@ def execute(
     if ranks.size > 1:
         keeper = agreement = Agreement(ranks, flag, keeper)
         together = agreement.together
-    error = None
     with (
         reported(status),
         _log(experiment, directory, written, num_measured if continued else None) as log,
@@ -151,35 +150,45 @@ def execute(
             ranks=ranks,
             together=together,
         )
-        try:
-            record.score_start()
-            for step in steps:
-                if files := record.files_changed():
-                    step.stats[SOURCES_CHANGED] = files
-                record.add(step)
-                directory.write_measurements(measurements.state_dict())
-                directory.append_metrics(step)
-                callbacks.on_outer_step(step)
-                with suppress(Stopped):  # the outer loop is the next to know of it, and keeps this step first
-                    record.score_start()
-        except NonFiniteError as diverged:
-            error = diverged
-        result = _scored(record, directory, "done" if error is None else "diverged", recipe.mode.name)
+        error = _written_down(steps, record, directory, measurements, callbacks)
+        state: State = "done" if error is None else "diverged"
+        result = _scored(record, directory, state, recipe.mode.name)
         callbacks.on_end(result)
-        if error is None:
-            status.finish("done")
-        else:
-            status.finish("diverged", reason=str(error))
+        status.finish(state, **({} if error is None else {"reason": str(error)}))
     return Execution(result, error)
+
+
+def _written_down(
+    steps: Iterator[OuterStep],
+    record: Record,
+    directory: RunDirectory,
+    measurements: Measurements,
+    callback: Callback,
+) -> NonFiniteError | None:
+    """Takes all outer steps and writes each of them down; returns why the run diverged, if it did."""
+    try:
+        record.score_start()
+        for step in steps:
+            if files := record.files_changed():
+                step.stats[SOURCES_CHANGED] = files
+            record.add(step)
+            directory.write_measurements(measurements.state_dict())
+            directory.append_metrics(step)
+            callback.on_outer_step(step)
+            with suppress(Stopped):  # the outer loop is the next to know of it, and keeps this step first
+                record.score_start()
+    except NonFiniteError as diverged:
+        return diverged
+    return None
 
 
 def _resume_from(
     checkpoints: Checkpoints, bits: dict[str, Any], digest: str | None, code: Code, callback: Callback
 ) -> dict[str, Any]:
-    """What the newest checkpoint that can be used holds; nothing if there is none at all.
+    """Returns the content of the newest checkpoint that can be used; an empty one if there is none at all.
 
     Raises:
-        UsageError: it is of a run on other data, or of other code.
+        UsageError: the checkpoint is of a run on other data, or of other code.
     """
     checkpoints.clean()
     found = checkpoints.newest()
@@ -212,7 +221,10 @@ def _resume_from(
 
 @contextmanager
 def _interruptible(record: Record, directory: RunDirectory, mode: str, flag: StopFlag) -> Iterator[None]:
-    """Leaves the result of a run that is ended; who sends a signal does not wait for a test split."""
+    """A context that writes the result of a run that is interrupted or fails.
+
+    After a signal the test split is not measured, because whoever sent it may not wait for it.
+    """
     try:
         yield
     except (KeyboardInterrupt, Stopped, RankLostError) as stopped:
@@ -227,7 +239,7 @@ def _interruptible(record: Record, directory: RunDirectory, mode: str, flag: Sto
 
 
 def _scored(record: Record, directory: RunDirectory, status: State, mode: str, scored: bool = True) -> Result:
-    """The result, written without the test split first: what was tuned is kept, whatever fails there."""
+    """Writes and returns the result; it is written first without the test split, in case measuring that fails."""
     result = record.result(status, mode, scored=False)
     directory.write_result(result)
     if scored:
@@ -237,7 +249,7 @@ def _scored(record: Record, directory: RunDirectory, status: State, mode: str, s
 
 
 def _log(experiment: Experiment, directory: RunDirectory, written: str, from_step: int | None) -> TensorBoardLog:
-    """A continued run draws schedules beside those that it had started with, and hides steps that it repeats."""
+    """Returns the TensorBoard log; that of a continued run hides the steps that are repeated from `from_step` on."""
     if not from_step:  # whatever there was is hidden
         return TensorBoardLog(directory.tensorboard, recipe=written, purge_step=from_step)
     space = experiment.space
@@ -246,7 +258,7 @@ def _log(experiment: Experiment, directory: RunDirectory, written: str, from_ste
 
 
 class _Heartbeat(Callback):
-    """Says in status.json that the run is alive."""
+    """Says in status.json, at each inner step, that the run is alive."""
 
     def __init__(self, status: LiveStatus) -> None:
         self._status = status
@@ -256,7 +268,7 @@ class _Heartbeat(Callback):
 
 
 def _measurements(directory: RunDirectory, tree: Mapping[str, Any]) -> Measurements:
-    """What the directory has of earlier parts of the run; what its checkpoint has goes before that."""
+    """Returns what earlier parts of the run have measured, by its checkpoint and, behind it, by its directory."""
     measurements = Measurements()
     with suppress(KeyError, TypeError, AttributeError):  # of another version: measured again
         measurements.load_state_dict(directory.read_measurements())

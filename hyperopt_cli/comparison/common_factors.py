@@ -27,7 +27,10 @@ ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class FactorFrom:
-    """A contraction factor, from a step on: `9/10`, or one for each parameter, or a range over elements."""
+    """A contraction factor as text, and the step from which on it holds.
+
+    The text is a fraction such as `9/10`, one for each parameter, or the range over elements.
+    """
 
     step: int
     factor: str | dict[str, str]
@@ -35,7 +38,7 @@ class FactorFrom:
 
 @dataclass(frozen=True)
 class Moved:
-    """A hyperparameter that a rational factor moves: its value as written and as used, at the step where most."""
+    """A hyperparameter that a rational factor moves: its value as written and as used, where it moves farthest."""
 
     step: int
     written: float
@@ -43,7 +46,7 @@ class Moved:
 
     @property
     def relative(self) -> float:
-        """By which share of its value it is moved."""
+        """The relative difference of the value in use from the one that was written."""
         return abs(self.used - self.written) / max(abs(self.written), 1e-300)
 
 
@@ -52,7 +55,7 @@ class CommonFactors:
     """The rational factors of reversible mode, at which every mode ran.
 
     Attributes:
-        in_use: by what they are called, e.g. `momentum`, from each step on at which they change.
+        in_use: the factors by name, e.g. `momentum`, each with the steps from which on it has another value.
         moved: the arguments of the optimizer whose values differ from those written.
     """
 
@@ -60,7 +63,7 @@ class CommonFactors:
     moved: dict[str, Moved]
 
     def first_and_last(self) -> dict[str, Any]:
-        """Each factor, or of one that changes the first and the last: as `stats["factors"]` of reversible mode."""
+        """Returns each factor, or its first and last where it changes, like `stats["factors"]` of reversible mode."""
         return {
             label: entries[0].factor if len(entries) == 1 else (entries[0].factor, entries[-1].factor)
             for label, entries in self.in_use.items()
@@ -68,12 +71,12 @@ class CommonFactors:
 
 
 class Runs(NamedTuple):
-    """What each mode is given.
+    """The problem that each mode differentiates.
 
     Attributes:
         written: the problem as it is.
         common: the problem at the rational factors, or as it is where no mode needs them.
-        report: these factors; None where no mode needs them.
+        report: the rational factors; None where no mode needs them.
     """
 
     written: Problem
@@ -81,12 +84,12 @@ class Runs(NamedTuple):
     report: CommonFactors | None
 
     def of(self, mode: Mode) -> Problem:
-        """The problem for `mode`."""
+        """Returns the problem that `mode` differentiates: reversible mode finds its factors from the written one."""
         return self.written if isinstance(mode, Reversible) else self.common
 
 
 def at_common_factors(problem: Problem, hyper: Hyper, modes: Iterable[Mode]) -> Runs:
-    """`problem` at the factors of reversible mode, if that is among `modes` and can run it."""
+    """Returns `problem` at the factors of reversible mode, if that is among `modes` and can run it."""
     if not any(isinstance(mode, Reversible) for mode in modes) or refusal(problem, hyper) is not None:
         return Runs(problem, problem, None)
     common = at_factors(problem, hyper)
@@ -95,7 +98,7 @@ def at_common_factors(problem: Problem, hyper: Hyper, modes: Iterable[Mode]) -> 
 
 
 def _in_use(problem: Problem, hyper: Hyper, steps: list[int]) -> dict[str, list[FactorFrom]]:
-    """Every factor by its label, from each step on at which it is another one."""
+    """Returns every factor by its label, with each step from which on it has another value."""
     factors = Factors(Dynamics.of(problem, hyper), hyper)
     found: dict[str, list[FactorFrom]] = {}
     for t in steps:
@@ -107,7 +110,7 @@ def _in_use(problem: Problem, hyper: Hyper, steps: list[int]) -> dict[str, list[
 
 
 def _shown(report: Report) -> str | dict[str, str]:
-    """`9/10`; by parameter where they differ; the range where elements do."""
+    """Returns a factor as text: `9/10`, one such text for each parameter, or a range over elements."""
     if isinstance(report, Fraction):
         return str(report)
     if isinstance(report, Range):
@@ -116,7 +119,7 @@ def _shown(report: Report) -> str | dict[str, str]:
 
 
 def _moved(problem: Problem, common: Problem, hyper: Hyper, steps: list[int]) -> dict[str, Moved]:
-    """The arguments that had to move, each at the step and element where it moved farthest."""
+    """Returns the arguments that had to move, each at the step and element where it moved farthest."""
     farthest: dict[str, Moved] = {}
     for t in steps:
         written, used = problem.hyper_at(hyper, t), common.hyper_at(hyper, t)

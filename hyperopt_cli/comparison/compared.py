@@ -15,10 +15,10 @@ class Cost:
     """What one hypergradient cost.
 
     Attributes:
-        wall_s: seconds.
+        wall_s: seconds that it took.
         peak_bytes: as in `Hypergradient.stats`.
-        taken_bytes: of it, what the call took beyond what the process held before.
-        num_steps: inner steps taken, those that were taken again among them.
+        taken_bytes: the part of `peak_bytes` beyond what the process held before the call.
+        num_steps: inner steps that were taken, repeated ones included.
         num_gradients: gradients of the training loss.
         num_hvps: products with its Hessian.
         bits_per_parameter: what the reversal stored of each parameter over the whole run; None in other modes.
@@ -35,21 +35,21 @@ class Cost:
 
 @dataclass(frozen=True)
 class Compared:
-    """One mode.
+    """What one mode gave, and how far it is from the reference.
 
     Attributes:
         mode: as it was named, e.g. `reverse:slots=50`.
         status: exact or biased where it ran to its end.
         reason: what biases it, why there is no result, or what the checks say of an exact one (a surrogate, "not
             judged"); None where there is nothing to say.
-        exit_code: what it asks of the command: 0 where it ran to its end.
+        exit_code: the exit code that it asks of the command; 0 where it ran to its end.
         validation_loss: E.
         hypergradient: dE/dlambda, nested lists for what has a shape.
-        difference: from the reference; None where there is none.
+        difference: its difference from the reference; None where there is none.
         tolerance: the largest difference that passes, if the mode is exact.
-        cost: of this one hypergradient.
+        cost: what this hypergradient cost; None where there is none.
         digits: decimal digits that the hypergradient has; None where that is not known.
-        against_float32: from the same mode with every product in float32, where the precision is lower.
+        against_float32: its difference from the same mode with every product in float32, where the precision is lower.
     """
 
     mode: str
@@ -85,10 +85,10 @@ class Comparison:
 
 
 def check(comparison: Comparison) -> None:
-    """Nothing, if the exact modes agree.
+    """Raises an error unless the exact modes agree.
 
     Raises:
-        VerificationError: they differ beyond the tolerance; it says in what, and by how much.
+        VerificationError: exact modes differ by more than the tolerance; it says in what, and by how much.
     """
     found, largest = [], 0.0
     for each in comparison.modes:

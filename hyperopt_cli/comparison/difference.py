@@ -44,9 +44,9 @@ class Difference:
     """Relative differences from the reference mode.
 
     Attributes:
-        validation_loss: of E.
-        params: of w_T.
-        hypergradient: of each hyperparameter's derivative.
+        validation_loss: the difference of E.
+        params: the difference of w_T.
+        hypergradient: the difference of the derivative in each hyperparameter.
     """
 
     validation_loss: float
@@ -55,7 +55,7 @@ class Difference:
 
     @classmethod
     def of(cls, result: Hypergradient, reference: Hypergradient) -> "Difference":
-        """Those of a result."""
+        """Returns the differences of a result from the reference mode's."""
         return cls(
             validation_loss=relative_difference(result.value, reference.value),
             params=relative_difference(_flat(result.params), _flat(reference.params)),
@@ -64,11 +64,11 @@ class Difference:
 
     @property
     def largest(self) -> float:
-        """Of any hyperparameter's derivative."""
+        """The largest difference of any hyperparameter's derivative."""
         return max(self.hypergradient.values())
 
     def beyond(self, tolerance: float) -> dict[str, float]:
-        """What differs by more than `tolerance`, in words, with how much."""
+        """Returns everything that differs by more than `tolerance`, named in words, with its difference."""
         named = {
             "the validation loss": self.validation_loss,
             "the final parameters": self.params,
@@ -78,7 +78,7 @@ class Difference:
 
 
 def relative_difference(x: Tensor, reference: Tensor) -> float:
-    """`|x - reference| / max(|reference|, FLOOR)`, in float64.
+    """Returns `|x - reference| / max(|reference|, FLOOR)`, in float64.
 
     >>> relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0]))  # 1 / sqrt(34)
     0.17149858514250882
@@ -89,10 +89,10 @@ def relative_difference(x: Tensor, reference: Tensor) -> float:
 
 
 def tolerance_for(kind: Kind, given: float | None, fixed_point: bool) -> float:
-    """The tolerance that was given, or the one of `kind`, for two modes of which one may compute in fixed point.
+    """Returns the tolerance that was given, or else the one of `kind`, for two modes.
 
     Raises:
-        ValueError: there is none, or it is negative.
+        ValueError: there is none for `kind`, or the given one is negative.
     """
     if given is None and kind not in TOLERANCES:
         raise ValueError(f"tolerance: parameters of {kind} have no default; give the relative difference that passes")
@@ -103,7 +103,7 @@ def tolerance_for(kind: Kind, given: float | None, fixed_point: bool) -> float:
 
 
 def coarsest(params: Params) -> torch.dtype:
-    """The dtype of the parameters; of several, the one that rounds most."""
+    """Returns the dtype of the parameters; of several dtypes, the one that rounds most."""
     return max((w.dtype for w in params.values()), key=lambda dtype: torch.finfo(dtype).eps)
 
 

@@ -38,9 +38,9 @@ class Outcome(NamedTuple):
     """What one mode gave.
 
     Attributes:
-        compared: with no difference yet.
+        compared: what is shown of the mode, as yet without a difference.
         result: the hypergradient, with w_T on the host; None where the mode has none.
-        fixed_point: whether the mode computes in it.
+        fixed_point: whether the mode computes in fixed point.
         measurements: what was measured on the way.
     """
 
@@ -63,7 +63,7 @@ def compare(
     on_step: OnModeStep | None = None,
     measure: Measure | None = None,
 ) -> Comparison:
-    """The hypergradient of `problem` in each mode, one after the other, and how they differ.
+    """Takes the hypergradient of `problem` in each mode, one after the other, and compares them.
 
     Before each mode two steps of it are thrown away, so that none pays for what torch does once. Where the problem's
     precision is lower than its parameters', each mode gives one more hypergradient in that of the parameters, and the
@@ -75,7 +75,7 @@ def compare(
         modes: by the name that the comparison gives them.
         tolerance: which relative difference passes; None for that of the parameters' dtype in `TOLERANCES`.
         on_step: watches the inner loops.
-        measure: takes one mode; None for `measured`. Whoever writes down each mode as it ends gives a wrapper of it.
+        measure: measures one mode, like `measured` (None); a wrapper of it can write down each mode as it ends.
 
     Raises:
         DetachedHyperparameterError, NonDeterministicError: no mode could differentiate this problem.
@@ -96,7 +96,7 @@ def compare(
 
 
 def measured(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeStep | None = None) -> Outcome:
-    """One mode, or why it has no result.
+    """Takes the hypergradient in one mode, and returns it or the reason why there is none.
 
     Args:
         runs: the training run that each mode is given.
@@ -134,7 +134,7 @@ def measured(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeSte
 def _at_full_precision(
     problem: Problem, hyper: Hyper, mode: Mode, watch: OnStep | None, known: Measurements
 ) -> Hypergradient | None:
-    """The same with every product in the parameters' precision; None where that has no result."""
+    """Returns the hypergradient with every product in the parameters' precision; None if that fails."""
     tidy_up()
     with suppress(HyperoptError, MemoryError, torch.OutOfMemoryError):
         return hypergradient(replace(problem, precision=None), hyper, mode, on_step=watch, measurements=known)
@@ -142,7 +142,7 @@ def _at_full_precision(
 
 
 def _warm_up(problem: Problem, hyper: Hyper, mode: Mode, known: Measurements) -> None:
-    """Two steps and one chunk of the objective; what is wrong with them is told by the run itself."""
+    """Takes two steps and one chunk of the objective; an error in them is left for the run itself to raise."""
     chunks = None if problem.outer_batches is None else [problem.outer_batches[0]]
     short = replace(problem, steps=min(WARM_UP_STEPS, problem.steps), outer_batches=chunks)
     with suppress(HyperoptError):
@@ -154,7 +154,7 @@ def _named(on_step: OnModeStep, name: str) -> Callable[[str, int, int], None]:
 
 
 def _without_result(name: str, error: Exception) -> Compared:
-    """What stopped the mode; what is neither of this package nor a lack of memory is a defect, and raised."""
+    """Returns what is shown of a mode that an error stopped; an error that is a defect is raised on."""
     if isinstance(error, HyperoptError):
         return Compared(name, _status(error), str(error), error.exit_code)
     if is_lacking(error):
@@ -169,7 +169,7 @@ def _status(error: HyperoptError) -> Status:
 
 
 def _held_bytes(problem: Problem, hyper: Hyper) -> int:
-    """What the process holds before a mode begins, counted as its peak is."""
+    """Returns the bytes that the process holds before a mode begins, counted as its peak is."""
     device = next(iter(problem.initial(hyper).values())).device
     reset_peak(device)
     return peak_bytes(device)
@@ -199,7 +199,7 @@ def _cost(steps: int, stats: Mapping[str, Any], held: int) -> Cost:
 
 
 def _against(outcome: Outcome, reference: Outcome | None, kind: Kind, tolerance: float | None) -> Compared:
-    """The mode with its difference from the reference."""
+    """Returns the mode with its difference from the reference."""
     if reference is None or reference.result is None or outcome.result is None:
         return outcome.compared
     difference = Difference.of(outcome.result, reference.result)

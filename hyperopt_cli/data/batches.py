@@ -30,7 +30,7 @@ class Data:
     """A data set as a run sees it; `load` makes it.
 
     Attributes:
-        input_shape: of one input.
+        input_shape: the shape of one input.
         num_classes: None for regression.
         train_chunks: the training split without augmentation, for its loss and for running statistics.
         validation: the validation split.
@@ -49,17 +49,17 @@ class Data:
 
     @property
     def num_train(self) -> int:
-        """Examples that are trained on."""
+        """How many examples training takes."""
         return self.train_chunks.num_examples
 
     @property
     def num_validation(self) -> int:
-        """Examples of the validation loss."""
+        """How many examples the validation loss takes."""
         return self.validation.num_examples
 
     @property
     def num_test(self) -> int:
-        """Examples of the test figure, 0 without a test split."""
+        """How many examples the test split has; 0 without one."""
         return 0 if self.test is None else self.test.num_examples
 
     @property
@@ -73,11 +73,11 @@ class Data:
         return self.steps.in_chunks
 
     def batches(self, seed: int) -> Callable[[int], Batch]:
-        """Whole training batches of a run of that seed, as a function of the step t >= 0."""
+        """Returns the training batches of a run of that seed, as a function of the step t >= 0."""
         return self.steps.batches(seed)
 
     def batches_in_chunks(self, seed: int, rank: int = 0, size: int = 1) -> Callable[[int], StepChunks]:
-        """The same in chunks, which are made when they are asked for; of several processes, those of one."""
+        """Returns the same in chunks, which are made when they are asked for; of `size` processes, those of `rank`."""
         return self.steps.batches_in_chunks(seed, rank, size)
 
 
@@ -91,14 +91,14 @@ def load(
     weigh: Weigh | None = None,
     summed: bool = False,
 ) -> Data:
-    """Split off the validation examples, place everything and compute the normalisation.
+    """Splits off the validation examples, places all examples, and computes the normalisation.
 
     Args:
         splits: what a data set's function returned (`as_splits`).
         loading: how to take it.
         seed: the validation split is drawn from `derive(seed, "split")`.
         device: where batches are made.
-        dtype: of the inputs.
+        dtype: the dtype of the inputs.
         weigh: what each example counts in the loss, from the targets; None: all count alike.
         summed: whether the loss is a sum over examples.
 
@@ -155,7 +155,7 @@ def _shares(examples: Examples, weigh: Weigh | None, summed: bool) -> Shares:
 
 
 def _held(examples: Examples, loading: Loading, digests: Digests) -> Examples:
-    """The examples in memory if they are to be held on the device, otherwise as they are."""
+    """Returns the examples in memory if they are to be held on the device, otherwise as they are."""
     return read_all(examples, loading.workers, digests) if _is_held(examples, loading) else examples
 
 

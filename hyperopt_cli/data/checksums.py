@@ -10,10 +10,10 @@ FETCH = Remedy("to fetch what is missing", ("dataset.download=true",))
 
 
 def require_files(folder: Path, names: Iterable[str]) -> None:
-    """Refuse a folder in which one of the files is missing.
+    """Refuses a folder in which one of the files is missing.
 
     Raises:
-        DatasetError: with the folder, all files expected, those missing, and the command that fetches them.
+        DatasetError: a file is missing; it names the folder, the files, and the command that fetches them.
     """
     expected = list(names)
     missing = [name for name in expected if not (folder / name).is_file()]
@@ -25,10 +25,10 @@ def require_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def require_md5(path: Path, expected: str) -> None:
-    """Refuse a file whose MD5 sum is another than expected.
+    """Refuses a file whose MD5 sum is not the expected one.
 
     Raises:
-        DatasetError: with the file, both sums, and what to do.
+        DatasetError: the sums differ; it names the file and both sums, and says what to do.
     """
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()

@@ -30,28 +30,28 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """Where examples come from: `Resident` or `Streaming`."""
+    """Where examples come from, which is `Resident` or `Streaming`."""
 
     def read(self, index: Tensor) -> Raw:
-        """The examples at `index` [B]."""
+        """Returns the examples at `index` [B]."""
 
     def walk(self, indices: Iterable[Tensor]) -> Iterator[Raw]:
-        """The examples at each index in turn."""
+        """Yields the examples at each index in turn."""
 
     def reader(self, index_of: Callable[[int], Tensor]) -> Callable[[int], Raw]:
-        """A function of t >= 0 that reads the examples at `index_of(t)`, in any order."""
+        """Returns a function of t >= 0 that reads the examples at `index_of(t)`, in any order."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What turns examples as stored into a batch."""
+    """Turns examples as they are stored into a batch."""
 
     normalization: Normalization
     augmentation: Augmentation
     target_dtype: torch.dtype
 
     def __call__(self, raw: Raw, seed: int, draws: Draws | None = None) -> Batch:
-        """Normalise, and augment by `draws` where there are any."""
+        """Normalises the examples, and augments them by `draws` where there are any."""
         inputs = self.normalization.apply(raw.inputs)
         if draws is not None:
             inputs = self.augmentation.apply(inputs, draws)
@@ -81,7 +81,7 @@ class Chunks(Sequence[tuple[Batch, float]]):
         self._own = [i for i, weight in enumerate(self.weights) if weight]
 
     def of_rank(self, rank: int, size: int) -> "Chunks":
-        """Those of one of `size` processes, with the same weights."""
+        """Returns the chunks that one of `size` processes takes, with the same weights."""
         part = copy.copy(self)
         part._own = self._own[rank::size]
         return part

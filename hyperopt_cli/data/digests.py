@@ -15,7 +15,7 @@ REMEDY = (
 
 
 def digest(*parts: Any) -> int:
-    """32 bits of what an example holds, equal for equal bits."""
+    """Returns a digest of 32 bits of what an example holds; equal bits give equal digests."""
     value = 0
     for part in parts:
         x = torch.as_tensor(part).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -24,10 +24,10 @@ def digest(*parts: Any) -> int:
 
 
 class Digests:
-    """Of the examples of one data set, as they were first read.
+    """The digests of the examples of one data set, as they were first read.
 
     Args:
-        num_examples: how many it has.
+        num_examples: how many examples it has.
     """
 
     def __init__(self, num_examples: int) -> None:

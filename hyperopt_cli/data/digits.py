@@ -18,7 +18,7 @@ TEST_FRACTION = 0.2
 
 
 def digits() -> Splits:
-    """Handwritten digits, 1,438 to train and validate on and 359 to test; the test split never changes.
+    """Returns handwritten digits: 1,438 to train and validate on, and 359 to test on, always the same ones.
 
     Returns:
         Inputs uint8 [N, 1, 8, 8], 0 ... 255; targets int64 [N], 0 ... 9.

@@ -34,7 +34,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """The picture, uint8 [3, H, W], and its class."""
+        """Returns the picture, uint8 [3, H, W], and its class."""
         from torchvision.datasets.folder import default_loader
         from torchvision.transforms import functional
 
@@ -52,7 +52,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def image_folder(root: str, test_root: str | None = None, size: int | None = None) -> Splits:
-    """Pictures laid out as `ROOT/CLASS/*.jpg`, classes in alphabetical order.
+    """Returns pictures that are laid out as `ROOT/CLASS/*.jpg`, with classes in alphabetical order.
 
     Args:
         root: the training pictures; where it holds both `train` and `test`, these two are taken.
@@ -63,7 +63,7 @@ def image_folder(root: str, test_root: str | None = None, size: int | None = Non
         Inputs uint8 [3, H, W], decoded when read; targets 0 ... num_classes - 1.
 
     Raises:
-        DatasetError: no pictures where expected, a picture that can't be read, other classes in the test split.
+        DatasetError: there are no pictures, one can't be read, or the test split has other classes.
     """
     if size is not None and size < 1:
         raise DatasetError(f"size = {size}: pictures are brought to a height and width of at least 1 pixel")

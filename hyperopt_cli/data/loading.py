@@ -61,16 +61,16 @@ class Loading:
 
 
 def check(splits: Splits, loading: Loading, seed: int, digests: Digests) -> None:
-    """Refuse settings out of range, and examples that no run could use.
+    """Refuses settings out of range, and examples that no run could use.
 
     Args:
         splits: what a data set's function returned.
         loading: how to take it.
-        seed: of the examples that are read twice.
-        digests: of the training split; those are noted down.
+        seed: decides which examples are read twice.
+        digests: the digests of the training split, to which those of these examples are added.
 
     Raises:
-        DatasetError: with what was given and what is allowed.
+        DatasetError: a setting or an example can't be used; it says what was given and what is allowed.
         NonDeterministicError: an example changes from one reading to the next.
     """
     for name, least in {"batch_size": 1, "chunk_size": 1, "outer_batch_size": 1, "crop": 0, "workers": 0}.items():
@@ -100,10 +100,10 @@ def check(splits: Splits, loading: Loading, seed: int, digests: Digests) -> None
 
 
 def split(splits: Splits, loading: Loading, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on and to validate on, drawn from `derive(seed, "split")`.
+    """Returns the indices to train on and those to validate on, drawn from `derive(seed, "split")`.
 
     Raises:
-        DatasetError: too few examples, or classes asked for where targets are numbers.
+        DatasetError: there are too few examples, or `stratified` is set where targets are numbers.
     """
     rng = generator(seed, "split")
     if not loading.stratified:

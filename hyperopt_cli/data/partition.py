@@ -7,7 +7,7 @@ from hyperopt_cli.errors import DatasetError
 
 
 def partition(num_examples: int, fraction: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split 0 ... N-1 at random into the larger and the smaller part.
+    """Splits 0 ... N-1 at random into two parts, of which the second has the share `fraction`.
 
     Args:
         num_examples: N.
@@ -26,7 +26,7 @@ def partition(num_examples: int, fraction: float, rng: torch.Generator) -> tuple
 
 
 def stratified_partition(targets: Tensor, fraction: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """As `partition`, with the share of each class kept within one example.
+    """Splits like `partition`, and keeps the share of each class within one example.
 
     Each class gives `fraction` of its examples, rounded down; what is missing to the total comes from the classes with
     the largest remainders.
@@ -54,7 +54,7 @@ def stratified_partition(targets: Tensor, fraction: float, rng: torch.Generator)
 
 
 def consecutive(index: Tensor, size: int) -> list[Tensor]:
-    """Consecutive pieces of `size` entries, the last as long as it comes out."""
+    """Returns consecutive pieces of `size` entries; the last one may be shorter."""
     return [index[start : start + size] for start in range(0, len(index), size)]
 
 
@@ -71,7 +71,7 @@ def _count(num_examples: int, fraction: float) -> int:
 
 
 def even(index: Tensor, size: int) -> list[Tensor]:
-    """`index` in as few consecutive parts of at most `size` as there can be, of equal length to within one.
+    """Cuts `index` into the fewest consecutive parts of at most `size`, whose lengths differ by one at most.
 
     >>> [len(part) for part in even(torch.arange(11), 5)]
     [4, 4, 3]

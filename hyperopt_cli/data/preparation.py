@@ -20,29 +20,29 @@ class Normalization(NamedTuple):
     scale: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Normalization":
-        """The same map where and in what inputs are computed."""
+        """Returns the same map on the device and in the dtype of the inputs."""
         return Normalization(self.shift.to(device, dtype), self.scale.to(device, dtype))
 
     def apply(self, inputs: Tensor) -> Tensor:
-        """[B, ...] as stored to [B, ...] of the map's dtype; int64 stands for indices and stays as it is."""
+        """Maps inputs [B, ...] as stored to the map's dtype; int64 stands for indices and stays as it is."""
         if inputs.dtype == torch.int64:
             return inputs
         return (inputs.to(self.shift.dtype) - self.shift) / self.scale
 
 
 class Draws(NamedTuple):
-    """What is random in a batch, one entry a picture.
+    """What is random in the augmentation of a batch, with one entry for each picture.
 
     Attributes:
         corners: row and column of a crop's corner in the padded picture, [2, B].
-        mirrored: [B].
+        mirrored: whether the picture is mirrored, [B].
     """
 
     corners: Tensor
     mirrored: Tensor
 
     def of(self, start: int, stop: int) -> "Draws":
-        """Those of consecutive pictures."""
+        """Returns the draws of the pictures `start` to `stop`, the last one excluded."""
         return Draws(self.corners[:, start:stop], self.mirrored[start:stop])
 
 
@@ -53,14 +53,14 @@ class Augmentation:
     Attributes:
         crop: pixels of zeros added on each side, behind the normalisation (so they are the mean colour), before a
             picture of the old size is cut out at random.
-        flip: mirror left and right with probability one half.
+        flip: whether left and right are mirrored, with probability one half.
     """
 
     crop: int = 0
     flip: bool = False
 
     def draw(self, batch: int, rng: torch.Generator) -> Draws | None:
-        """What is random in a batch of this size; None without crop and flip."""
+        """Draws what is random in a batch of this size; returns None without crop and flip."""
         if not (self.crop or self.flip):
             return None
         # all is drawn whatever is used, so that switching one on leaves the other's draws alone
@@ -68,7 +68,7 @@ class Augmentation:
         return Draws(corners, torch.rand(batch, generator=rng) < 0.5)
 
     def apply(self, inputs: Tensor, draws: Draws) -> Tensor:
-        """Augment each picture by its draws."""
+        """Augments each picture by its draws."""
         corners, mirrored = draws
         batch, _, height, width = inputs.shape
         rows = corners[0, :, None] + torch.arange(height)
@@ -84,13 +84,13 @@ class Augmentation:
 
 
 def identity_normalization(dtype: torch.dtype) -> Normalization:
-    """In float64, for inputs that are stored as `dtype`: uint8 is brought to 0 ... 1, everything else is left alone."""
+    """Returns a map, in float64, that divides inputs stored as uint8 by 255 and leaves all others as they are."""
     scale = UINT8_SCALE if dtype == torch.uint8 else 1.0
     return Normalization(torch.zeros((), dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
 
 
 def channel_statistics(chunks: Iterable[Tensor]) -> Normalization:
-    """Mean and standard deviation of each channel, over all examples and pixels.
+    """Returns the mean and standard deviation of each channel, over all examples and pixels.
 
     Sums are taken in float64 chunk by chunk, which is exact for uint8.
 
@@ -115,7 +115,7 @@ def channel_statistics(chunks: Iterable[Tensor]) -> Normalization:
 
 
 def _pick(padded: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """[B, C, H', W'] at rows [B, H] and columns [B, W] of each picture: [B, C, H, W]."""
+    """Returns the pixels at rows [B, H] and columns [B, W] of each picture [B, C, H', W'], as [B, C, H, W]."""
     batch, channels, _, width = padded.shape
     position = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)  # [B, H W], into the flattened picture
     picked = padded.flatten(2).gather(2, position[:, None].expand(-1, channels, -1))

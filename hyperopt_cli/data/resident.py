@@ -18,8 +18,8 @@ class Resident:
     """A source of examples that are all in the device's memory.
 
     Args:
-        examples: what to hold.
-        device: where to.
+        examples: the examples to hold.
+        device: the device that holds them.
     """
 
     def __init__(self, examples: InMemory, device: torch.device) -> None:
@@ -27,21 +27,21 @@ class Resident:
         self.inputs, self.targets = examples.inputs.to(device), examples.targets.to(device)
 
     def read(self, index: Tensor) -> Raw:
-        """The examples at `index` [B]."""
+        """Returns the examples at `index` [B]."""
         index = index.to(self.device, non_blocking=True)
         return Raw(self.inputs[index], self.targets[index])
 
     def walk(self, indices: Iterable[Tensor]) -> Iterator[Raw]:
-        """The examples at each index in turn."""
+        """Yields the examples at each index in turn."""
         return map(self.read, indices)
 
     def reader(self, index_of: Callable[[int], Tensor]) -> Callable[[int], Raw]:
-        """A function of t that reads the examples at `index_of(t)`."""
+        """Returns a function of t that reads the examples at `index_of(t)`."""
         return lambda t: self.read(index_of(t))
 
 
 def fits(examples: Examples) -> bool:
-    """Whether the examples, as stored, take no more than `LIMIT_BYTES`; all are taken to be as large as the first."""
+    """Returns whether the examples, as stored, take at most `LIMIT_BYTES`, if all are as large as the first."""
     if not len(examples):
         return True
     first = examples[0][0]
@@ -49,10 +49,10 @@ def fits(examples: Examples) -> bool:
 
 
 def read_all(examples: Examples, workers: int, digests: Digests | None = None) -> InMemory:
-    """Read every example once, into two tensors.
+    """Reads every example once, into two tensors.
 
     Raises:
-        DatasetError: inputs of differing shapes.
+        DatasetError: the shapes of inputs differ.
     """
     if isinstance(examples, InMemory):
         return examples

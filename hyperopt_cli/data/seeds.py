@@ -10,7 +10,7 @@ import torch
 
 
 def derive(seed: int, *labels: int | str) -> int:
-    """A 63-bit seed that is a fixed function of `seed` and `labels`.
+    """Returns a 63-bit seed that is a fixed function of `seed` and `labels`.
 
     Args:
         seed: the seed to derive from, any integer.
@@ -27,5 +27,5 @@ def derive(seed: int, *labels: int | str) -> int:
 
 
 def generator(seed: int, *labels: int | str) -> torch.Generator:
-    """A CPU generator that starts from `derive(seed, *labels)`."""
+    """Returns a CPU generator that starts from `derive(seed, *labels)`."""
     return torch.Generator().manual_seed(derive(seed, *labels))

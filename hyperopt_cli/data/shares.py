@@ -18,8 +18,8 @@ class Shares:
     """The weight of each piece.
 
     Attributes:
-        weights: [N] of every example, float64; None: each counts 1.
-        summed: the loss is a sum.
+        weights: the weight of every example, float64 [N]; None: each counts 1.
+        summed: whether the loss is a sum over examples.
 
     >>> import torch
     >>> Shares()([torch.arange(3), torch.arange(3, 4)])
@@ -30,7 +30,7 @@ class Shares:
     summed: bool = False
 
     def __call__(self, pieces: Sequence[Tensor]) -> list[float]:
-        """Of pieces that make up a whole, each [n_i] indices of examples."""
+        """Returns the weight of each piece, where the pieces, indices of examples [n_i], make up a whole."""
         if self.summed:
             return [1.0] * len(pieces)
         counts = [len(piece) if self.weights is None else float(self.weights[piece].sum()) for piece in pieces]

@@ -57,7 +57,7 @@ class Splits(NamedTuple):
     Attributes:
         train: the examples to train on; the validation split is taken from them.
         test: the examples of the final figure, or None.
-        input_shape: of one input, e.g. (3, 32, 32).
+        input_shape: the shape of one input, e.g. (3, 32, 32).
         num_classes: None for regression.
     """
 
@@ -86,14 +86,14 @@ class Labelled(Dataset[tuple[Tensor, Any]]):
 
 
 def as_splits(returned: object) -> Splits:
-    """Bring what a data set's function returned into the form of `Splits`.
+    """Brings what a data set's function returned into the form of `Splits`.
 
     Args:
         returned: `Splits`, tensors `(inputs [N, ...], targets [N])`, a map-style Dataset, or a pair (train, test) of
             these. Integer targets make a classification with max + 1 classes, anything else a regression.
 
     Raises:
-        DatasetError: it is something else, empty, or its examples aren't pairs (tensor, target).
+        DatasetError: it is something else or empty, or its examples aren't pairs (tensor, target).
 
     >>> as_splits((torch.zeros(4, 3), torch.tensor([0, 2, 1, 0])))[2:]
     ((3,), 3)
@@ -111,7 +111,7 @@ def as_splits(returned: object) -> Splits:
 
 
 def targets_of(examples: Examples) -> Tensor:
-    """All targets, [N, ...]: from the attribute `targets` where there is one, otherwise by reading every example."""
+    """Returns all targets [N, ...], from the attribute `targets` if there is one, otherwise by reading the examples."""
     held = held_targets(examples)
     if held is not None:
         return held
@@ -123,10 +123,10 @@ def targets_of(examples: Examples) -> Tensor:
 
 
 def read_example(examples: Examples, i: int) -> tuple[Tensor, Any]:
-    """Example i.
+    """Returns example i, a pair of an input and a target.
 
     Raises:
-        DatasetError: the data set raised an error, or it is no pair (tensor, target).
+        DatasetError: the data set raised an error, or the example is no pair (tensor, target).
     """
     try:
         example: object = examples[i]
@@ -147,7 +147,7 @@ def read_example(examples: Examples, i: int) -> tuple[Tensor, Any]:
 
 
 def unreadable(error: OSError, example: int | None = None, path: str | None = None) -> DatasetError:
-    """What to say of a file that can't be read: it was deleted, its disk is gone, or what stands in it is damaged."""
+    """Returns the error that names a file that can't be read: it was deleted, its disk is gone, or it is damaged."""
     which = "" if example is None else f"example {example}"
     if error.errno is None:  # said by what decodes it, not by the system
         return DatasetError(
@@ -161,10 +161,16 @@ def unreadable(error: OSError, example: int | None = None, path: str | None = No
 
 
 def require_like(x: Tensor, first: Tensor, i: int, what: str) -> None:
-    """Refuse an input or a target of another shape than the first.
+    """Refuses an input or a target of another shape than the first.
+
+    Args:
+        x: the input or target of example `i`.
+        first: that of the first example.
+        i: the index of the example.
+        what: what it is called in the message, such as `input`.
 
     Raises:
-        DatasetError: with both, and the example.
+        DatasetError: the shapes differ; it names both, and the example.
     """
     if x.shape != first.shape:
         raise DatasetError(
@@ -174,13 +180,13 @@ def require_like(x: Tensor, first: Tensor, i: int, what: str) -> None:
 
 
 def held_targets(examples: Examples) -> Tensor | None:
-    """All targets, from the attribute `targets`; None where there is none."""
+    """Returns all targets from the attribute `targets`; None if there is none of the data set's length."""
     held = getattr(examples, "targets", None)
     return torch.as_tensor(held) if isinstance(held, Sequence | Tensor) and len(held) == len(examples) else None
 
 
 def is_integral(tensor: Tensor) -> bool:
-    """Whether a tensor holds integers (Booleans too)."""
+    """Returns whether a tensor holds integers or Booleans."""
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 

@@ -29,7 +29,7 @@ class StepChunks(Iterable[tuple[Batch, float]]):
         read: the examples of chunk `own[k]` at `t * len(own) + k`.
         prepare: makes the batches.
         seed: of the step; chunk i carries `derive(seed, i)`.
-        draws: of the whole batch.
+        draws: what is random in the augmentation of the whole batch.
     """
 
     t: int
@@ -82,7 +82,7 @@ class Steps:
 
     @property
     def per_epoch(self) -> int:
-        """Steps of one pass; the examples left over are dropped, others in each epoch."""
+        """How many steps one pass takes; the examples left over are dropped, others in each epoch."""
         return len(self.index) // self.batch_size
 
     @property
@@ -91,7 +91,7 @@ class Steps:
         return self.chunk_size is not None and self.batch_size > self.chunk_size
 
     def batches(self, seed: int) -> Callable[[int], Batch]:
-        """Training batches as a function of the step t >= 0, the same in any order and number of calls.
+        """Returns training batches as a function of the step t >= 0, the same in any order and number of calls.
 
         Args:
             seed: epoch e is a permutation drawn from `derive(seed, "epoch", e)`, step t is augmented from
@@ -106,7 +106,7 @@ class Steps:
         return batch
 
     def batches_in_chunks(self, seed: int, rank: int = 0, size: int = 1) -> Callable[[int], StepChunks]:
-        """The same batches, step by step, in chunks that are made when they are asked for.
+        """Returns the same batches, step by step, in chunks that are made when they are asked for.
 
         Args:
             seed: as for `batches`; the examples of a step are augmented alike, and chunk i carries
@@ -141,7 +141,7 @@ class Steps:
         return [len(piece) for piece in pieces if len(piece)]
 
     def _index_of(self, seed: int) -> Callable[[int], Tensor]:
-        """The examples of each step."""
+        """Returns a function of t that gives the indices of the examples of step t."""
         if not self.shuffled:
             return lambda t: self.index
 

@@ -49,19 +49,19 @@ class Streaming:
         self.digests = digests or Digests(len(examples))
 
     def read(self, index: Tensor) -> Raw:
-        """The examples at `index` [B], read in this process."""
+        """Returns the examples at `index` [B], read in this process."""
         return self.place(self.examples.__getitems__(index.tolist()))
 
     def walk(self, indices: Iterable[Tensor]) -> Iterator[Raw]:
-        """The examples at each index in turn."""
+        """Yields the examples at each index in turn."""
         return map(self.place, _reading(self.loader([index.tolist() for index in indices], persistent=False)))
 
     def reader(self, index_of: Callable[[int], Tensor]) -> Callable[[int], Raw]:
-        """A function of t >= 0 that reads the examples at `index_of(t)`, fastest in ascending or descending order."""
+        """Returns a function of t >= 0 that reads the examples at `index_of(t)`; t that go up or down are fastest."""
         return _Walker(self, index_of)
 
     def loader(self, batches: Iterable[list[int]], *, persistent: bool) -> Iterable[Read | DatasetError]:
-        """A DataLoader over these batches of indices; a persistent one keeps its workers from one walk to the next."""
+        """Returns a DataLoader over these batches of indices; a persistent one keeps its workers from walk to walk."""
         return DataLoader(
             cast(Dataset[Any], self.examples),
             batch_sampler=cast(Any, batches),
@@ -73,7 +73,7 @@ class Streaming:
         )
 
     def place(self, read: Read | DatasetError) -> Raw:
-        """What was read, on the device; an error of the data set is raised here.
+        """Returns what was read, on the device; an error of the data set is raised here.
 
         Raises:
             DatasetError: an example can't be read.
@@ -86,14 +86,14 @@ class Streaming:
 
 
 class _Stacked:
-    """Reads a batch at once. Errors travel as values: raised in a worker, they would come with its traceback."""
+    """Reads a batch at once; errors are returned, because one raised in a worker would come with its traceback."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
 
     @cached_property
     def first(self) -> Raw:
-        """Example 0, whose shapes the others must have."""
+        """Returns example 0, whose shapes the others must have."""
         x, y = read_example(self.examples, 0)
         return Raw(x, torch.as_tensor(y))
 
@@ -153,7 +153,7 @@ class _Walker:
 
 
 def _reading(loader: Iterable[Read | DatasetError]) -> Iterator[Read | DatasetError]:
-    """What is read; a process that reads ahead may be killed, by a file that it has mapped and that is cut off."""
+    """Yields what is read; a process that reads ahead is killed where a file that it has mapped is cut off."""
     try:
         yield from loader
     except RuntimeError as error:

@@ -19,7 +19,7 @@ def synthetic(
     seed: int = 0,
     image_shape: tuple[int, int, int] | None = None,
 ) -> Splits:
-    """Draw examples around one centre a class, `input = centre[target] + noise * normal`.
+    """Draws examples around one centre a class, `input = centre[target] + noise * normal`.
 
     Centres are unit vectors at random, so two of them are about sqrt(2) apart in any dimension, and `noise` alone says
     how much the classes overlap.

@@ -27,7 +27,7 @@ MNIST_MD5 = {
 
 
 def mnist(root: str = CACHE, download: bool = False) -> Splits:
-    """MNIST: 60,000 + 10,000 handwritten digits (LeCun et al. 1998, http://yann.lecun.com/exdb/mnist/).
+    """Returns MNIST, 60,000 + 10,000 handwritten digits (LeCun et al. 1998, http://yann.lecun.com/exdb/mnist/).
 
     Args:
         root: the folder that holds `MNIST/raw`.
@@ -46,9 +46,10 @@ def mnist(root: str = CACHE, download: bool = False) -> Splits:
 
 
 def fashion_mnist(root: str = CACHE, download: bool = False) -> Splits:
-    """Fashion-MNIST: 60,000 + 10,000 pieces of clothing (Xiao et al. 2017, https://arxiv.org/abs/1708.07747).
+    """Returns Fashion-MNIST, 60,000 + 10,000 pieces of clothing (Xiao et al. 2017, https://arxiv.org/abs/1708.07747).
 
-    Arguments, shapes and errors as for `mnist`. Unpacked files are checked against their archives where these are kept.
+    Arguments, shapes and errors are those of `mnist`. Unpacked files are checked against their archives where these are
+    kept.
     """
     with needing("the data set fashion_mnist"):
         from torchvision.datasets import FashionMNIST
@@ -57,7 +58,7 @@ def fashion_mnist(root: str = CACHE, download: bool = False) -> Splits:
 
 
 def cifar10(root: str = CACHE, download: bool = False) -> Splits:
-    """CIFAR-10: 50,000 + 10,000 pictures (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
+    """Returns CIFAR-10, 50,000 + 10,000 pictures (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
 
     Args:
         root: the folder that holds `cifar-10-batches-py`.
@@ -76,7 +77,7 @@ def cifar10(root: str = CACHE, download: bool = False) -> Splits:
 
 
 def cifar100(root: str = CACHE, download: bool = False) -> Splits:
-    """CIFAR-100 with its 100 fine classes, in `root/cifar-100-python`; the rest as for `cifar10`."""
+    """Returns CIFAR-100 with its 100 fine classes, from `root/cifar-100-python`; the rest is as for `cifar10`."""
     with needing("the data set cifar100"):
         from torchvision.datasets import CIFAR100
 

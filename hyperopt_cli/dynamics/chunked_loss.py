@@ -36,12 +36,16 @@ class LossInParts:
     ranks: Ranks = ALONE
 
     def __call__(self, params: Params, hyper: StepHyper) -> Tensor:
-        """L."""
+        """Evaluates L, the sum over all parts."""
         value: Tensor = self.total(lambda loss: loss(params, hyper))
         return value
 
     def total(self, linear: Callable[[Loss], Any]) -> Any:
-        """What `linear`, a linear function of a loss with a tree of tensors for a value, gives for the sum."""
+        """Returns what `linear`, a linear function of a loss with a tree of tensors for a value, gives for the sum.
+
+        Raises:
+            ValueError: there is no part.
+        """
         total: Any = None
         for loss, weight in self.parts():
             part = linear(loss)
@@ -57,7 +61,7 @@ def _scaled(part: Any, weight: float) -> Any:
 
 
 def _added(total: Any, part: Any, weight: float) -> Any:
-    """In place where no graph is made: K tangents are large."""
+    """Adds a weighted part, in place where no graph is made: K tangents are large."""
     if torch.is_grad_enabled():
         return tree_map(lambda x, y: x + weight * y, total, part)
     return tree_map(lambda x, y: x.add_(y, alpha=weight), total, part)

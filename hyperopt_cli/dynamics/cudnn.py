@@ -29,7 +29,7 @@ WITHOUT = {
 
 
 def differentiable_on_cuda(loss: Loss) -> Loss:
-    """The same loss, without cuDNN in these layers."""
+    """Returns the same loss, evaluated without cuDNN in these layers."""
 
     def own(params: Params, hyper: StepHyper) -> Tensor:
         with WithoutCudnn():
@@ -42,7 +42,7 @@ class WithoutCudnn(TorchFunctionMode):
     """Inside, these layers are not computed by cuDNN."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The function, as torch computes it."""
+        """Calls the function, without cuDNN if it is one of `WITHOUT`."""
         if func not in WITHOUT:
             return func(*args, **(kwargs or {}))
         cudnn: Any = torch.backends.cudnn
@@ -54,7 +54,7 @@ class WithoutCudnn(TorchFunctionMode):
 
 
 def without_onednn(func: Any, args: Any, kwargs: Any) -> Any:
-    """A function as torch computes it on a CPU: the LSTM of oneDNN has no second derivative and no forward one."""
+    """Calls a function without oneDNN, whose LSTM has no second derivative and no forward one."""
     onednn: Any = torch._C
     before = onednn._get_mkldnn_enabled()
     onednn._set_mkldnn_enabled(False)

@@ -19,7 +19,7 @@ Pullback = Callable[[Params], tuple[Params, StepHyper]]
 
 
 def gradient(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params]:
-    """L and g, without any graph kept."""
+    """Returns L and g, without keeping any graph."""
     if isinstance(loss, LossInParts):
         total: tuple[Tensor, Params] = loss.total(lambda part: gradient(part, params, hyper))
         return total
@@ -31,15 +31,15 @@ def gradient(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Para
 
 
 def push_columns(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """A function's value and its Jacobian-vector products along K directions.
+    """Returns a function's value and its Jacobian-vector products along K directions.
 
     Args:
         function: of trees of tensors, to a tree of tensors.
-        primals: where.
-        tangents: like `primals`, with K in front of every tensor.
+        primals: its arguments.
+        tangents: of the arguments, like `primals`, `[K, *shape]`.
 
     Returns:
-        The value, and its tangents with K in front.
+        The value, and its tangents `[K, *shape]`.
     """
     if tree_leaves(tangents)[0].shape[0] == 1:
         value, dot = jvp(function, primals, tree_map(lambda x: x[0], tangents))  # type: ignore[misc]
@@ -52,7 +52,7 @@ def push_columns(function: Callable[..., Any], primals: tuple[Any, ...], tangent
 def gradient_and_pullback(
     loss: Loss, params: Params, hyper: StepHyper, of_one: Callable[..., tuple[Tensor, Params, Pullback]] | None = None
 ) -> tuple[Tensor, Params, Pullback]:
-    """L, g, and the map `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once.
+    """Returns L, g, and the pullback `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once.
 
     Of a loss in parts no graph is kept: the pullback takes the gradient of each part again.
 
@@ -69,12 +69,12 @@ def gradient_and_pullback(
 
 
 def by_double_backward(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
-    """The three of a loss that is no sum, by autograd's derivative of the gradient's graph."""
+    """Returns L, g and the pullback of a loss that is no sum, by differentiating the gradient's graph."""
     return pullback_of(*evaluated(loss, params, hyper), params, hyper)
 
 
 def evaluated(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, list[Tensor]]:
-    """L with its graph, and the leaves of w and lambda."""
+    """Returns L with its graph, and its leaves: those of w, then those of lambda."""
     entries, spec = tree_flatten(hyper)
     with torch.enable_grad():
         w = {name: p.detach().requires_grad_() for name, p in params.items()}
@@ -85,7 +85,17 @@ def evaluated(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, lis
 def pullback_of(
     value: Tensor, inputs: list[Tensor], params: Params, hyper: StepHyper
 ) -> tuple[Tensor, Params, Pullback]:
-    """L, g and the pullback from what `evaluated` gave."""
+    """Returns L, g and the pullback from what `evaluated` gave.
+
+    Args:
+        value: L with its graph.
+        inputs: the leaves of w and lambda.
+        params: w, for its names.
+        hyper: lambda_t, for its structure.
+
+    Returns:
+        L and g, detached, and `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once.
+    """
     with torch.enable_grad():
         g = torch.autograd.grad(value, inputs[: len(params)], create_graph=True, materialize_grads=True)
     names, (_, spec) = list(params), tree_flatten(hyper)
@@ -113,7 +123,7 @@ def _pullback_in_parts(loss: LossInParts, params: Params, hyper: StepHyper, take
 def differentiable_gradient(
     loss: Loss, params: Params, hyper: StepHyper
 ) -> tuple[Tensor, list[Tensor], Params, list[Tensor]]:
-    """L, its gradient in w and lambda with a graph, the gradient in w without, and the leaves of both."""
+    """Returns L, its gradient in w and lambda with a graph, the gradient in w without, and the leaves of both."""
     value, leaves = evaluated(loss, params, hyper)
     with torch.enable_grad():
         g = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
@@ -122,7 +132,7 @@ def differentiable_gradient(
 
 
 def pull(along: Tensor, inputs: list[Tensor], retain: bool) -> list[Tensor]:
-    """The gradient of a scalar, zero where it is not connected (a loss linear in w has no Hessian)."""
+    """Returns the gradient of a scalar, zero where it is not connected (a loss linear in w has no Hessian)."""
     if not along.requires_grad:
         return [torch.zeros_like(x) for x in inputs]
     return list(torch.autograd.grad(along, inputs, retain_graph=retain, materialize_grads=True))

@@ -26,31 +26,31 @@ from hyperopt_cli.program.raised import as_due
 
 
 class State(NamedTuple):
-    """s_t: parameters and slots, packed where the rule is elementwise."""
+    """The state s_t: parameters and slots, packed where the rule is elementwise."""
 
     params: Params
     slots: Slots
 
     def state_dict(self) -> dict[str, Any]:
-        """As dictionaries, which a checkpoint can hold."""
+        """Returns the state as dictionaries of tensors, which a checkpoint can hold."""
         return self._asdict()
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> "State":
-        """The inverse of `state_dict`, on a device."""
+        """Makes a state on a device from what `state_dict` returned."""
         moved: State = tree_map(lambda x: x.to(device), cls(**state))
         return moved
 
 
 class Layout(NamedTuple):
-    """Where each parameter lies; `packed` says whether they share one vector."""
+    """How the state holds the parameters; `packed` says whether they share one vector."""
 
     shapes: dict[str, torch.Size]
     packed: bool
 
     @classmethod
     def of(cls, params: Params, optimizer: InnerOptimizer, step_hyper: StepHyper) -> "Layout":
-        """Packed for an elementwise rule over parameters of one dtype and device.
+        """Chooses the layout: packed for an elementwise rule over parameters of one dtype and device.
 
         Not where a mapping drives an argument that the rule takes from 1: a packed mapping has the parameters' dtype.
         """
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
         return cls({name: w.shape for name, w in params.items()}, packed)
 
     def pack(self, named: Params, batch_dims: int = 0) -> Params:
-        """Named tensors `[*batch, *shape]` as the state holds them, `[*batch, P]`."""
+        """Turns named tensors `[*batch, *shape]` into what the state holds, `[*batch, P]` where it is packed."""
         if not self.packed:
             return named
         flat = [
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
         return {"": torch.cat(flat, dim=-1)}
 
     def unpack(self, held: Params, batch_dims: int = 0) -> Params:
-        """The named tensors, as views."""
+        """Turns what the state holds into the named tensors `[*batch, *shape]`, as views."""
         if not self.packed:
             return held
         flat = held[""]
@@ -82,7 +82,7 @@ class Layout(NamedTuple):
         }
 
     def pack_argument(self, value: Tensor | Mapping[str, Tensor], default: float, like: Tensor) -> Tensor:
-        """An argument of the update rule: a scalar, or a mapping spread over the packed vector."""
+        """Spreads a mapping over the packed vector, [P], with `default` for what it leaves out; a scalar stays one."""
         if not isinstance(value, Mapping):
             return value
         fixed = torch.full((), default, dtype=like.dtype, device=like.device)
@@ -115,7 +115,12 @@ class Dynamics:
 
     @classmethod
     def of(cls, problem: Problem, hyper: Hyper) -> "Dynamics":
-        """Evaluates w_0 and makes the slots."""
+        """Evaluates w_0 and makes the slots.
+
+        Raises:
+            ValueError: there is no parameter.
+            UsageError: the parameters cannot have the problem's precision.
+        """
         with torch.no_grad():
             named = {name: w.detach() for name, w in problem.initial(hyper).items()}
             if not named:
@@ -128,15 +133,15 @@ class Dynamics:
             return cls(problem, layout, _start(problem, layout, hyper, driven), like, driven)
 
     def watched_by(self, watch: Callable[[Tensor], None] | None) -> "Dynamics":
-        """The same, whose training loss is told to `watch`."""
+        """Returns the same dynamics, with every value of its training loss told to `watch`."""
         return replace(self, watch=watch)
 
     def derivable(self, name: str, function: Callable[..., Any], at: tuple[Any, ...]) -> Callable[..., Any]:
-        """One of init, schedule, update, point and result as a function whose derivative at `at` is right."""
+        """Returns init, schedule, update, point or result as a function whose derivative at `at` is right."""
         return as_operators(function, at) if name in self.as_operators else function
 
     def with_schedule_as_operators(self) -> "Dynamics":
-        """The same, for whoever calls the problem's schedule: itself as operators, where it is to be taken so."""
+        """Returns the same dynamics, with a schedule that is taken as operators if it has to be."""
         schedule = self.problem.schedule
         if schedule is None or "schedule" not in self.as_operators:
             return self
@@ -148,15 +153,15 @@ class Dynamics:
         return replace(self, problem=replace(self.problem, schedule=listed))
 
     def initial(self, hyper: Hyper) -> State:
-        """s_0, differentiable in `hyper`: a slot that starts as a copy of w_0 moves with it."""
+        """Returns s_0, differentiable in `hyper`: a slot that starts as a copy of w_0 moves with it."""
         return _start(self.problem, self.layout, hyper, self.driven)
 
     def hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
-        """lambda_t, cast; differentiable in `hyper`."""
+        """Returns lambda_t, cast to the parameters' device and dtype; it is differentiable in `hyper`."""
         return self.cast(self.plain_hyper_at(hyper, step))
 
     def plain_hyper_at(self, hyper: Hyper, step: int) -> StepHyper:
-        """lambda_t as the schedule gives it, where `hyper` lies.
+        """Returns lambda_t as the schedule gives it, on the device of `hyper`.
 
         Raises:
             ValueError: an argument of the optimizer is neither a scalar nor a mapping, or is not driven at every step.
@@ -181,7 +186,7 @@ class Dynamics:
         return step_hyper
 
     def cast(self, step_hyper: StepHyper) -> StepHyper:
-        """lambda_t on the parameters' device and in their dtype; scalars keep their own.
+        """Moves lambda_t to the parameters' device and casts it to their dtype; scalars keep their own.
 
         A float64 scalar does not promote float32 parameters, and `1 - beta2` does not survive float32.
         """
@@ -195,7 +200,7 @@ class Dynamics:
         return entry.to(device, entry.dtype if keeps else self.like.dtype, non_blocking=device.type != "cpu")
 
     def arguments(self, step_hyper: StepHyper) -> StepHyper:
-        """What of lambda_t drives the optimizer, held like the state."""
+        """Returns the entries of lambda_t that drive the optimizer, held like the state."""
         if not self.layout.packed:
             return {name: step_hyper[name] for name in self.driven}
         defaults = self.problem.optimizer
@@ -205,7 +210,7 @@ class Dynamics:
         }
 
     def point(self, state: State, step_hyper: StepHyper, step: int) -> Params:
-        """P(s_t), held like the state."""
+        """Returns P(s_t), where the gradient is taken, held like the state."""
         return self.problem.optimizer.gradient_at(state.params, state.slots, self.arguments(step_hyper), step)
 
     @property
@@ -214,7 +219,14 @@ class Dynamics:
         return type(self.problem.optimizer).gradient_at is InnerOptimizer.gradient_at
 
     def update(self, state: State, grads: Params, step_hyper: StepHyper, step: int) -> State:
-        """s_{t+1}; `grads` held like the state."""
+        """Returns s_{t+1}, in the dtypes of s_t.
+
+        Args:
+            state: s_t.
+            grads: g_t, held like the state.
+            step_hyper: lambda_t.
+            step: t.
+        """
         params, slots = self.problem.optimizer.update(
             state.params, state.slots, grads, self.arguments(step_hyper), step
         )
@@ -223,11 +235,11 @@ class Dynamics:
         return kept
 
     def loss_at(self, step: int) -> Loss:
-        """L(w, lambda_t) on the batch of that step, in the problem's precision; a sum where the batch is chunked."""
+        """Returns L(w, lambda_t) on the batch of that step, in the problem's precision; a sum if it is chunked."""
         return self.loss_on(self.problem.batch(step))
 
     def loss_on(self, batch: Batch) -> Loss:
-        """The same on a batch."""
+        """Returns L(w, lambda_t) on a given batch, in the problem's precision; a sum if it is chunked."""
         if isinstance(batch, Chunked):
             return LossInParts(lambda: self._losses(batch), batch.ranks)
         return self._loss(batch)
@@ -250,12 +262,23 @@ class Dynamics:
         return in_bf16(loss, self.like.device) if self.problem.precision == "bf16" else loss
 
     def result(self, state: State) -> Params:
-        """R(s_T), held like the state."""
+        """Returns R(s_T), held like the state."""
         return self.problem.optimizer.result(state.params, state.slots)
 
 
 def train_step(dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper) -> tuple[State, Tensor]:
-    """s_t -> s_{t+1}, and L."""
+    """Takes one training step.
+
+    Args:
+        dynamics: of the run.
+        batch: that of step t.
+        t: the step.
+        state: s_t.
+        step_hyper: lambda_t.
+
+    Returns:
+        s_{t+1}, and L [].
+    """
     point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
     value, g = gradient(dynamics.loss_on(batch), point, step_hyper)
     return dynamics.update(state, dynamics.layout.pack(g), step_hyper, t), value
@@ -266,7 +289,7 @@ def _as_tensors(step_hyper: Mapping[str, Any]) -> StepHyper:
 
 
 def _tensors(name: str, value: Any) -> Tensor | dict[str, Tensor]:
-    """An entry of lambda_t: numbers as float64 tensors, tensors as they are."""
+    """Returns an entry of lambda_t with numbers as float64 tensors, and tensors as they are."""
     if isinstance(value, Mapping):
         return {key: _tensor(f"{name}[{key!r}]", entry) for key, entry in value.items()}
     return _tensor(name, value)

@@ -47,7 +47,7 @@ class Leaving(TorchFunctionMode):
         self._graph = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The function, counted where it is one of those, or no graph is made of it."""
+        """Calls the function, and counts it where it is one of `LEAVING`, or no graph is made of it."""
         if func in LEAVING:
             self.counts[LEAVING[func]] += 1
             if func is torch._C._set_grad_enabled:
@@ -66,7 +66,7 @@ class Leaving(TorchFunctionMode):
 
 
 def nodes_of(value: Tensor) -> list[Any]:
-    """Every node of the graph of `value`, once."""
+    """Returns every node of the graph of `value`, once."""
     seen: dict[Any, None] = {}
     stack = [value.grad_fn]
     while stack:
@@ -79,7 +79,7 @@ def nodes_of(value: Tensor) -> list[Any]:
 
 
 def kind_of(value: Tensor) -> Kind:
-    """The operators of a loss, each with those that it reads and how often, and what left the graph; else nothing."""
+    """Counts the operators of a loss, each with those that it reads, and the calls that left the graph."""
     counts: Counter[Any] = Counter()
     for node in nodes_of(value):
         counts.update((type(node), None if after is None else type(after)) for after, _ in node.next_functions)
@@ -96,7 +96,7 @@ def own_functions(kind: Kind) -> str:
 
 
 def constructs_of(value: Tensor, is_exact: bool) -> str:
-    """What a refusal names of the graph of `value`: own Functions, and in a run in float64 what has fewer digits."""
+    """Names the user's Functions in the graph of `value`, and in a run in float64 the formats of fewer digits."""
     return own_functions(kind_of(value)) + (_coarse_formats(value) if is_exact else "")
 
 
@@ -107,19 +107,19 @@ def _coarse_formats(value: Tensor) -> str:
 
 
 def has_hook(kind: Kind) -> bool:
-    """Whether a hook may be on the way."""
+    """Returns whether a hook may be on the way."""
     return any(name in HOOKS for (name, _), _ in kind)
 
 
 def may_be_cut(kind: Kind) -> bool:
-    """Whether a hook, a Function of a user's own or a tensor's `data` may be on the way."""
+    """Returns whether a hook, a Function of a user's own or a tensor's `data` may be on the way."""
     if has_hook(kind) or any(name in ("data", "__dlpack__") for (name, _), _ in kind):
         return True
     return any(isinstance(node, type) and issubclass(node, BackwardCFunction) for (node, _), _ in kind)
 
 
 def code_of(function: Any, depth: int = 3) -> Any:
-    """What tells one user's function from another: its code, and that of the functions that it closes over."""
+    """Returns what tells one user's function from another: its code, and that of the functions it closes over."""
     while issubclass(type(function), partial):  # by the type: a proxy of what is gone answers nothing
         function = function.func
     inner = function.__func__ if type(function) is MethodType else function

@@ -39,7 +39,7 @@ OF_HOST = ("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 
 
 def refusal(precision: Precision | None, device: torch.device) -> str | None:
-    """Why products on `device` cannot have this precision; None if they can."""
+    """Says why products on `device` cannot have this precision; None if they can."""
     if precision != "tf32":
         return None
     if device.type != "cuda":
@@ -52,7 +52,7 @@ def refusal(precision: Precision | None, device: torch.device) -> str | None:
 
 
 def check(precision: Precision | None, params: Iterable[Tensor]) -> None:
-    """Refuses what these parameters cannot have.
+    """Refuses a precision that these parameters cannot have.
 
     Raises:
         UsageError: they are not all float32, or their device has no such format.
@@ -71,7 +71,7 @@ def check(precision: Precision | None, params: Iterable[Tensor]) -> None:
 
 @contextmanager
 def products_in(precision: Precision | None) -> Iterator[None]:
-    """Float32 products are float32 inside, or tf32; on a GPU torch's own default for convolutions is tf32."""
+    """Inside, float32 products are taken in float32, or in tf32 if that is `precision`, whatever torch's default."""
     before = _settings()
     lowered = precision == "tf32"
     each = dict.fromkeys(OF_GPU, "tf32" if lowered else "ieee") | dict.fromkeys(OF_HOST, "ieee")
@@ -127,7 +127,7 @@ def _operators(name: str) -> Any:
 
 
 def in_bf16(loss: Loss, device: torch.device) -> Loss:
-    """The same loss with its matrix products and convolutions in bf16."""
+    """Returns the same loss with its matrix products and convolutions in bf16."""
 
     def lowered(params: Params, hyper: StepHyper) -> Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False), _BackToFloat32():
@@ -137,7 +137,7 @@ def in_bf16(loss: Loss, device: torch.device) -> Loss:
 
 
 class _BackToFloat32(TorchFunctionMode):
-    """What an operator gives in bf16 goes on in float32."""
+    """Casts to float32 what an operator returns in bf16."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

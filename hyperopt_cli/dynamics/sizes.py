@@ -9,7 +9,7 @@ from hyperopt_cli.problem import Hyper
 
 
 def size_of(dynamics: Dynamics, hyper: Hyper) -> Any:
-    """Horizon, optimizer, precision, and the shapes, dtypes and devices of lambda and the state."""
+    """Returns the horizon, optimizer and precision, and the shapes, dtypes and devices of lambda and the state."""
     shapes = tree_map(lambda x: (x.shape, x.dtype, x.device), (hyper, dynamics.start))
     problem = dynamics.problem
     return problem.steps, repr(problem.optimizer), problem.precision, repr(shapes)

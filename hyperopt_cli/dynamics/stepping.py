@@ -35,15 +35,15 @@ class StepAt:
         return self._dynamics.problem.ranks
 
     def __call__(self, t: int, *trees: Any) -> Any:
-        """The step."""
+        """Takes the step, compiled or as torch runs it."""
         return self.compiled(t, *trees) if self.is_compiled else self.eager(t, *trees)
 
     def eager(self, t: int, *trees: Any) -> Any:
-        """As torch runs it."""
+        """Takes the step as torch runs it, operator by operator."""
         return self._function(self._dynamics, self._dynamics.problem.batch(t), t, *trees)
 
     def compiled(self, t: int, *trees: Any) -> Any:
-        """Compiled at the first call for these shapes.
+        """Takes the step compiled, which happens at the first call for these shapes.
 
         Raises:
             UsageError: it cannot be compiled, with the reason.
@@ -52,7 +52,7 @@ class StepAt:
         return self._own()(*self._batches(t), self._tensor(t), *trees)
 
     def num_operators(self, t: int, *trees: Any) -> int:
-        """What compiling has to do with."""
+        """Counts the operators of the step, which decide how long compiling takes."""
         return self._own().num_operators(self._batches(t)[0], self._tensor(t), *trees)
 
     def _own(self) -> WholeStep:
@@ -60,7 +60,7 @@ class StepAt:
         return self._whole.of(lambda *given: function(dynamics, *given), dynamics.problem)
 
     def _batches(self, t: int) -> tuple[Any, Iterator[Any]]:
-        """That of step t, and those of steps around it, made when they are asked for."""
+        """Returns the batch of step t, and an iterator over those of the steps around it."""
         problem = self._dynamics.problem
         others = (problem.batch(at) for at in (t + 1, t - 1, t + 2, t - 2) if 0 <= at < problem.steps)
         return _whole_batch(problem.batch(t)), others
@@ -75,16 +75,19 @@ class PartitionedStepAt(StepAt):
     _whole: PartitionedStep
 
     def forward(self, t: int, cotangent: Any, *trees: Any) -> tuple[Any, Saved]:
-        """The outputs, compiled, and what is saved for backward; `cotangent` is like the one that it will take."""
+        """Runs forward, compiled: returns the outputs and what is saved for backward.
+
+        `cotangent` is like the one that `backward` will take.
+        """
         self._own()
         return self._whole.forward(*self._batches(t), cotangent, self._tensor(t), *trees)
 
     def backward(self, saved: Saved, cotangent: Any) -> Any:
-        """The results of backward."""
+        """Returns the results that depend on the cotangent, from what `forward` has saved."""
         return self._whole.backward(saved, cotangent)
 
     def compiled(self, t: int, *trees: Any) -> Any:
-        """Forward, and backward at once."""
+        """Runs forward and then backward, both compiled; the last of `trees` is the cotangent."""
         outputs, saved = self.forward(t, trees[-1], *trees[:-1])
         return outputs, self.backward(saved, trees[-1])
 

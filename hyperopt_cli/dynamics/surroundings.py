@@ -13,9 +13,9 @@ from hyperopt_cli.problem import Precision
 
 @contextmanager
 def surroundings(precision: Precision | None = None) -> Iterator[None]:
-    """Attention by matrix products (the fused kernels have no second derivative), these products in `precision`.
+    """Inside, attention is taken by matrix products, and these in `precision`; no graph is made by default.
 
-    And torch's own warning unheard.
+    The fused kernels of attention have no second derivative. A deprecation warning of torch's own is not shown.
     """
     with sdpa_kernel(SDPBackend.MATH), products_in(precision), torch.no_grad(), warnings.catch_warnings():
         # vmap(jvp(grad)) loads decompositions that torch itself still scripts.

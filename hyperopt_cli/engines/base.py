@@ -31,10 +31,10 @@ class Engine(Protocol):
     def __call__(
         self, loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, /
     ) -> Tangents:
-        """L, g = dL/dw, and for each column k the tangents dL_k and g'_k = H w'_k + d2L/dw dlambda lambda'_k.
+        """Returns L, g = dL/dw, and for each column k the tangents dL_k and g'_k = H w'_k + d2L/dw dlambda lambda'_k.
 
         Args:
-            loss: (w, lambda_t) -> L, [].
+            loss: `(w, lambda_t) -> L`, [].
             params: w, named, of any shapes.
             hyper: lambda_t, a mapping of tensors, or of mappings of tensors.
             w_dot: w', named, [K, *shape].
@@ -61,7 +61,7 @@ class Engine(Protocol):
 
 
 def chunk_by_chunk(function: Engine) -> Engine:
-    """The engine over a loss that is a sum over chunks too: it sees one after the other, and nothing of the sum."""
+    """Extends an engine to a sum over chunks: it is called for one chunk after the other."""
 
     @wraps(function)
     def engine(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:

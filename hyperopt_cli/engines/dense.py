@@ -19,7 +19,14 @@ MAX_PARAMETERS = 2000
 
 
 def dense(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-    """K columns by the whole Jacobian of the gradient.
+    """Takes the tangents of K columns by the whole Jacobian of the gradient, [P, P + Q].
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
 
     Raises:
         UsageError: the model has more than `MAX_PARAMETERS` parameters.

@@ -19,7 +19,15 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 
 
 def folded(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-    """K columns, every operator of the gradient once for all of them."""
+    """Takes the tangents of K columns with every operator of the gradient called once for all of them.
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
+    """
     columns = next(iter(w_dot.values())).shape[0]
     with torch.enable_grad():
         w: Params = {name: Dual(p, w_dot[name]).requires_grad_() for name, p in params.items()}

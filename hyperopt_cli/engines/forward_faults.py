@@ -27,7 +27,7 @@ FORWARD_FAULTS: dict[str, str] = {
 
 
 def forward_fault(node: Any) -> str | None:
-    """The thread that says what is wrong with the tangents that torch takes of an operator.
+    """Returns the thread that says what is wrong with the tangents that torch takes of an operator.
 
     Args:
         node: of autograd's graph of the loss, left there by the operator.
@@ -42,7 +42,7 @@ def forward_fault(node: Any) -> str | None:
 
 
 def double_backward_fault(node: Any) -> str | None:
-    """What is wrong with torch's second derivative in reverse of an operator, in words; None where nothing is known.
+    """Says what is wrong with torch's second derivative in reverse of an operator; None: nothing is known.
 
     Args:
         node: of autograd's graph of the loss, left there by the operator.

@@ -30,21 +30,37 @@ FORMATS = (torch.channels_last, torch.channels_last_3d)
 
 
 def forward_over_reverse(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-    """K columns by `vmap(jvp(grad))`; one column is a plain jvp."""
+    """Takes the tangents of K columns by `vmap(jvp(grad))`; one column is a plain jvp.
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
+    """
     return _pushed(loss, params, hyper, w_dot, hyper_dot, next(iter(w_dot.values())).shape[0])
 
 
 def forward_over_reverse_loop(
     loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper
 ) -> Tangents:
-    """K columns by K times `jvp(grad)`."""
+    """Takes the tangents of K columns by K times `jvp(grad)`.
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
+    """
     return _pushed(loss, params, hyper, w_dot, hyper_dot, 1)
 
 
 def _pushed(
     loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, at_once: int
 ) -> Tangents:
-    """`at_once` columns by one pass."""
+    """Takes the tangents of `at_once` columns by each pass."""
     num_columns = next(iter(w_dot.values())).shape[0]
     gradient_and_loss, dots = grad_and_value(loss), []
     for k in range(0, num_columns, at_once):

@@ -23,19 +23,35 @@ from hyperopt_cli.program import differentiable, recorded
 
 
 def program(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-    """K columns by `vmap(jvp)` of the list; one column is a plain jvp."""
+    """Takes the tangents of K columns by `vmap(jvp)` of the gradient's list of operators; one column is a plain jvp.
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
+    """
     return _pushed(loss, params, hyper, w_dot, hyper_dot, next(iter(w_dot.values())).shape[0])
 
 
 def program_loop(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-    """K columns by K times `jvp` of the list."""
+    """Takes the tangents of K columns by K times `jvp` of the gradient's list of operators.
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
+    """
     return _pushed(loss, params, hyper, w_dot, hyper_dot, 1)
 
 
 def _pushed(
     loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, at_once: int
 ) -> Tangents:
-    """`at_once` columns by one pass over the list."""
+    """Takes the tangents of `at_once` columns by each pass over the list."""
     names, (entries, spec) = list(params), tree_flatten(hyper)
     inputs = [x.detach().requires_grad_() for x in (*params.values(), *entries)]
 

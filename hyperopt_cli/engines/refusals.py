@@ -66,7 +66,7 @@ def refusing(name: str) -> Iterator[None]:
 
 
 def strict(name: str, function: Engine) -> Engine:
-    """The engine, refusing; `__wrapped__` is the function itself, for whoever compiles it."""
+    """Wraps an engine in `refusing`; `__wrapped__` is the function itself, for whoever compiles it."""
 
     @wraps(function)
     def engine(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:

@@ -20,7 +20,15 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 
 
 def reverse_over_forward(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-    """K columns by `vmap(grad(jvp))`."""
+    """Takes the tangents of K columns by `vmap(grad(jvp))`, which is silently wrong for some layers.
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
+    """
     value, g = gradient(loss, params, hyper)
 
     def tangent(w: Params, dot: Params, entry_dot: StepHyper) -> Tensor:

@@ -20,7 +20,15 @@ from hyperopt_cli.optimizers.base import Params, StepHyper
 
 
 def reverse_over_reverse(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-    """K columns by batched double backwards through one graph of the gradient."""
+    """Takes the tangents of K columns by batched double backwards through one graph of the gradient.
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
+    """
     value, g, primals, inputs = differentiable_gradient(loss, params, hyper)
     dots = [*w_dot.values(), *tree_flatten(hyper_dot)[0]]
     num_columns = dots[0].shape[0]
@@ -32,7 +40,15 @@ def reverse_over_reverse(loss: Loss, params: Params, hyper: StepHyper, w_dot: Pa
 def reverse_over_reverse_loop(
     loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper
 ) -> Tangents:
-    """K columns by K double backwards through one graph of the gradient."""
+    """Takes the tangents of K columns by K double backwards through one graph of the gradient.
+
+    Args:
+        loss: L, `(w, lambda_t) -> []`.
+        params: w, named.
+        hyper: lambda_t.
+        w_dot: w', named, `[K, *shape]`.
+        hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
+    """
     value, g, primals, inputs = differentiable_gradient(loss, params, hyper)
     names, num_columns = list(params), next(iter(w_dot.values())).shape[0]
     dots = [*w_dot.values(), *tree_flatten(hyper_dot)[0]]
@@ -47,7 +63,7 @@ def reverse_over_reverse_loop(
 
 
 def _pulled(g: list[Tensor], inputs: list[Tensor], dots: list[Tensor]) -> list[Tensor]:
-    """The columns `dots` through the graph of g, [K, *shape] for each input."""
+    """Pulls the columns `dots` back through the graph of g, `[K, *shape]` for each input."""
     num_columns = dots[0].shape[0]
     connected = [i for i, d in enumerate(g) if d.requires_grad]
     if not connected:  # a loss that is linear in w
@@ -63,5 +79,5 @@ def _pulled(g: list[Tensor], inputs: list[Tensor], dots: list[Tensor]) -> list[T
 
 
 def _along(d: Tensor, x: Tensor) -> Tensor:
-    """<d, x_k> for every column, [K]."""
+    """Returns <d, x_k> for every column, [K]."""
     return x.reshape(x.shape[0], -1) @ d.flatten().to(x)

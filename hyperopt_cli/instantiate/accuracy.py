@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 class Counts(NamedTuple):
-    """Targets that were met, and targets in all; those that are ignored are none."""
+    """How many targets were met, and how many there are; ignored targets count in neither."""
 
     right: int
     num: int
 
 
 def has_classes(outputs: Tensor, targets: Tensor, class_dim: int) -> bool:
-    """Whether outputs hold a number for each class of each target: [B, C, ...] and [B, ...], for `class_dim` 1."""
+    """Returns whether outputs [B, C, ...] hold a number for each class of targets [B, ...], with C in `class_dim`."""
     shape = list(outputs.shape)
     return (
         not targets.is_floating_point()
@@ -25,13 +25,13 @@ def has_classes(outputs: Tensor, targets: Tensor, class_dim: int) -> bool:
 
 
 def accuracy(outputs: Tensor, targets: Tensor, class_dim: int = 1, ignore_index: int | None = None) -> Counts | None:
-    """How many targets are met; None where outputs are no numbers of classes.
+    """Returns how many targets are met; None where outputs do not hold a number for each class.
 
     Args:
         outputs: [B, C, ...], or [B, ..., C] with `class_dim` -1.
         targets: classes, [B, ...].
         class_dim: the dimension of the classes.
-        ignore_index: targets of this number are no classes.
+        ignore_index: targets of this number are ignored.
 
     >>> import torch
     >>> accuracy(torch.tensor([[2.0, 0.0], [3.0, 1.0]]), torch.tensor([0, 1]))

@@ -10,16 +10,16 @@ from torch.utils._pytree import tree_leaves
 
 
 def broadcast(loss: Callable[[], Tensor], outputs: Tensor, targets: Tensor) -> str:
-    """How a loss broadcasts its outputs against its targets; empty if it doesn't.
+    """Returns in words how a loss broadcasts its outputs against its targets; empty if it doesn't.
 
     Looked for is an operator that takes something made of the outputs alone, something made of the targets alone, of as
     many elements, and has a result of more. Torch's own losses warn where they do so. Outputs and targets of one shape,
     or of another number of elements, are not asked.
 
     Args:
-        loss: takes these outputs and targets.
-        outputs: [B, ...].
-        targets: [B, ...].
+        loss: computes the loss of these outputs and targets.
+        outputs: the model's outputs, [B, ...].
+        targets: the targets, [B, ...].
     """
     if outputs.numel() != targets.numel() or outputs.shape == targets.shape:
         return ""  # logits of classes, or a pair already
@@ -31,7 +31,7 @@ def broadcast(loss: Callable[[], Tensor], outputs: Tensor, targets: Tensor) -> s
 
 
 class _Watch(TorchDispatchMode):
-    """Follows what is made of outputs and of targets, memory by memory."""
+    """Follows which tensors are made of the outputs and which of the targets, by the memory that they lie in."""
 
     def __init__(self, outputs: Tensor, targets: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, type[InnerOptimizer]] = {
 
 
 class Parts(NamedTuple):
-    """What can be made without data."""
+    """The parts of an experiment that can be made without data."""
 
     optimizer: InnerOptimizer
     loss: Loss
@@ -46,7 +46,7 @@ class Parts(NamedTuple):
 
 
 def check(recipe: Recipe, allow_import: Sequence[str] = (), may_open: bool = False) -> None:
-    """Everything that can be wrong with a recipe's hyperparameters, optimizer and mode, without opening its data set.
+    """Checks a recipe's hyperparameters, optimizer, loss, model and mode without opening its data set.
 
     Args:
         recipe: validated by `recipe.load`.
@@ -54,17 +54,17 @@ def check(recipe: Recipe, allow_import: Sequence[str] = (), may_open: bool = Fal
         may_open: whether a data set of the user's own may be called after all, where the model needs to know of it.
 
     Raises:
-        RecipeError: all of it, with positions.
+        RecipeError: something is wrong; it lists everything, with positions.
     """
     if issues := _found(recipe, allow_import, may_open):
         raise recipe.located(RecipeError(issues))
 
 
 def check_rest(rest: Rest, found: RecipeError, allow_import: Sequence[str] = ()) -> None:
-    """Finds the mistakes in what is left of a recipe without those that were found.
+    """Finds further mistakes in a recipe, in what is left without those that were found.
 
     Raises:
-        RecipeError: the old ones and the new ones, unless there are no new ones.
+        RecipeError: there are new mistakes; it lists them with the old ones.
     """
     told = {issue.path for issue in found.issues}
     issues = _found(rest.recipe, allow_import, False, rest)
@@ -83,7 +83,7 @@ def _found(recipe: Recipe, allow: Sequence[str], may_open: bool, rest: Rest | No
 
 
 def _guessed(names: Names, rest: Rest) -> Names:
-    """What a hyperparameter may be called where optimizer or loss are not known: whatever ships may call it."""
+    """Returns what a hyperparameter may be called if optimizer or loss are unknown: any name that shipped ones take."""
     optimizer = names.optimizer
     if "optimizer" in rest.bare | rest.own:
         optimizer = tuple(dict.fromkeys(name for kind in OPTIMIZERS.values() for name in kind().argument_names()))
@@ -145,10 +145,10 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
 
 
 def check_dividing(experiment: Experiment, recipe: Recipe) -> None:
-    """Whether ranks may divide its columns or batches; all of them ask at the same time.
+    """Checks that ranks may divide the run's columns or batches; all ranks call this at the same time.
 
     Raises:
-        UsageError: they may not.
+        UsageError: they may not; a RecipeError, which is one, has the position.
     """
     if isinstance(experiment.mode, Forward):
         num = sum(knob.initial.numel() for knob in experiment.space.tuned().values())
@@ -158,7 +158,7 @@ def check_dividing(experiment: Experiment, recipe: Recipe) -> None:
 
 
 def make_mode(recipe: Recipe) -> Mode:
-    """The mode that the recipe names.
+    """Makes the mode that the recipe names.
 
     Raises:
         ValueError: its arguments do not fit.
@@ -167,10 +167,10 @@ def make_mode(recipe: Recipe) -> Mode:
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device of that name; `auto` is the GPU where there is one, and of several processes each takes another.
+    """Returns the device of that name; `auto` is the GPU where there is one, and each process takes another.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is not there, or torch cannot use it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,7 +191,7 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def _lowered(recipe: Recipe, device: torch.device) -> Precision | None:
-    """The precision of the inner gradient's products, if it is lower than that of the parameters.
+    """Returns the precision of the inner gradient's products, if it is lower than that of the parameters.
 
     Raises:
         RecipeError: the device does not have it.

@@ -38,7 +38,7 @@ class Cut(NamedTuple):
     """One way in which a run cuts a loss.
 
     Attributes:
-        key: of the recipe, that asks for it.
+        key: the recipe's key that asks for it.
         remedy: what to do where it can't be.
         source: where the examples come from.
         examples: the indices of those that are cut.
@@ -61,10 +61,10 @@ class Cut(NamedTuple):
 
 
 def cut_wrongly(experiment: Experiment, driven: Mapping[str, Tensor]) -> Issue | None:
-    """What is wrong with the cuts of a run; None if there are none, or their pieces add up.
+    """Returns what is wrong with the cuts of a run; None if there are none, or their pieces add up.
 
     Args:
-        experiment: with data.
+        experiment: the run, with its data.
         driven: the arguments of the training loss that are tuned, at their starts.
     """
     model = None
@@ -98,7 +98,7 @@ def _cuts(experiment: Experiment, driven: Mapping[str, Tensor]) -> Iterator[Cut]
 
 
 def _difference(experiment: Experiment, model: nn.Module, cut: Cut) -> str | None:
-    """In words, how far pieces are from the whole; None if they agree."""
+    """Returns in words how far the pieces are from the whole; None if they agree."""
     index = _tried(cut, generator(experiment.seed, "cut"))
     batch = cut.prepare(cut.source.read(index), 0)
     # pieces of unlike targets: the more of one class is in one of them, the farther is a loss that weighs classes
@@ -118,7 +118,7 @@ def _difference(experiment: Experiment, model: nn.Module, cut: Cut) -> str | Non
 
 
 def _tried(cut: Cut, rng: torch.Generator) -> Tensor:
-    """Examples that are drawn, one of each class, the extremes: what is rare may be all that is weighed or ignored."""
+    """Returns the examples to try: some at random, and one of each class or the extremes, which may weigh most."""
     drawn = cut.examples[torch.randperm(len(cut.examples), generator=rng)]
     chosen = drawn[:NUM_TRIED].tolist()
     if cut.targets is not None and is_integral(cut.targets):
@@ -132,7 +132,7 @@ def _tried(cut: Cut, rng: torch.Generator) -> Tensor:
 
 
 def _mixing(at_once: Callable[[int], Tensor], in_pieces: Tensor) -> str | None:
-    """Whether the model's outputs of an example depend on the others beside it, by more than rounding."""
+    """Returns in words whether a model's outputs of an example depend on the others beside it; None if they don't."""
     whole = at_once(0)
     if whole.shape != in_pieces.shape:
         return None
@@ -143,7 +143,7 @@ def _mixing(at_once: Callable[[int], Tensor], in_pieces: Tensor) -> str | None:
 
 
 def _adding_up(experiment: Experiment, outputs: Tensor, targets: Tensor, index: Tensor, cut: Cut) -> str | None:
-    """Whether value and gradient of the loss are those of its pieces; in float64 where the loss takes it."""
+    """Returns in words how value or gradient of the loss differ from those of its pieces; None if they don't."""
     exact = replace(experiment, loss=experiment.loss.to(experiment.device, torch.float64))
     doubled = targets.double() if targets.is_floating_point() else targets
     found, said = attempted(lambda: _both(exact, outputs.double(), doubled, index, cut))
@@ -166,7 +166,7 @@ def _adding_up(experiment: Experiment, outputs: Tensor, targets: Tensor, index: 
 def _both(
     experiment: Experiment, outputs: Tensor, targets: Tensor, index: Tensor, cut: Cut
 ) -> tuple[tuple[Tensor, Tensor], list[list[Tensor]], torch.dtype]:
-    """Value and gradient of the whole, and the terms of each; what is lost to rounding is that of the loss's dtype."""
+    """Returns value and gradient of the whole, the terms of each from the pieces, and the dtype that they round in."""
 
     def taken(rows: Tensor) -> tuple[Tensor, Tensor]:
         x = outputs.detach().requires_grad_()
@@ -187,7 +187,7 @@ def _norm(x: Tensor) -> float:
 
 
 def _alone(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode, with batch normalisation by fixed statistics: 0 and 1."""
+    """Returns the model in evaluation mode, whose batch normalisation takes mean 0 and variance 1."""
     model = copy.deepcopy(model).eval()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -29,7 +29,7 @@ NUM_DIGESTED = 64
 
 
 class TestFigures(NamedTuple):
-    """On the test split: mean loss, and accuracy where there are classes."""
+    """The mean loss on the test split, and the accuracy where there are classes."""
 
     loss: float
     accuracy: float | None
@@ -50,8 +50,8 @@ class Experiment:
         loss_names: its arguments that lambda_t may drive.
         make_model: seed -> model, on the device.
         device: where everything runs.
-        seed: of the recipe.
-        precision: of the inner gradient's matrix products, where it is lower than the parameters'.
+        seed: the recipe's seed.
+        precision: the precision of the inner gradient's matrix products; None where it is that of the parameters.
         ranks: the processes that share the work.
         class_dim: the dimension of the outputs that holds the classes, as the model says.
     """
@@ -72,7 +72,7 @@ class Experiment:
     class_dim: int = 1
 
     def problem(self, seed: int) -> Problem:
-        """The training run of one seed: its initial weights, its batches, its dropout.
+        """Returns the training run of one seed, which decides its initial weights, its batches and its dropout.
 
         The outer loss sees the model in evaluation mode, with the batch statistics of each fixed chunk.
         """
@@ -125,13 +125,13 @@ class Experiment:
         return self.loss_of(outputs, batch.targets, **driven)
 
     def loss_of(self, outputs: Tensor, targets: Tensor | None, **driven: Any) -> Tensor:
-        """The loss of a model's outputs; one of classes has them in dim 1, wherever the model has them."""
+        """Returns the loss of a model's outputs, whose classes are moved to dim 1 if the loss has classes."""
         if self.class_dim != 1 and self.loss.of_classes:
             outputs = outputs.movedim(self.class_dim, 1)
         return self.loss(outputs, targets, **driven)
 
     def _init(self, start: Params) -> Callable[[Hyper], Params] | Params:
-        """w_0: every weight of two or more dimensions times `init_scale`, where the recipe has one."""
+        """Returns w_0; `init_scale`, if the recipe has it, multiplies every weight of two or more dimensions."""
         scale = next((hp for hp in self.space.hyperparameters if hp.name == "init_scale"), None)
         if scale is None:
             return start
@@ -146,7 +146,7 @@ class Experiment:
         return init
 
     def data_digest(self) -> str | None:
-        """Of the first examples of the training and validation splits, as they are stored; None without data."""
+        """Returns a SHA-256 digest of the first examples of training and validation, as stored; None without data."""
         if self.data is None:
             return None
         digest, steps, validation = hashlib.sha256(), self.data.steps, self.data.validation
@@ -156,11 +156,11 @@ class Experiment:
         return digest.hexdigest()
 
     def test(self, params: Params, outer_step: int) -> TestFigures | None:
-        """Figures on the test split, None without one; running statistics are estimated on training data first.
+        """Returns the figures on the test split, with running statistics from training data; None without one.
 
         Args:
             params: w_T of the first replica.
-            outer_step: whose; it says which seed made the rest of the model (buffers, frozen parameters).
+            outer_step: the outer step of `params`, whose seed made the rest of the model (buffers, frozen parameters).
         """
         if self.data is None or self.data.test is None:
             return None
@@ -177,26 +177,26 @@ class Experiment:
         return TestFigures(loss, right / num if num else None)
 
     def counts(self, outputs: Tensor, targets: Tensor) -> Counts | None:
-        """How many targets a model's outputs meet; None where there are no classes."""
+        """Returns how many targets a model's outputs meet; None where there are no classes."""
         if self.data is None or self.data.num_classes is None:
             return None
         return accuracy(outputs, targets, self.class_dim, self.loss.ignore_index)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training moves: those that are not frozen."""
+    """Returns the parameters that training moves, which are those that are not frozen."""
     return {name: w for name, w in model.named_parameters() if w.requires_grad}
 
 
 def penalty(params: Params, l2: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """`sum l2 |w|^2 / 2`, whose gradient is `l2 w`; l2 [] or one for each parameter."""
+    """Returns `sum l2 |w|^2 / 2`, whose gradient is `l2 w`; l2 is [], or one such number for each parameter."""
     terms = [(l2[name] if isinstance(l2, Mapping) else l2) * w.square().sum() / 2 for name, w in params.items()]
     return torch.stack(terms).sum()
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws inside are a function of `seed`; those outside are not disturbed.
+    """A context in which random draws are a function of `seed`; those outside of it are not disturbed.
 
     The generators are seeded one by one: `torch.manual_seed` goes to every device there might be, which takes longer
     than a step of a small network.

@@ -23,7 +23,7 @@ from hyperopt_cli.recipe.schema import Recipe
 
 
 class Facts(NamedTuple):
-    """What the builder fills in.
+    """What the builder fills in of a data set where a model takes it.
 
     Attributes:
         input_shape: of one example; None where it is not known.
@@ -46,12 +46,12 @@ _ANY = Facts((3, 32, 32), 10)
 
 
 def filled(function: Callable[..., Any], facts: Facts, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a model: those of the recipe, and what it takes of the data set's facts.
+    """Returns the arguments of a model: those of the recipe, and what it takes of the data set's facts.
 
     Args:
         function: the model's callable.
-        facts: of the data set.
-        given: the recipe's, which win.
+        facts: what is known of the data set.
+        given: the recipe's arguments, which win.
     """
     accepted = {*inspect.signature(function).parameters}
     if function.__module__.startswith("torchvision.models"):
@@ -61,7 +61,7 @@ def filled(function: Callable[..., Any], facts: Facts, given: dict[str, Any]) ->
 
 
 def lacking(function: Callable[..., Any], facts: Facts, arguments: dict[str, Any]) -> list[Issue]:
-    """What the model can't be called without, and has from neither the recipe nor the data set."""
+    """Returns an issue for each argument that the model needs and nobody gives, or is given and does not take."""
     issues = []
     for found in bind(function, arguments):
         is_number = "num_classes" in found.message.split() and facts.num_classes is None
@@ -71,10 +71,10 @@ def lacking(function: Callable[..., Any], facts: Facts, arguments: dict[str, Any
 
 
 def foreseen(recipe: Recipe, allow: Sequence[str], may_open: bool) -> tuple[nn.Module | None, list[Issue]]:
-    """The model without values (on torch's meta device) where groups name its parameters, and what it lacks.
+    """Returns the model on torch's meta device, without values, if groups need its parameters, and what it lacks.
 
     Args:
-        recipe: whose.
+        recipe: the recipe of the model.
         allow: patterns of modules that may be called.
         may_open: whether a data set of the user's own may be called where the answer hangs on it.
     """
@@ -98,7 +98,7 @@ def foreseen(recipe: Recipe, allow: Sequence[str], may_open: bool) -> tuple[nn.M
 
 
 def _facts(recipe: Recipe, allow: Sequence[str], may_open: bool) -> Facts | None:
-    """None where they can't be known here."""
+    """Returns the facts of the data set, which is opened only if it may be; None where they stay unknown."""
     if recipe.dataset is None:
         return Facts()
     name = recipe.dataset.call.removeprefix("hyperopt_cli.data.")
@@ -115,7 +115,7 @@ def _facts(recipe: Recipe, allow: Sequence[str], may_open: bool) -> Facts | None
 
 
 def _without_values(function: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module | None:
-    """None where it can't be made so; weights are not loaded for the sake of names."""
+    """Returns the model on the meta device; None where it would load weights, or can't be made there."""
     if arguments.get("weights") is not None or arguments.get("pretrained"):
         return None
     try:

@@ -24,7 +24,7 @@ class Names(NamedTuple):
     """What a hyperparameter may be called: arguments of the optimizer and of the loss, `l2`, `init_scale`.
 
     Attributes:
-        optimizer: its arguments.
+        optimizer: the arguments of the optimizer.
         loss: the arguments of the loss that take a tensor.
         numbers: those that take a number alone, which is not differentiated in.
         loss_name: how the recipe calls the loss.
@@ -38,25 +38,25 @@ class Names(NamedTuple):
     loss_name: str = "the loss"
 
     def known(self) -> list[str]:
-        """All of them."""
+        """Returns all names that are known to be right."""
         return [*self.optimizer, *sorted(self.loss), "l2", "init_scale"]
 
     def grouped(self, name: str) -> bool:
-        """Whether parameters may have values of their own."""
+        """Returns whether groups of parameters may have values of their own."""
         return name in self.optimizer or name in ("l2", "init_scale") or self.may_be(name)
 
     def may_be(self, name: str) -> bool:
-        """Whether a name that is not known may be right all the same."""
+        """Returns whether a name that is not known may be right all the same."""
         return not self.complete and not did_you_mean(name, self.known())
 
 
 def make_space(
     recipe: Recipe, names: Names, optimizer: InnerOptimizer, model: nn.Module | None
 ) -> tuple[Space, list[Issue]]:
-    """The space of `recipe`, and what is wrong with it.
+    """Returns the space of `recipe`, and what is wrong with it.
 
     Args:
-        recipe: what was written.
+        recipe: the recipe as it was written.
         names: what a hyperparameter may be called.
         optimizer: whose defaults stand for what only a group fixes.
         model: whose parameters are grouped; None: everything but the groups is checked.
@@ -77,7 +77,7 @@ def make_space(
 
 
 def _fixed(recipe: Recipe, names: Names, model: nn.Module | None, issues: list[Issue]) -> dict[str, dict[str, float]]:
-    """Hyperparameter -> parameter -> the number that a group fixes there; a later group wins."""
+    """Returns, by hyperparameter and parameter, the number that a group fixes; a later group wins."""
     fixed: dict[str, dict[str, float]] = {}
     for i, group in enumerate(recipe.groups):
         try:
@@ -169,7 +169,7 @@ def _schedule(written: Written, steps: int, path: Path, issues: list[Issue]) -> 
 
 
 def _parameters(written: Written, path: Path, issues: list[Issue]) -> dict[str, Knob]:
-    """The further knobs of the schedule; one that the recipe leaves out is fixed at its default."""
+    """Returns the further knobs of the schedule; one that the recipe leaves out is fixed at its default."""
     kind = written.schedule.kind
     knobs = {}
     for name, otherwise in PARAMETERS[kind].items():
@@ -209,7 +209,7 @@ def _check_start(written: Entry, transform: Transform, path: Path, issues: list[
 
 
 def _start(starts: tuple[float, ...], shape: list[int]) -> Tensor:
-    """The start values, spread over windows (in front) and groups."""
+    """Returns the start values, spread over windows (the first dimension) and groups."""
     values = torch.tensor(starts, dtype=torch.float64)
     if len(values) == 1:
         return values[0].expand(shape).clone()

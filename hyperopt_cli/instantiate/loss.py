@@ -21,17 +21,17 @@ TENSORS = ("weight", "pos_weight")  # arguments of torch's losses that a recipe 
 
 @dataclass(frozen=True)
 class Loss:
-    """`(outputs, targets, **hyperparameters) -> Tensor []`.
+    """A loss, which is called as `(outputs, targets, **hyperparameters) -> Tensor []`.
 
     Attributes:
         function: what is called.
         tunable: its arguments that lambda_t may drive.
         numbers: those that it takes as a number alone, so that nothing is differentiated in them.
         arguments: what the recipe fixes.
-        summed: it is a sum over the batch, no mean.
-        of_classes: classes are in dim 1 of the outputs, and each target is a class.
+        summed: whether it is a sum over the batch instead of a mean.
+        of_classes: whether dim 1 of the outputs holds the classes, and each target is a class.
         ignore_index: targets of this number count nothing.
-        class_weights: [C] or None: all classes count alike.
+        class_weights: the weight of each class, [C]; None where all count alike.
     """
 
     function: Callable[..., Tensor]
@@ -44,19 +44,19 @@ class Loss:
     class_weights: Tensor | None = None
 
     def __call__(self, outputs: Tensor, targets: Tensor | None, **driven: Any) -> Tensor:
-        """The loss of a batch."""
+        """Returns the loss of a batch, []."""
         value: Tensor = self.function(outputs, targets, **{**self.arguments, **driven})
         return value
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Loss":
-        """The same, with its tensors where and in what the outputs are."""
+        """Returns the same loss, with its tensors on the device and in the dtype of the outputs."""
         if isinstance(self.function, nn.Module):
             return replace(self, function=copy.deepcopy(self.function).to(device, dtype))
         moved = {name: x.to(device, dtype) if isinstance(x, Tensor) else x for name, x in self.arguments.items()}
         return replace(self, arguments=moved)
 
     def example_weights(self, targets: Tensor) -> Tensor | None:
-        """How much each example counts in the mean: the weights of its classes, added up, 0 where they are ignored.
+        """Returns how much each example counts in the mean: the sum of the weights of its classes, 0 for ignored ones.
 
         Args:
             targets: [N] or [N, ...].
@@ -79,7 +79,7 @@ class Loss:
 
 
 def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
-    """The loss that a recipe names."""
+    """Makes the loss that a recipe names."""
     written = recipe.loss
     function = losses.output if written.call == "output" else resolve(written.call, "loss", allow)
     arguments = written.arguments
@@ -109,7 +109,7 @@ def _counted(loss: Loss, of_classes: bool, told: Mapping[str, Any]) -> Loss:
 
 
 def _tunable(function: Callable[..., Tensor]) -> tuple[frozenset[str], frozenset[str]]:
-    """Arguments that take a tensor, and those that take a number alone."""
+    """Returns the arguments that take a tensor, and those that take a number alone."""
     further = list(inspect.signature(function).parameters.values())[2:]
     if function in losses.DIFFERENTIABLE:
         tensors, _ = _tunable(losses.DIFFERENTIABLE[function])
@@ -121,7 +121,7 @@ def _tunable(function: Callable[..., Tensor]) -> tuple[frozenset[str], frozenset
 
 
 def _tensor(given: Any) -> Any:
-    """A list of numbers as a tensor; anything else is left for the loss to refuse."""
+    """Returns a list of numbers as a tensor, and leaves anything else for the loss to refuse."""
     if isinstance(given, list | tuple) and all(isinstance(x, int | float) for x in given):
         return torch.tensor(cast(list[float], given), dtype=torch.float64)
     return given

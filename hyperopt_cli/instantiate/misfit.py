@@ -16,7 +16,7 @@ from hyperopt_cli.instantiate.models import attempted
 
 
 def misfit(experiment: Experiment) -> Issue | None:
-    """What is wrong with model, data and loss together; None if they work.
+    """Returns what is wrong with model, data and loss together; None if they work.
 
     Tried are the first training batch (or chunk of one) with its gradient, the first chunks of the validation and of
     the test split, and the loss of every class.
@@ -43,7 +43,7 @@ def misfit(experiment: Experiment) -> Issue | None:
 
 
 def _first_batch(data: Data, seed: int) -> Batch:
-    """What the model is called with first: a batch, or a chunk of it."""
+    """Returns what the model is called with first, which is a batch or a chunk of it."""
     if not data.in_chunks:
         return data.batches(seed)(0)
     return next(iter(data.batches_in_chunks(seed)(0)))[0]
@@ -52,7 +52,7 @@ def _first_batch(data: Data, seed: int) -> Batch:
 def _tried(
     experiment: Experiment, model: nn.Module, batch: Batch | None, driven: dict[str, Tensor]
 ) -> tuple[Issue | None, Tensor | None]:
-    """What is wrong with the loss of a batch and its gradient, and the model's outputs."""
+    """Returns what is wrong with the loss of a batch or its gradient, and the model's outputs."""
     inputs = () if batch is None else (batch.inputs,)
     shown = f"inputs of shape {[list(x.shape) for x in inputs]}"
     params = dict[str, Tensor](trained(model))
@@ -104,7 +104,7 @@ def _is_odd(inputs: tuple[Tensor, ...]) -> bool:
 
 
 def _may_be_a_number(experiment: Experiment, outputs: Tensor, targets: Tensor | None, driven: dict[str, Tensor]) -> str:
-    """What to do where a loss works with numbers in place of the hyperparameters that it is given."""
+    """Returns what to do where a loss works with numbers, and not with tensors, for its hyperparameters."""
     plain = {name: x.item() for name, x in driven.items() if x.numel() == 1}
     if not plain or attempted(lambda: experiment.loss_of(outputs, targets, **{**driven, **plain}))[1]:
         return ""
@@ -115,7 +115,7 @@ def _may_be_a_number(experiment: Experiment, outputs: Tensor, targets: Tensor | 
 
 
 def _mislabelled(experiment: Experiment, outputs: Tensor, driven: dict[str, Tensor]) -> Issue | None:
-    """A label that the loss cannot take, told by its example."""
+    """Returns an issue for a label that the loss cannot take, and names its example."""
     assert experiment.data is not None
     outputs, driven = outputs.cpu(), {name: x.cpu() for name, x in driven.items()}  # a GPU would not survive one
     for name, targets in experiment.data.targets.items():
@@ -136,7 +136,7 @@ def _mislabelled(experiment: Experiment, outputs: Tensor, driven: dict[str, Tens
 
 
 def _out_of_range(experiment: Experiment, outputs: Tensor, targets: Tensor) -> tuple[Tensor | None, str]:
-    """Where targets are no classes of the outputs."""
+    """Returns which targets are no classes of the outputs, and in words what is wrong with them."""
     if not experiment.loss.of_classes or targets.shape[1:] != _without(outputs, experiment.class_dim)[1:]:
         return None, ""
     num = outputs.shape[experiment.class_dim]
@@ -151,7 +151,7 @@ def _without(outputs: Tensor, dim: int) -> torch.Size:
 def _refused(
     experiment: Experiment, outputs: Tensor, targets: Tensor, driven: dict[str, Tensor]
 ) -> tuple[Tensor | None, str]:
-    """Where targets are labels on which a loss of one's own raises an error: all are tried, alone if need be."""
+    """Returns where targets have the first label on which a user's loss raises an error, and that error."""
 
     def raised(labels: Tensor) -> str:
         given = labels.repeat(-(-len(outputs) // len(labels)))[: len(outputs)]

@@ -22,7 +22,7 @@ TYING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 def mixes_examples(experiment: Experiment) -> Issue | None:
-    """What is wrong with dividing batches; None if nothing is, or they are not divided."""
+    """Returns what is wrong with dividing batches; None if nothing is, or they are not divided."""
     ranks, data = experiment.ranks, experiment.data
     if data is None or not ranks.divides("batch"):
         return None
@@ -52,9 +52,9 @@ def mixes_examples(experiment: Experiment) -> Issue | None:
 
 
 def _difference(experiment: Experiment) -> tuple[float, torch.dtype] | None:
-    """Of the gradient at w_0 summed over parts from that of the whole batch, relative, and in which format.
+    """Returns how far the gradient at w_0, summed over parts, is from the whole batch's (relative), and its dtype.
 
-    None where the whole batch does not fit into the memory of a rank, which may be why it is divided.
+    It is None where the whole batch does not fit into the memory of a rank, which may be why it is divided.
     """
     assert experiment.data is not None
     hyper = experiment.space.natural(experiment.space.initial())

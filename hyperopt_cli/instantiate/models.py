@@ -21,12 +21,12 @@ from hyperopt_cli.problem import uncompiled
 def prepared(
     model: nn.Module, device: torch.device, dtype: torch.dtype, example: Callable[[], tuple[Tensor, ...]]
 ) -> nn.Module:
-    """The model in training mode, on the device, with batch statistics in place of running ones.
+    """Returns the model in training mode, on the device, with batch statistics in place of running ones.
 
     Args:
         model: changed in place, or what it wraps.
-        device: where to.
-        dtype: of its floating-point parameters.
+        device: the device that it is moved to.
+        dtype: the dtype of its floating-point parameters.
         example: what the model is called with, for one with lazy parameters.
     """
     model = _uncompiled(model).to(device, dtype)
@@ -44,7 +44,7 @@ def prepared(
 
 
 def attempted(function: Callable[[], Any]) -> tuple[Any, str]:
-    """What code of the user's returns, and what it raised; not where memory was lacking, which is raised on."""
+    """Returns what the user's code returned, and in words what it raised; a lack of memory is raised on."""
     try:
         with torch.enable_grad(), uncompiled():
             return function(), ""
@@ -57,7 +57,7 @@ def attempted(function: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
-    """The same without wrappers of `torch.compile`, whose parameters bear other names."""
+    """Returns the model without wrappers of `torch.compile`, which would change the names of its parameters."""
     model = getattr(model, "_orig_mod", model)
     for module in list(model.modules()):
         module._compiled_call_impl = None

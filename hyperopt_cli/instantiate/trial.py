@@ -15,7 +15,7 @@ FREE = {"seed", "steps", "outer", "mode", "device", "shard", "checkpoint_every_s
 
 
 def distinct(recipes: Sequence[Recipe]) -> list[int]:
-    """The index of the first of each kind of recipes that take the same inner step but for the seed."""
+    """Returns the indices of the recipes to try: the first of all that take the same inner step but for the seed."""
     kinds: dict[str, int] = {}
     for n, recipe in enumerate(recipes):
         kinds.setdefault(repr(recipe.model_dump(exclude=FREE)), n)
@@ -30,7 +30,7 @@ def try_step(recipe: Recipe, allow_import: Sequence[str] = ()) -> None:
         allow_import: as given to it.
 
     Raises:
-        HyperoptError: what a run of it would end with in its first step.
+        HyperoptError: the error with which a run would end in its first step.
     """
     precision = "float64" if recipe.precision == "float64" else "float32"  # the lower ones need not be here
     experiment = build(recipe.model_copy(update={"device": "cpu", "precision": precision}), allow_import)

@@ -20,15 +20,15 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class WithInputs(Protocol):
-    """A batch, as far as it matters here: what the model is called with."""
+    """A batch, of which only the inputs matter here."""
 
     @property
     def inputs(self) -> Tensor:
-        """[B, ...]."""
+        """What the model is called with, [B, ...]."""
 
 
 def use_batch_statistics(model: nn.Module) -> None:
-    """Make each batch normalisation use the statistics of its batch, in training and evaluation mode alike.
+    """Makes each batch normalisation use the statistics of its batch, in training and evaluation mode alike.
 
     Its running statistics are taken out of the model; torch then falls back on the batch's. `track_running_stats` is
     left as it is: it tells `estimate_running_statistics` which modules had them.
@@ -44,22 +44,22 @@ def use_batch_statistics(model: nn.Module) -> None:
 def estimate_running_statistics(
     model: nn.Module, params: Mapping[str, Tensor], batches: Iterable[WithInputs]
 ) -> nn.Module:
-    """A copy of the model for evaluation, with running statistics as these batches give them at these parameters.
+    """Returns a copy of the model for evaluation, with running statistics that these batches give at `params`.
 
     Each statistic is the plain average over the batches: of their means, and of their unbiased variances. Dropout and
     the like are off. Batches should be as large as those trained on, for each layer sees activations normalised by its
     batch.
 
     Args:
-        model: stays untouched.
-        params: by name; parameters left out keep the model's values.
+        model: the model, which stays untouched.
+        params: parameters by name; those left out keep the model's values.
         batches: of the training split, not augmented; read only if the model has running statistics to estimate.
 
     Returns:
         A module in evaluation mode that holds `params`.
 
     Raises:
-        ValueError: a name that the model has no parameter for, or no batches.
+        ValueError: the model has no parameter of a name, or there are no batches.
     """
     tested = copy.deepcopy(model).eval()
     _load(tested, params)

@@ -14,7 +14,7 @@ def convnet(
     norm: Norm = "group",
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Convolution, normalisation and ReLU for each width, 2 x 2 means in between, and a mean over all pixels.
+    """Makes convolution, normalisation and ReLU for each width, with 2 x 2 means between, and a mean over all pixels.
 
     Averages, not maxima: the gradient of a maximum jumps where two pixels tie, as they do on flat backgrounds.
 

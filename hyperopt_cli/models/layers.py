@@ -10,11 +10,11 @@ MAX_GROUPS = 8
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """The normalisation of a [B, channels, H, W] activation.
+    """Returns the layer that normalises an activation [B, channels, H, W].
 
     Args:
         norm: "group" (up to 8 groups, the most that divide `channels`), "batch", or "none" (the identity).
-        channels: of the activation.
+        channels: channels of the activation.
 
     Raises:
         ValueError: an unknown name.
@@ -29,19 +29,19 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
 
 
 def conv3x3(num_in: int, num_out: int, stride: int = 1) -> nn.Conv2d:
-    """A 3 x 3 convolution without bias that keeps height and width at stride 1."""
+    """Returns a 3 x 3 convolution without bias that keeps height and width at stride 1."""
     return nn.Conv2d(num_in, num_out, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
 def initialize_he(model: nn.Module) -> None:
-    """Draw every convolution from N(0, 2 / fan out), as He et al. 2015 (https://arxiv.org/abs/1502.01852, eq. 14)."""
+    """Draws every convolution from N(0, 2 / fan out), as He et al. 2015 (https://arxiv.org/abs/1502.01852, eq. 14)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def image_channels(input_shape: tuple[int, ...], smallest: int = 8) -> int:
-    """The number of channels of pictures of this shape.
+    """Returns the number of channels of pictures of this shape.
 
     Raises:
         ValueError: the shape is not (channels, height, width), or smaller than `smallest` pixels.
@@ -55,7 +55,7 @@ def image_channels(input_shape: tuple[int, ...], smallest: int = 8) -> int:
 
 
 def blocks_per_stage(depth: int, stem: int) -> int:
-    """n of a residual network of 6 n + `stem` layers.
+    """Returns n, the blocks of a stage, for a residual network of 6 n + `stem` layers.
 
     Raises:
         ValueError: no whole n >= 1 gives this depth.

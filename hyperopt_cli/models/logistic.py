@@ -6,10 +6,10 @@ from torch import nn
 
 
 def logistic(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """A linear map from the flattened input to one logit a class, started at zero.
+    """Makes a linear map from the flattened input to one logit a class, which starts at zero.
 
     Args:
-        input_shape: of one input.
+        input_shape: the shape of one input.
         num_classes: number of outputs.
 
     Returns:

@@ -23,10 +23,10 @@ def mlp(
     activation: str = "relu",
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Linear layers with an activation between them, over the flattened input, in torch's initialisation.
+    """Makes linear layers with an activation between them, over the flattened input, in torch's initialisation.
 
     Args:
-        input_shape: of one input.
+        input_shape: the shape of one input.
         num_classes: number of outputs.
         hidden: width of each hidden layer.
         activation: one of `ACTIVATIONS`.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Quadratic(nn.Module):
-    """sum_i h_i x_i^2 / 2 over a parameter x [n] with fixed eigenvalues h [n]."""
+    """The function sum_i h_i x_i^2 / 2 of a parameter x [n], with fixed eigenvalues h [n]."""
 
     eigenvalues: Tensor
 
@@ -17,16 +17,16 @@ class Quadratic(nn.Module):
         self.register_buffer("eigenvalues", eigenvalues)
 
     def forward(self, inputs: Tensor | None = None) -> Tensor:
-        """The loss, []; a batch's inputs are taken, so that it fits in a model's place, and left alone."""
+        """Returns the loss, []; `inputs` are accepted, as a model's are, and ignored."""
         del inputs
         return (self.eigenvalues * self.x**2).sum() / 2
 
 
 def quadratic(eigenvalues: Sequence[float], start: Sequence[float]) -> nn.Module:
-    """The loss sum(eigenvalues * x**2) / 2, whose parameter x starts at `start`.
+    """Makes the loss sum(eigenvalues * x**2) / 2, whose parameter x starts at `start`.
 
     Args:
-        eigenvalues: of the Hessian, n numbers.
+        eigenvalues: the eigenvalues of the Hessian, n numbers.
         start: x at step 0, n numbers.
 
     Returns:

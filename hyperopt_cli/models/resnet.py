@@ -14,7 +14,7 @@ WIDTHS = (16, 32, 64)
 
 
 class Block(nn.Module):
-    """relu(shortcut(x) + norm(conv(relu(norm(conv(x))))))."""
+    """A residual block: relu(shortcut(x) + norm(conv(relu(norm(conv(x))))))."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Block(nn.Module):
         self.stride, self.num_new = stride, num_out - num_in
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, num_in, H, W] to [B, num_out, H / stride, W / stride]."""
+        """Maps [B, num_in, H, W] to [B, num_out, H / stride, W / stride]."""
         residual = self.norm2(self.conv2(relu(self.norm1(self.conv1(x)))))
         shortcut = x[:, :, :: self.stride, :: self.stride]
         before = self.num_new // 2
@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 def resnet(input_shape: tuple[int, ...], num_classes: int, depth: int = 20, norm: Norm = "batch") -> nn.Module:
-    """The residual network of `depth` layers for pictures of 32 x 32 pixels (other sizes work).
+    """Makes the residual network of `depth` layers for pictures of 32 x 32 pixels (other sizes work).
 
     Args:
         input_shape: (channels, height, width), at least 8 x 8 pixels.

@@ -14,7 +14,7 @@ WIDTHS = (16, 32, 64)
 
 
 class Block(nn.Module):
-    """shortcut + conv(dropout(relu(norm(conv(relu(norm(x)))))))."""
+    """A residual block: shortcut + conv(dropout(relu(norm(conv(relu(norm(x)))))))."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, norm: Norm, dropout: float) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Block(nn.Module):
             self.shortcut = nn.Conv2d(num_in, num_out, kernel_size=1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, num_in, H, W] to [B, num_out, H / stride, W / stride]."""
+        """Maps [B, num_in, H, W] to [B, num_out, H / stride, W / stride]."""
         active = relu(self.norm1(x))
         residual: Tensor = self.conv2(self.dropout(relu(self.norm2(self.conv1(active)))))
         return residual + (x if self.shortcut is None else self.shortcut(active))
@@ -40,7 +40,7 @@ def wide_resnet(
     norm: Norm = "batch",
     dropout: float = 0.0,
 ) -> nn.Module:
-    """The wide residual network WRN-`depth`-`widen_factor`.
+    """Makes the wide residual network WRN-`depth`-`widen_factor`.
 
     Args:
         input_shape: (channels, height, width), at least 8 x 8 pixels.

@@ -60,7 +60,7 @@ def hypergradient(
     resume_from: dict[str, Any] | None = None,
     measurements: Measurements | None = None,
 ) -> Hypergradient:
-    """E at the end of the run and its derivative in every entry of `hyper`: exact, unless `stats["bias"]` is there.
+    """Returns E at the end of the run and its derivative in all of `hyper`: exact unless `stats["bias"]` is there.
 
     Args:
         problem: the training run.

@@ -27,7 +27,7 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass
 class Counts:
-    """What was computed.
+    """Counts what was computed.
 
     Attributes:
         num_steps: inner steps.
@@ -40,18 +40,18 @@ class Counts:
     num_hvps: int = 0
 
     def add(self, steps: int = 0, gradients: int = 0, hvps: int = 0) -> None:
-        """So many more, or fewer."""
+        """Adds to the counts; a negative number takes off."""
         self.num_steps += steps
         self.num_gradients += gradients
         self.num_hvps += hvps
 
     def add_steps(self, num: int) -> None:
-        """Inner steps, each with its gradient."""
+        """Adds inner steps, each with its gradient."""
         self.add(steps=num, gradients=num)
 
 
 class Finite:
-    """The watch for values that are not finite.
+    """Watches for values that are not finite.
 
     On the CPU each step is looked at once it is done. On a GPU that would make the host wait for the device at every
     step, so the witnesses of the steps stay there and are read once in `EVERY` steps; the step is named all the same.
@@ -68,17 +68,17 @@ class Finite:
 
     @property
     def every(self) -> int:
-        """How many steps may go by before something of them is read on the host."""
+        """The number of steps that may go by before something of them is read on the host."""
         return 1 if self._device.type == "cpu" else self.EVERY
 
     def watch(self, step: int, what: str, witness: Tensor) -> None:
-        """`witness` is finite if and only if `what` is at `step`."""
+        """Watches `what` at `step`, by a `witness` that is finite if and only if it is."""
         self._witnesses.append((step, what, witness))
         if len(self._witnesses) >= self.every:
             self.check()
 
     def forget(self, step: int | None = None) -> None:
-        """What is watched of a step, or of all, counts for nothing."""
+        """Forgets what is watched of a step, or of all steps."""
         self._witnesses = [each for each in self._witnesses if step is not None and each[0] != step]
 
     def check(self) -> None:
@@ -103,7 +103,7 @@ class Finite:
 
 
 class Progress:
-    """How far a hypergradient has come, told to whoever watches.
+    """Counts how far a hypergradient has come, and tells whoever watches.
 
     Args:
         on_step: called after each inner step.
@@ -118,14 +118,14 @@ class Progress:
         self._last: tuple[str, int, int] | None = None
 
     def step_done(self, phase: str, done: int, steps: int) -> None:
-        """`done` of the phase's `steps` are done."""
+        """Records that `done` of the phase's `steps` are done."""
         self._last = phase, done, steps
         self.num_done += 1
         if self._on_step is not None:
             self._on_step(phase, done, steps)
 
     def step_repeated(self) -> None:
-        """A step was taken again: whoever watches hears that the run goes on, and nothing else."""
+        """Records that a step was taken again; whoever watches hears the last step once more."""
         self.num_done += 1
         if self._on_step is not None and self._last is not None:
             self._on_step(*self._last)
@@ -171,12 +171,12 @@ class Account:
         return self._keeper is not None and self._keeper.due()
 
     def barrier(self) -> None:
-        """Before something is said to other processes: all of them are here, and none has failed."""
+        """Waits, before something is sent to other processes, until all of them are here and none has failed."""
         if self._keeper is not None:
             self._keeper.barrier()
 
     def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
-        """After a step: what a mode would go on from, saved if that is due and everything is finite.
+        """Saves, after a step, what the mode would go on from, if that is due and everything is finite.
 
         Where it is saved already, or nobody saves anything, the run may just end.
 
@@ -195,11 +195,11 @@ class Account:
         self._keeper.save({**done, "norms": self.growth.norms, "mode": state()})
 
     def peek(self, key: str) -> Any:
-        """An entry of the state that `resume` will return; None without one."""
+        """Returns an entry of the state that `resume` will return; None where there is no state."""
         return None if self._resume_from is None else self._resume_from["mode"].get(key)
 
     def resume(self) -> dict[str, Any] | None:
-        """The state of the mode that an interrupted process saved, on the host, once; the counts go on from there.
+        """Returns, once, the mode's state that an interrupted process saved; the counts go on from there.
 
         It is taken out of what was given, so that its memory is free once the mode has taken it over.
         """
@@ -216,12 +216,12 @@ class Account:
         return mode
 
     def restart(self) -> None:
-        """What was done is of no use: the run begins anew."""
+        """Begins anew: what was counted and watched so far is dropped."""
         self.counts = Counts()
         self.finite.forget()
 
     def retake(self, step: int, hvps: int) -> None:
-        """A step is taken once more by other means: what was recorded of it counts for nothing."""
+        """Takes back what was recorded of a step, which is taken once more by other means."""
         self.counts.add(steps=-1, gradients=-1, hvps=-hvps)
         self.finite.forget(step)
 
@@ -230,7 +230,11 @@ class Account:
         return self._before_s + time.perf_counter() - self._start_s
 
     def close(self, value: Tensor, grad: Hyper, params: Params) -> Hypergradient:
-        """The result, once E and the hypergradient have been found finite."""
+        """Returns the result, once E and the hypergradient are finite.
+
+        Raises:
+            NonFiniteError: one of them is not.
+        """
         self.finite.check()
         for what, x in [("the outer objective", value), *((f"the hypergradient of {n}", g) for n, g in grad.items())]:
             if not x.isfinite().all():
@@ -248,5 +252,5 @@ class Account:
 
 
 def listed(tree: Any) -> Any:
-    """A state with lists for iterators: as another process can be told."""
+    """Returns a state with lists in place of iterators, which can be sent to another process."""
     return tree_map_only(Iterator, lambda items: [listed(item) for item in items], tree)

@@ -33,7 +33,14 @@ class Auto(Mode):
     def differentiate(
         self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
     ) -> Hypergradient:
-        """By the mode that is chosen."""
+        """Takes the hypergradient by the mode that the plan chose, and plans first where no plan is known.
+
+        Args:
+            problem: the training run.
+            hyper: lambda, detached.
+            account: records the run.
+            measurements: of earlier hypergradients; new ones are added.
+        """
         dynamics = Dynamics.of(problem, hyper)
         size = repr(size_of(dynamics, hyper))
         if size not in measurements.plans:
@@ -46,12 +53,12 @@ class Auto(Mode):
         return out._replace(stats={**out.stats, "mode": chosen.name, "plan": chosen.why})
 
     def chosen(self, measurements: Measurements) -> Mode:
-        """The mode of the last plan, once there is one."""
+        """Returns the mode of the last plan; itself while there is none."""
         plans = list(measurements.plans.values())
         return mode_from_state_dict(plans[-1].settings, CHOICES) if plans else self
 
     def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Auto | None":
-        """Itself, with the same plan and the chosen mode made smaller."""
+        """Returns itself, with the mode of the last plan replaced by a smaller one; None where there is none."""
         mode = self.chosen(measurements)
         less = None if mode is self else mode.smaller(problem, hyper, measurements)
         if less is None:

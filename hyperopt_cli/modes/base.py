@@ -18,7 +18,7 @@ class Mode(ABC):
     def differentiate(
         self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
     ) -> Hypergradient:
-        """The hypergradient of `problem` at `hyper`.
+        """Takes the hypergradient of `problem` at `hyper`.
 
         Args:
             problem: the training run.
@@ -28,15 +28,15 @@ class Mode(ABC):
         """
 
     def bias(self, steps: int) -> str | None:
-        """What makes the hypergradient of a run of `steps` steps differ from the exact one, a phrase; None: nothing."""
+        """Says what makes the hypergradient of a run of `steps` steps inexact, in a phrase; None: nothing."""
         return None
 
     def chosen(self, measurements: Measurements) -> "Mode":
-        """The mode that does the work: itself, or the one that it has chosen last."""
+        """Returns the mode that does the work: itself, or the one that it has chosen last."""
         return self
 
     def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Mode | None":
-        """What to take in its place where memory was lacking: with fewer columns at once, or fewer states kept.
+        """Returns the mode to take where memory was lacking: with fewer columns at once, or fewer states kept.
 
         None: it can't do with less.
         """
@@ -52,6 +52,6 @@ class Mode(ABC):
 
 
 def mode_from_state_dict(state: Mapping[str, Any], modes: Iterable[type[Mode]]) -> Mode:
-    """The inverse of `Mode.state_dict`, for one of `modes`."""
+    """Makes one of `modes` from what `Mode.state_dict` returned."""
     by_name = {mode.__name__: mode for mode in modes}
     return by_name[state["mode"]](**state["arguments"])

@@ -22,7 +22,7 @@ from hyperopt_cli.problem import Hyper
 
 
 def divided(num: int, at_once: int | None, rank: int = 0, size: int = 1) -> list[list[int]]:
-    """The blocks of one of `size` processes, as numbers of columns.
+    """Returns the blocks of one of `size` processes, each a list of column numbers.
 
     Windows of a schedule begin one after the other: neighbours go to different processes, so that all have work.
 
@@ -58,7 +58,7 @@ class Columns(NamedTuple):
         return len(self.active) == len(self.block)
 
     def joined_by(self, moving: set[int], state: State) -> "Columns":
-        """With the columns that begin at this step: zero so far, and lambda_t moves along them."""
+        """Returns these with the columns that begin at this step: zero so far, while lambda_t moves along them."""
         new = [k for k in self.block if k in moving and k not in self.active]
         if not new:
             return self
@@ -71,7 +71,7 @@ class Columns(NamedTuple):
         return min(len(self.block), 1 << (num_active - 1).bit_length()) if self.padded else num_active
 
     def of(self, directions: StepHyper) -> StepHyper:
-        """The rows of lambda' that belong to Z's."""
+        """Returns the rows of lambda', `[K, *shape]`, that belong to the rows of Z."""
         num_columns = tree_leaves(directions)[0].shape[0]
         if self.active == list(range(num_columns)):
             return directions
@@ -81,16 +81,16 @@ class Columns(NamedTuple):
 
     @property
     def carried(self) -> State:
-        """The rows of the active columns."""
+        """The rows of Z that belong to active columns, without padding."""
         rows: State = tree_map(lambda x: x[: len(self.active)], self.z)
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of them."""
+        """Returns the active columns and their tangents, for a checkpoint."""
         return {"active": self.active, "z": self.carried.state_dict()}
 
     def resumed_from(self, saved: Sequence[Mapping[str, Any]], like: State) -> "Columns":
-        """With the tangents that were carried where other processes stopped, whichever blocks they had.
+        """Returns these with the tangents that were carried where other processes stopped, whatever their blocks.
 
         Args:
             saved: the state of all their blocks.
@@ -111,7 +111,7 @@ class Columns(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """All columns of this process.
+    """All columns that this process carries.
 
     Attributes:
         blocks: of them.
@@ -123,7 +123,14 @@ class Carried(NamedTuple):
 
     @classmethod
     def at_start(cls, dynamics: Dynamics, hyper: Hyper, blocks: Iterable[list[int]], padded: bool) -> "Carried":
-        """Z_0 = ds_0/dlambda: of each block the columns that init depends on."""
+        """Takes Z_0 = ds_0/dlambda: the columns of each block that init depends on.
+
+        Args:
+            dynamics: of the run.
+            hyper: lambda.
+            blocks: the columns that are treated at once, by their numbers.
+            padded: whether the number of rows is rounded up, so that few steps have to be compiled.
+        """
         none = tree_map(lambda x: x.new_zeros(0, *x.shape), dynamics.start)
         columns = [Columns(block, [], none, padded) for block in blocks]
         with torch.enable_grad():
@@ -134,7 +141,7 @@ class Carried(NamedTuple):
         return cls([_moved(dynamics, hyper, each) for each in columns], resting=False)
 
     def joined_by(self, directions: StepHyper, state: State) -> "Carried":
-        """With the columns that begin at this step."""
+        """Returns these with the columns that begin at this step."""
         if not self.resting and all(block.all_active for block in self.blocks):
             return self
         begins = moving(directions)  # asked where hyper lies, not on the device: nothing waits
@@ -142,7 +149,7 @@ class Carried(NamedTuple):
         return Carried(blocks, self.resting and not begins)
 
     def resumed_from(self, saved: Sequence[Mapping[str, Any]], like: State) -> "Carried":
-        """What was carried where other processes stopped, whichever blocks they had."""
+        """Returns what was carried where other processes stopped, whatever their blocks."""
         blocks = [block.resumed_from(saved, like) for block in self.blocks]
         return Carried(blocks, self.resting and not any(each["active"] for each in saved))
 
@@ -159,7 +166,7 @@ def _moved(dynamics: Dynamics, hyper: Hyper, columns: Columns) -> Columns:
 
 
 def moving(directions: Any) -> set[int]:
-    """The rows of a tree [K, ...] that are not zero: the columns along which something moves."""
+    """Returns the rows of a tree `[K, *shape]` that are not zero: the columns along which something moves."""
     rows = [(entry != 0).reshape(entry.shape[0], -1).any(dim=1).cpu() for entry in tree_leaves(directions)]
     return set(torch.stack(rows).any(dim=0).nonzero().flatten().tolist())
 

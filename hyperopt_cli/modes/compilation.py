@@ -14,7 +14,11 @@ ALLOWED = (True, False, "auto")
 
 
 def check_compile(given: object) -> None:
-    """Raises `ValueError` for what is no setting of `compile`."""
+    """Refuses what is no setting of `compile`.
+
+    Raises:
+        ValueError: it is none of true, false and "auto".
+    """
     if given not in ALLOWED:
         raise ValueError(f"compile: got {given!r}; allowed are True, False and 'auto'")
 
@@ -22,7 +26,7 @@ def check_compile(given: object) -> None:
 def compilation_of(
     compile: bool | str, name: str, made_for: Circumstances, step: StepAt, example: tuple[Any, ...], known: Measurements
 ) -> Compilation:
-    """Whether a step is compiled.
+    """Decides whether a step is compiled.
 
     Args:
         compile: true, false, or "auto".
@@ -64,7 +68,7 @@ def _uncompiled(compile: bool | str, ranks: Ranks) -> Compilation:
 
 
 def without_compiling(compile: bool | str, compilation: Compilation, error: Exception) -> Compilation:
-    """What to do after a step could not be compiled, where that was not asked for.
+    """Returns the decision after a step could not be compiled, where "auto" chose to compile it.
 
     Raises:
         Exception: `error`, which is not of compiling, or compiling was asked for.
@@ -75,7 +79,7 @@ def without_compiling(compile: bool | str, compilation: Compilation, error: Exce
 
 
 def stats_of_compilation(compilation: Compilation) -> dict[str, Any]:
-    """Of a run's stats."""
+    """Returns the entries of a run's stats that say whether its steps are compiled, and why."""
     if not compilation.compiled:
         return {"compiled": False, **({"compiled_why": compilation.why} if compilation.failed else {})}
     return {"compiled": True, "compiled_why": compilation.why}

@@ -23,7 +23,7 @@ LambdaAt = Callable[[int], tuple[StepHyper, StepHyper]]
 
 
 def identity(hyper: Hyper) -> Hyper:
-    """One direction for every element of lambda: `[K, *shape]` for each key, an identity over all of them."""
+    """Returns one direction for every element of lambda: `[K, *shape]` for each key, an identity over all of them."""
     sizes = [value.numel() for value in hyper.values()]
     whole = [torch.eye(sum(sizes), dtype=value.dtype, device=value.device) for value in hyper.values()]
     parts = [torch.split(eye, sizes, dim=1)[i] for i, eye in enumerate(whole)]
@@ -31,7 +31,7 @@ def identity(hyper: Hyper) -> Hyper:
 
 
 def tangents_of_schedule(dynamics: Dynamics, hyper: Hyper) -> LambdaAt:
-    """lambda_t and its tangents along every element of lambda; without a schedule they are always the same."""
+    """Returns lambda_t and its tangents as a function of t; without a schedule they are always the same."""
     basis = identity(hyper)
 
     def at(t: int) -> tuple[StepHyper, StepHyper]:
@@ -51,7 +51,7 @@ def tangents_of_schedule(dynamics: Dynamics, hyper: Hyper) -> LambdaAt:
 
 
 def _rows(entry: Tensor, leaves: Hyper) -> Tensor:
-    """The derivative of a tensor in every element of lambda, `[K, *shape]`."""
+    """Returns the derivative of a tensor in every element of lambda, `[K, *shape]`."""
     num_columns = sum(leaf.numel() for leaf in leaves.values())
     if not entry.requires_grad or entry.numel() == 0:
         return entry.new_zeros(num_columns, *entry.shape)

@@ -29,7 +29,7 @@ class Smaller(NamedTuple):
 
 
 def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str, measurements: Measurements) -> Smaller:
-    """The mode to take after one for which memory was lacking.
+    """Returns the mode to take after one for which memory was lacking.
 
     Args:
         mode: that one.
@@ -54,7 +54,7 @@ def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str, measuremen
 
 
 def told(error: BaseException) -> str:
-    """What an error says of lacking memory, in short."""
+    """Returns what an error says of lacking memory, in short."""
     text = str(error).strip()
     if (asked := re.search(r"(can't allocate|out of memory).*?allocate [\d.]+ \w+", text)) is not None:
         return asked[0]
@@ -62,7 +62,7 @@ def told(error: BaseException) -> str:
 
 
 def _others(mode: Mode, problem: Problem, hyper: Hyper) -> str:
-    """Which modes of another kind fit, by a plan."""
+    """Says which modes of another kind fit, by a plan."""
     try:
         made = plan(problem, hyper)
     except (HyperoptError, RuntimeError, MemoryError) as error:

@@ -90,7 +90,14 @@ class Forward(Mode):
     def differentiate(
         self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
     ) -> Hypergradient:
-        """Franceschi et al. 2017, algorithm 2."""
+        """Carries the tangents along with the run (Franceschi et al. 2017, algorithm 2).
+
+        Args:
+            problem: the training run.
+            hyper: lambda, detached.
+            account: records the run.
+            measurements: of earlier hypergradients; new ones are added.
+        """
         judge = measurements.engine_judge(self.engine)
         self.check_ranks(sum(value.numel() for value in hyper.values()), problem.ranks)
         if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
@@ -170,7 +177,7 @@ class Forward(Mode):
         return result._replace(stats=stats)
 
     def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Forward | None":
-        """With half as many columns at once; Z itself stays as large as it is."""
+        """Returns forward mode with half as many columns at once; Z itself stays as large as it is."""
         at_once = max(len(block) for block in self._blocks(problem, hyper))
         return None if at_once <= 1 else replace(self, columns_at_once=-(-at_once // 2))
 
@@ -180,7 +187,11 @@ class Forward(Mode):
         return divided(num, self.columns_at_once, *((ranks.rank, ranks.size) if ranks.divides("columns") else (0, 1)))
 
     def check_ranks(self, num: int, ranks: Ranks) -> None:
-        """Raises `UsageError` where there is not a block of the `num` columns for each rank."""
+        """Refuses ranks without work, where the columns are divided.
+
+        Raises:
+            UsageError: there are fewer blocks of the `num` columns than ranks.
+        """
         blocks = len(divided(num, self.columns_at_once or 1))
         if ranks.divides("columns") and blocks < ranks.size:
             smaller = "" if blocks == num else f"columns_at_once of at most {max(1, num // ranks.size)}, "
@@ -240,7 +251,7 @@ def _setting(dynamics: Dynamics, lambda_at: LambdaAt, t: int, state: State) -> S
 def _advanced(
     dynamics: Dynamics, step: StepAt, lambda_at: LambdaAt, state: State, carried: Carried, t: int, account: Account
 ) -> tuple[State, Carried]:
-    """s_t, Z_t -> s_{t+1}, Z_{t+1}."""
+    """Takes s_t and Z_t of all blocks to s_{t+1} and Z_{t+1}."""
     plain, directions = lambda_at(t)
     carried, step_hyper = carried.joined_by(directions, state), dynamics.cast(plain)
     account.counts.add_steps(1)
@@ -292,7 +303,21 @@ def tangent_step(
     *,
     engine: Engine,
 ) -> tuple[State, State, Tensor, Tensor]:
-    """s_{t+1}, Z_{t+1}, L and its tangents."""
+    """Takes one training step with the tangents of the state.
+
+    Args:
+        dynamics: of the run.
+        batch: that of step t.
+        t: the step.
+        state: s_t.
+        z: Z_t, like a state, `[K, *shape]`.
+        step_hyper: lambda_t.
+        lambda_dot: its tangents, `[K, *shape]`.
+        engine: takes the tangents of the gradient.
+
+    Returns:
+        s_{t+1}, Z_{t+1}, L [] and its tangents [K].
+    """
     layout = dynamics.layout
     point, point_dot = _point_tangents(dynamics, state, z, step_hyper, lambda_dot, t)
     loss = dynamics.loss_on(batch)
@@ -306,7 +331,7 @@ def tangent_step(
 def _point_tangents(
     dynamics: Dynamics, state: State, z: State, step_hyper: StepHyper, lambda_dot: StepHyper, t: int
 ) -> tuple[Params, Params]:
-    """P(s_t, lambda_t) and its tangents."""
+    """Returns P(s_t, lambda_t) and its tangents."""
     if dynamics.point_is_state:
         return state.params, z.params
 
@@ -342,7 +367,7 @@ def _of_all(ranks: Ranks, num: int) -> int:
 
 
 def _contract(dynamics: Dynamics, state: State, blocks: list[Columns], by_params: Params, by_hyper: Hyper) -> Hyper:
-    """dE/ds_T Z_T + dE/dlambda, per key."""
+    """Returns dE/ds_T Z_T + dE/dlambda, by the keys of lambda."""
     held = dynamics.layout.pack(by_params)
     total = torch.zeros(sum(value.numel() for value in by_hyper.values()), dtype=torch.float64)
     for block in blocks:

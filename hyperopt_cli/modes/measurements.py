@@ -55,25 +55,25 @@ class Measurements:
     losses: set[Any] = field(default_factory=set, repr=False)
 
     def judge(self, mode: str) -> Judge:
-        """Of a mode with a backward sweep."""
+        """Returns the judge of a mode with a backward sweep, by the mode's name."""
         return self.judges.setdefault(mode, Judge())
 
     def engine_judge(self, engine: str) -> EngineJudge:
-        """Of forward mode with that engine, or "auto"."""
+        """Returns the judge of forward mode with that engine, or "auto"."""
         return self.engine_judges.setdefault(engine, EngineJudge(engine))
 
     def whole_step(self, name: str) -> WholeStep:
-        """A step of forward mode, of that name; what was compiled for it before is there."""
+        """Returns the step of forward mode with that name, with what was compiled for it before."""
         step: WholeStep = self.steps.setdefault(name, WholeStep(linear=2))
         return step
 
     def partitioned_step(self, name: str) -> PartitionedStep:
-        """A step with its forward and its backward part, of that name."""
+        """Returns the step with that name that has a forward and a backward part."""
         step: PartitionedStep = self.steps.setdefault(name, PartitionedStep())
         return step
 
     def state_dict(self) -> dict[str, Any]:
-        """What was decided, in dictionaries, lists, text and numbers: a run that is resumed decides nothing again."""
+        """Returns what was decided, in dictionaries, lists, text and numbers; a resumed run decides nothing again."""
         return {
             "verdicts": [verdict.state_dict() for verdict in self.verdicts.values()],
             "compilations": [
@@ -85,7 +85,7 @@ class Measurements:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Adds what `state_dict` gave.
+        """Adds what `state_dict` returned.
 
         Raises:
             KeyError, TypeError: it is of another version.

@@ -21,7 +21,7 @@ from hyperopt_cli.stopping import may_stop
 
 
 class Objective(NamedTuple):
-    """E [], dE/dR named like the parameters, and the direct dE/dlambda like `hyper`."""
+    """The outer objective: E [], dE/dR named like the parameters, and the direct dE/dlambda like `hyper`."""
 
     value: Tensor
     by_params: Params
@@ -35,7 +35,7 @@ def outer_objective(
     between: Callable[[], None] = may_stop,
     judge: OuterJudge | None = None,
 ) -> Objective:
-    """E and its two partial gradients.
+    """Evaluates E and its gradients in w_T and lambda.
 
     Args:
         problem: whose `outer_loss` it is.
@@ -75,7 +75,7 @@ def outer_objective(
 
 
 def by_autograd(objective: Callable[..., Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-    """E, or a term of it, and its derivatives in `leaves`; zero where nothing is connected."""
+    """Returns E, or a term of it, and its derivatives in `leaves`; zero where nothing is connected."""
     with torch.enable_grad():
         value = objective(*leaves)
     if not value.requires_grad:

@@ -14,7 +14,7 @@ from hyperopt_cli.stopping import may_stop
 
 
 def objective_after(problem: Problem, hyper: Hyper, on_step: OnStep | None = None) -> float:
-    """E(lambda); infinity where the run diverges.
+    """Returns E(lambda) after a plain training run; infinity where the run diverges.
 
     Args:
         problem: the training run.

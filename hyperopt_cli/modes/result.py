@@ -31,5 +31,5 @@ class Hypergradient(NamedTuple):
 
 
 def stats_of_checks(said: Sequence[str]) -> dict[str, str]:
-    """`stats["checks"]`, where there is something to say."""
+    """Returns the entry `checks` of the stats, where there is something to say."""
     return {"checks": "; ".join(said)} if said else {}

@@ -105,7 +105,7 @@ class Reverse(Mode):
         check_compile(self.compile)
 
     def bias(self, steps: int) -> str | None:
-        """What the window leaves out, and that a line is no run."""
+        """Says how many steps the window leaves out, and whether states lie on a straight line; None: neither."""
         left_out = self._num_swept(steps) < steps
         parts = [f"truncated: only the last {self.window} of {steps} steps"] if left_out else []
         if self.path is not None and steps > 1:
@@ -115,7 +115,14 @@ class Reverse(Mode):
     def differentiate(
         self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
     ) -> Hypergradient:
-        """Franceschi et al. 2017, algorithm 1."""
+        """Sweeps the adjoint back through the run (Franceschi et al. 2017, algorithm 1).
+
+        Args:
+            problem: the training run.
+            hyper: lambda, detached.
+            account: records the run.
+            measurements: of earlier hypergradients; new ones are added.
+        """
         judge = measurements.judge("reverse")
         dynamics = judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
         steps, compilation = self.steps(dynamics, hyper, measurements)
@@ -131,7 +138,7 @@ class Reverse(Mode):
         return self.differentiate(problem, hyper, account, measurements)
 
     def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Reverse | None":
-        """With half as many states in memory, and more steps taken again; those on the disk stay there."""
+        """Returns reverse mode with half as many states in memory; those on the disk stay there."""
         if self.path is not None:
             return None
         now = self._places(Dynamics.of(problem, hyper), hyper, self._num_swept(problem.steps), measurements, None)
@@ -168,7 +175,7 @@ class Reverse(Mode):
         return segment_length(num, sum(places), 1 + steps.saved_bytes() / max(1, state_bytes(steps.dynamics.start)))
 
     def steps(self, dynamics: Dynamics, hyper: Hyper, measurements: Measurements) -> tuple[Steps, Compilation]:
-        """The two steps, compiled or not, and the decision."""
+        """Returns the steps of the run, compiled or not, and the decision about that."""
         judge, whole = measurements.judge("reverse"), measurements.partitioned_step(STEP)
         step = PartitionedStepAt(dynamics, forward_and_backward_step, whole, compiled=False)
         step_hyper = dynamics.hyper_at(hyper, 0)
@@ -197,7 +204,7 @@ class Reverse(Mode):
 
 
 def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int, measurements: Measurements) -> int:
-    """As many slots as fitted when problems of that size were met first."""
+    """Returns as many slots as fitted when a problem of that size was met first."""
     size = repr(size_of(dynamics, hyper))
     if size not in measurements.slots:
         measurements.slots[size] = measured_slots(dynamics, hyper, most, measurements.judge("reverse"))
@@ -205,9 +212,15 @@ def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int, measurements: Mea
 
 
 def measured_slots(dynamics: Dynamics, hyper: Hyper, most: int, judge: Judge) -> int:
-    """Slots for which there is room, beside what one step of the sweep and one chunk of the objective take.
+    """Measures how many slots there is room for, beside one step of the sweep and one chunk of the objective.
 
     Both are tried once at s_0; a fifth is added for steps that take more, and a tenth of the memory is left free.
+
+    Args:
+        dynamics: of the run.
+        hyper: lambda.
+        most: the largest number to return.
+        judge: says how the gradient is differentiated.
     """
     problem, device = dynamics.problem, dynamics.like.device
 

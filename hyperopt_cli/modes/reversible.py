@@ -80,7 +80,14 @@ class Reversible(Mode):
     def differentiate(
         self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
     ) -> Hypergradient:
-        """Maclaurin et al. 2015, algorithm 2."""
+        """Runs the training in integers, and backwards with the adjoint (Maclaurin et al. 2015, algorithm 2).
+
+        Args:
+            problem: the training run.
+            hyper: lambda, detached.
+            account: records the run.
+            measurements: of earlier hypergradients; new ones are added.
+        """
         if (reason := refusal(problem, hyper)) is not None:
             raise UsageError(f"reversible: {reason}")
         judge = measurements.judge("reversible")
@@ -158,7 +165,7 @@ class _OutgrownError(Exception):
 
 
 def refusal(problem: Problem, hyper: Hyper) -> str | None:
-    """Why this run cannot be reversed; None if it can."""
+    """Says why this run cannot be reversed; None if it can."""
     dynamics = Dynamics.of(problem, hyper)
     optimizer, name = problem.optimizer, type(problem.optimizer).__name__
     instead = "use Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
@@ -232,12 +239,12 @@ class _Reversed(PastStates):
         self._marks = list(state["marks"].to(self._dynamics.like.device).unbind())
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in integers with its store, and how to know that it is right."""
+        """Returns the state in integers with its store, and the fingerprints that tell whether it is right."""
         marks = torch.stack(self._marks) if self._marks else torch.zeros(0, dtype=torch.int64)
         return {"held": self._held.state_dict(), "attempt": self._attempt, "bits": self.bits, "marks": marks}
 
     def forward(self, save: Callable[[], None]) -> State:
-        """s_t -> s_T in place, with the fingerprint of every state.
+        """Takes s_t to s_T in place, and keeps a fingerprint of every state.
 
         Raises:
             _OutgrownError: a number turns out to need another radix.
@@ -284,7 +291,7 @@ class _Reversed(PastStates):
             raise ReversalError(0, num_wrong)
 
     def num_wrong_at_start(self) -> int:
-        """Runs on to s_0, to count what is wrong there."""
+        """Runs on to s_0, and counts what is wrong there."""
         dynamics, held = self._dynamics, self._held
         while held.t > 0 or not held.whole:
             if held.whole:
@@ -323,14 +330,18 @@ def _check_range(peaks: list[tuple[int, Peak]]) -> None:
 
 
 def _collected(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """By label: the factor of all steps, or the tuple of every step's."""
+    """Returns, by label, the factor of all steps, or the tuple of every step's."""
     by_label = {label: tuple(report[label] for report in reports) for label in reports[0]}
     return {label: values[0] if len(set(map(repr, values))) == 1 else values for label, values in by_label.items()}
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Deterministic kernels; an operator that has none is named."""
+    """Inside, torch takes deterministic kernels.
+
+    Raises:
+        UsageError: an operator has none; the message names it.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic

@@ -33,7 +33,7 @@ from hyperopt_cli.optimizers.base import (
 
 @dataclass(frozen=True)
 class Adam(InnerOptimizer):
-    """Adam.
+    """The Adam update rule, as `torch.optim.Adam` takes it.
 
     Args:
         lr: learning rate.
@@ -54,20 +54,20 @@ class Adam(InnerOptimizer):
     weight_decay: float = 0.0
 
     def slots(self, params: Params, driven: frozenset[str]) -> Slots:
-        """The two moments."""
+        """Makes the slots of the first and the second moment, both zero."""
         return {"exp_avg": zeros(params), "exp_avg_sq": zeros(params)}
 
     def coefficients(self, arguments: Arguments, step: int) -> Arguments:
-        """`rate` and `spread`: the bias corrections of the two moments."""
+        """Adds the bias corrections: `rate` = lr / (1 - beta1^{t+1}) and `spread` = sqrt(1 - beta2^{t+1})."""
         rate = arguments.lr / (1 - arguments.beta1 ** (step + 1))
         return with_more(arguments, rate=rate, spread=(1 - arguments.beta2 ** (step + 1)) ** 0.5)
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
-        """d."""
+        """Returns d = g + weight_decay w."""
         return decayed(gradient, arguments.weight_decay, w)
 
     def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
-        """The two moments, then w; see the module's equations."""
+        """Returns the couplings of the two moments, then that of w; see the module's equations."""
         return (
             Coupling("exp_avg", _first_moment, itself("beta1"), radix=62),
             Coupling("exp_avg_sq", _second_moment, itself("beta2"), radix=76, least_radix=-20),

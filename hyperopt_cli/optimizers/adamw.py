@@ -15,13 +15,13 @@ from hyperopt_cli.optimizers.base import Arguments, Factor
 
 
 def _decay_for(arguments: Arguments, contraction: Any) -> Any:
-    """The weight decay of that contraction; its own where the contraction is already there (a rate of 0)."""
+    """Returns the weight decay of that contraction; its own where the contraction is already there (a rate of 0)."""
     return arguments.weight_decay + ((1 - arguments.lr * arguments.weight_decay) - contraction) / arguments.lr
 
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """AdamW; arguments as `Adam`, with `weight_decay` decoupled from the gradient (default 0.01)."""
+    """Adam with decoupled decay; its arguments are those of `Adam`, with `weight_decay` 0.01 by default."""
 
     contraction: ClassVar[Factor | None] = Factor(
         "1 - lr weight_decay", "weight_decay", lambda a: 1 - a.lr * a.weight_decay, _decay_for
@@ -30,5 +30,5 @@ class AdamW(Adam):
     weight_decay: float = 1e-2
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
-        """The gradient as it is."""
+        """Returns the gradient itself: the decay acts on w."""
         return gradient

@@ -38,20 +38,20 @@ class Arguments(Protocol):
     """
 
     def __getattr__(self, name: str) -> Any:
-        """The argument of that name."""
+        """Returns the argument of that name."""
 
     def _asdict(self) -> dict[str, Any]:
-        """All of them by their names."""
+        """Returns all arguments by their names."""
 
 
 def as_arguments(values: Mapping[str, Any]) -> Arguments:
-    """The arguments that have these names and values."""
+    """Makes the named tuple of arguments with these names and values."""
     made: Arguments = _kind(tuple(values))(*values.values())
     return made
 
 
 def with_more(arguments: Arguments, **more: Any) -> Arguments:
-    """The same arguments, with those of `more` added or in their place.
+    """Returns the same arguments, with those of `more` added or in their place.
 
     Example:
         >>> with_more(as_arguments({"lr": 0.1, "beta1": 0.9}), rate=0.5)
@@ -67,7 +67,7 @@ def _kind(names: tuple[str, ...]) -> Any:
 
 
 class Factor(NamedTuple):
-    """The f of a coupling.
+    """The factor f of a coupling.
 
     Attributes:
         label: what it is called in reports.
@@ -83,7 +83,7 @@ class Factor(NamedTuple):
 
 
 class Coupling(NamedTuple):
-    """x <- f x + h(the others, d).
+    """One part of an update rule, x <- f x + h(the others, d).
 
     Attributes:
         name: what is moved: `WEIGHTS` or a slot.
@@ -102,7 +102,7 @@ class Coupling(NamedTuple):
 
 
 def itself(argument: str) -> Factor:
-    """The factor that is an argument of the rule: a momentum, a beta."""
+    """Returns the factor that is an argument of the rule, such as a momentum or a beta."""
     return Factor(argument, argument, attrgetter(argument), lambda arguments, f: f)
 
 
@@ -150,11 +150,11 @@ class InnerOptimizer:
 
     @classmethod
     def argument_names(cls) -> tuple[str, ...]:
-        """The arguments that a key of `hyper` may drive."""
+        """Returns the names of the arguments that a key of `hyper` may drive."""
         return tuple(field.name for field in fields(cls) if field.type in (float, "float"))
 
     def slots(self, params: Params, driven: frozenset[str]) -> Slots:
-        """The slots at t = 0, each a dictionary like `params`.
+        """Makes the slots at t = 0, each a dictionary like `params`.
 
         Args:
             params: w_0.
@@ -163,7 +163,7 @@ class InnerOptimizer:
         return {}
 
     def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
-        """The rule, in the order in which it is applied; none for a rule that overrides `update`.
+        """Returns the rule, in the order in which it is applied; empty for a rule that overrides `update`.
 
         Args:
             slots: the names of the slots that are kept.
@@ -171,15 +171,15 @@ class InnerOptimizer:
         return ()
 
     def coefficients(self, arguments: Arguments, step: int) -> Arguments:
-        """`with_more(arguments, ...)`: with what follows from them and t, for all elements alike: bias corrections."""
+        """Adds, by `with_more`, what follows from the arguments and t for all elements alike: bias corrections."""
         return arguments
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
-        """d: what the couplings see of the gradient."""
+        """Returns d, what the couplings see of the gradient: the gradient itself, unless it is overridden."""
         return gradient
 
     def update(self, params: Params, slots: Slots, grads: Params, hyper: StepHyper, step: int) -> tuple[Params, Slots]:
-        """w_{t+1} and the slots at t + 1: the fold of the couplings.
+        """Returns w_{t+1} and the slots at t + 1: the fold of the couplings.
 
         Pure and free of branches on the value of a hyperparameter: `momentum == 0` must stay differentiable. Read
         arguments by `self.arguments(hyper, name, w)`.
@@ -209,7 +209,7 @@ class InnerOptimizer:
         return new.pop(WEIGHTS), new
 
     def increment_of(self, coupling: Coupling, x: Params, d: Tensor, arguments: Arguments) -> Tensor:
-        """h of a coupling, which does not see what it moves.
+        """Evaluates h of a coupling, which does not see what it moves.
 
         Args:
             coupling: of this rule.
@@ -236,15 +236,22 @@ class InnerOptimizer:
         return UsageError(f"{type(self).__name__}: the coupling of {coupling.name!r} {what}")
 
     def gradient_at(self, params: Params, slots: Slots, hyper: StepHyper, step: int) -> Params:
-        """P(s_t), where the gradient is taken: w_t itself for nearly every rule."""
+        """Returns P(s_t), the point at which the gradient is taken: w_t itself for nearly every rule.
+
+        Args:
+            params: w_t.
+            slots: those at t.
+            hyper: lambda_t, as for `update`.
+            step: t.
+        """
         return params
 
     def result(self, params: Params, slots: Slots) -> Params:
-        """R(s_T), what the run yields: w_T itself for nearly every rule."""
+        """Returns R(s_T), what the run yields: w_T itself for nearly every rule."""
         return params
 
     def arguments(self, hyper: StepHyper, name: str, like: Tensor) -> Arguments:
-        """Every argument for the parameter `name`: a tensor where `hyper` drives it, else the constructor's number."""
+        """Returns every argument for the parameter `name`: a tensor where `hyper` drives it, else a number."""
         chosen = {}
         for argument in self.argument_names():
             value = hyper.get(argument, getattr(self, argument))
@@ -267,14 +274,14 @@ def zeros(params: Params) -> Params:
 
 
 def decayed(gradient: Tensor, weight_decay: Tensor | float, w: Tensor) -> Tensor:
-    """`g + weight_decay w`; a constant 0 that no hyperparameter drives costs nothing."""
+    """Returns `g + weight_decay w`; a constant 0 that no hyperparameter drives costs nothing."""
     if isinstance(weight_decay, float) and weight_decay == 0.0:
         return gradient
     return gradient + weight_decay * w
 
 
 def sqrt(v: Tensor) -> Tensor:
-    """The square root of `v >= 0` whose derivative at 0 is 0.
+    """Takes the square root of `v >= 0` whose derivative at 0 is 0.
 
     A second moment of exactly 0 belongs to a coordinate whose gradient was 0 throughout (a dead unit, a padded
     embedding). The root's own derivative is infinite there; what it multiplies is 0, and the product is meant to be 0.

@@ -59,7 +59,7 @@ class Rational:
 
     @classmethod
     def of(cls, n: Tensor, d: Tensor) -> "Rational":
-        """From numerators and denominators on the host."""
+        """Makes the factor from numerators and denominators on the host."""
         live = n != 0
         growth = float((d[live] / n[live].abs()).max()) if bool(live.any()) else 1.0
         growth = growth if bool(live.all()) else max(growth, 1.0)  # zeros are carried as 1/1
@@ -69,18 +69,18 @@ class Rational:
         )
 
     def to(self, device: torch.device) -> "Rational":
-        """The same on a device."""
+        """Returns the same factor on a device."""
         n, d = (x.to(device, non_blocking=True) for x in (self.n, self.d))
         return replace(self, n=n, d=d)
 
     @property
     def value(self) -> Tensor:
-        """n/d, float64."""
+        """The factor n/d in float64, shaped like `n`."""
         return self.n.double() / self.d
 
 
 def rational(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rationals of smallest denominator within `TOLERANCE |1 - x|` of x, element by element.
+    """Returns the rationals of smallest denominator within `TOLERANCE |1 - x|` of x, element by element.
 
     Where that denominator exceeds `LARGEST`, the nearest multiple of 1 / `LARGEST`. |x| <= 1e-6 gives 0.
 
@@ -104,7 +104,7 @@ def rational(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _simplest_between(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The fraction p/q of smallest q in [low, high], 0 <= low, by continued fractions (Stern and Brocot)."""
+    """Returns the fraction p/q of smallest q in [low, high], 0 <= low, by continued fractions (Stern and Brocot)."""
     p0, p1 = torch.zeros_like(low, dtype=torch.int64), torch.ones_like(low, dtype=torch.int64)
     q0, q1 = p1.clone(), p0.clone()
     unfinished = torch.ones_like(low, dtype=torch.bool)
@@ -121,7 +121,7 @@ def _simplest_between(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=65536)
 def rational_number(x: float) -> Rational:
-    """`rational` of one number."""
+    """Returns the rational of a single number, found by `rational`."""
     return Rational.of(*rational(torch.tensor(x, dtype=torch.float64)))
 
 
@@ -129,24 +129,34 @@ Radix = int | Tensor  # bits after the binary point: for all elements, or int8 w
 
 
 def unit(radix: Radix) -> Tensor | float:
-    """2^-radix, written into the exponent of a double."""
+    """Returns 2^-radix, written into the exponent of a double."""
     if isinstance(radix, int):
         return 2.0**-radix
     return ((1023 - radix.to(torch.int64)) << 52).view(torch.float64)
 
 
 def encode(x: Tensor, radix: Radix) -> Tensor:
-    """round(2^radix x), int64."""
+    """Returns X = round(2^radix x), int64, shaped like x."""
     return (x.double() / unit(radix)).round().to(torch.int64)
 
 
 def decode(held: Tensor, radix: Radix, dtype: torch.dtype) -> Tensor:
-    """2^-radix X."""
+    """Returns x = 2^-radix X in `dtype`, shaped like `held`."""
     return (held.double() * unit(radix)).to(dtype)
 
 
 def multiply(x: Tensor, store: Tensor, n: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """X' and S', for n > 0; see the module's equations."""
+    """Multiplies X by n/d, for n > 0, and keeps what is lost in the store; see the module's equations.
+
+    Args:
+        x: X, int64.
+        store: S, like x.
+        n: numerators, int64, [] or like x.
+        d: denominators, likewise.
+
+    Returns:
+        X' and S'.
+    """
     u, v = divided(store * d, n)
     q, r = divided(x - divided(v * d, n)[0], d)
     top = r + v
@@ -154,7 +164,17 @@ def multiply(x: Tensor, store: Tensor, n: Tensor, d: Tensor) -> tuple[Tensor, Te
 
 
 def divide(x: Tensor, store: Tensor, n: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """X and S from X' and S'."""
+    """Undoes `multiply`, bit for bit; see the module's equations.
+
+    Args:
+        x: X', int64.
+        store: S', like x.
+        n: numerators, int64, [] or like x.
+        d: denominators, likewise.
+
+    Returns:
+        X and S.
+    """
     s = divided(x, n)[1]
     store, r = divided(store * n + s, d)
     v = divided(store * d, n)[1]
@@ -163,7 +183,7 @@ def divide(x: Tensor, store: Tensor, n: Tensor, d: Tensor) -> tuple[Tensor, Tens
 
 
 def divided(x: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
-    """Quotient, rounded down, and remainder, of integers |x| <= 2^62 by 0 < by <= 2^31.
+    """Returns the quotient, rounded down, and the remainder of integers |x| <= 2^62 by 0 < by <= 2^31.
 
     Compiled, by two floating-point quotients: the first is off by less than 2^11, what remains of x is below 2^53, and
     there the rounded-down quotient of doubles is exact. Processors divide doubles by the vector, integers one by one.
@@ -196,7 +216,7 @@ class Store:
     _bounds: list[int] = field(default_factory=list)
 
     def multiply(self, x: Tensor, by: Rational, kernel: Kernel = multiply) -> Tensor:
-        """X n/d, to within |d - n| + 1; what is lost is kept."""
+        """Returns X n/d, to within |d - n| + 1; what is lost is kept."""
         if by.is_one:
             return x
         n, d = by.n, by.d
@@ -212,7 +232,7 @@ class Store:
         return x
 
     def divide(self, x: Tensor, by: Rational, kernel: Kernel = divide) -> Tensor:
-        """The X of which `multiply` made this one."""
+        """Returns the X of which `multiply` made this one."""
         if by.is_one:
             return x
         if by.zeros == by.n.numel():
@@ -239,13 +259,13 @@ class Store:
             self.remainders = (self.remainders << WORD) | (self.words.pop().to(torch.int64) & (2**WORD - 1))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, for a checkpoint; bounds as text, for they are not bounded by 64 bits."""
+        """Returns everything, for a checkpoint; bounds as text, for they may exceed 64 bits."""
         bounds = [str(bound) for bound in self._bounds]
         return {"remainders": self.remainders, "words": list(self.words), "bound": str(self.bound), "bounds": bounds}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> "Store":
-        """The inverse of `state_dict`, on a device."""
+        """Makes a store on a device from what `state_dict` returned."""
         words = [word.to(device) for word in state["words"]]
         return cls(
             state["remainders"].to(device), words, int(state["bound"]), [int(bound) for bound in state["bounds"]]
@@ -257,12 +277,12 @@ class Store:
         return not self.words and not bool(self.remainders.any())
 
     def bits(self) -> float:
-        """Bits an element: the words that were spilled, and the mean of log2(S + 1)."""
+        """Returns bits an element: the words that were spilled, and the mean of log2(S + 1)."""
         spilled = sum(word.element_size() * 8 for word in self.words)
         return spilled + float((self.remainders.double() + 1).log2().mean())
 
 
 def _where_zero(by: Rational, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """X, n and d with 0 times X replaced by 1 times 0."""
+    """Returns X, n and d with 0 times X replaced by 1 times 0."""
     zero = by.n == 0
     return torch.where(zero, 0, x), torch.where(zero, 1, by.n), torch.where(zero, 1, by.d)

@@ -33,7 +33,7 @@ from hyperopt_cli.optimizers.base import (
 
 @dataclass(frozen=True)
 class RMSprop(InnerOptimizer):
-    """RMSprop.
+    """The RMSprop update rule, as `torch.optim.RMSprop` takes it.
 
     Args:
         lr: learning rate.
@@ -55,18 +55,18 @@ class RMSprop(InnerOptimizer):
     centered: bool = False
 
     def slots(self, params: Params, driven: frozenset[str]) -> Slots:
-        """`square_avg`; `grad_avg` if centred; `momentum_buffer` unless momentum is 0 and nothing drives it."""
+        """Makes `square_avg`, and `grad_avg` if centred; `momentum_buffer` unless momentum is 0 and not driven."""
         names = ["square_avg"]
         names += ["grad_avg"] if self.centered else []
         names += ["momentum_buffer"] if self.momentum != 0.0 or "momentum" in driven else []
         return {slot: zeros(params) for slot in names}
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
-        """d."""
+        """Returns d = g + weight_decay w."""
         return decayed(gradient, arguments.weight_decay, w)
 
     def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
-        """The averages, the buffer, then w; see the module's equations."""
+        """Returns the couplings of the averages, of the buffer, then that of w; see the module's equations."""
         averages = [Coupling("square_avg", _second_moment, itself("alpha"), radix=76, least_radix=-20)]
         if self.centered:
             averages.append(Coupling("grad_avg", _first_moment, itself("alpha"), radix=62))

@@ -30,7 +30,7 @@ from hyperopt_cli.optimizers.base import (
 
 @dataclass(frozen=True)
 class SGD(InnerOptimizer):
-    """Stochastic gradient descent.
+    """Stochastic gradient descent, as `torch.optim.SGD` takes it.
 
     Args:
         lr: learning rate.
@@ -61,7 +61,11 @@ class SGD(InnerOptimizer):
             )
 
     def slots(self, params: Params, driven: frozenset[str]) -> Slots:
-        """`momentum_buffer`, unless momentum is 0 and nothing drives it."""
+        """Makes `momentum_buffer`, unless momentum is 0 and nothing drives it.
+
+        Raises:
+            ValueError: Nesterov's variant would have a driven dampening, or no momentum.
+        """
         if self.nesterov and "dampening" in driven:
             raise ValueError("dampening: driven by a hyperparameter; Nesterov's variant needs a dampening of 0")
         if self.momentum == 0.0 and "momentum" not in driven:
@@ -71,16 +75,16 @@ class SGD(InnerOptimizer):
         return {"momentum_buffer": zeros(params)}
 
     def coefficients(self, arguments: Arguments, step: int) -> Arguments:
-        """`taken`: the share of the gradient that the buffer takes."""
+        """Adds `taken`, the share of the gradient that the buffer takes: 1 at t = 0, then 1 - dampening."""
         later = (step > 0).double() if isinstance(step, Tensor) else step > 0
         return with_more(arguments, taken=1 - arguments.dampening * later)
 
     def drive(self, w: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
-        """d."""
+        """Returns d = g + weight_decay w."""
         return decayed(gradient, arguments.weight_decay, w)
 
     def couplings(self, slots: Collection[str]) -> tuple[Coupling, ...]:
-        """The buffer, then w; see the module's equations."""
+        """Returns the coupling of the buffer, if there is one, then that of w; see the module's equations."""
         if not slots:
             return (Coupling(WEIGHTS, _plain),)
         return (

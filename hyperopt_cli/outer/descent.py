@@ -64,7 +64,7 @@ class OuterStep(NamedTuple):
         raw_hyperparameters: where the outer optimizer stands.
         raw_hypergradient: dE/draw, before clipping.
         inner_loss: L at every step, [T], of the first replica.
-        schedules: every scheduled name over the horizon, [T] or [T, groups].
+        schedules: the value of every scheduled name over the horizon, [T] or [T, groups].
         params: w_T of the first replica.
         stats: of all replicas: `wall_s`, `num_steps`, `num_gradients`, `num_hvps` summed, `peak_bytes` their maximum;
             `growth` and `digits` of the hypergradient; only where there is one: `bias`, what biases it, `noise`,
@@ -87,12 +87,12 @@ class OuterStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Descent:
-    """How the outer loop walks.
+    """How the outer loop moves the hyperparameters.
 
     Attributes:
         optimizer: adam and sgd of `torch.optim`, or sign (`SignDescent`).
         lr: its step in raw coordinates.
-        momentum: of sgd.
+        momentum: the momentum of sgd.
         steps: updates; one more hypergradient is measured than updates are made.
         clip_norm: the largest norm of dE/draw, over all hyperparameters together.
         patience: stop after so many outer steps without a new lowest validation loss.
@@ -112,7 +112,7 @@ class Descent:
     replicas: int = 1
 
     def rule(self, raw: list[Tensor]) -> torch.optim.Optimizer:
-        """The outer optimizer over `raw`."""
+        """Returns an outer optimizer that moves `raw`."""
         if self.optimizer == "adam":
             return torch.optim.Adam(raw, lr=self.lr)
         if self.optimizer == "sgd":
@@ -120,14 +120,14 @@ class Descent:
         return SignDescent(raw, lr=self.lr)
 
     def smallest_step(self, grad: Hyper) -> Hyper:
-        """The step that is left when one is halved as often as it may be, with the signs of dE/draw."""
+        """Returns the step that is left after all halvings that are allowed, with the signs of dE/draw."""
         share = self.lr / 2**MOST_HALVINGS
         if self.optimizer != "sgd":
             return {key: share * g.sign() for key, g in grad.items()}
         return {key: share * _scale(grad, self.clip_norm) * g for key, g in grad.items()}
 
     def seeds(self, seed: int, outer_step: int) -> list[int]:
-        """The seeds of the replicas of one outer step."""
+        """Returns the seeds of the replicas of one outer step."""
         base = derive(seed, "outer", outer_step) if self.seed == "fresh" else seed
         return [base if replica == 0 else derive(base, "replica", replica) for replica in range(self.replicas)]
 
@@ -146,7 +146,7 @@ def descend(
     ranks: Ranks = ALONE,
     together: Together | None = None,
 ) -> Iterator[OuterStep]:
-    """Measures and steps, `descent.steps` times, and measures where it arrived.
+    """Yields the outer steps of a descent: it measures and updates `descent.steps` times, and measures once more.
 
     Args:
         problem: seed -> the training run.
@@ -156,7 +156,7 @@ def descend(
         seed: of the recipe.
         callback: hears of inner steps, of steps that are halved, of a mode that is made smaller because memory was
             lacking, and of a run that is begun again because what was saved of it could not be reversed.
-        keeper: asked after each step, inner or outer, whether to save what another process can go on from; the state
+        keeper: is asked after each step, inner or outer, whether to save what another process can go on from; the state
             has `n`, how many outer steps are measured, and `progress`, inner steps of the next one.
         resume_from: what it saved, with the mode that was in use.
         measurements: of earlier hypergradients of this run; what is measured now is added.
@@ -199,10 +199,10 @@ def descend(
 
 
 class _Walk:
-    """Where the outer loop stands.
+    """The state of the outer loop, and the moves that change it.
 
     Attributes:
-        n: outer steps that are measured.
+        n: how many outer steps are measured.
         raw: where the next one is measured, once `update` has been made.
     """
 
@@ -241,7 +241,7 @@ class _Walk:
         return self.n <= self._descent.steps and (self.n == 0 or patience is None or since < patience)
 
     def update(self) -> None:
-        """To where the next one is measured."""
+        """Makes the update that is due, if any: it moves `raw` to where the next outer step is measured."""
         if self._grad is None:
             return
         self._good = {key: value.clone() for key, value in self.raw.items()}
@@ -250,10 +250,10 @@ class _Walk:
         self._project()
 
     def halve(self, error: NonFiniteError) -> None:
-        """Half way back to where it was good.
+        """Moves half the way back to the last point where the run was good.
 
         Raises:
-            NonFiniteError: `error`, if that is not wanted, was done often enough, or nothing was good.
+            NonFiniteError: this is `error`, if backtracking is off or was done often enough, or nothing was good yet.
         """
         if not self._may_halve:
             raise error
@@ -277,7 +277,7 @@ class _Walk:
         """Takes a mode that needs less memory, for the hypergradient that is begun again and those after it.
 
         Raises:
-            NoMemoryError: it can't do with less.
+            NoMemoryError: the mode can't do with less.
         """
         self._replicas.begin_again()
         seed = self._descent.seeds(self._seed, self.n)[0]
@@ -286,10 +286,10 @@ class _Walk:
         self._say(said)
 
     def measured(self, problem: Callable[[int], Problem]) -> OuterStep:
-        """The next outer step; if its stats say that it is noise, it is the last.
+        """Measures the next outer step; if its stats say that it is noise, it is the last one.
 
         Raises:
-            NonFiniteError: it is not finite, or is noise and can be halved.
+            NonFiniteError: the run is not finite, or its hypergradient is noise and the step can be halved.
         """
         raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
         hyper, seeds = self._space.natural(raw), self._descent.seeds(self._seed, self.n)
@@ -327,7 +327,7 @@ class _Walk:
         problem: Callable[[int], Problem],
         seeds: list[int],
     ) -> dict[str, Any]:
-        """What is known of the digits of a hypergradient."""
+        """Returns the stats that say how many digits the hypergradient has, and whether it is noise."""
 
         def objective(raw: Hyper) -> float:
             hyper, total = self._space.natural(raw), 0.0
@@ -351,12 +351,12 @@ class _Walk:
         return told | ({"num_asked_steps": self._asked_steps} if self._asked_steps else {})
 
     def _around(self, run: dict[str, Any] | None) -> dict[str, Any]:
-        """The state of the descent, with that of the run that is under way."""
+        """Returns the state of the descent, with that of the run that is under way, and notes that it is saved."""
         self._last_saved = self.n, self._replicas.num_done
         return {**self.state_dict(), **self._replicas.state_dict(run)}
 
     def _save(self) -> None:
-        """Where this process is in the middle of no run."""
+        """Saves the state at a time when this process is in the middle of no training run."""
         assert self._keeper is not None
         self._keeper.keeper.save(self._around(None))
 
@@ -364,17 +364,17 @@ class _Walk:
         work() if self._in_ranks is None else self._in_ranks(work, self._save)
 
     def save_the_rest(self) -> None:
-        """Before the run ends where a hypergradient has nothing to save: what was measured before it."""
+        """Saves what was measured since the last time, before the run ends inside of a hypergradient."""
         if self._keeper is not None and (self.n, self._replicas.num_done) > self._last_saved:
             self._save()
 
     def save_if_due(self) -> None:
-        """After an outer step; the last one is always saved, so that a run can be made longer."""
+        """Saves after an outer step if that is due; the last one is always saved, so that a run can be made longer."""
         if self._keeper is not None and (self._keeper.due() or not self.goes_on):
             self._save()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, without the runs of the next outer step."""
+        """Returns the state of the descent, without the runs of the next outer step."""
         return {
             "n": self.n,
             "mode": self._mode.state_dict(),
@@ -391,7 +391,7 @@ class _Walk:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what was saved."""
+        """Takes over a state that was saved, and goes on from there."""
         self.n, self._good, self._grad, self._halvings = (state[key] for key in ("n", "good", "grad", "halvings"))
         self._mode = mode_from_state_dict(state["mode"], MODES.values())
         self._best, self._best_step = state["best"], state["best_step"]
@@ -409,7 +409,16 @@ class _Walk:
 
 
 def step_of(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient]) -> OuterStep:
-    """Outer step `n` at `raw`, whose natural values are `hyper`: the mean of its runs, and `grad`, that of theirs."""
+    """Returns outer step `n`, in which E and the training loss are means over its runs.
+
+    Args:
+        space: the hyperparameters.
+        n: how many updates came before.
+        raw: the point where it was measured, in raw coordinates.
+        hyper: the same point in natural values.
+        grad: dE/dnatural, the mean over the runs.
+        runs: the hypergradients of the replicas; w_T and the inner loss are those of the first.
+    """
     first = runs[0]
     losses = [_last_tenth(run.stats["inner_loss"].to(first.value.device)) for run in runs]
     return OuterStep(
@@ -438,7 +447,7 @@ def _added(runs: list[Hypergradient]) -> dict[str, Any]:
 
 
 def _update(rule: torch.optim.Optimizer, raw: Hyper, grad: Hyper, clip_norm: float | None) -> None:
-    """One step of the outer optimizer, on a hypergradient clipped by its norm."""
+    """Takes one step of the outer optimizer, on a hypergradient that is clipped by its norm."""
     scale = _scale(grad, clip_norm)
     for key, value in raw.items():
         value.grad = grad[key] * scale
@@ -446,6 +455,6 @@ def _update(rule: torch.optim.Optimizer, raw: Hyper, grad: Hyper, clip_norm: flo
 
 
 def _scale(grad: Hyper, clip_norm: float | None) -> float:
-    """What clips a hypergradient by its norm, over all hyperparameters together."""
+    """Returns the factor that clips a hypergradient by its norm, over all hyperparameters together."""
     norm = float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in grad.values()])))
     return 1.0 if clip_norm is None or norm <= clip_norm else clip_norm / norm

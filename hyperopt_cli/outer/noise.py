@@ -33,11 +33,11 @@ CONFIRMED_TO = 3.0
 
 
 class Ends(NamedTuple):
-    """Both ends of the smallest step that the outer loop would take, raw, within their bounds.
+    """Both ends of the smallest step that the outer loop would take, in raw coordinates and within bounds.
 
     Attributes:
-        up: against the step, where E is predicted to be higher.
-        down: along it.
+        up: the end against the step, where E is predicted to be higher.
+        down: the end along the step.
         predicted: dE/draw . (up - down), not negative.
     """
 
@@ -47,7 +47,14 @@ class Ends(NamedTuple):
 
     @classmethod
     def of(cls, raw: Hyper, grad: Hyper, step: Hyper, project: Callable[[Hyper], Hyper]) -> "Ends":
-        """Args: where it is, dE/draw there, a step of its sign, and the projection onto the bounds."""
+        """Returns the ends of a step, taken from `raw` in both directions.
+
+        Args:
+            raw: the point where the hypergradient was measured.
+            grad: dE/draw there.
+            step: a step with the signs of `grad`.
+            project: moves a point within the bounds.
+        """
         up = project({key: value + step[key] for key, value in raw.items()})
         down = project({key: value - step[key] for key, value in raw.items()})
         return cls(up, down, sum(float((grad[key] * (up[key] - down[key])).sum()) for key in raw))
@@ -58,8 +65,8 @@ class Judgement(NamedTuple):
 
     Attributes:
         digits: decimal digits that it has.
-        growth: of its tangents or adjoints.
-        noise: why it is noise; None: it is not.
+        growth: how much the run amplifies its tangents or adjoints.
+        noise: why it is noise; None if it is not.
         num_asked: points at which E was asked.
     """
 
@@ -76,12 +83,12 @@ def judge(
     objective: Callable[[Hyper], float],
     confirmed: float = 0.0,
 ) -> Judgement:
-    """Whether the mean of some hypergradients is noise.
+    """Judges whether the mean of some hypergradients is noise.
 
     Args:
-        stats: of each, with `digits` and `growth`.
+        stats: the stats of each hypergradient, with `digits` and `growth`.
         value: E.
-        ends: of the smallest step.
+        ends: the ends of the smallest step.
         objective: raw -> E of a plain training run, infinite where that diverges.
         confirmed: up to which growth E has confirmed the hypergradients so far.
     """
@@ -109,7 +116,7 @@ def judge(
 
 
 def found_to_predicted(predicted: float, value: float, up: float, down: float) -> float | None:
-    """What E shows divided by what was predicted; None where it contradicts.
+    """Returns the change of E that was found over the one that was predicted; None where E contradicts it.
 
     Args:
         predicted: the difference of E between the two ends, above 0.

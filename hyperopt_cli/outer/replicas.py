@@ -23,10 +23,10 @@ SUMMED = ("wall_s", "num_steps", "num_gradients", "num_hvps")  # of a mode's sta
 
 
 class Replicas:
-    """Hypergradients of one outer step.
+    """Takes the hypergradients of one outer step, and keeps those that are done or begun.
 
     Args:
-        ranks: the processes that share it.
+        ranks: the processes that share the outer step.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -37,15 +37,15 @@ class Replicas:
 
     @property
     def num_done(self) -> int:
-        """How many are done."""
+        """How many hypergradients of this outer step are done."""
         return len(self._done)
 
     def clear(self) -> None:
-        """For the next outer step, or for this one at another place."""
+        """Forgets everything, for the next outer step or for this one at another point."""
         self._done, self._begun = {}, {}
 
     def begin_again(self) -> None:
-        """What is begun is of no use: it was of another mode."""
+        """Forgets the runs that are begun, because they were taken in another mode."""
         self._begun = {}
 
     def measured(
@@ -60,18 +60,18 @@ class Replicas:
         on_step: Callable[[int], OnStep],
         begun_again: Callable[[ReversalError], None],
     ) -> list[Hypergradient]:
-        """One for each seed; they stay until `clear`, so that a run which stops before keeps them.
+        """Returns a hypergradient for each seed; they are kept until `clear`, so that a run that stops has them.
 
         Args:
             problem: seed -> the training run.
-            seeds: of all replicas.
+            seeds: the seeds of all replicas.
             hyper: lambda.
             mode: how to differentiate.
-            measurements: of earlier hypergradients.
+            measurements: what earlier hypergradients of this run have measured.
             keeper: saves the state of the run that is under way.
             together: does the work of this process, and waits for others that share it.
-            on_step: replica -> who watches it.
-            begun_again: told of a run that is begun again, because what was saved of it could not be reversed.
+            on_step: replica -> the function that is called at each of its inner steps.
+            begun_again: is told of a run that is begun again, because what was saved of it could not be reversed.
         """
 
         def run_of(replica: int, resume_from: dict[str, Any] | None) -> Hypergradient:
@@ -111,20 +111,20 @@ class Replicas:
         return [_on(device, self._done[replica]) for replica in range(len(seeds))]
 
     def _is_own(self, replica: int) -> bool:
-        """Whether this process takes that run."""
+        """Returns whether this process takes the run of that replica."""
         return not self._ranks.divides("replicas") or replica % self._ranks.size == self._ranks.rank
 
     def _share(self, num: int) -> None:
-        """Everybody gets all results; of one run that was taken together they must be the same."""
+        """Gives all results to every process; where all took each run together, it checks that they are the same."""
         if self._ranks.divides("replicas"):
             self._done = dict(pair for part in self._ranks.gathered(_on_host(self._done)) for pair in part.items())
         elif self._ranks.size > 1:
             _check_equal(self._ranks.gathered(_digest([self._done[replica] for replica in range(num)])))
 
     def state_dict(self, run: dict[str, Any] | None) -> dict[str, Any]:
-        """Everything that is done or begun, by all processes; `run` is the state of the one that is under way here.
+        """Returns what is done or begun by all processes; `run` is the state of the run that is under way here.
 
-        Of the runs that are done it is what an outer step takes, of the others what a mode resumes from.
+        Of a run that is done it holds what an outer step takes, of the others what a mode resumes from.
         """
         begun = {replica: saved for replica, saved in self._begun.items() if self._is_own(replica)}
         begun |= {} if run is None else {self._now: run}
@@ -142,7 +142,7 @@ class Replicas:
         return {"progress": sum(progress), "replicas": results, "inner": [list(each) for each in sorted(inner.items())]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what was saved."""
+        """Takes over a state that was saved, and goes on from there."""
         self._done, self._begun = dict(state["replicas"]), dict(state["inner"])
 
 
@@ -156,7 +156,7 @@ def _on_host(tree: Any) -> Any:
 
 
 def _digest(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Of E, the hypergradient, w_T and every loss on the way."""
+    """Returns the SHA-256 digest of E, the hypergradient, w_T and every loss on the way."""
     digest = hashlib.sha256()
     for run in runs:
         for x in tree_leaves((run["value"], run["grad"], run["params"], run["stats"]["inner_loss"])):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class SignDescent(torch.optim.Optimizer):
-    """Sign descent.
+    """Descends by steps of fixed size in the direction of the gradient's sign, which shrink where the sign flips.
 
     Args:
         params: the raw hyperparameters.
@@ -27,7 +27,7 @@ class SignDescent(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; the step size of an element is halved before it moves against its last direction."""
+        """Takes one step; the step size of an element is halved before it moves against its last direction."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             for p in group["params"]:

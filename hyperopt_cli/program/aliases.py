@@ -10,7 +10,7 @@ aten = torch.ops.aten
 
 
 def memory_of(x: Tensor) -> int:
-    """What tells the memory of one tensor from that of another; a sparse one has none but its own parts."""
+    """Returns what tells the memory of one tensor from that of another; a sparse one has none but its own parts."""
     if x.layout != torch.strided:
         return id(x)
     memory: int = x.untyped_storage()._cdata
@@ -19,7 +19,7 @@ def memory_of(x: Tensor) -> int:
 
 @cache
 def written_arguments(func: Any) -> tuple[int, ...]:
-    """The positions of the arguments that it writes into."""
+    """Returns the positions of the arguments that the operator writes into."""
     return tuple(
         i for i, each in enumerate(func._schema.arguments) if each.alias_info is not None and each.alias_info.is_write
     )
@@ -27,13 +27,13 @@ def written_arguments(func: Any) -> tuple[int, ...]:
 
 @cache
 def is_view(func: Any) -> bool:
-    """Whether a result lies in the memory of an argument that is not written."""
+    """Returns whether a result lies in the memory of an argument that is not written."""
     return any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
 
 
 @cache
 def functional(func: Any) -> Any:
-    """The counterpart of an operator in place, which returns what that writes; None without one.
+    """Returns the counterpart of an operator in place, which returns what that writes; None without one.
 
     Overloads of the two may be named otherwise (`pow_.Scalar`, `pow.Tensor_Scalar`): it is the one of the same types.
     """

@@ -51,7 +51,7 @@ def check(compiled: list[Tensor], eager: Callable[[torch.Generator | None], list
 
 
 def moved(x: Any, generator: torch.Generator) -> Any:
-    """A floating tensor with every number moved up or down by about its last bit; everything else as it is.
+    """Moves every number of a floating tensor up or down by about its last bit; all else stays as it is.
 
     Whole numbers stay too: one may stand for a label, a flag or a step, to be compared with.
     """
@@ -63,7 +63,7 @@ def moved(x: Any, generator: torch.Generator) -> Any:
 
 
 def drawn_like(tree: Any) -> Any:
-    """Standard normal numbers in place of every floating tensor of `tree`, the same in every process."""
+    """Puts standard normal numbers in place of every floating tensor of `tree`, the same in every process."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(x: Any) -> Any:

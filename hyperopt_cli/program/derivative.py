@@ -33,7 +33,7 @@ NO_DERIVATIVE = "torch::autograd::NotImplemented"  # of the node that autograd g
 
 
 def differentiable(program: Program) -> Callable[..., list[Tensor]]:
-    """`inputs -> outputs` of the program.
+    """Returns the program as a function `inputs -> outputs`.
 
     Raises, when it is called:
         UsageError: an operator has no derivative, with its name.
@@ -44,7 +44,7 @@ def differentiable(program: Program) -> Callable[..., list[Tensor]]:
 def pulled_back(
     program: Program, inputs: Sequence[Tensor], function: Callable[..., list[Tensor]] | None = None
 ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """The vector-Jacobian product at `inputs`: adjoints of the outputs -> adjoints of the inputs, once.
+    """Returns the vector-Jacobian product at `inputs`: adjoints of the outputs -> those of the inputs, once.
 
     Args:
         program: the list of operators.
@@ -71,7 +71,7 @@ def pulled_back(
 
 
 def as_operators(function: Callable[..., Any], trees: tuple[Any, ...]) -> Callable[..., Any]:
-    """A function of trees of tensors, differentiated as the list of operators that it comes to at `trees`."""
+    """Returns a function of trees of tensors, differentiated as the list of operators it comes to at `trees`."""
     leaves, spec = tree_flatten(trees)
     shape: list[Any] = []
 
@@ -87,7 +87,7 @@ def as_operators(function: Callable[..., Any], trees: tuple[Any, ...]) -> Callab
 
 
 def straight_through(program: Program, way: Estimator = "through") -> Callable[..., list[Tensor]]:
-    """The program in which rounding, signs and comparisons that become numbers again have the derivative of nothing.
+    """Returns the program with an estimator for the derivative of rounding, signs and comparisons.
 
     Args:
         program: the list of operators.
@@ -125,7 +125,7 @@ def straight_through(program: Program, way: Estimator = "through") -> Callable[.
         return out
 
     def estimated(x: Tensor, is_sign: bool) -> Tensor:
-        """Zero, with the derivative of the estimator."""
+        """Returns zero, with the derivative of the estimator."""
         moved = torch.where(x.detach().abs() < 1, x, x.detach()) if way == "clipped" and is_sign else x
         return moved - moved.detach()
 
@@ -143,7 +143,7 @@ def _detached(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def estimating(program: Program, at: Sequence[Tensor]) -> set[int]:
-    """The numbers of the detached values that make a straight-through estimator: they are added where all else cancels.
+    """Returns the numbers of the detached values that make an estimator: they are added where all else cancels.
 
     In `x + (round(x) - x).detach()` the derivatives of both terms cancel, for that of a rounding is 0, so that without
     the detach nothing would be left; in a sum with the detached error of a rounding something is.

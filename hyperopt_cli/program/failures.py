@@ -37,18 +37,18 @@ def named_as_of_compiling(what: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What `error` says first, and of what type it is if that says nothing."""
+    """Returns the first line of what `error` says; its type where it says nothing."""
     lines = [line for line in map(str.strip, str(error).splitlines()) if line]
     return shorten(lines[0], 200) if lines else type(error).__name__
 
 
 def is_of_compiling(error: Exception) -> bool:
-    """Whether it says that a step could not be compiled, or was compiled wrongly."""
+    """Returns whether the error says that a step could not be compiled, or was compiled wrongly."""
     return isinstance(error, HyperoptError) and str(error).startswith(PREFIX)
 
 
 def reason_without(error: Exception) -> str:
-    """Why a run goes on without compiling, a phrase; the log has it too."""
+    """Returns why a run goes on without compiling, a phrase; the log has it too."""
     reason = str(error).removeprefix(PREFIX).removesuffix("; set compile: false")
     _LOG.warning("goes on without compiling: %s", reason)
     return f"not compiled ({reason})"

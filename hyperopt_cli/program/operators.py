@@ -59,7 +59,7 @@ class Operators(NamedTuple):
 
 
 def written_down(function: Callable[..., Any], leaves: Sequence[Any], spec: TreeSpec) -> Operators:
-    """The operators of `function` at these arguments, flattened.
+    """Writes down the operators of `function` at these arguments, flattened.
 
     Raises:
         UsageError: it reads a number of a tensor, draws at random, or cannot be evaluated without content.
@@ -97,7 +97,7 @@ def written_down(function: Callable[..., Any], leaves: Sequence[Any], spec: Tree
 
 
 def same(one: Operators, two: Operators, with_constants: bool = True) -> bool:
-    """The same operators on the same tensors; the constants may be others if that is asked for."""
+    """Returns whether two lists have the same operators on the same tensors, and, if asked for, equal constants."""
     if one.graph.code != two.graph.code or one.results != two.results:
         return False
     pairs = list(zip(one.constants, two.constants, strict=True))
@@ -107,7 +107,7 @@ def same(one: Operators, two: Operators, with_constants: bool = True) -> bool:
 
 
 def difference(one: Operators, two: Operators) -> str:
-    """Where two lists of operators part, a phrase."""
+    """Says where two lists of operators part, in a phrase."""
     pairs = zip_longest(one.graph.code.splitlines(), two.graph.code.splitlines(), fillvalue="nothing more")
     for x, y in pairs:
         if x != y:
@@ -186,7 +186,7 @@ def _of_one_number(graph: fx.GraphModule, node: fx.Node, number: int) -> fx.Node
 
 
 def writes(node: fx.Node) -> bool:
-    """Whether the operator changes an argument."""
+    """Returns whether the operator changes an argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 

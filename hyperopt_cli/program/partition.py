@@ -82,7 +82,7 @@ class PartitionedStep(WholeStep):
         super().__init__(linear=-1)
 
     def forward(self, batch: Any, others: Iterable[Any], cotangent: Any, *trees: Any) -> tuple[Any, Saved]:
-        """The outputs, and what is saved for backward.
+        """Returns the outputs, and what is saved for backward.
 
         Args:
             batch: of this step.
@@ -102,7 +102,7 @@ class PartitionedStep(WholeStep):
         return outputs, Saved(key, saved, made[partition.num_outputs :], of_batch)
 
     def backward(self, saved: Saved, cotangent: Any) -> Any:
-        """The results that take the cotangent."""
+        """Returns the results that depend on the cotangent, from what `forward` saved."""
         prepared = self._of_this[saved.key]
         with named_as_of_compiling("the compiled step"):
             made = list(prepared.compiled.calls[1](*saved.tensors, *tree_leaves(cotangent)))

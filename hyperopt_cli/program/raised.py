@@ -29,7 +29,7 @@ class Met(TorchFunctionMode):
     """Inside, numbers are raised where a function of torch refuses a mixture before it asks the dispatcher (conv2d)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The function; with arguments in float64 where it takes no others."""
+        """Calls the function, with arguments in float64 where it takes no others."""
         kwargs = kwargs or {}
         try:
             return func(*args, **kwargs)
@@ -42,7 +42,7 @@ class Met(TorchFunctionMode):
 
 
 def meets_higher(*trees: Any) -> bool:
-    """Whether a number in float64 is among them."""
+    """Returns whether a number in float64 is among the leaves of the trees."""
     return any(isinstance(x, Tensor) and x.dtype in HIGHER.values() for x in tree_leaves(trees))
 
 
@@ -57,20 +57,20 @@ class Raised(TorchDispatchMode):
         self._met = Met()
 
     def __enter__(self) -> "Raised":
-        """Beside what functions of torch meet before the dispatcher, and what a batch holds."""
+        """Begins: functions of torch that refuse a mixture, and what a batch holds, are in float64 too."""
         self._token = _RAISING.set(True)
         self._met.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *of_error: Any) -> None:
-        """All end."""
+        """Ends everything that `__enter__` began."""
         _RAISING.reset(self._token)
         super().__exit__(*of_error)  # type: ignore[no-untyped-call]
         self._met.__exit__(*of_error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operator, in float64."""
+        """Calls the operator, in float64 where it meets a number in float64."""
         args, kwargs = tree_map(solid, (args, kwargs or {}))
         if meets_higher(args, kwargs):
             args, kwargs = tree_map(raised_number, (args, kwargs))
@@ -83,25 +83,25 @@ class Raised(TorchDispatchMode):
 
 
 def solid(x: Any) -> Any:
-    """Zeros without memory (tangents of a constant) as zeros with one: below a mode torch reads what is not there."""
+    """Gives memory to zeros without it (tangents of a constant): below a mode torch reads what is not there."""
     return torch.zeros_like(x) if isinstance(x, Tensor) and x._is_zerotensor() else x
 
 
 def raised_number(x: Any) -> Any:
-    """A plain tensor, or a dtype, in float64; anything else as it is."""
+    """Returns a plain tensor, or a dtype, in float64; anything else as it is."""
     if isinstance(x, torch.dtype):
         return HIGHER.get(x, x)
     return x.to(HIGHER[x.dtype]) if type(x) in (Tensor, Parameter) and x.dtype in HIGHER else x
 
 
 def is_raising() -> bool:
-    """Whether numbers are to be in float64 now."""
+    """Returns whether numbers are to be in float64 now."""
     return _RAISING.get()
 
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """The same for tensors of a class of their own, which no mode of the dispatcher reaches into; without autocast."""
+    """Inside, tensors of a class that no mode of the dispatcher reaches are in float64 too; without autocast."""
     token, autocast = _RAISING.set(True), torch.autocast
     entered = autocast.__enter__, autocast.__exit__
     autocast.__enter__, autocast.__exit__ = lambda self: self, lambda self, *of_error: None  # type: ignore[method-assign]
@@ -114,10 +114,10 @@ def raising() -> Iterator[None]:
 
 
 def raised(tree: Any) -> Any:
-    """A tree of tensors in float64."""
+    """Returns a tree of tensors in float64."""
     return tree_map(lambda x: x.to(HIGHER.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x, tree)
 
 
 def as_due(tree: Any) -> Any:
-    """A batch as the loss is to see it now."""
+    """Returns a batch as the loss is to see it now."""
     return raised(tree) if is_raising() else tree

@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
     @property
     def read(self) -> list[Ref]:
-        """The values that it reads."""
+        """The values that the operator reads."""
         return [x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Ref)]
 
 
@@ -72,7 +72,7 @@ class Program:
     outputs: list[Ref] = field(default_factory=list)
 
     def replay(self, inputs: Sequence[Tensor], call: Callable[[Call, Any, Any], Any] | None = None) -> list[Tensor]:
-        """The outputs at `inputs`.
+        """Returns the outputs at `inputs`.
 
         Args:
             inputs: like those that it was written down with.

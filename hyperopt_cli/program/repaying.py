@@ -43,7 +43,7 @@ def decided(
     compiled: Callable[[], Any],
     num_operators: Callable[[], int],
 ) -> Compilation:
-    """Compiled or not.
+    """Decides whether a step is compiled.
 
     Args:
         compile: true, false or "auto".
@@ -79,12 +79,12 @@ def decided(
 
 
 def expected_s(num_operators: int) -> float:
-    """Seconds that compiling a step takes, about."""
+    """Returns about how many seconds compiling a step takes."""
     return SECONDS + SECONDS_PER_OPERATOR * num_operators
 
 
 def may_repay(seconds: float) -> bool:
-    """Whether a run of so many seconds is long enough to try."""
+    """Returns whether a run of so many seconds is long enough to try."""
     return seconds * SAVED >= SECONDS
 
 

@@ -19,13 +19,13 @@ _OF_OBJECTS = {
 
 
 def unreadable(number: int | float | str) -> Any:
-    """In place of `number`."""
+    """Returns a stand-in for `number`: of its kind and another value, with methods that raise `ReadError`."""
     other: Any = f"{number}'" if isinstance(number, str) else number + 1
     return next(kind for of, kind in _KINDS.items() if isinstance(number, of))(other)
 
 
 class ReadError(TypeError):
-    """What stands in for a number is read."""
+    """Python has read the stand-in of a number."""
 
 
 def is_by_reading(error: BaseException | None) -> bool:

@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
 
 
 def compiled_by_inductor(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any]:
-    """A function of tensors to a flat list of tensors of its own."""
+    """Compiles a graph to a function of tensors, with a flat list of tensors of its own for a result."""
     on_gpu = any(x.is_cuda for x in tensors)
     # Inductor would lay convolutions out with channels last, where a group of two channels is two numbers in a row.
     options = {"triton.cudagraphs": True} if on_gpu else {"layout_optimization": False}
@@ -96,7 +96,7 @@ class WholeStep:
         self._of_this: dict[Any, Prepared] = {}
 
     def of(self, function: Callable[..., Any], owner: Any) -> "WholeStep":
-        """Itself, for `function` from now on.
+        """Returns itself, for `function` from now on.
 
         Args:
             function: pure; every tensor that changes from step to step is in `batch` or `trees`.
@@ -110,7 +110,7 @@ class WholeStep:
         return self
 
     def __call__(self, batch: Any, others: Iterable[Any], *trees: Any) -> Any:
-        """The step, compiled first if need be.
+        """Takes the step, compiled first if need be.
 
         Args:
             batch: of this step.
@@ -127,7 +127,7 @@ class WholeStep:
             return tree_unflatten(list(made), prepared.operators.results)
 
     def num_operators(self, batch: Any, *trees: Any) -> int:
-        """Of the step: what compiling has to do with."""
+        """Counts the operators that the step comes to, which compiling has to deal with."""
         with named_as_of_compiling("writing the step down"):
             return len(written_down(self._function, *tree_flatten((batch, *trees))))
 
@@ -251,7 +251,7 @@ _REASON: list[str | None] = []
 
 
 def cannot_compile() -> str | None:
-    """Why torch cannot compile here, or None; a function of one addition is tried, once."""
+    """Says why torch cannot compile here, or None; a function of one addition is tried, once."""
     if not _REASON:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         try:

@@ -37,15 +37,15 @@ class Ranks:
 
     @property
     def is_lead(self) -> bool:
-        """Whether this one writes, and decides what is measured."""
+        """Whether this is the process that writes, and decides what is measured."""
         return self.rank == 0
 
     def divides(self, what: Shard) -> bool:
-        """Whether this is what is divided among several."""
+        """Returns whether there are several processes that divide `what` among themselves."""
         return self.size > 1 and self.shard == what
 
     def agreed(self, value: T) -> T:
-        """What the lead has; the others may give anything."""
+        """Returns the value that the lead gives, on all ranks; the others may give anything."""
         if self.size == 1:
             return value
         box = [value if self.is_lead else None]
@@ -54,7 +54,7 @@ class Ranks:
         return box[0]  # type: ignore[return-value]
 
     def gathered(self, value: T) -> list[T]:
-        """What each has, by rank, on each of them."""
+        """Returns the values of all ranks, in their order, on each of them."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -63,7 +63,7 @@ class Ranks:
         return found
 
     def at_lead(self, value: T) -> list[T]:
-        """What each has, by rank, on the lead; nothing on the others. Tensors are to lie on the host."""
+        """Returns the values of all ranks on the lead, and an empty list elsewhere; tensors must lie on the host."""
         if self.size == 1:
             return [value]
         found: list[Any] | None = [None] * self.size if self.is_lead else None
@@ -72,7 +72,7 @@ class Ranks:
         return found or []
 
     def each(self, work: Callable[[], T]) -> T:
-        """What `work` gives here, once it is done on each of them; what one raises, all raise."""
+        """Returns what `work` returns here, once it is done on all ranks; an error of one is raised on all."""
         if self.size == 1:
             return work()
         error, done = None, None
@@ -84,7 +84,7 @@ class Ranks:
         return done  # type: ignore[return-value]
 
     def raise_first(self, error: Exception | None) -> None:
-        """Raises the error of the first rank that has one; each gives its own, or None."""
+        """Raises on all ranks the error of the first one that has any; each gives its own error, or None."""
         for rank, each in enumerate(self.gathered(_sent(error))):
             if each is not None:
                 first = error if rank == self.rank and error is not None else each  # with its traceback
@@ -92,7 +92,7 @@ class Ranks:
                 raise first
 
     def highest(self, numbers: Sequence[float]) -> list[float]:
-        """The largest of each number, over all."""
+        """Returns the largest value of each number over all ranks."""
         if self.size == 1:
             return list(numbers)
         held = torch.tensor(numbers, dtype=torch.float64)
@@ -101,7 +101,11 @@ class Ranks:
         return list(held.tolist())
 
     def summed(self, tree: Any) -> Any:
-        """The sum of a tree of tensors over all: on each of them the same bits, whatever the order of the sum."""
+        """Returns the sum of a tree of tensors over all ranks, with the same bits on each of them.
+
+        Raises:
+            ValueError: a tensor has a graph, which does not reach over processes.
+        """
         if self.size == 1:
             return tree
         leaves, spec = tree_flatten(tree)
@@ -120,7 +124,7 @@ class Ranks:
 
 
 def _sent(error: Exception | None) -> Exception | None:
-    """What every other process can read."""
+    """Returns the error in a form that every other process can read."""
     if error is None or isinstance(error, HyperoptError):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
@@ -139,6 +143,6 @@ def _others_there() -> Iterator[None]:
 
 
 def brief(error: RuntimeError) -> str:
-    """What gloo or nccl says, without where in their sources and what they guess."""
+    """Returns the message of gloo or nccl without places in their sources and without their guesses."""
     lines = re.sub(r"\[/[^\]]*\]", "", str(error)).strip().splitlines()
     return lines[0].partition(". ")[0].strip() if lines else "no answer"

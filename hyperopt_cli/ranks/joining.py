@@ -16,10 +16,10 @@ LONGEST_WAIT = timedelta(minutes=30)
 
 @contextmanager
 def joined(found: Place | None, shard: Shard) -> Iterator[Ranks]:
-    """The group of all ranks, which this process is in as long as the context lasts.
+    """A context in which this process is in the group of all ranks, which it yields.
 
     Raises:
-        RankLostError: the others do not come.
+        RankLostError: the other processes do not come.
     """
     if found is None:
         yield ALONE

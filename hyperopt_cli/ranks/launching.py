@@ -28,15 +28,15 @@ def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.envir
     """Runs `command` as `num` ranks.
 
     Args:
-        command: with its arguments.
-        num: processes, at least 1.
-        env: theirs, to which their ranks are added.
+        command: the command with its arguments.
+        num: how many processes are started, at least 1.
+        env: the environment of the processes, to which their ranks are added.
 
     Returns:
         The exit code, and what to say of ranks that a signal has ended.
 
     Raises:
-        UsageError: fewer than 1 process.
+        UsageError: `num` is below 1.
     """
     if num < 1:
         raise UsageError(f"--nproc: got {num}; must be at least 1")
@@ -74,13 +74,13 @@ def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.envir
 
 
 def _end_with_parent() -> None:
-    """A rank is told to end where this process is killed; only Linux can."""
+    """Asks the kernel to end this rank when the process that started it is killed, which only Linux can."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Until all have ended, or those that should have by now have not."""
+    """Waits until all ranks have ended, or the time is over in which they should have."""
     limit: float | None = None
     while any(rank.poll() is None for rank in ranks):
         if limit is None and any(rank.poll() not in (None, 0) for rank in ranks):
@@ -91,7 +91,7 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 def _code(codes: Sequence[int]) -> int:
-    """Of all: an error of the run before a rank that was lost, and that before success."""
+    """Returns one exit code for all: the first rank's that ended with an error, else 75 where any was lost, else 0."""
     own = [code for code in codes if code > 0 and code != RUN_AGAIN]
     if own:
         return own[0]
@@ -109,12 +109,12 @@ def _end(code: int, was_left: bool) -> str:
 
 
 def _threads(num: int, env: Mapping[str, str]) -> dict[str, str]:
-    """The processors are divided: every rank would start a thread on each of them."""
+    """Returns variables that divide the processors among the ranks, each of which would use all of them."""
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num))}
 
 
 def free_port() -> int:
-    """A port that nobody listens at, so far."""
+    """Returns a port that nobody listens at so far."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
@@ -122,5 +122,5 @@ def free_port() -> int:
 
 
 def this_command() -> list[str]:
-    """The command line of this process, for another."""
+    """Returns the command line of this process, with which another can be started."""
     return [sys.executable, "-P", "-m", "hyperopt_cli", *sys.argv[1:]]

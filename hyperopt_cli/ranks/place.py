@@ -17,14 +17,14 @@ FIRST_PORT, NUM_PORTS = 20000, 12000  # below the ports that systems give out by
 
 @dataclass(frozen=True)
 class Place:
-    """Which process this is.
+    """Which of the processes of a run this is, and where the first one is found.
 
     Attributes:
-        rank: among all.
+        rank: its number among all processes.
         size: how many there are.
-        local_rank: among those on this node.
-        address: where the first one listens.
-        port: and at which port.
+        local_rank: its number among those on this node.
+        address: the host where the first one listens.
+        port: the port where it listens.
     """
 
     rank: int
@@ -35,10 +35,10 @@ class Place:
 
 
 def place(env: Mapping[str, str] = os.environ) -> Place | None:
-    """What the environment says; None for a process that is alone.
+    """Returns what the environment says; None for a process that is alone.
 
     Raises:
-        UsageError: it says only part of it.
+        UsageError: the environment has only a part of what is needed.
     """
     if "RANK" in env and "WORLD_SIZE" in env:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
@@ -57,7 +57,7 @@ def place(env: Mapping[str, str] = os.environ) -> Place | None:
 
 
 def _first_node(nodes: str) -> str:
-    """The first of Slurm's list of nodes, in which `node[03-05,9]` stands for several.
+    """Returns the first of Slurm's list of nodes, in which `node[03-05,9]` stands for several.
 
     >>> _first_node("gpu[003-005,9],login"), _first_node("alpha,beta"), _first_node("rack[1-2]n[01-09].ib")
     ('gpu003', 'alpha', 'rack1n01.ib')
@@ -66,7 +66,7 @@ def _first_node(nodes: str) -> str:
 
 
 def _port_of_step(env: Mapping[str, str]) -> int:
-    """The same for all tasks of a step, another for the next."""
+    """Returns a port that is the same for all tasks of a step, and another one for the next step."""
     step = f"{env.get('SLURM_JOB_ID', '0')}.{env.get('SLURM_STEP_ID', '0')}.{env.get('SLURM_RESTART_COUNT', '0')}"
     numbers = [int(part) for part in step.split(".") if part.isdigit()]
     mixed: int = sum(7919**i * number for i, number in enumerate(numbers))

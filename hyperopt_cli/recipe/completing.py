@@ -54,7 +54,7 @@ def value_completions(recipe: Any, key: str) -> list[str]:
 
 
 def _forms(recipe: Any, path: KeyPath) -> list[str]:
-    """`KEY=`, `KEY.` or both, where a section has a shorthand."""
+    """Returns `KEY=` for a value, `KEY.` for a section, and both for a section that has a shorthand."""
     key, value = ".".join(map(str, path)), _value(recipe, path)
     sections = [branch.get("type") == "object" for branch in branches(path)] or [isinstance(value, dict)]
     return [f"{key}="] * (not all(sections)) + [f"{key}."] * any(sections)

@@ -11,11 +11,11 @@ FREE = (("outer", "steps"), ("checkpoint_every_s",), ("shard",))
 
 
 def difference(before: str, now: str) -> str:
-    """The lines that differ, as `diff -u` shows them; empty if only what is free does.
+    """Returns the lines that differ, as `diff -u` shows them, except for keys that may change between parts of a run.
 
     Args:
-        before: a resolved recipe, YAML.
-        now: another.
+        before: a resolved recipe, as YAML text.
+        now: another one.
     """
     old, new = (_fixed(text).splitlines() for text in (before, now))
     return "\n".join(difflib.unified_diff(old, new, "before", "now", n=1, lineterm=""))

@@ -195,7 +195,7 @@ class _Builder:
         return data
 
     def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
-        """The key; None and a finding where it is none."""
+        """Returns the key; where the node is no valid key it returns None, and notes a finding."""
         problem = _key_problem(node)
         if problem:
             self._find(node, path, f"the key {_text(node)} {problem}")

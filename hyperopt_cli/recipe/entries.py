@@ -49,7 +49,7 @@ class Entry(Section):
 
     @property
     def tuned(self) -> bool:
-        """Whether tuning moves this number."""
+        """Whether this number is tuned, or else fixed."""
         return self.initial is not None
 
     @property
@@ -210,7 +210,7 @@ class Schedule(Section):
 
     @property
     def kind(self) -> str:
-        """The key that is set."""
+        """The key that is set, which names the kind of schedule."""
         return next(name for name, value in self if value is not None)
 
     @property

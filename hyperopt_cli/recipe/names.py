@@ -78,7 +78,7 @@ def device_problem(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Search:
-    """The way from one name to an object; what it may pass and where it may end."""
+    """Goes from a name to an object, and refuses modules and objects that it may not pass or end at."""
 
     name: str
     kind: Kind

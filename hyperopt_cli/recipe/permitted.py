@@ -53,7 +53,7 @@ def _is_model(found: object) -> bool:
 
 
 def _is_listed(found: object) -> bool:
-    """Whether torchvision lists it as a model: not what registers, looks up or downloads one."""
+    """Returns whether torchvision lists it as a model; functions that register, look up or download one are not."""
     if "torchvision" not in sys.modules:  # nothing is of a package that was never imported
         return False
     from torchvision.models import get_model_builder, list_models

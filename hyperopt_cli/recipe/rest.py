@@ -26,7 +26,7 @@ class Rest(NamedTuple):
     """A recipe that is valid but for what only its callables know.
 
     Attributes:
-        recipe: the rest.
+        recipe: what is left of the recipe.
         gone: the paths that were taken out.
         own: sections among loss and optimizer of which a callable of the user's own was taken out, so that nobody knows
             what its arguments are.
@@ -39,7 +39,7 @@ class Rest(NamedTuple):
     bare: frozenset[str]
 
     def touches(self, path: KeyPath) -> bool:
-        """Whether a mistake at `path` may come from what was taken out of the same section or hyperparameter."""
+        """Returns whether a mistake at `path` may come from what was taken out of its section or hyperparameter."""
         if path[0] == "groups" and any(gone[0] == "model" for gone in self.gone):  # they name its parameters
             return True
         steps = ("steps",) in self.gone and "schedule" in path
@@ -87,7 +87,7 @@ def _part(path: KeyPath) -> KeyPath:
 
 
 def _follows(path: KeyPath, gone: set[KeyPath]) -> bool:
-    """Whether a mistake may come of what was taken out: within it, or of the mapping that held it."""
+    """Returns whether a mistake may come from what was taken out: it lies within that, or in what held it."""
     if not path or ("steps",) in gone:
         return True
     return any(path == out[: len(path)] or path[: len(out)] == out for out in gone)

@@ -63,12 +63,12 @@ class Call(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the callable."""
+        """The arguments of the callable: every key that is not a field of the section."""
         return dict(self.__pydantic_extra__ or {})
 
 
 def _batch_size(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """One message for what fits none of the forms."""
+    """Refuses a value that fits none of the forms by one message that names them all."""
     if given != "all" and not (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
         close = did_you_mean(given, ("all",)) if isinstance(given, str) else ""
         raise Misfit(f"got {shown(given)}{close}; must be an integer of at least 1, or all")
@@ -130,7 +130,7 @@ class Optimizer(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The optimizer's fixed arguments."""
+        """The optimizer's arguments that the recipe fixes."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -196,7 +196,7 @@ class Slots(Section):
 
 
 def _slots(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """One message for what fits none of the forms; what is wrong inside of a mapping is told there."""
+    """Refuses a value that fits none of the forms by one message; mistakes inside of a mapping are told there."""
     if isinstance(given, dict | Slots):
         return Slots.model_validate(given)
     number = isinstance(given, int) and not isinstance(given, bool) and given >= 1
@@ -208,14 +208,14 @@ def _slots(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 def _compile(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """One message for what fits none of the forms."""
+    """Refuses a value that fits none of the forms by one message that names them all."""
     if not isinstance(given, bool) and given != "auto":
         raise Misfit(f"got {shown(given)}; must be auto, true or false")
     return check(given)
 
 
 def _engine(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """One message, with every name."""
+    """Refuses an unknown engine by a message that lists every name."""
     allowed = ("auto", *ENGINES)
     if given not in allowed:
         close = did_you_mean(given, allowed) if isinstance(given, str) and given != ONLY_MEASURED else ""
@@ -225,7 +225,7 @@ def _engine(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 def _renamed(given: dict[str, Any]) -> dict[str, Any]:
-    """The mode with the names of now for those of before."""
+    """Returns the mode with keys under their present names in place of former ones, and warns of these."""
     if "chunk_size" not in given:
         return given
     rest = {key: value for key, value in given.items() if key != "chunk_size"}
@@ -277,7 +277,7 @@ class Mode(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The mode's arguments that are set."""
+        """The mode's arguments that are set, without its name."""
         return self.model_dump(exclude={"name"}, exclude_none=True)
 
     @classmethod

@@ -10,14 +10,16 @@ Shard = Literal["columns", "batch", "replicas"]
 
 
 def shard_of(recipe: Recipe, size: int) -> Shard:
-    """As the recipe says; `auto`: replicas if there are enough, else the columns of forward mode, else batches.
+    """Returns what the processes divide among themselves: what the recipe says, or what fits for `auto`.
+
+    `auto` takes replicas if there are enough, else the columns of forward mode, else batches.
 
     Args:
-        recipe: valid.
-        size: processes.
+        recipe: the recipe, validated.
+        size: how many processes there are.
 
     Raises:
-        RecipeError: it cannot be divided so, with the position.
+        RecipeError: the work cannot be divided so; the error has the position.
     """
     shard, replicas, mode = recipe.shard, recipe.outer.replicas, recipe.mode.name
     if shard == "auto":
@@ -41,7 +43,7 @@ def shard_of(recipe: Recipe, size: int) -> Shard:
 
 
 def _num_parts(dataset: Dataset) -> float:
-    """Into how many a batch can be divided; unknown, and so any number, of one that is the whole data set."""
+    """Returns into how many parts a batch can be divided; infinitely many where it is the whole data set."""
     if not isinstance(dataset.batch_size, int):
         return math.inf
     return math.ceil(dataset.batch_size / (dataset.chunk_size or 1))

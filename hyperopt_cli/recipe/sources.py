@@ -81,13 +81,13 @@ def _is_installed(file: Path) -> bool:
 
 @cache
 def _installed() -> frozenset[Path]:
-    """The folders of the standard library and of installed packages."""
+    """Returns the folders of the standard library and of installed packages."""
     paths = (sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
     return frozenset(map(Path, (*paths, *site.getsitepackages(), site.getusersitepackages())))
 
 
 def _imported(module: str, content: bytes) -> Iterator[str]:
-    """The names that a source file imports, at the top or within functions; some may be no modules."""
+    """Yields the names that a source file imports, at the top or within functions; some may be no modules."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # compiled code
@@ -103,7 +103,7 @@ def _imported(module: str, content: bytes) -> Iterator[str]:
 
 
 def _absolute(node: ast.ImportFrom, module: str) -> str:
-    """What `from ... import` imports from; empty for a relative one that leaves its package."""
+    """Returns the module that `from ... import` imports from; empty for a relative one that leaves its package."""
     if not node.level:
         return node.module or ""
     file = _file(module)

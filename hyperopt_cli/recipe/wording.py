@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class _Shortener(reprlib.Repr):
-    """Values in the words of YAML, cut where they are long."""
+    """Writes values in the words of YAML, and cuts them where they are long."""
 
     def repr_NoneType(self, value: None, level: int) -> str:
         del value, level

@@ -49,13 +49,13 @@ PLAIN = {Tensor, torch.nn.Parameter, str, int, float, bool, type(None)}
 
 
 class Checkpoint(NamedTuple):
-    """One that was read whole.
+    """A checkpoint that was read whole.
 
     Attributes:
-        name: of its folder.
+        name: the name of its folder.
         tree: what was kept, tensors on the host; its iterators can be read once, as long as the checkpoint is there.
         bits_depend_on: threads, device and so on of the process that wrote it.
-        passed_over: newer ones that cannot be used, each with the reason.
+        passed_over: newer checkpoints that cannot be used, each with the reason.
     """
 
     name: str
@@ -65,26 +65,26 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """Those in one folder.
+    """The checkpoints in one folder.
 
     Args:
-        folder: usually `RunDirectory.checkpoints`; made with the first.
+        folder: usually `RunDirectory.checkpoints`; it is made with the first checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def names(self) -> list[str]:
-        """The last one first."""
+        """Returns the names of all checkpoints, the newest first; they are not read."""
         if not self._folder.is_dir():
             return []
         return sorted((path.name for path in self._folder.iterdir() if NAME.fullmatch(path.name)), reverse=True)
 
     def newest(self) -> Checkpoint | None:
-        """The newest that can be used; None if there is none at all.
+        """Returns the newest checkpoint that can be used; None if there is none at all.
 
         Raises:
-            CheckpointError: there are some, and none can be used; nothing is deleted.
+            CheckpointError: there are checkpoints, and none can be used; nothing is deleted.
         """
         passed_over: list[str] = []
         for name in self.names():
@@ -102,9 +102,9 @@ class Checkpoints:
         return None
 
     def clean(self) -> None:
-        """Drops what a process that was killed had begun to write; only for whom no other process is at work here.
+        """Drops what a killed process had begun to write; call it only while no other process writes here.
 
-        Where it was killed while it replaced a checkpoint, that is put back.
+        A checkpoint that was being replaced when the process was killed is put back.
         """
         for path, name in self._replaced():
             if not (self._folder / name).exists():
@@ -115,20 +115,20 @@ class Checkpoints:
     def write(
         self, outer_step: int, progress: int, tree: Mapping[str, Any], bits_depend_on: Mapping[str, Any], is_best: bool
     ) -> str:
-        """Adds one, and drops those that are no longer needed.
+        """Adds a checkpoint, and drops those that are no longer needed.
 
         Args:
-            outer_step: how many are measured.
-            progress: in the next one; 0: not begun.
-            tree: dictionaries, lists, tensors, numbers, text; iterators of these.
-            bits_depend_on: of this process.
+            outer_step: how many outer steps are measured.
+            progress: how much of the next outer step is done; 0 where it is not begun.
+            tree: what is kept: dictionaries, lists, tensors, numbers, text, and iterators of these.
+            bits_depend_on: what the bits of this process depend on, such as its device.
             is_best: whether the best outer step is in no checkpoint before this one.
 
         Returns:
-            Its name.
+            The name of the checkpoint.
 
         Raises:
-            StorageError: it cannot be written; those that were there are as before.
+            StorageError: it cannot be written; the checkpoints that were there are as before.
         """
         name = f"outer-{outer_step:06d}" + (f"-{progress:08d}" if progress else "")
         temporary = self._folder / f".{name}.{secrets.token_hex(4)}.tmp"
@@ -148,7 +148,7 @@ class Checkpoints:
         return name
 
     def _put(self, temporary: Path, name: str) -> None:
-        """Renames; one of that name, which was passed over or is written again, goes out of the way first."""
+        """Renames the folder to `name`, after a checkpoint that has this name already was moved out of the way."""
         target = self._folder / name
         if target.exists():
             target.rename(self._folder / f"replaced-{name}-{secrets.token_hex(4)}")
@@ -156,7 +156,7 @@ class Checkpoints:
         _sync(self._folder)
 
     def _replaced(self) -> list[tuple[Path, str]]:
-        """Those that are out of the way, with the names that they had."""
+        """Returns the checkpoints that were moved out of the way, with the names that they had."""
         found = ((path, REPLACED.fullmatch(path.name)) for path in self._folder.glob("replaced-*"))
         return [(path, match[1]) for path, match in found if match is not None]
 
@@ -175,14 +175,14 @@ class Checkpoints:
 
 
 class _DamagedError(Exception):
-    """Why a checkpoint cannot be used."""
+    """A checkpoint cannot be used; the message says why."""
 
 
 def on_host(tree: Any) -> Any:
-    """A tree whose tensors lie on the host and hold nothing but their own numbers; iterators become lists.
+    """Returns the tree with its tensors on the host, in storage of their own, and its iterators as lists.
 
     Raises:
-        TypeError: it holds what the restricted unpickler would not read.
+        TypeError: the tree holds a type that the restricted unpickler would not read.
     """
     tree = tree_map_only(Iterator, lambda items: [on_host(item) for item in items], tree)
     for leaf in tree_leaves(tree):
@@ -216,7 +216,7 @@ def _write(folder: Path, tree: Mapping[str, Any], what: Mapping[str, Any], depen
 
 
 def _save(content: Any, file: IO[bytes]) -> None:
-    """As `torch.save`, which may make a RuntimeError of its own of what the file could not take."""
+    """Saves like `torch.save`, but raises the file's own OSError, of which torch may make a RuntimeError."""
     told = _Told(file)
     try:
         torch.save(content, cast(IO[bytes], told))
@@ -227,7 +227,7 @@ def _save(content: Any, file: IO[bytes]) -> None:
 
 
 class _Told:
-    """A file that knows which error it has raised."""
+    """A file that remembers the last error that it has raised."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -249,7 +249,7 @@ class _Told:
 
 
 def _parts(items: Iterator[Any]) -> Iterator[list[Any]]:
-    """Lists of a few, on the host; the one before is emptied first."""
+    """Yields the items in short lists, on the host; each list is emptied before the next one is made."""
     part: list[Any] = []
     size = 0
     for item in items:
@@ -315,10 +315,10 @@ def _is_in_parts(x: Any) -> bool:
 
 
 def _items(folder: Path, stands_for: Mapping[str, list[str]], files: Mapping[str, Any]) -> Iterator[Any]:
-    """The items, read part by part when they are asked for.
+    """Returns an iterator over the items, which are read part by part when they are asked for.
 
     Raises:
-        KeyError: a part that was not compared; at once.
+        KeyError: the manifest lacks a part; this is raised before anything is read.
     """
     paths = [folder / name for name in stands_for[PARTS] if files[name]]
 
@@ -349,7 +349,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(folder: Path) -> None:
-    """Makes names in a folder last."""
+    """Syncs a folder, so that names in it last."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -53,10 +53,10 @@ class RunDirectory:
 
     @classmethod
     def create(cls, out: Path | None, name: str) -> RunDirectory:
-        """Make a directory that no other process has.
+        """Makes a directory that no other process has.
 
         Args:
-            out: where; None for `runs/<name>-<time>-<id>` below the working directory.
+            out: the directory to make; None for `runs/<name>-<time>-<id>` below the working directory.
             name: the recipe's name.
 
         Raises:
@@ -71,7 +71,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: Path) -> RunDirectory:
-        """The directory of a run that was started before.
+        """Returns the directory of a run that was started before.
 
         Raises:
             UsageError: `root` is not the directory of a run.
@@ -88,96 +88,96 @@ class RunDirectory:
 
     @property
     def recipe(self) -> Path:
-        """The recipe as the user wrote it."""
+        """The path of recipe.yaml, which holds the recipe as the user wrote it."""
         return self.root / "recipe.yaml"
 
     @property
     def resolved(self) -> Path:
-        """The recipe with defaults and command-line changes filled in."""
+        """The path of resolved.yaml, the recipe with defaults and command-line changes filled in."""
         return self.root / "resolved.yaml"
 
     @property
     def environment(self) -> Path:
-        """Versions, device and command line."""
+        """The path of environment.json, which has versions, device and command line."""
         return self.root / "environment.json"
 
     @property
     def status(self) -> Path:
-        """Whether the run is going on, and how it ended."""
+        """The path of status.json, which says whether the run is going on, and how it ended."""
         return self.root / "status.json"
 
     @property
     def metrics(self) -> Path:
-        """One line an outer step."""
+        """The path of metrics.jsonl, which has one line for each outer step."""
         return self.root / "metrics.jsonl"
 
     @property
     def result(self) -> Path:
-        """What came out."""
+        """The path of result.json, which holds the result of the run."""
         return self.root / "result.json"
 
     @property
     def measurements(self) -> Path:
-        """What was decided by measuring, and on what: engines, compiling, plans."""
+        """The path of measurements.json: what was decided by measuring (engines, compiling, plans), and why."""
         return self.root / "measurements.json"
 
     @property
     def tensorboard(self) -> Path:
-        """The folder of event files."""
+        """The path of the folder that holds TensorBoard's event files."""
         return self.root / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
+        """The path of the folder that holds the checkpoints."""
         return self.root / "checkpoints"
 
     def write_recipe(self, written: str, resolved: str) -> None:
-        """Keep the recipe's text, as written and as resolved."""
+        """Writes recipe.yaml, the recipe as written, and resolved.yaml, with everything filled in."""
         write_text(self.recipe, written)
         write_text(self.resolved, resolved)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Keep what the run ran on."""
+        """Writes environment.json, what the run runs on."""
         write_json(self.environment, environment)
 
     def write_result(self, result: Result) -> None:
-        """Keep what came out."""
+        """Writes result.json, the result of the run."""
         write_json(self.result, result.to_json())
 
     def write_measurements(self, state: Mapping[str, Any]) -> None:
-        """Keep what was measured (the state of `Measurements`); a later part of the run need not measure it again.
+        """Writes the state of `Measurements`, so that a later part of the run need not measure it again.
 
-        Nothing is written where nothing was decided, or what stands there is the same.
+        Nothing is written where nothing was decided, or where the file holds the same already.
         """
         text, path = to_text(state, indent=2) + "\n", self.measurements
         if any(state.values()) and not (path.exists() and path.read_text(encoding="utf-8") == text):
             write_text(path, text)
 
     def read_measurements(self) -> Any:
-        """What `write_measurements` kept; nothing where there is no such file, or none that can be read."""
+        """Returns what `write_measurements` wrote; it is empty where there is no file, or none that can be read."""
         try:
             return revive(read_json(self.measurements))
         except UsageError:
             return {}
 
     def append_metrics(self, step: Measured) -> None:
-        """Add the line of one outer step; it is on the disk when this returns."""
+        """Adds the line of one outer step; it is on the disk when this returns."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(to_text(_line(step)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def rewind_metrics(self, outer_step: int) -> None:
-        """Drop the lines from `outer_step` on, and a half-written last one, so that a resumed run can add them."""
+        """Drops the lines from `outer_step` on, and a half-written last one, so that a resumed run can add them."""
         kept = [line for line in whole_lines(self.metrics) if json.loads(line)["outer_step"] < outer_step]
         write_text(self.metrics, "".join(kept))
 
 
 def new_folder(out: Path | None, name: str) -> Path:
-    """Make a folder for a run, or for several, unless it is there and empty.
+    """Makes a folder for a run, or for several, unless it is there and empty.
 
     Args:
-        out: where; None for `runs/<name>-<time>-<id>` below the working directory.
+        out: the folder to make; None for `runs/<name>-<time>-<id>` below the working directory.
         name: the recipe's name.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 
 
 def environment(device: str = "cpu", arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Versions, hardware, commit and command line of this process.
+    """Returns the versions, hardware, commit and command line of this process.
 
     Args:
         device: where the run computes, as torch names it.
@@ -40,7 +40,7 @@ def environment(device: str = "cpu", arguments: Sequence[str] | None = None) -> 
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
-    """The arguments without absolute paths: relative below the working directory, elsewhere the last part alone.
+    """Returns the arguments without absolute paths: below the working directory relative ones, else the last part.
 
     >>> command_line(["/usr/bin/hyperopt", "run", "digits", "dataset.root=/data/mnist", "lr=0.1"])
     ['hyperopt', 'run', 'digits', 'dataset.root=mnist', 'lr=0.1']
@@ -65,7 +65,7 @@ def _version(distribution: str) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """The model of the GPU, or of the CPU."""
+    """Returns the name of the GPU's or the CPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_name() if device.type == "cpu" else device.type
@@ -81,7 +81,7 @@ def _cpu_name() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says about the working directory; None without git or outside of a repository."""
+    """Returns what git says about the working directory; None without git or outside of a repository."""
     try:
         done = subprocess.run(
             ["git", "-c", "core.fsmonitor=false", *arguments], capture_output=True, text=True, timeout=10, check=True

@@ -18,7 +18,7 @@ NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def plain(value: Any) -> Any:
-    """Dictionaries, lists, strings and numbers for `value`: tensors become nested lists, NaN and infinities strings."""
+    """Returns `value` as plain data: tensors become nested lists, NaN and infinities become strings."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -31,7 +31,7 @@ def plain(value: Any) -> Any:
 
 
 def revive(value: Any) -> Any:
-    """The inverse of `plain` for numbers: the three strings become floats again, at any depth."""
+    """Inverts `plain` for numbers: the three strings become floats again, at any depth."""
     if isinstance(value, dict):
         return {key: revive(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -40,7 +40,7 @@ def revive(value: Any) -> Any:
 
 
 def to_text(value: Any, *, indent: int | None = None) -> str:
-    """One JSON document that any parser reads; floats keep every digit.
+    """Returns one JSON document that any parser reads; floats keep every digit.
 
     Raises:
         TypeError: `value` holds something that JSON can't express.
@@ -49,7 +49,7 @@ def to_text(value: Any, *, indent: int | None = None) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary name beside `path`, then rename it."""
+    """Writes `text` under a temporary name beside `path`, then renames it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:
@@ -63,12 +63,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as an indented JSON document, at once."""
+    """Writes `value` as an indented JSON document, of which no reader sees a half."""
     write_text(path, to_text(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`, as it stands there (see `revive`).
+    """Returns the object in `path`, whose NaN and infinities are still strings (see `revive`).
 
     Raises:
         UsageError: there is no such file, or it doesn't hold a JSON object.
@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of `path` without a last one that is still being written; none if there is no such file."""
+    """Returns the lines of `path` without a last one that is still being written; none if there is no such file."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="\n") as file:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def factors_text(factors: Mapping[str, Any]) -> dict[str, str]:
-    """The rational factors of reversible mode as text, `9/10`; of a schedule the first and the last."""
+    """Returns the rational factors of reversible mode as text, such as `9/10`; of a schedule the first and the last."""
     return {label: _factor_text(factor) for label, factor in factors.items()}
 
 

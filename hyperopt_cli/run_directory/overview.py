@@ -20,19 +20,19 @@ FILES = ("status.json", "resolved.yaml")
 
 
 class RunRow(NamedTuple):
-    """One run.
+    """What one line of the list of runs says.
 
     Attributes:
         name: its folder, seen from the folder that is listed.
-        directory: the same, from here.
-        mode: the recipe's, or what `auto` has chosen; None: it does not say.
+        directory: its folder, seen from the working directory.
+        mode: the recipe's mode, or the one that `auto` has chosen; None where neither is known.
         state: running, done, diverged, failed, interrupted, killed, or damaged.
         reason: why, where it ended by itself or is damaged.
         outer_step: the one that is measured, or the last one.
         best: the lowest validation loss so far.
         started: when the process that wrote last had begun, ISO 8601.
-        age_s: since then.
-        wall_s: of the whole run once it has ended, else of the outer steps that are measured.
+        age_s: seconds since `started`.
+        wall_s: seconds of the whole run once it has ended, else of the outer steps that are measured.
     """
 
     name: str
@@ -48,7 +48,7 @@ class RunRow(NamedTuple):
 
 
 def runs_below(folder: Path) -> list[RunRow]:
-    """The runs in `folder` and in the folders of jobs there, the newest first; one that is damaged is a row too.
+    """Returns the runs in `folder` and in the folders of jobs there, the newest first, damaged ones included.
 
     A folder that is itself a run is its only row.
     """
@@ -63,7 +63,7 @@ def _is_run(root: Path) -> bool:
 
 
 def _began(row: RunRow) -> float:
-    """By its own word, or the folder's."""
+    """Returns when the run began, in seconds since the epoch: by its own word, or by its folder's time."""
     if row.started is not None:
         return datetime.fromisoformat(row.started).timestamp()
     try:
@@ -82,7 +82,7 @@ def _row(name: str, root: Path) -> RunRow:
 
 
 def _told(row: RunRow, directory: RunDirectory) -> RunRow:
-    """The row with what the run's files say."""
+    """Returns the row with what the run's files say."""
     status, metrics = read_status(directory), read_metrics(directory.metrics)
     result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
     started = datetime.fromisoformat(status["started"])
@@ -100,11 +100,11 @@ def _told(row: RunRow, directory: RunDirectory) -> RunRow:
 
 
 def to_continue(rows: list[RunRow]) -> RunRow | None:
-    """The newest that was ended before its end; one that has failed before it measured anything would fail again."""
+    """Returns the newest run that was stopped before its end; one that failed before any measurement is passed over."""
     ended = (row for row in rows if row.state in CONTINUED)
     return next((row for row in ended if row.state != "failed" or row.best is not None), None)
 
 
 def as_json(row: RunRow) -> dict[str, Any]:
-    """One object."""
+    """Returns the row as a dictionary, under the keys that its JSON object has."""
     return {("best_validation_loss" if key == "best" else key): value for key, value in row._asdict().items()}

@@ -18,17 +18,17 @@ LOG_SPREAD = 20.0
 
 
 def schedule_figure(name: str, start: Tensor, now: Tensor, start_label: str, now_label: str) -> Figure:
-    """Draw `now` in colour over `start` in grey.
+    """Draws `now` in colour over `start` in grey.
 
     Args:
         name: the optimizer's argument, e.g. `lr`.
-        start: [T] or [T, groups].
-        now: the same shape.
+        start: the values at the start, [T] or [T, groups].
+        now: the values now, of the same shape.
         start_label: what the grey lines are.
         now_label: what the coloured ones are.
 
     Returns:
-        A figure on the Agg canvas, in no window and in no list of pyplot's.
+        A figure on the Agg canvas; no window is opened, and pyplot does not know of it.
     """
     figure = Figure(figsize=(4.2, 3.0), dpi=120, layout="constrained")  # legible in a card of 350 pixels
     FigureCanvasAgg(figure)

@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 
 def read(root: Path) -> Run:
-    """The run in `root`, which may still be going on.
+    """Returns the run in `root`, which may still be going on.
 
     Raises:
         UsageError: `root` is not the directory of a run, or one of its files is damaged.
@@ -75,7 +75,7 @@ def read(root: Path) -> Run:
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """The lines of metrics.jsonl; a last one that is still being written is left out, a missing file has none.
+    """Returns the lines of metrics.jsonl, without a last one that is still being written; a missing file has none.
 
     Raises:
         UsageError: a line is damaged.

@@ -31,7 +31,7 @@ class Point:
 
     @classmethod
     def of(cls, step: Measured) -> Point:
-        """The point of a measured outer step."""
+        """Returns the point of a measured outer step."""
         values: dict[str, Values] = {name: value.tolist() for name, value in step.hyperparameters.items()}
         return cls(step.outer_step, step.validation_loss, values)
 
@@ -54,7 +54,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a run.
+    """The result of a run.
 
     Attributes:
         status: how it ended: done, diverged, interrupted, failed.
@@ -81,7 +81,7 @@ class Result:
     sources_changed: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of result.json; `bias`, `fixed` and `sources_changed` are there only where there are any."""
+        """Returns what result.json holds; `bias`, `fixed` and `sources_changed` are left out where there is none."""
         content = asdict(self)
         for key in ("bias", "fixed", "sources_changed"):
             if not content[key]:
@@ -90,7 +90,7 @@ class Result:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Result:
-        """The inverse of `to_json`.
+        """Makes a result from the content of result.json; this is the inverse of `to_json`.
 
         Raises:
             UsageError: a key is missing or unknown.

@@ -22,13 +22,13 @@ Difference = Callable[[str], str]  # of a resolved recipe from the one that is t
 
 
 def opened(resume: str, out: Path | None, name: str, difference: Difference) -> tuple[RunDirectory, bool]:
-    """The directory of a run, and whether it is one that is continued.
+    """Returns the directory of a run, and whether it is one that is continued.
 
     Args:
         resume: "never", "auto" (the run in `out`, or without `out` the newest one of that recipe that has not come to
             its end; a new one if there is none), or the directory of a run.
-        out: where a new one is made; None: below runs/.
-        name: the recipe's.
+        out: where a new directory is made; None for one below runs/.
+        name: the recipe's name.
         difference: of the resolved recipe that it is given from the one to be run.
 
     Raises:

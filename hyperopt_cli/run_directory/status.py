@@ -49,13 +49,13 @@ class LiveStatus:
         self._write()
 
     def beat(self, **fields: Any) -> None:
-        """Say that the run is alive. Cheap: fields are kept at once, the file is written every `every_s` seconds."""
+        """Says that the run is alive: keeps the fields at once, and writes the file every `every_s` seconds at most."""
         self._content |= fields
         if time.monotonic() - self._written_s >= self._every_s:
             self._write()
 
     def finish(self, state: State, **fields: Any) -> None:
-        """Say how the run ended, at once."""
+        """Writes at once how the run ended."""
         self._content |= {**fields, "state": state}
         self._write()
 
@@ -67,7 +67,7 @@ class LiveStatus:
 
 @contextmanager
 def reported(status: LiveStatus) -> Iterator[None]:
-    """Writes how the process ended, whatever ended it."""
+    """A context that writes how the process ended, whatever ends it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -82,7 +82,7 @@ def reported(status: LiveStatus) -> Iterator[None]:
 
 
 def state_of(directory: RunDirectory) -> str:
-    """The state in status.json, or `killed` where it says `running` but the process is gone.
+    """Returns the state in status.json, or `killed` where it says `running` but the process is gone.
 
     Raises:
         UsageError: status.json is missing or damaged.
@@ -92,7 +92,7 @@ def state_of(directory: RunDirectory) -> str:
 
 
 def read_status(directory: RunDirectory) -> dict[str, Any]:
-    """What stands in status.json.
+    """Returns the content of status.json.
 
     Raises:
         UsageError: status.json is missing or damaged.
@@ -105,7 +105,7 @@ def read_status(directory: RunDirectory) -> dict[str, Any]:
 
 
 def alive(status: dict[str, Any]) -> bool:
-    """Whether the process that wrote `status` still runs, as far as this host can tell."""
+    """Returns whether the process that wrote `status` still runs, as far as this host can tell."""
     if status["host"] == socket.gethostname() and Path("/proc/self/stat").exists():
         ticks = _started_ticks(int(status["pid"]))
         return ticks is not None and ticks == status["pid_started_ticks"]
@@ -114,7 +114,7 @@ def alive(status: dict[str, Any]) -> bool:
 
 
 def _started_ticks(pid: int) -> int | None:
-    """When the kernel started process `pid`, in clock ticks since boot; None if it is gone or there is no /proc."""
+    """Returns when process `pid` started, in clock ticks since boot; None if it is gone or there is no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

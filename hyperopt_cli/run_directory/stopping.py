@@ -45,7 +45,7 @@ class StopFlag:
         """Ends the run if a signal has come.
 
         Raises:
-            Stopped: it has.
+            Stopped: a signal has come.
         """
         if self.signal is not None:
             raise Stopped(self.signal)

@@ -54,7 +54,7 @@ class TensorBoardLog(Callback):
     """Writes the event files of one run.
 
     Args:
-        folder: where, usually `RunDirectory.tensorboard`.
+        folder: where the files are written, usually `RunDirectory.tensorboard`.
         recipe: the recipe's text, shown on the text page.
         purge_step: the first outer step that a resumed run repeats; what was logged from there on is hidden.
         start: the schedules at outer step 0, drawn in grey; None for those of the first step that is logged.
@@ -79,7 +79,7 @@ class TensorBoardLog(Callback):
             self._writer.add_text("recipe", _as_code(recipe), purge_step or 0)
 
     def on_outer_step(self, step: Measured) -> None:
-        """Add one outer step and hand it to the file system, so that an open page shows it."""
+        """Adds one outer step and hands it to the file system, so that an open page shows it."""
         self._lay_out(step)
         self._add_scalars(step)
         self._add_noise(step)
@@ -88,7 +88,7 @@ class TensorBoardLog(Callback):
         self._add_inner_loss(step)
 
     def on_end(self, result: Result) -> None:
-        """Add the test split, and the line by which the hparams page compares runs: initial settings and best loss."""
+        """Adds the test split, and what the hparams page compares runs by: initial settings and best loss."""
         if result.initial is None or result.best is None:
             return
         _remove_end(self._folder)
@@ -103,7 +103,7 @@ class TensorBoardLog(Callback):
             writer.add_scalar("best/validation_loss", result.best.validation_loss, result.best.outer_step)
 
     def close(self) -> None:
-        """Close the event file."""
+        """Closes the event file, after which nothing can be added."""
         self._writer.close()
 
     def __enter__(self) -> TensorBoardLog:
@@ -173,9 +173,9 @@ def _remove_end(folder: Path) -> None:
 
 
 def _await_a_later_name(folder: Path) -> None:
-    """Event files are read in the order of their names, which bear the second: what hides comes after what it hides.
+    """Waits until a new event file would sort behind the others: names bear the second, and are read in order.
 
-    A clock that is far behind that of the machine before is not waited for: the files get earlier names.
+    Where the clock is far behind that of an earlier machine, the others get earlier names instead.
     """
     stamped = [(path, found) for path in sorted(folder.glob("events.out.*")) if (found := STAMP.search(path.name))]
     last = max((int(found[1]) for _, found in stamped), default=0)
@@ -188,7 +188,7 @@ def _await_a_later_name(folder: Path) -> None:
 
 
 def _elements(name: str, value: Tensor) -> dict[str, float]:
-    """Tag and number of every element, `lr/3` or `lr/3/1`; of a large tensor its mean, least and largest."""
+    """Returns every element by its tag, `lr/3` or `lr/3/1`; of a large tensor its mean, least and largest."""
     if value.numel() > MAX_ELEMENTS:
         summary = {"mean": value.double().mean(), "min": value.min(), "max": value.max()}
         return {f"{name}/{key}": number.item() for key, number in summary.items()}
@@ -201,7 +201,7 @@ def _elements(name: str, value: Tensor) -> dict[str, float]:
 
 
 def _settings(result: Result, initial: Point) -> dict[str, Any]:
-    """The columns of the hparams page; a vector that starts with equal elements, as most do, needs only one."""
+    """Returns the columns of the hparams page; a vector that starts with equal elements, as most do, needs only one."""
     settings: dict[str, Any] = {"mode": result.mode, **({"bias": result.bias} if result.bias else {})}
     for name, values in initial.hyperparameters.items():
         value = torch.tensor(values, dtype=torch.float64)
@@ -216,7 +216,7 @@ def _test_scores(result: Result, initial: Point, best: Point) -> list[tuple[Poin
 
 
 def _pictured(step: Measured) -> list[str]:
-    """The learned optimizer arguments that have a shape in time or over groups: a single number needs no picture."""
+    """Returns the learned optimizer arguments that vary over time or groups; a single number needs no picture."""
     sizes: dict[str, int] = {}
     for key, value in step.hyperparameters.items():  # `lr.warmup` shapes `lr`
         name = key.partition(".")[0]
@@ -229,7 +229,7 @@ def _moves(name: str, sizes: Mapping[str, int], values: Tensor) -> bool:
 
 
 def _layout(names: list[str]) -> dict[str, dict[str, list[Any]]]:
-    """The page of custom scalars: tags are regular expressions there, anchored at their beginning."""
+    """Returns the layout of the custom scalars, whose tags are regular expressions anchored at their beginning."""
     return {
         "losses": {
             "validation and training": ["Multiline", ["loss/validation$", "loss/training$"]],
@@ -245,7 +245,7 @@ def _charts(group: str, names: list[str]) -> dict[str, list[Any]]:
 
 
 def _thinned(steps: int) -> list[int]:
-    """At most `MAX_POINTS` of the steps 0 ... steps - 1, evenly spread, first and last among them."""
+    """Returns at most `MAX_POINTS` of the steps 0 ... steps - 1, evenly spread, the first and the last among them."""
     if steps <= MAX_POINTS:
         return list(range(steps))
     return [round(k * (steps - 1) / (MAX_POINTS - 1)) for k in range(MAX_POINTS)]

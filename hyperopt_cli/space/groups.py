@@ -27,7 +27,7 @@ class Grouping:
 
     @classmethod
     def per(cls, unit: str, names: Iterable[str]) -> "Grouping":
-        """The partition of `names` by `unit`: model, layer or tensor."""
+        """Returns the partition of `names` by `unit`, which is model, layer or tensor."""
         of = {name: {"model": "", "layer": name.rpartition(".")[0], "tensor": name}[unit] for name in names}
         labels = tuple(dict.fromkeys(of.values()))
         return cls(labels, {name: labels.index(label) for name, label in of.items()})
@@ -38,10 +38,10 @@ class Grouping:
         return None if self.labels == ("",) else len(self.labels)
 
     def spread(self, value: Tensor, fixed: dict[str, float]) -> Tensor | dict[str, Tensor]:
-        """The value for each parameter.
+        """Returns the value for each parameter, or `value` itself where all parameters share it.
 
         Args:
-            value: `[]`, or `[groups]`.
+            value: the hyperparameter's value, `[]` or `[groups]`.
             fixed: parameters that take a number of their own instead.
         """
         if self.size is None and not fixed:
@@ -54,10 +54,10 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 
 
 def select(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """The parameters of `model` that any pattern names.
+    """Returns the names of the parameters of `model` that any pattern names.
 
     Args:
-        model: whose parameters.
+        model: the module that has the parameters.
         patterns: globs over the names of parameters that are not frozen, or `norms` (of every normalisation layer),
             `biases` (named so).
 

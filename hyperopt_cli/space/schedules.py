@@ -64,10 +64,10 @@ class Schedule:
         kind: a key of `PARAMETERS`.
         steps: the horizon T.
         count: how many windows or knots.
-        milestones: of `step_decay`, shares of the horizon.
+        milestones: the milestones of `step_decay`, as shares of the horizon.
 
     Raises:
-        ValueError: unknown kind, or more windows or knots than steps.
+        ValueError: the kind is unknown, or there are more windows or knots than steps.
     """
 
     kind: str = "constant"
@@ -87,11 +87,11 @@ class Schedule:
         return self.steps if self.kind == "per_step" else self.count
 
     def at(self, value: Tensor, parameters: Mapping[str, Tensor], t: int) -> Tensor:
-        """The value at step t.
+        """Returns the value at step t.
 
         Args:
             value: `[]` or `[groups]`, with `size` in front where the schedule has one.
-            parameters: the further ones, each [].
+            parameters: the further parameters of the schedule, each [].
             t: the step, 0 ... T - 1.
 
         Returns:
@@ -118,7 +118,7 @@ class Schedule:
 def _rise_and_fall(
     u: float, warmup: Tensor, rise: Callable[[Tensor], Tensor], fall: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """`rise` over the warm-up as a share of it, then `fall` over the rest; finite at a warm-up of 0 and of 1."""
+    """Returns `rise` of the share of the warm-up, then `fall` of that of the rest; it is finite at 0 and 1 too."""
     rising = u < warmup
     up = u / torch.where(rising, warmup, 1.0)
     down = (u - warmup) / torch.where(rising, 1.0, 1 - warmup)
@@ -126,7 +126,7 @@ def _rise_and_fall(
 
 
 def _half_cosine(p: Tensor) -> Tensor:
-    """From 1 at p = 0 to 0 at p = 1."""
+    """Returns half a cosine, from 1 at p = 0 to 0 at p = 1."""
     return 0.5 * (1 + torch.cos(math.pi * p))
 
 

@@ -26,7 +26,7 @@ class Knob:
     Attributes:
         initial: natural values, float64: [], [size], [groups] or [size, groups].
         transform: how it is tuned.
-        tuned: whether it is at all.
+        tuned: whether it is tuned at all.
     """
 
     initial: Tensor
@@ -57,42 +57,42 @@ class Hyperparameter:
     in_step: bool = True
 
     def knobs(self) -> Iterator[tuple[str, Knob]]:
-        """Every knob with its key in `hyper`."""
+        """Yields every knob with its key in `hyper`."""
         yield self.name, self.knob
         for name, knob in self.parameters.items():
             yield f"{self.name}.{name}", knob
 
     def value_at(self, hyper: Hyper, t: int) -> Tensor:
-        """The scheduled value at step t, [] or [groups]; knobs that `hyper` leaves out are fixed."""
+        """Returns the scheduled value at step t, [] or [groups]; knobs that `hyper` leaves out are fixed."""
         further = {name: hyper.get(f"{self.name}.{name}", knob.initial) for name, knob in self.parameters.items()}
         return self.schedule.at(hyper.get(self.name, self.knob.initial), further, t)
 
 
 @dataclass(frozen=True)
 class Space:
-    """All hyperparameters of a run."""
+    """The space of all hyperparameters of a run."""
 
     hyperparameters: tuple[Hyperparameter, ...]
 
     def tuned(self) -> dict[str, Knob]:
-        """The tuned knobs by their key in `hyper`."""
+        """Returns the tuned knobs by their key in `hyper`."""
         return {key: knob for hp in self.hyperparameters for key, knob in hp.knobs() if knob.tuned}
 
     def fixed(self) -> dict[str, Knob]:
-        """The knobs that stay where they are, by the key that they would have in `hyper`."""
+        """Returns the knobs that stay where they are, by the key that they would have in `hyper`."""
         return {key: knob for hp in self.hyperparameters for key, knob in hp.knobs() if not knob.tuned}
 
     def initial(self) -> Hyper:
-        """Raw start values."""
+        """Returns the start values of the tuned knobs in raw coordinates."""
         return {key: knob.transform.raw(knob.initial) for key, knob in self.tuned().items()}
 
     def natural(self, raw: Hyper) -> Hyper:
-        """The `hyper` of a problem."""
+        """Returns the natural values of raw ones, which are the `hyper` of a problem; this is differentiable."""
         tuned = self.tuned()
         return {key: tuned[key].transform.natural(value) for key, value in raw.items()}
 
     def pull_back(self, raw: Hyper, hypergradient: Hyper) -> Hyper:
-        """dE/draw from dE/dnatural."""
+        """Returns dE/draw at `raw` for the `hypergradient` dE/dnatural."""
         with torch.enable_grad():
             leaves = {key: value.detach().requires_grad_() for key, value in raw.items()}
             natural = self.natural(leaves)
@@ -101,18 +101,18 @@ class Space:
         return dict(zip(leaves, grads, strict=True))
 
     def project(self, raw: Hyper) -> Hyper:
-        """Onto the bounds."""
+        """Returns the raw values nearest to `raw` whose natural values lie within the bounds."""
         tuned = self.tuned()
         return {key: tuned[key].transform.project(value) for key, value in raw.items()}
 
     def at(self, hyper: Hyper, t: int) -> StepHyper:
-        """lambda_t: the `schedule` of a problem."""
+        """Returns lambda_t; this method is the `schedule` of a problem."""
         return {
             hp.name: hp.grouping.spread(hp.value_at(hyper, t), hp.fixed) for hp in self.hyperparameters if hp.in_step
         }
 
     def courses(self, hyper: Hyper) -> dict[str, Tensor]:
-        """Every scheduled name over the horizon, [T] or [T, groups]."""
+        """Returns the value of every scheduled name over the horizon, [T] or [T, groups]."""
         return {
             hp.name: torch.stack([hp.value_at(hyper, t) for t in range(hp.schedule.steps)]).detach()
             for hp in self.hyperparameters

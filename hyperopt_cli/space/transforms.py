@@ -30,7 +30,7 @@ class Transform:
         bounds: `(low, high)` of the natural value, or None.
 
     Raises:
-        ValueError: unknown name, or bounds that the transform cannot have.
+        ValueError: the name is unknown, or the transform cannot have these bounds.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Transform:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The natural values that can be reached; open ends for log, logit and softplus without bounds."""
+        """The range of natural values that can be reached; log, logit and softplus without bounds exclude its ends."""
         if self.bounds is not None:
             return self.bounds
         return {"log": (0.0, math.inf), "softplus": (0.0, math.inf), "logit": (0.0, 1.0)}.get(
@@ -57,7 +57,7 @@ class Transform:
         )
 
     def refusal(self, start: float) -> str | None:
-        """Why `start` is no natural value to begin at, and what to do; None if it is one."""
+        """Returns why `start` is no natural value to begin at, and what to do; None if it is one."""
         low, high = self.range
         closed = self.name == "identity" or (self.name != "logit" and self.bounds is not None)
         if (low <= start <= high) if closed else (low < start < high):
@@ -70,7 +70,7 @@ class Transform:
         return said
 
     def natural(self, raw: Tensor) -> Tensor:
-        """f(raw), differentiable."""
+        """Returns the natural value f(raw), which is differentiable."""
         if self.name == "log":
             return raw.exp()
         if self.name == "softplus":
@@ -81,7 +81,7 @@ class Transform:
         return raw
 
     def raw(self, natural: Tensor) -> Tensor:
-        """The inverse of `natural`."""
+        """Returns the raw value of a natural one; this is the inverse of `natural`."""
         if self.name == "log":
             return natural.log()
         if self.name == "softplus":
@@ -92,7 +92,7 @@ class Transform:
         return natural
 
     def project(self, raw: Tensor) -> Tensor:
-        """The nearest raw value whose natural value lies within the bounds."""
+        """Returns the nearest raw value whose natural value lies within the bounds."""
         if self.bounds is None or self.name == "logit":
             return raw
         low, high = (float(self.raw(torch.tensor(bound, dtype=raw.dtype))) for bound in self.bounds)
@@ -100,7 +100,7 @@ class Transform:
 
 
 def default(name: str) -> str:
-    """The transform that a hyperparameter of this name has unless the recipe says otherwise."""
+    """Returns the transform that a hyperparameter of this name has unless the recipe says otherwise."""
     if name in ("momentum", "beta1", "beta2", "alpha", "dampening", "label_smoothing"):
         return "logit"
     return "log"

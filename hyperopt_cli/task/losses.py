@@ -20,7 +20,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """Cross entropy, with targets smoothed towards uniform (Szegedy et al. 2016, 1512.00567, section 7).
+    """Returns the cross entropy with targets smoothed towards uniform (Szegedy et al. 2016, 1512.00567, section 7).
 
     Unlike `torch.nn.functional.cross_entropy`, whose value it has, it takes `label_smoothing` as a tensor, and
     differentiates in it.
@@ -56,12 +56,12 @@ def cross_entropy(
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error; `outputs` [B, 1] are taken as [B] where the targets are."""
+    """Returns the mean squared error, []; `outputs` [B, 1] are taken as [B] where the targets are."""
     return (outputs.reshape(targets.shape) - targets).square().mean()
 
 
 def smooth_l1(outputs: Tensor, targets: Tensor, beta: Tensor | float = 1.0, reduction: str = "mean") -> Tensor:
-    """The value of `torch.nn.functional.smooth_l1_loss`, d^2 / (2 beta) below beta and |d| - beta / 2 above it.
+    """Returns the value of `torch.nn.functional.smooth_l1_loss`, d^2 / (2 beta) below beta and |d| - beta / 2 above it.
 
     Args:
         outputs: [B, ...].
@@ -77,7 +77,7 @@ def smooth_l1(outputs: Tensor, targets: Tensor, beta: Tensor | float = 1.0, redu
 
 
 def huber(outputs: Tensor, targets: Tensor, delta: Tensor | float = 1.0, reduction: str = "mean") -> Tensor:
-    """The value of `torch.nn.functional.huber_loss`, d^2 / 2 up to delta and delta (|d| - delta / 2) above it.
+    """Returns the value of `torch.nn.functional.huber_loss`, d^2 / 2 up to delta and delta (|d| - delta / 2) above it.
 
     Huber 1964, https://doi.org/10.1214/aoms/1177703732.
 
@@ -95,7 +95,7 @@ def huber(outputs: Tensor, targets: Tensor, delta: Tensor | float = 1.0, reducti
 
 
 def hinge_embedding(outputs: Tensor, targets: Tensor, margin: Tensor | float = 1.0, reduction: str = "mean") -> Tensor:
-    """The value of `torch.nn.functional.hinge_embedding_loss`: x where y = 1, max(0, margin - x) where y = -1.
+    """Returns the value of `torch.nn.functional.hinge_embedding_loss`: x where y = 1, max(0, margin - x) where y = -1.
 
     As there, both count where y is neither.
 
@@ -110,7 +110,7 @@ def hinge_embedding(outputs: Tensor, targets: Tensor, margin: Tensor | float = 1
 
 
 def output(outputs: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The model's output is the loss: its mean, for models that need no data."""
+    """Returns the mean of the model's outputs, which is the loss of models that need no data."""
     return outputs.mean()
 
 

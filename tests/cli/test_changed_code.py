@@ -104,14 +104,14 @@ def test_an_outer_step_that_was_begun_with_other_code_starts_again(own: Own, mon
     often = ("checkpoint_every_s=0.001", "steps=30", *own.allow)
     with monkeypatch.context() as patched:
         patched.setattr("hyperopt_cli.commands.keeping.SHARE", 1e6)
-        kept = RunKeeper.keep
+        save = RunKeeper.save
 
-        def keep_and_stop(self: RunKeeper, outer_step: int, progress: int, left: dict[str, Any]) -> None:
-            kept(self, outer_step, progress, left)
-            if left["inner"]:
+        def save_and_stop(self: RunKeeper, state: dict[str, Any]) -> None:
+            save(self, state)
+            if state["inner"]:
                 raise Stopped(15)
 
-        patched.setattr(RunKeeper, "keep", keep_and_stop)
+        patched.setattr(RunKeeper, "save", save_and_stop)
         assert own.run("r.yaml", "--out", "o", *often)[0] == 75
     own.write_helper("FACTOR = 0.5")
     code, out, _ = own.run("--resume", "o", "--resume-anyway", *own.allow)

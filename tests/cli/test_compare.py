@@ -279,7 +279,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_half_a_comparison(hyperopt, recipe, 
 
 MISTAKES = {
     "an unknown mode": (["--modes", "forward,revers"], "did you mean reverse"),
-    "an unknown argument": (["--modes", "forward:chunksize=3"], "did you mean columns_at_once"),
+    "an unknown argument": (["--modes", "forward:columnsatonce=3"], "did you mean columns_at_once"),
     "another mode's argument": (["--modes", "reverse:engine=auto"], "takes no engine"),
     "an argument without a value": (["--modes", "reverse:slots"], "KEY=VALUE"),
     "a wrong value": (["--modes", "forward:engine=warp"], "forward_over_reverse"),
@@ -300,7 +300,7 @@ def test_a_mistake_on_the_command_line_is_refused_before_anything_is_written(hyp
 
 
 def test_every_mistake_in_the_modes_is_told_at_once(hyperopt, recipe):
-    _, _, err = hyperopt("compare", recipe, "--modes", "revers,forward:engine=warp,forward:chunksize=3")
+    _, _, err = hyperopt("compare", recipe, "--modes", "revers,forward:engine=warp,forward:columnsatonce=3")
     assert all(said in err for said in ("did you mean reverse", "warp", "did you mean columns_at_once"))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli import Chunked, Forward, Problem, Reverse, optimizers
+from hyperopt_cli import Chunked, Problem, Reverse, optimizers
 from hyperopt_cli.dynamics.derivatives import push_columns
 from hyperopt_cli.dynamics.dynamics import Dynamics, train_step
 from hyperopt_cli.engines import ENGINES
@@ -225,7 +225,7 @@ def test_of_a_sweep_only_the_adjoints_of_lambda_are_read_and_once_in_16_steps(
     known = Measurements()
     judge = known.judge("reverse")
     judge.outer.examines = judge.watch.examines = False  # which reads numbers
-    sum_up, begin = Sweep.sum_up, Sweep.begun
+    sum_up, begin = Sweep.sum_up, Sweep.at_end
 
     def not_counted(function: Callable[..., Any], *arguments: Any) -> Any:
         before = list(device.waits)
@@ -238,10 +238,10 @@ def test_of_a_sweep_only_the_adjoints_of_lambda_are_read_and_once_in_16_steps(
         not_counted(sum_up, sweep, *arguments)
 
     monkeypatch.setattr(Sweep, "sum_up", summed)
-    monkeypatch.setattr(Sweep, "begun", lambda *arguments: not_counted(begin, *arguments))
+    monkeypatch.setattr(Sweep, "at_end", lambda *arguments: not_counted(begin, *arguments))
     steps, _ = mode.steps(dynamics, hyper, known)
     device.waits.clear()
-    result = mode._swept(dynamics, hyper, steps, {}, Unread(dynamics.problem.steps, dynamics.like))
+    result = mode._swept(dynamics, hyper, steps, known, Unread(dynamics.problem.steps, dynamics.like))
     assert sums == [16, 4]
     assert devices(result["grad"]) == {"cpu"}
     assert devices(result["params"]) == {"meta"}
@@ -311,7 +311,7 @@ def test_hyperparameters_of_a_device_are_awaited_where_the_model_lies_on_the_hos
     dynamics = Dynamics.of(replace(problem, schedule=None), plain)
     elsewhere = {name: value.to(META) for name, value in plain.items()}
     assert devices(dynamics.cast(elsewhere)) == {"cpu"}
-    step = Forward(compile=False)._step(dynamics, "reverse_over_reverse", compiled=False)
+    step = _step(dynamics, "reverse_over_reverse", False, Measurements())
     carried = Carried([Columns([0], [0], columns(dynamics.start, 1))], resting=False)
     lambda_at = lambda t: (plain, columns(elsewhere, 1))  # noqa: E731
     account = Unread(dynamics.problem.steps, dynamics.like)

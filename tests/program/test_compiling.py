@@ -184,11 +184,11 @@ def test_all_slots_hold_no_more_than_the_states_of_the_run(fresh: bool, written:
     mode = Reverse(compile=True)
     steps, _ = mode.steps(Dynamics.of(problem, hyper), hyper, Measurements())
     state = 4 * 8
-    assert steps.kept_bytes() == 30 * 8 * (3 if fresh else 1)
-    length = segment_length(200, 200, 1 + steps.kept_bytes() / state)
+    assert steps.saved_bytes() == 30 * 8 * (3 if fresh else 1)
+    length = segment_length(200, 200, 1 + steps.saved_bytes() / state)
     assert length is not None
     assert length < 200
-    assert -(-200 // length) - 1 + length * (1 + steps.kept_bytes() / state) <= 200
+    assert -(-200 // length) - 1 + length * (1 + steps.saved_bytes() / state) <= 200
     got = hypergradient(problem, hyper, mode)
     assert got.stats["num_steps"] == 400 - length
     close(got, eager(problem, hyper))

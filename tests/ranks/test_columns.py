@@ -90,7 +90,7 @@ def test_more_ranks_than_blocks_and_compiled_steps_are_refused(tmp_path: Path) -
     for mode, said in (
         (
             {"name": "forward", "columns_at_once": 8},
-            "for 8 columns in 1 blocks; use at most 1 ranks, a columns_at_once of at most 4",
+            "for 8 columns in 1 blocks; use at most 1 ranks, columns_at_once of at most 4",
         ),
         ({"name": "forward", "compile": True}, "compile"),
     ):

@@ -37,7 +37,7 @@ def _logcumsumexp(op: Any, x: Dual, dim: int) -> Tensor:
 
 
 def _products(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    """`torch.cumprod`."""
+    """Stands in for `torch.cumprod`."""
     if input.ndim == 0 or not (dtype or input.dtype).is_floating_point:
         return torch.cumprod(input, dim, dtype=dtype)
     y, reach = input.to(dtype or input.dtype).movedim(dim, -1), 1
@@ -48,7 +48,7 @@ def _products(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> T
 
 
 def _products_in_place(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    """`Tensor.cumprod_`."""
+    """Stands in for `Tensor.cumprod_`."""
     return input.copy_(_products(input.clone(), dim, dtype=dtype))
 
 
@@ -73,7 +73,7 @@ def _log_of_sum(before: Pair, after: Pair) -> Pair:
 
 
 def _scanned(combine: Callable[[Pair, Pair], Pair], x: Tensor, tangents: Tensor, dim: int) -> Tensor:
-    """The tangents of the combinations of the first i elements, [K, *shape]."""
+    """Returns the tangents of the combinations of the first i elements, `[K, *shape]`."""
     if x.ndim == 0:
         return tangents
     y, y_dot = x.movedim(dim, -1), tangents.movedim(dim % x.ndim + 1, -1)

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 class Geometry(NamedTuple):
-    """What a convolution is given beside its tensors."""
+    """The arguments of a convolution beside its tensors."""
 
     stride: list[int]
     padding: list[int]
@@ -34,21 +34,21 @@ class Geometry(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether columns may be channels."""
+        """Whether columns may be folded into channels."""
         return not self.transposed and self.groups == 1
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """conv(x, w)."""
+        """Returns conv(x, w), without a bias."""
         y: Tensor = aten.convolution(x, w, None, *self)
         return y
 
     def to_input(self, grad: Tensor, x: Tensor, w: Tensor) -> Tensor:
-        """x*; of x only the shape matters."""
+        """Returns x*, the adjoint of the input; of x only the shape matters."""
         back: Tensor = aten.convolution_backward(grad, x, w, None, *self, [True, False, False])[0]
         return back
 
     def to_kernel(self, grad: Tensor, x: Tensor, w: Tensor) -> Tensor:
-        """w*; of w only the shape matters."""
+        """Returns w*, the adjoint of the kernel; of w only the shape matters."""
         back: Tensor = aten.convolution_backward(grad, x, w, None, *self, [False, True, False])[1]
         return back
 
@@ -122,21 +122,21 @@ def _kernel_tangents(conv: Geometry, grad: Any, x: Any, w: Any) -> list[Tensor]:
 
 
 def _as_examples(tangents: Tensor) -> Tensor:
-    """[K, N, C, ...] to [N K, C, ...], examples first."""
+    """Folds [K, N, C, ...] to [N K, C, ...], examples first."""
     return tangents.transpose(0, 1).flatten(0, 1)
 
 
 def _unfold(folded: Tensor, columns: int) -> Tensor:
-    """[N K, C, ...] to [K, N, C, ...]."""
+    """Unfolds [N K, C, ...] to [K, N, C, ...]."""
     return folded.view(-1, columns, *folded.shape[1:]).transpose(0, 1)
 
 
 def _as_channels(tangents: Tensor) -> Tensor:
-    """[K, N, C, ...] to [N, K C, ...]."""
+    """Folds [K, N, C, ...] to [N, K C, ...]."""
     return tangents.transpose(0, 1).flatten(1, 2)
 
 
 def _from_channels(folded: Tensor, columns: int) -> Tensor:
-    """[N, K C, ...] to [K, N, C, ...]."""
+    """Unfolds [N, K C, ...] to [K, N, C, ...]."""
     n, _, *spatial = folded.shape
     return folded.view(n, columns, -1, *spatial).transpose(0, 1)

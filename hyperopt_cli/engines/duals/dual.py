@@ -121,16 +121,16 @@ class Dual(Tensor):
         self.primal, self.tangents, self.torn, self.rests = primal, dot, set(), False
 
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
-        """Its shape."""
+        """Shows the shape and the number of columns."""
         return f"Dual({list(self.primal.shape)}, columns={self.tangents.shape[0]})"
 
     def __dlpack__(self, *given: Any, **named: Any) -> Any:
-        """Refused: its memory has no tangents."""
+        """Refuses: other libraries would see the memory without the tangents."""
         raise RuntimeError("a tensor that carries tangents cannot be handed on by DLPack")
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """`func`, or a function with the same value, whose way back autograd makes of operators that have tangents."""
+        """Calls `func`, or what stands in for it: of the same value, made of operators that have tangents."""
         with torch._C.DisableTorchFunctionSubclass():
             return FUNCTIONS.get(func, func)(*args, **(kwargs or {}))
 
@@ -138,7 +138,7 @@ class Dual(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """`func` of duals."""
+        """Calls the operator on duals: on their tensors and their tangents."""
         kwargs = kwargs or {}
         if is_raising():
             args, kwargs = tree_map(raised_number, (args, kwargs))
@@ -158,7 +158,7 @@ class Dual(Tensor):
 
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Any:
-    """`func`, by the first way that applies."""
+    """Calls `func` by the first way that applies."""
     rule = RULES.get(func)
     if rule is not None:
         return rule(func, *args, **kwargs)
@@ -186,7 +186,7 @@ def _blank(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _duals(args: Any, kwargs: Any) -> Iterator[Dual]:
-    """Those among the arguments of an operator, which are tensors or lists of them; `tree_leaves` takes longer."""
+    """Yields the duals among the arguments of an operator, tensors or lists of them; `tree_leaves` takes longer."""
     for x in (*args, *kwargs.values()):
         if isinstance(x, list | tuple):
             yield from (each for each in x if isinstance(each, Dual))
@@ -237,17 +237,17 @@ def rule(*operators: OpOverload) -> Callable[[AnyRule], AnyRule]:
 
 
 def primal(x: Any) -> Any:
-    """Without tangents; anything else as it is."""
+    """Returns the tensor without tangents; anything else as it is."""
     return x.primal if isinstance(x, Dual) else x
 
 
 def dot(x: Any) -> Tensor | None:
-    """The tangents; None of anything that has none."""
+    """Returns the tangents, `[K, *shape]`; None for anything that has none."""
     return x.tangents if isinstance(x, Dual) and not x.rests else None
 
 
 def dual(value: Tensor, *parts: Tensor | None) -> Tensor:
-    """`value` with the sum of `parts` as tangents; itself where there is none."""
+    """Returns `value` with the sum of `parts` as tangents; itself where there is none."""
     total: Tensor | None = None
     for part in parts:
         if part is not None:
@@ -256,7 +256,7 @@ def dual(value: Tensor, *parts: Tensor | None) -> Tensor:
 
 
 def aligned(tangents: Tensor, ndim: int) -> Tensor:
-    """`[K, *shape]` such that it broadcasts as `shape` does among tensors of `ndim` dimensions."""
+    """Views `[K, *shape]` such that it broadcasts as `shape` does among tensors of `ndim` dimensions."""
     missing = ndim + 1 - tangents.ndim
     if missing <= 0:
         return tangents
@@ -287,7 +287,7 @@ _NO_TANGENTS = "it writes into a tensor that has no tangents; write `x = x + y` 
 
 
 def _in_place(func: Any, args: Any, kwargs: Any) -> Any:
-    """The same without writing, then written where it belongs."""
+    """Takes an operator in place by the one that does not write, whose result is then written into the target."""
     target = args[0] if args else None
     if func is aten.copy_.default:
         return _copied(func, *args)
@@ -340,7 +340,7 @@ def _written(func: Any, target: Dual, result: Tensor) -> Dual:
 
 
 def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
-    """Partial derivatives from torch, each along a tangent of ones; then once over the K columns."""
+    """Takes partial derivatives from torch, each along a tangent of ones; then once over the K columns."""
     leaves, spec = tree_flatten((args, kwargs))
     where = [i for i, x in enumerate(leaves) if isinstance(x, Dual)]
     plain = [_unshared(x.primal) if isinstance(x, Dual) else x for x in leaves]
@@ -373,7 +373,7 @@ def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def by_torch(func: Any, args: Any, kwargs: Any) -> Any:
-    """`func` by torch's forward derivative, under vmap."""
+    """Calls `func` by torch's forward derivative, under vmap."""
     leaves, spec = tree_flatten((args, kwargs))
     where = [i for i, x in enumerate(leaves) if isinstance(x, Dual)]
     shape: list[Any] = []

@@ -46,7 +46,7 @@ def _of_product(factor: Dual, upper: bool) -> Tensor:
 
 
 def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
-    """`torch.linalg.solve`."""
+    """Stands in for `torch.linalg.solve`."""
     is_vector = B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1])
     solution: Tensor = torch.linalg.lu_solve(
         *torch.linalg.lu_factor(A), B.unsqueeze(-1) if is_vector else B, left=left or is_vector
@@ -62,19 +62,19 @@ def _diagonal(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _det(A: Tensor) -> Tensor:
-    """`torch.linalg.det`."""
+    """Stands in for `torch.linalg.det`."""
     u, sign = _diagonal(A)
     return sign * u.prod(-1)
 
 
 def _slogdet(A: Tensor) -> Any:
-    """`torch.linalg.slogdet`."""
+    """Stands in for `torch.linalg.slogdet`."""
     u, sign = _diagonal(A)
     return torch.return_types.linalg_slogdet((sign * u.sign().prod(-1), u.abs().log().sum(-1)))  # type: ignore[attr-defined]
 
 
 def _logdet(input: Tensor) -> Tensor:
-    """`torch.logdet`."""
+    """Stands in for `torch.logdet`."""
     sign, value = _slogdet(input)
     return torch.where(sign < 0, torch.nan, value)
 

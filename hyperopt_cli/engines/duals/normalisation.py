@@ -45,39 +45,46 @@ class View(NamedTuple):
 
     @classmethod
     def of_group(cls, n: int, c: int, area: int, groups: int) -> "View":
-        """[N, groups, C / groups, area]."""
+        """Views x as [N, groups, C / groups, area] and averages over the last two dimensions.
+
+        Args:
+            n: N, the number of examples.
+            c: C, the number of channels.
+            area: the number of positions in a channel.
+            groups: into how many groups the channels are divided.
+        """
         return cls((n, groups, c // groups, area), (2, 3), (1, groups, c // groups, 1), (0, 3))
 
     @classmethod
     def of_layer(cls, shape: Sequence[int], normalized: Sequence[int]) -> "View":
-        """[everything before, normalized]."""
+        """Views x as [rest, size], with `size` elements in the normalized dimensions, which are averaged over."""
         size = torch.Size(normalized).numel()
         return cls((torch.Size(shape).numel() // size, size), (1,), (1, size), (0,))
 
     @classmethod
     def of_batch(cls, shape: Sequence[int]) -> "View":
-        """[N, C, area]."""
+        """Views x as [N, C, area] and averages over examples and positions."""
         n, c, *spatial = shape
         return cls((n, c, torch.Size(spatial).numel()), (0, 2), (1, c, 1), (0, 2))
 
     @property
     def statistics(self) -> tuple[int, ...]:
-        """The shape of mean and r."""
+        """The shape of mean and r, which broadcasts against `grouped`."""
         return tuple(1 if i in self.averaged else size for i, size in enumerate(self.grouped))
 
     def mean(self, x: Tensor) -> Tensor:
-        """m of tensors or tangents, kept broadcasting."""
+        """Returns m(x) of a tensor or of tangents [K, ...], with the averaged dimensions kept at size 1."""
         behind = x.ndim - len(self.grouped)
         return x.mean([i + behind for i in self.averaged], keepdim=True)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Over what scale and shift are shared by."""
+        """Sums a tensor or tangents [K, ...] over the dimensions that share scale and shift."""
         behind = x.ndim - len(self.grouped)
         return x.sum([i + behind for i in self.summed])
 
 
 def _shaped(x: Any, shape: Sequence[int]) -> tuple[Any, Tensor | None]:
-    """A tensor and its tangents in another shape."""
+    """Returns a tensor and its tangents in another shape."""
     tangents = dot(x)
     value = None if x is None else primal(x).reshape(shape)
     return value, None if tangents is None else tangents.reshape(tangents.shape[0], *shape)
@@ -93,7 +100,7 @@ def _scaled(scale: Tensor | None, x: Tensor) -> Tensor:
 
 
 def _forward(view: View, values: tuple[Tensor, Tensor, Tensor], x: Any, scale: Any, shift: Any) -> tuple[Tensor, ...]:
-    """y, mean and r with their tangents, given their values."""
+    """Returns y, mean and r with their tangents, given their values."""
     y, mean, r = values
     x_, x_dot = _shaped(x, view.grouped)
     scale_, scale_dot = _shaped(scale, view.affine)
@@ -118,7 +125,7 @@ def _forward(view: View, values: tuple[Tensor, Tensor, Tensor], x: Any, scale: A
 def _backward(
     view: View, values: Sequence[Tensor | None], grad: Any, x: Any, mean: Any, r: Any, scale: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """x*, scale* and shift* with their tangents, given their values (None: not wanted)."""
+    """Returns x*, scale* and shift* with their tangents, given their values (None: not wanted)."""
     g, g_dot = _shaped(grad, view.grouped)
     x_, x_dot = _shaped(x, view.grouped)
     scale_, scale_dot = _shaped(scale, view.affine)
@@ -231,7 +238,7 @@ def _batch_norm_backward(
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """`torch._weight_norm`."""
+    """Stands in for `torch._weight_norm`."""
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 

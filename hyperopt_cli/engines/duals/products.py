@@ -49,7 +49,7 @@ def _bmm(op: Any, a: Any, b: Any) -> Tensor:
 
 
 def _tangents(a: Any, b: Any) -> Tensor | None:
-    """A'_k B + A B'_k, [K, n, p]."""
+    """Returns A'_k B + A B'_k, [K, n, p]."""
     a_dot, b_dot = dot(a), dot(b)
     if a_dot is None:
         return None if b_dot is None else _right(primal(a), b_dot)
@@ -58,7 +58,7 @@ def _tangents(a: Any, b: Any) -> Tensor | None:
 
 
 def _left(a_dot: Tensor, b: Tensor) -> Tensor:
-    """A'_k B: [K, n, m] by [m, p]."""
+    """Returns A'_k B, [K, n, m] by [m, p]."""
     columns, n, m = a_dot.shape
     k_stride, n_stride, _ = a_dot.stride()
     if _has_one_for_each_thread(a_dot):
@@ -71,7 +71,7 @@ def _left(a_dot: Tensor, b: Tensor) -> Tensor:
 
 
 def _right(a: Tensor, b_dot: Tensor, onto: Tensor | None = None) -> Tensor:
-    """A B'_k, [n, m] by [K, m, p], added to `onto` where that is given."""
+    """Returns A B'_k, [n, m] by [K, m, p], added to `onto` where that is given."""
     columns, m, p = b_dot.shape
     k_stride, _, p_stride = b_dot.stride()
     if onto is None and p_stride and k_stride == p * p_stride and not _has_one_for_each_thread(b_dot):  # [K, p] there

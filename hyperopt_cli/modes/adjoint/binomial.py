@@ -52,7 +52,7 @@ Action = Keep | Advance | Visit | Take
 
 
 def num_forward_steps(steps: int, slots: int) -> int:
-    """The steps of training taken in all, s_T included.
+    """Counts the steps of training that are taken in all, s_T included.
 
     Args:
         steps: T.
@@ -66,7 +66,7 @@ def num_forward_steps(steps: int, slots: int) -> int:
 
 
 def schedule(steps: int, slots: int) -> Iterator[Action]:
-    """What to do, with s_0 in hand, to visit s_{T-1}, ..., s_0.
+    """Yields what to do, with s_0 in hand, to visit s_{T-1}, ..., s_0.
 
     A visit is followed by taking what the slot filled last holds, or by the end. The first steps up to s_{T-1} are
     the run itself: each of them is taken once before the first visit.

@@ -26,28 +26,28 @@ class Lift(Protocol):
     """Moves states between the device and the host."""
 
     def down(self, state: State) -> tuple[State, Callable[[], None]]:
-        """The state on the host, and what waits until it has arrived."""
+        """Returns the state on the host, and a function that waits until it has arrived there."""
 
     def up(self, state: State) -> State:
-        """A state of the host, on the device."""
+        """Returns a state of the host on the device."""
 
     def row(self, num_bytes: int) -> Tensor:
-        """A new row of bytes on the host, from which `up` is quick."""
+        """Returns a new row of bytes on the host, [num_bytes], from which `up` is quick."""
 
 
 class NoLift:
-    """The device is the host."""
+    """The lift of a device that is the host: nothing is moved."""
 
     def down(self, state: State) -> tuple[State, Callable[[], None]]:
-        """Itself."""
+        """Returns the state itself, and a function that waits for nothing."""
         return state, lambda: None
 
     def up(self, state: State) -> State:
-        """Itself."""
+        """Returns the state itself, which is on the host already."""
         return state
 
     def row(self, num_bytes: int) -> Tensor:
-        """Plain memory."""
+        """Returns a new row of pageable memory, [num_bytes]."""
         return torch.empty(num_bytes, dtype=torch.uint8)
 
 
@@ -80,7 +80,7 @@ class DiskSnapshots(Snapshots):
         return len(self._records)
 
     def push(self, state: State) -> None:
-        """Begins to write once the state before is written."""
+        """Begins to write the state, once the one before is written."""
         self._settle()
         self._reading = None
         record = RowLayout(state)
@@ -97,7 +97,7 @@ class DiskSnapshots(Snapshots):
             self._reading = self._thread.submit(self._read, begin, self._records[-1])
 
     def top(self) -> State:
-        """Waits for the state on top to be written and read."""
+        """Waits until the state on top is written and read, and returns it on the device."""
         self._settle()
         self.ahead()
         assert self._reading is not None
@@ -105,19 +105,19 @@ class DiskSnapshots(Snapshots):
         return self._lift.up(self._records[-1].views(self._result(reading, "read")))
 
     def drop(self) -> None:
-        """The slot's place in the file is written over by the next."""
+        """Forgets the state on top, whose place in the file the next one overwrites."""
         self._reading = None
         self._records.pop()
 
     def states(self) -> Iterable[State]:
-        """Read once more, one at a time, and left on the host."""
+        """Reads all states once more, one at a time, and leaves them on the host."""
         self._settle()
         for i, record in enumerate(self._records):
             reading = self._thread.submit(self._read, i * self._slot_bytes, record)
             yield record.views(self._result(reading, "read"))
 
     def close(self) -> None:
-        """Ends the thread and the file."""
+        """Ends the thread and closes the file, which vanishes."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._file.close()
 

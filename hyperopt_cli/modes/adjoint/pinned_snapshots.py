@@ -34,7 +34,7 @@ class SideStream:
             return arrived
 
     def copy_up(self, state: State) -> tuple[State, torch.cuda.Event]:
-        """Begins to copy pinned tensors into new ones on the device."""
+        """Begins to copy pinned tensors into new ones on the device; the event has happened once they have arrived."""
         current = torch.cuda.current_stream(self._device)
         fresh: State = tree_map(lambda x: torch.empty_like(x, device=self._device), state)
         self._stream.wait_stream(current)  # what was last in that memory has been used
@@ -45,7 +45,7 @@ class SideStream:
             return fresh, self._stream.record_event()
 
     def await_event(self, event: torch.cuda.Event) -> None:
-        """What the current stream computes from here on comes after `event`."""
+        """Makes the current stream wait for `event` before what it computes from here on."""
         torch.cuda.current_stream(self._device).wait_event(event)
 
     def synchronize(self) -> None:
@@ -53,19 +53,19 @@ class SideStream:
         self._stream.synchronize()
 
     def down(self, state: State) -> tuple[State, Callable[[], None]]:
-        """The state on the host, and what waits until it has arrived."""
+        """Returns the state in pinned memory, and a function that waits until it has arrived there."""
         record = RowLayout(state)
         into = record.views(self.row(record.num_bytes))
         return into, self.copy_down(state, into).synchronize
 
     def up(self, state: State) -> State:
-        """A pinned state, on the device."""
+        """Returns a pinned state on the device, for which the current stream waits."""
         fresh, arrived = self.copy_up(state)
         self.await_event(arrived)
         return fresh
 
     def row(self, num_bytes: int) -> Tensor:
-        """Pinned; torch's own cache of pinned memory gives it out again once it is free and copied."""
+        """Returns a pinned row, [num_bytes], out of torch's own cache of pinned memory."""
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
@@ -86,7 +86,7 @@ class PinnedSnapshots(Snapshots):
         return len(self._states)
 
     def push(self, state: State) -> None:
-        """Begins to copy it out."""
+        """Begins to copy the state into pinned memory."""
         self._fetched = None
         record = RowLayout(state)
         into = record.views(self._rows.row(len(self._states), record.num_bytes))
@@ -99,7 +99,7 @@ class PinnedSnapshots(Snapshots):
             self._fetched = self._side.copy_up(self._states[-1])
 
     def top(self) -> State:
-        """The state on top, which is there before anything computes with it."""
+        """Returns the state on top; the current stream waits for it before anything is computed with it."""
         self.ahead()
         assert self._fetched is not None
         (state, arrived), self._fetched = self._fetched, None
@@ -107,11 +107,11 @@ class PinnedSnapshots(Snapshots):
         return state
 
     def drop(self) -> None:
-        """Its slot is free."""
+        """Forgets the state on top, whose slot is free then."""
         self._fetched = None
         self._states.pop()
 
     def states(self) -> Iterable[State]:
-        """In pinned memory, where they have arrived."""
+        """Returns all states in pinned memory, after everything has arrived there."""
         self._side.synchronize()
         return self._states

@@ -22,7 +22,7 @@ ALLOWED = (
 
 
 class Places(NamedTuple):
-    """Numbers of slots by where they lie."""
+    """Numbers of slots, by where they lie."""
 
     device: int = 0
     host: int = 0
@@ -30,7 +30,7 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, slots: int | Mapping[str, int]) -> "Places":
-        """From the number on the device, or a mapping.
+        """Makes places from the number of slots on the device, or from a mapping.
 
         Raises:
             ValueError: neither, an unknown place, a number below 0, or no slot at all.
@@ -47,7 +47,7 @@ class Places(NamedTuple):
         return places
 
     def at_most(self, slots: int) -> "Places":
-        """Without those of more than `slots` that lie farthest."""
+        """Returns at most `slots` of these, without those that lie farthest."""
         device = min(self.device, slots)
         host = min(self.host, slots - device)
         return Places(device, host, min(self.disk, slots - device - host))
@@ -71,7 +71,7 @@ class SnapshotStack(Snapshots):
 
     @classmethod
     def on(cls, places: Places, device: torch.device) -> Self:
-        """For the states of `device`.
+        """Makes the stack for the states of `device`.
 
         Raises:
             HyperoptError: there is no place for a file.
@@ -97,28 +97,28 @@ class SnapshotStack(Snapshots):
         return sum(len(part) for _, part in self._parts)
 
     def push(self, state: State) -> None:
-        """Onto the farthest part with room."""
+        """Pushes the state onto the farthest part with room."""
         next(part for num_slots, part in self._parts if len(part) < num_slots).push(state)
 
     def top(self) -> State:
-        """From the nearest part that is not empty."""
+        """Returns the state on top, from the nearest part that is not empty."""
         return self._last().top()
 
     def ahead(self) -> None:
-        """On the part that is read next; nothing if all are empty."""
+        """Calls `ahead` on the part that is read next, if any."""
         if len(self):
             self._last().ahead()
 
     def drop(self) -> None:
-        """From the nearest part that is not empty."""
+        """Drops the state on top, from the nearest part that is not empty."""
         self._last().drop()
 
     def states(self) -> Iterable[State]:
-        """The farthest part's first."""
+        """Yields all states, those of the farthest part first."""
         return (state for _, part in self._parts for state in part.states())
 
     def close(self) -> None:
-        """Closes every part."""
+        """Closes every part of the stack in turn."""
         for _, part in self._parts:
             part.close()
 

@@ -44,7 +44,7 @@ class Replayed(PastStates):
             self._snapshots.push(State.from_state_dict(each, device))
 
     def state_dict(self) -> dict[str, Any]:
-        """A place in the schedule, the state in hand, and the snapshots.
+        """Returns the place in the schedule, the state in hand, and the snapshots.
 
         At s_T that is s_{T-1}: the last step, which is counted, is taken again.
         """
@@ -58,7 +58,7 @@ class Replayed(PastStates):
         }
 
     def forward(self, save: Callable[[], None]) -> State:
-        """The run: s_T."""
+        """Runs the training to s_T, keeping the states that the schedule says."""
         self._advance(self._total - self._num, save)
         for action in self._actions():
             if isinstance(action, Visit):
@@ -70,7 +70,7 @@ class Replayed(PastStates):
         return end
 
     def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
-        """The last step first."""
+        """Yields the last `num` steps, the last one first, each from a state that is kept or computed again."""
         self._at_end = False
         for action in self._actions():
             if not isinstance(action, Visit):

@@ -44,7 +44,7 @@ class RowLayout:
             self._places.append(_Place(begin, self.num_bytes, x.shape, stride, x.dtype))
 
     def views(self, row: Tensor) -> State:
-        """The state whose tensors lie in `row`, uint8 [num_bytes or more]."""
+        """Returns the state whose tensors lie in `row`, uint8, [num_bytes or more]."""
         parts = [
             row[place.begin : place.end].view(place.dtype).as_strided(place.shape, place.stride)
             for place in self._places
@@ -53,7 +53,7 @@ class RowLayout:
         return state
 
     def chunks(self, state: State) -> Iterator[tuple[int, memoryview]]:
-        """The bytes of a state on the host, by tensor, and where each begins; what is dense is not copied."""
+        """Yields the bytes of a state on the host, by tensor, and where each begins; dense tensors are not copied."""
         for place, x in zip(self._places, tree_flatten(state)[0], strict=True):
             if x.stride() != place.stride:
                 x = torch.empty_strided(place.shape, place.stride, dtype=place.dtype).copy_(x)
@@ -77,7 +77,7 @@ class Rows:
         self._slabs: list[Tensor] = []
 
     def row(self, index: int, num_bytes: int) -> Tensor:
-        """The bytes of that row, uint8 [num_bytes or a little more]; every row is of one size.
+        """Returns the bytes of that row, uint8, [num_bytes or a little more]; every row is of one size.
 
         Rows are asked for in turn: none before the one above it has been.
         """

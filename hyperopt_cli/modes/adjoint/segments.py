@@ -27,7 +27,7 @@ from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps, record
 
 
 def segment_length(num: int, slots: int, kept: float) -> int | None:
-    """The longest segment for which `slots` states' worth of memory suffices; None where no length does.
+    """Returns the longest segment for which `slots` states' worth of memory suffices; None: no length does.
 
     Args:
         num: steps that are met again.
@@ -74,14 +74,14 @@ class Segments(PastStates):
             self._state = self._held[self._t]
 
     def state_dict(self) -> dict[str, Any]:
-        """States; the one in hand among them. What steps have kept is lost."""
+        """Returns the states that are held, the one in hand among them; what steps have kept for backward is lost."""
         in_hand = self._is_forward or self._t < self._until
         states = self._held | ({self._t: self._state} if in_hand else {})
         held = ([t, state.state_dict()] for t, state in states.items())
         return {"held": held, "until": self._until, "counted": len(self._backs), "is_forward": self._is_forward}
 
     def forward(self, save: Callable[[], None]) -> State:
-        """The run: s_T."""
+        """Runs the training to s_T, keeping s_t where a segment begins and everything of the last segment."""
         while self._t < self._total:
             value = self._taken(is_kept=self._t >= max(self._starts))
             record_step(self._t - 1, value, self._total, self._account)
@@ -89,7 +89,7 @@ class Segments(PastStates):
         return self._state
 
     def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
-        """The last step first."""
+        """Yields the last `num` steps, the last one first; a segment that kept no graph is run once more before."""
         self._is_forward = False
         self._held.pop(self._total, None)
         while self._until > self._first:
@@ -102,7 +102,7 @@ class Segments(PastStates):
             del back
 
     def _take_again(self, save: Callable[[], None]) -> None:
-        """The steps up to `until`, from the last state before it."""
+        """Takes the steps up to `until` again, from the last state before it that is held."""
         self._t = max(self._held)
         self._state = self._held[self._t]
         while self._t < self._until:
@@ -112,7 +112,7 @@ class Segments(PastStates):
                 save()
 
     def _taken(self, is_kept: bool) -> Tensor:
-        """s_t -> s_{t+1}, for the first time or again: L."""
+        """Takes s_t to s_{t+1}, for the first time or again, and returns L."""
         t, state = self._t, self._state
         if t in self._starts or (is_kept and t % self._apart == 0):
             self._held[t] = state

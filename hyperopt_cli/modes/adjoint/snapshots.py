@@ -15,7 +15,7 @@ class Snapshots(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many states lie here."""
+        """Returns how many states lie here."""
 
     @abstractmethod
     def push(self, state: State) -> None:
@@ -23,7 +23,7 @@ class Snapshots(ABC):
 
     @abstractmethod
     def top(self) -> State:
-        """The state on top, which stays."""
+        """Returns the state on top, which stays."""
 
     @abstractmethod
     def drop(self) -> None:
@@ -31,13 +31,13 @@ class Snapshots(ABC):
 
     @abstractmethod
     def states(self) -> Iterable[State]:
-        """All of them, the lowest first; they stay."""
+        """Returns all states, the lowest first; they stay."""
 
     def ahead(self) -> None:  # noqa: B027
-        """The next call will be `top`: a far state may be fetched while something else is computed."""
+        """Announces that the next call will be `top`: a far state may be fetched while something else is computed."""
 
     def close(self) -> None:  # noqa: B027
-        """Gives back what is more than memory."""
+        """Gives back resources other than memory."""
 
 
 class HeldSnapshots(Snapshots):
@@ -50,19 +50,19 @@ class HeldSnapshots(Snapshots):
         return len(self._states)
 
     def push(self, state: State) -> None:
-        """By reference."""
+        """Keeps a reference to the state."""
         self._states.append(state)
 
     def top(self) -> State:
-        """By reference."""
+        """Returns the state itself, not a copy."""
         return self._states[-1]
 
     def drop(self) -> None:
-        """Its memory is free once nobody else holds it."""
+        """Forgets the state on top, whose memory is free once nobody else holds it."""
         self._states.pop()
 
     def states(self) -> Iterable[State]:
-        """By reference."""
+        """Returns the states themselves, not copies."""
         return self._states
 
 
@@ -84,20 +84,20 @@ class CopiedSnapshots(Snapshots):
         return len(self._states)
 
     def push(self, state: State) -> None:
-        """Over what lay there before."""
+        """Copies the state over what lay in its place before."""
         record = RowLayout(state)
         into = record.views(self._rows.row(len(self._states), record.num_bytes))
         tree_map(torch.Tensor.copy_, into, state)
         self._states.append(into)
 
     def top(self) -> State:
-        """Not a copy: until the next `push` after it is dropped."""
+        """Returns the state on top, not a copy: it holds until the next `push` after it is dropped."""
         return self._states[-1]
 
     def drop(self) -> None:
-        """Its place is free."""
+        """Forgets the state on top, whose place the next `push` overwrites."""
         self._states.pop()
 
     def states(self) -> Iterable[State]:
-        """Not copies."""
+        """Returns the states in the standing memory, not copies."""
         return self._states

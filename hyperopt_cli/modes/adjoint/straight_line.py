@@ -46,11 +46,11 @@ class Line(PastStates):
         self._state = State.from_state_dict(state["state"], self._steps.dynamics.like.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in hand, and the step that was met last."""
+        """Returns the state in hand, and the step that was met last."""
         return {"t": self._t, "state": self._state.state_dict(), "back": self._back}
 
     def forward(self, save: Callable[[], None]) -> State:
-        """The run: s_T."""
+        """Runs the training to s_T, keeping no state on the way."""
         while self._t < self._total:
             state, value = self._steps.train(self._t, self._state, self._account)
             self._t, self._state = self._t + 1, state
@@ -59,7 +59,7 @@ class Line(PastStates):
         return self._state
 
     def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
-        """The last step first."""
+        """Yields the last `num` steps, the last one first, each linearised at the state on the line."""
         while self._back > self._first:
             self._back -= 1
             between = _between(self._steps.dynamics.start, self._state, self._back / self._total)

@@ -66,7 +66,14 @@ Backward = Callable[[State], tuple[State, StepHyper]]
 
 
 def record_step(t: int, value: Tensor, num: int, account: Account) -> None:
-    """A step of the run is done, and has shown L."""
+    """Records that a step of the run is done, with its training loss.
+
+    Args:
+        t: the step.
+        value: L [].
+        num: steps of the whole run, T.
+        account: what is told.
+    """
     account.inner_loss[t] = value
     account.finite.watch(t, "the training loss", value)
     account.progress.step_done("forward", t + 1, num)
@@ -88,7 +95,7 @@ class Steps(NamedTuple):
     judge: Judge
 
     def train(self, t: int, state: State, account: Account) -> tuple[State, Tensor]:
-        """s_t -> s_{t+1}, and L."""
+        """Takes s_t to s_{t+1}, and returns it with L."""
         step_hyper = self._hyper_at(t)
         if self.step.is_compiled:
             result = self.forward_and_backward(t, state, account)[0]
@@ -99,7 +106,7 @@ class Steps(NamedTuple):
         return result
 
     def forward_and_backward(self, t: int, state: State, account: Account) -> tuple[tuple[State, Tensor], Backward]:
-        """The same, and the way back through it, for which everything is saved; compiled."""
+        """Takes the compiled step, which saves what its way back needs, and returns both."""
         account.counts.add_steps(1)
         step_hyper = self._hyper_at(t)
         outputs, saved = self.step.forward(t, state, state, step_hyper)  # an adjoint is like a state
@@ -118,7 +125,7 @@ class Steps(NamedTuple):
         return outputs, backward
 
     def saved_bytes(self) -> int:
-        """What a compiled step saves beside its state, found at step 0: its batch too, if no other has it."""
+        """Returns the bytes that a compiled step saves beside its state; its batch counts if no other has it."""
         state, batch = self.dynamics.start, self.dynamics.problem.batch
         _, saved = self.step.forward(0, state, state, self._hyper_at(0))
         others = (
@@ -129,7 +136,7 @@ class Steps(NamedTuple):
         return state_bytes(saved.more) + state_bytes([x for x in saved.batch if _memory(x) not in others])
 
     def backward_from(self, t: int, state: State, account: Account, of_the_run: bool = True) -> Backward:
-        """The way back through step t from s_t alone: its gradient is taken again, now.
+        """Returns the way back through step t from s_t alone; its gradient is taken again, now.
 
         Args:
             t: the step.
@@ -162,14 +169,38 @@ def _memory(x: Tensor) -> int:
 def backward_step(
     dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
 ) -> tuple[State, StepHyper]:
-    """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t, from s_t."""
+    """Takes the adjoint back through a step, which is linearised at s_t for that.
+
+    Args:
+        dynamics: of the run.
+        batch: that of step t.
+        t: the step.
+        state: s_t.
+        step_hyper: lambda_t.
+        adjoint: alpha_{t+1}, like a state.
+
+    Returns:
+        alpha_t, and the adjoint of lambda_t.
+    """
     return adjoint_step(dynamics, linearise(dynamics, dynamics.loss_on(batch), t, state, step_hyper), adjoint)
 
 
 def forward_and_backward_step(
     dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
 ) -> tuple[tuple[State, Tensor], tuple[State, StepHyper]]:
-    """s_{t+1} and L, then alpha_t and the adjoint of lambda_t."""
+    """Takes a training step, and the adjoint back through it.
+
+    Args:
+        dynamics: of the run.
+        batch: that of step t.
+        t: the step.
+        state: s_t.
+        step_hyper: lambda_t.
+        adjoint: alpha_{t+1}, like a state.
+
+    Returns:
+        s_{t+1} and L; alpha_t and the adjoint of lambda_t.
+    """
     outputs = train_step(dynamics, batch, t, state, step_hyper)
     return outputs, backward_step(dynamics, batch, t, state, step_hyper, adjoint)
 
@@ -177,7 +208,16 @@ def forward_and_backward_step(
 def linearise(
     dynamics: Dynamics, loss: Loss, t: Any, state: State, step_hyper: StepHyper, judge: Judge | None = None
 ) -> Past:
-    """The gradient at s_t, ready to be differentiated: as `judge` says, or by a double backward."""
+    """Takes the gradient at s_t with its pullback.
+
+    Args:
+        dynamics: of the run.
+        loss: L on the batch of step t.
+        t: the step.
+        state: s_t.
+        step_hyper: lambda_t.
+        judge: says how the pullback is taken; None: by a double backward.
+    """
     point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
     take = gradient_and_pullback if judge is None else judge.pullback
     value, g, pullback = take(loss, point, step_hyper)
@@ -214,7 +254,16 @@ class Sweep:
         save: Callable[[], None],
         judge: OuterJudge | None,
     ) -> "Sweep":
-        """At s_T; `save` is called between two chunks of the objective, whose gradient `judge` takes."""
+        """Begins a sweep at s_T: evaluates E and its gradient, and takes alpha_T = dE/ds_T.
+
+        Args:
+            dynamics: of the run.
+            hyper: lambda.
+            end: s_T.
+            account: told of E.
+            save: called between two chunks of the outer objective.
+            judge: takes the gradient of the objective; None: autograd.
+        """
         params = dynamics.layout.unpack(dynamics.result(end))
         objective = outer_objective(dynamics.problem, params, hyper, save, judge)
         account.finite.watch(dynamics.problem.steps, "the outer objective", objective.value)
@@ -223,24 +272,24 @@ class Sweep:
         return cls(adjoint, zeros, [], 0, objective.value, objective.by_hyper, params)
 
     def back_through(self, t: int, back: Backward) -> None:
-        """alpha_{t+1} -> alpha_t."""
+        """Takes the adjoint back through step t: alpha_{t+1} becomes alpha_t, and lambda_t's adjoint waits."""
         self.adjoint, a_at = back(self.adjoint)
         self.waiting.append((t, a_at))
         self.done += 1
 
     def sum_up(self, dynamics: Dynamics, hyper: Hyper) -> None:
-        """What waits goes into the total."""
+        """Pulls the waiting adjoints of lambda_t back through the schedule and adds them to the total."""
         by_hyper = _pulled_back(dynamics, hyper, self.waiting)
         self.total = {name: self.total[name] + by_hyper[name] for name in self.total}
         self.waiting.clear()
 
     @property
     def many_wait(self) -> bool:
-        """Whether more should not wait."""
+        """Whether so many adjoints of lambda_t wait that they are to be summed up."""
         return len(self.waiting) >= MOST_WAITING or len(self.waiting) * state_bytes(self.waiting[-1][1]) > MOST_BYTES
 
     def state_dict(self) -> dict[str, Any]:
-        """As dictionaries and lists, which a checkpoint can hold."""
+        """Returns the sweep as dictionaries and lists, which a checkpoint can hold."""
         waiting = [[t, a_at] for t, a_at in self.waiting]
         at_end = {"value": self.value, "by_hyper": self.by_hyper, "params": self.params}
         return {
@@ -253,7 +302,7 @@ class Sweep:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], dynamics: Dynamics, hyper: Hyper) -> "Sweep":
-        """The inverse of `state_dict`: what is of lambda goes where lambda lies, the rest where the state does."""
+        """Makes a sweep from what `state_dict` returned, on the devices of lambda and of the state."""
         device = dynamics.like.device
         waiting, value, params = tree_map_only(
             Tensor, lambda x: x.to(device), (state["waiting"], state["value"], state["params"])
@@ -278,7 +327,9 @@ class PastStates(ABC):
 
     @abstractmethod
     def forward(self, save: Callable[[], None]) -> State:
-        """The run, or the rest of it: s_T. From here on, until `backward` begins, `state_dict` is that of s_T.
+        """Runs the training, or the rest of it, and returns s_T.
+
+        From here on, until `backward` begins, `state_dict` is that of s_T.
 
         Args:
             save: called after each step, when `state_dict` may be asked for.
@@ -286,11 +337,11 @@ class PastStates(ABC):
 
     @abstractmethod
     def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
-        """Each step with its t; `save` is called after steps that are taken again."""
+        """Yields each step, the last one first: t, and the way back; `save` is called after steps taken again."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, once the step that was met last has been gone back through."""
+        """Returns where the run stands, once the adjoint has gone back through the step that was met last."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -298,7 +349,7 @@ class PastStates(ABC):
 
 
 def resume_state(past: PastStates, sweep: Sweep | None) -> dict[str, Any]:
-    """What another process resumes from."""
+    """Returns what another process resumes from."""
     return {
         "sweep": None if sweep is None else sweep.state_dict(),
         "kind": type(past).__name__,
@@ -309,7 +360,17 @@ def resume_state(past: PastStates, sweep: Sweep | None) -> dict[str, Any]:
 
 
 def resumed(past: PastStates, saved: dict[str, Any] | None, dynamics: Dynamics, hyper: Hyper) -> Sweep | None:
-    """Loads what `resume_state` gave into `past`, and returns the sweep; `saved` is emptied, to free its memory."""
+    """Loads what `resume_state` returned.
+
+    Args:
+        past: takes over its part of the state.
+        saved: the state, which is emptied to free its memory; None or empty: there is nothing to resume from.
+        dynamics: of the run.
+        hyper: lambda.
+
+    Returns:
+        The sweep; None where it had not begun.
+    """
     if not saved:
         return None
     sweep = None if saved["sweep"] is None else Sweep.from_state_dict(saved["sweep"], dynamics, hyper)
@@ -327,7 +388,7 @@ def swept_back(
     sweep: Sweep | None = None,
     judge: OuterJudge | None = None,
 ) -> Hypergradient:
-    """The hypergradient from a run and its way back, which may stop short of its beginning.
+    """Takes the hypergradient from a run and its way back, which may stop short of its beginning.
 
     Args:
         dynamics: of the run.
@@ -367,7 +428,7 @@ def swept_back(
 
 
 def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]]) -> Hyper:
-    """Adjoints of lambda_t, each with its t, pulled back through the schedule."""
+    """Pulls adjoints of lambda_t, each with its t, back through the schedule."""
     with torch.enable_grad():
         h = tree_map(_leaf, hyper)
         given = [dynamics.derivable("schedule", partial(_schedule, dynamics, t), (h,))(h) for t, _ in waiting]
@@ -380,7 +441,7 @@ def _schedule(dynamics: Dynamics, t: int, hyper: Hyper) -> StepHyper:
 
 
 def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State, StepHyper]:
-    """alpha_{t+1} -> alpha_t, and the adjoint of lambda_t."""
+    """Takes alpha_{t+1} to alpha_t, and returns it with the adjoint of lambda_t."""
     layout, t = dynamics.layout, past.t
     with torch.enable_grad():
         state, at, g = tree_map(_leaf, (past.state, past.hyper, past.grads))
@@ -394,7 +455,7 @@ def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State,
 
 
 def _result_adjoint(dynamics: Dynamics, end: State, by_params: Params) -> State:
-    """alpha_T = dE/dR dR/ds_T."""
+    """Returns alpha_T = dE/dR dR/ds_T."""
     with torch.enable_grad():
         leaf = tree_map(_leaf, end)
         outcome = dynamics.derivable("result", dynamics.result, (leaf,))(leaf)
@@ -407,7 +468,7 @@ def _leaf(x: Tensor) -> Tensor:
 
 
 def _vjp(outputs: Any, inputs: Any, adjoints: Any) -> Any:
-    """Adjoints of `inputs` (a tuple of trees) given those of `outputs` (a tree); zero where nothing is connected."""
+    """Returns the adjoints of `inputs` (a tuple of trees) from those of `outputs`; zero where nothing is connected."""
     leaves, spec = tree_flatten(inputs)
     pairs = [(y, a.to(y)) for y, a in zip(tree_leaves(outputs), tree_leaves(adjoints), strict=True) if y.requires_grad]
     if not pairs:

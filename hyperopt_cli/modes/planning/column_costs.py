@@ -42,7 +42,7 @@ class Allowance(NamedTuple):
 def measured_points(
     mode: Forward, dynamics: Dynamics, hyper: Hyper, plain_s: float, columns: Sequence[int], allowance: Allowance
 ) -> list[Point]:
-    """A step without any column, and with the fewest and the most of `columns`, the numbers that the run carries.
+    """Measures a step without any column, and with the fewest and the most that the run carries.
 
     Args:
         mode: with its chunk size.
@@ -74,7 +74,7 @@ def measured_points(
 
 
 def at(points: Sequence[Point], num_columns: int) -> Point:
-    """The point on the line; beyond the last measured one it goes on as before."""
+    """Returns the cost of a step with `num_columns` columns, on the line through the measured points around it."""
     if len(points) == 1:
         return points[0]
     last = next((i for i, point in enumerate(points) if i and num_columns <= point.num_columns), len(points) - 1)

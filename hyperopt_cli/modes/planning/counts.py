@@ -25,23 +25,23 @@ class Counts(NamedTuple):
 
     @classmethod
     def of_forward(cls, columns: Sequence[int]) -> "Counts":
-        """From the columns carried at each step."""
+        """Counts what forward mode evaluates, given the columns carried at each step."""
         return cls(len(columns), len(columns), sum(columns))
 
     @classmethod
     def of_reverse(cls, steps: int, slots: int | None) -> "Counts":
-        """With so many states kept; None: all of them."""
+        """Counts what reverse mode evaluates with so many states kept; None: all of them."""
         there = steps if slots is None else num_forward_steps(steps, slots)
         return cls(there, there + steps, steps)
 
     @classmethod
     def of_reversible(cls, steps: int) -> "Counts":
-        """There and back."""
+        """Counts what reversible mode evaluates: T steps, 2 T gradients and T HVPs."""
         return cls(steps, 2 * steps, steps)
 
 
 def numbers_of_slots(steps: int, most: int) -> list[int]:
-    """Powers of two and the square root of T, where recomputation takes at most 10 times the steps; and `most`.
+    """Returns powers of two and the square root of T where at most 10 T steps are taken; and `most`.
 
     Args:
         steps: T.
@@ -56,7 +56,7 @@ def numbers_of_slots(steps: int, most: int) -> list[int]:
 
 
 def columns_carried(dynamics: Dynamics, hyper: Hyper) -> list[int]:
-    """How many columns forward mode carries at each step: those that w_0 or a lambda_t so far depends on."""
+    """Counts the columns that forward mode carries at each step: w_0 or a lambda_t so far depends on them."""
     steps = dynamics.problem.steps
     carried = _moved(dynamics.initial, hyper)
     if dynamics.problem.schedule is None:

@@ -66,7 +66,7 @@ def plan(problem: Problem, hyper: Hyper, *, available_bytes: int | None = None) 
 
 
 def planned(dynamics: Dynamics, hyper: Hyper, available_bytes: int | None = None) -> Plan:
-    """As `plan`, inside the surroundings of a mode and with `hyper` checked."""
+    """Makes a plan as `plan` does, inside the surroundings of a mode and with `hyper` checked."""
     device = dynamics.like.device
     gc.collect()  # once: on a process that has loaded torch it takes longer than a step
     held = held_bytes(device)
@@ -78,7 +78,7 @@ def planned(dynamics: Dynamics, hyper: Hyper, available_bytes: int | None = None
 
 
 def chosen(predicted: Sequence[Prediction], available_bytes: int) -> Plan:
-    """The plan that follows from predictions.
+    """Returns the plan that follows from predictions.
 
     Raises:
         UsageError: none of them fits.
@@ -132,7 +132,7 @@ def _nothing_fits(predicted: Sequence[Prediction], available_bytes: int) -> str:
 
 
 def bytes_text(num_bytes: float) -> str:
-    """Three digits and a binary unit: `1.5 GiB`."""
+    """Writes bytes with three digits and a binary unit: `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -141,7 +141,7 @@ def bytes_text(num_bytes: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Three digits and a unit: `250 ms`, `1.5 min`."""
+    """Writes seconds with three digits and a unit: `250 ms`, `1.5 min`."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     for unit, size in (("s", 1), ("min", 60)):

@@ -82,19 +82,19 @@ class Prediction(NamedTuple):
 
 
 def spelled(mode: Mode) -> str:
-    """`reverse:slots=50`: the mode's name, and the arguments that are not the default."""
+    """Returns the mode's name, and the arguments that are not the default: `reverse:slots=50`."""
     name, given = type(mode).__name__.lower(), arguments(mode)
     return f"{name}:{','.join(f'{key}={value}' for key, value in given.items())}" if given else name
 
 
 def arguments(mode: Mode) -> dict[str, object]:
-    """The arguments that are not the default."""
+    """Returns the arguments that are not the default."""
     own = {field.name: field.default for field in fields(mode) if field.init and field.default is not MISSING}  # type: ignore[arg-type]
     return {name: getattr(mode, name) for name, default in own.items() if getattr(mode, name) != default}
 
 
 def predictions(dynamics: Dynamics, hyper: Hyper, limit_bytes: int) -> list[Prediction]:
-    """Of every mode; what keeps many states is measured last, so that none inherits its peak.
+    """Predicts every mode; what keeps many states is measured last, so that none inherits its peak.
 
     Args:
         dynamics: of the problem at `hyper`.
@@ -206,7 +206,7 @@ def _forward_in_chunks(bench: _Bench, mode: Forward, columns: Sequence[int]) -> 
 
 
 def refused(mode: Mode, counts: Counts, why: str) -> Prediction:
-    """A mode that can't run this problem."""
+    """Returns the prediction of a mode that can't run this problem."""
     return Prediction(mode, spelled(mode), None, None, False, *counts, note=why)
 
 

@@ -49,12 +49,12 @@ class Cost(NamedTuple):
 
 
 def spread(steps: int, num: int) -> list[int]:
-    """`num` of the steps 0 ... steps - 1, evenly from the first to the last; some twice where there are fewer."""
+    """Returns `num` of the steps 0 ... steps - 1, spread evenly over all; some twice where there are fewer."""
     return [round(i * (steps - 1) / max(1, num - 1)) for i in range(num)]
 
 
 def shortened(problem: Problem, times: Sequence[int]) -> Problem:
-    """The problem whose step i is step `times[i]` of `problem`, with an outer objective that costs nothing."""
+    """Returns the problem whose step i is step `times[i]` of `problem`, with an outer objective that costs nothing."""
     return replace(
         problem,
         outer_loss=lambda params, hyper: next(iter(params.values())).sum(),
@@ -66,7 +66,7 @@ def shortened(problem: Problem, times: Sequence[int]) -> Problem:
 
 
 def carrying(problem: Problem, hyper: Hyper, num_columns: int) -> tuple[Problem, Hyper]:
-    """The problem in the first `num_columns` elements of lambda, all of which forward mode carries from the start on.
+    """Returns the problem in the first `num_columns` elements of lambda, all carried from the start on.
 
     w_0 gets a tangent along each of them and keeps its value.
     """
@@ -101,7 +101,7 @@ def _lift(like: Hyper, rest: Tensor) -> Callable[[Hyper], Hyper]:
 def probed(
     mode: Mode, problem: Problem, hyper: Hyper, times: Sequence[int], measurements: Measurements | None = None
 ) -> Measured:
-    """`mode` over the steps `times` of `problem`, at least two: the first of each phase is the warm-up.
+    """Runs `mode` over the steps `times` of `problem`, at least two: the first of each phase is the warm-up.
 
     The steps follow upon s_0 out of their order; where that leaves the finite numbers, the first ones are taken.
 
@@ -160,7 +160,7 @@ class _Clock:
 
 
 def objective_cost(dynamics: Dynamics, hyper: Hyper) -> Cost:
-    """The outer objective and its gradients, measured on a few chunks, at w_0."""
+    """Measures the outer objective and its gradients on a few chunks, at w_0."""
     problem, params = dynamics.problem, dynamics.layout.unpack(dynamics.result(dynamics.start))
     chunks = problem.outer_batches
     if chunks is None:
@@ -180,7 +180,7 @@ def objective_cost(dynamics: Dynamics, hyper: Hyper) -> Cost:
 
 
 def held_bytes(device: torch.device) -> int:
-    """What the process holds now, counted as `peak_bytes` is."""
+    """Returns the bytes that the process holds now, counted as `peak_bytes` does."""
     give_back()
     return _held(device)
 
@@ -191,6 +191,6 @@ def _held(device: torch.device) -> int:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the device."""
+    """Waits until the device has done everything that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

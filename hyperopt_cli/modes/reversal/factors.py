@@ -56,26 +56,26 @@ class Factors:
         self._last: dict[tuple[str, str], tuple[Tensor, Rational]] = {}
 
     def at(self, t: int) -> list[dict[str, Rational] | None]:
-        """For every coupling its factor, None for 1, by the names that the state is held under."""
+        """Returns the factor of every coupling, None for 1, by the names that the state is held under."""
         return self._step(0 if self.fixed else t)[0]
 
     def used_at(self, step_hyper: StepHyper, t: int) -> StepHyper:
-        """lambda_t with every factor's argument at the value in use, differentiable as before."""
+        """Returns lambda_t with every factor's argument at the value in use, differentiable as before."""
         values = self._step(0 if self.fixed else t)[1]
         names = self._dynamics.layout.shapes
         return {**step_hyper, **{name: _moved(step_hyper.get(name), value, names) for name, value in values.items()}}
 
     def problem(self) -> Problem:
-        """The training run at these factors."""
+        """Returns the training run at these factors."""
         problem = self._dynamics.problem
         return replace(problem, schedule=lambda h, t: self.used_at(problem.hyper_at(h, t), t))
 
     def bits(self, t: int) -> float:
-        """Bits that the store grows by in a step, a parameter: log2(d/n) for each factor, 64 for one of 0."""
+        """Returns the bits that the store grows by in a step, a parameter: log2(d/n) a factor, 64 for one of 0."""
         return sum(_bits(factor) for factor in self.at(t) if factor is not None)
 
     def report(self, t: int) -> dict[str, Report]:
-        """The factors of a step by their labels: one, one for each parameter, or the range of those of elements."""
+        """Returns the factors of a step by their labels: one, one a parameter, or the range of those of elements."""
         return self._step(0 if self.fixed else t)[2]
 
     def _made(self, t: int) -> tuple[list[dict[str, Rational] | None], StepHyper, dict[str, Report]]:
@@ -122,7 +122,7 @@ class Factors:
 
 
 def at_factors(problem: Problem, hyper: Hyper) -> Problem:
-    """The same training run with every contraction at the rational that reversible mode uses.
+    """Returns the same run with every contraction at the rational that reversible mode uses.
 
     Any mode may run it: modes are compared at the same factors.
     """

@@ -32,7 +32,7 @@ class Peak(NamedTuple):
 
 
 class FixedPoint:
-    """s_t as integers.
+    """The state s_t, held as integers.
 
     Attributes:
         numbers: per parameter (as the state is held), w and the slots: int64.
@@ -54,7 +54,7 @@ class FixedPoint:
         self._weights: Params | None = None  # decoded
 
     def advance(self, grads: Params, step_hyper: StepHyper, t: int) -> list[Peak]:
-        """s_t -> s_{t+1}; returns what has to be watched."""
+        """Takes s_t to s_{t+1}, and returns the sizes that have to be watched."""
         peaks = []
         for name, x in self.numbers.items():
             a = self._arguments(name, step_hyper, t)
@@ -70,7 +70,7 @@ class FixedPoint:
         return peaks
 
     def undo_weights(self, step_hyper: StepHyper, t: int) -> Params:
-        """Undoes what has no gradient in it; returns w_t, held like the state."""
+        """Undoes the couplings without a gradient in them, and returns w_t, held like the state."""
         for name, x in self.numbers.items():
             a = self._arguments(name, step_hyper, t)
             self._undo(name, x, self._couplings(t, name)[self._first :], None, a)
@@ -78,7 +78,7 @@ class FixedPoint:
         return self.weights()
 
     def undo_rest(self, grads: Params, step_hyper: StepHyper, t: int) -> State:
-        """Undoes the rest; returns s_t."""
+        """Undoes the other couplings, and returns s_t."""
         for name, x in self.numbers.items():
             a = self._arguments(name, step_hyper, t)
             self._undo(name, x, self._couplings(t, name)[: self._first], self._driven(name, grads, a), a)
@@ -86,12 +86,12 @@ class FixedPoint:
         return self.state()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, for a checkpoint, at a moment when it is whole."""
+        """Returns everything, for a checkpoint, at a moment when the state is whole."""
         stores = {name: store.state_dict() for name, store in self.stores.items()}
         return {"numbers": self.numbers, "stores": stores, "radixes": self.radixes, "t": self.t}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`; the radixes were given when this was made."""
+        """Loads what `state_dict` returned; the radixes were given when this was made."""
         device = self._dynamics.like.device
         self.numbers = {
             name: {part: x.to(device) for part, x in numbers.items()} for name, numbers in state["numbers"].items()
@@ -100,28 +100,28 @@ class FixedPoint:
         self.t, self.whole, self._weights = state["t"], True, None
 
     def weights(self) -> Params:
-        """w, in the parameters' dtype."""
+        """Returns w in the parameters' dtype, held like the state."""
         if self._weights is None:
             self._weights = self._decoded(WEIGHTS)
         return self._weights
 
     def state(self) -> State:
-        """The state, in the parameters' dtype."""
+        """Returns the state in the parameters' dtype."""
         return State(self.weights(), {slot: self._decoded(slot) for slot in self._dynamics.start.slots})
 
     def fingerprint(self) -> Tensor:
-        """A sum over w that a single wrong bit changes; int64 []."""
+        """Returns a sum over w that a single wrong bit changes, int64 []."""
         return torch.stack([x[WEIGHTS].sum() for x in self.numbers.values()]).sum()
 
     def num_wrong(self) -> int:
-        """How many numbers differ from the start state's; everything that is left in the stores counts too."""
+        """Counts the numbers that differ from the start state's, and what is left in the stores."""
         start = FixedPoint(self._dynamics, self._factors, self.radixes, self._kernels)
         pairs = [(x[part], start.numbers[name][part]) for name, x in self.numbers.items() for part in x]
         left = sum(int(store.remainders.count_nonzero()) for store in self.stores.values() if not store.is_empty)
         return sum(int((x != y).sum()) for x, y in pairs) + left
 
     def bits(self) -> float:
-        """Bits that are stored, a parameter."""
+        """Returns the bits that are stored, a parameter."""
         sizes = [store.remainders.numel() for store in self.stores.values()]
         return sum(s.bits() * size for s, size in zip(self.stores.values(), sizes, strict=True)) / sum(sizes)
 

@@ -24,7 +24,7 @@ REPAYS = 5e8  # parameters times steps: at some 40 ns saved by each, more than c
 
 
 class Kernels(NamedTuple):
-    """The passes.
+    """The elementwise passes of exact arithmetic, compiled or as torch runs them.
 
     Attributes:
         multiply: of `exact`.
@@ -42,7 +42,7 @@ class Kernels(NamedTuple):
 
 
 def add(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """X + H and its largest size."""
+    """Returns X + H, int64, and the largest size in it, float64 []."""
     landed = x + h
     low, high = landed.aminmax()
     return landed, torch.maximum(-low.double(), high.double())
@@ -55,7 +55,18 @@ def increment(
     d: Tensor,
     arguments: Arguments,
 ) -> tuple[Tensor, Tensor]:
-    """h as an integer, and its largest size, NaN if h is anywhere."""
+    """Evaluates h of a coupling as an integer.
+
+    Args:
+        coupling: whose increment it is.
+        radixes: bits after the binary point, by what the state holds.
+        others: what the increment reads, as integers, int64.
+        d: the gradient, driven.
+        arguments: of the rule, for this parameter.
+
+    Returns:
+        round(2^radix h), int64, and the largest |2^radix h| [], NaN if h is anywhere.
+    """
     x = {part: exact.decode(held, radixes[part], d.dtype) for part, held in others.items()}
     h = coupling.increment(x, d, arguments).double() / exact.unit(radixes[coupling.name])
     return h.round().to(torch.int64), h.abs().amax()
@@ -65,7 +76,7 @@ EAGER = Kernels(exact.multiply, exact.divide, add, exact.decode, increment)
 
 
 def compiled() -> Kernels:
-    """The passes compiled, each for its shapes on first use."""
+    """Returns the passes compiled, each at its first call for its shapes."""
 
     def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(x: Tensor, *others: Any) -> Any:
@@ -80,7 +91,7 @@ def compiled() -> Kernels:
 
 
 def choose(compile: bool | str, size: int) -> Kernels:
-    """The passes for a run of `size` parameters times steps.
+    """Chooses the passes for a run of `size` parameters times steps.
 
     Raises:
         UsageError: compiling was asked for and cannot be done here.

@@ -31,7 +31,7 @@ Radixes = dict[str, dict[str, Radix]]  # of w and every slot, by the names that 
 
 
 def parts(state: State) -> dict[str, Params]:
-    """w and the slots by their names."""
+    """Returns w and the slots by their names."""
     return {WEIGHTS: state.params, **state.slots}
 
 
@@ -44,7 +44,7 @@ def chosen(
     attempt: int,
     account: Account,
 ) -> Radixes:
-    """The radixes for a run, from a trial of `steps` steps.
+    """Chooses the radixes for a run, from a trial of `steps` steps.
 
     Args:
         dynamics: at the factors in use.
