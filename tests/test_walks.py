@@ -25,8 +25,9 @@ def source(module: str, name: str) -> str:
 
 def speaks_of(text: str, name: str) -> bool:
     *owner, own = name.split(".")
-    words = {own, *owner} if own.startswith("__") else {own}
-    return any(re.search(rf"\b{word}\b", text) for word in words)
+    if own.startswith("__"):  # which is called by no name
+        return re.search(rf"\b{owner[0]}\b", text) is not None
+    return re.search(rf"(?:\.|def ){own}\b" if owner else rf"\b{own}\b", text) is not None
 
 
 def test_there_are_three_walks_and_a_checkpoint_takes_four_hops_at_most() -> None:

@@ -19,7 +19,6 @@ from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.stopping import may_stop
 
-TRAINING_LOSS = "the training loss"
 MET_AGAIN = "the training loss met again on the way back"  # not finite: not what it was
 # Called after each inner step with the phase ("forward" or "backward"), steps done and steps in the phase.
 OnStep = Callable[[str, int, int], None]
