@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"errors"},
     "keeper": set(),
     "callback": set(),
+    "registry": set(),
     "optimizers": {"errors"},
     "ranks": {"run_directory", "errors"},
     "problem": {"optimizers", "ranks", "errors"},
@@ -31,8 +32,19 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors"},
     "program": {"memory", "stopping", "errors"},
     "dynamics": {"program", "problem", "optimizers", "ranks", "errors"},
-    "engines": {"dynamics", "program", "optimizers", "memory", "errors"},
-    "checks": {"engines", "dynamics", "program", "problem", "optimizers", "ranks", "memory", "stopping", "errors"},
+    "engines": {"dynamics", "program", "optimizers", "memory", "errors", "registry"},
+    "checks": {
+        "engines",
+        "dynamics",
+        "program",
+        "problem",
+        "optimizers",
+        "ranks",
+        "memory",
+        "stopping",
+        "errors",
+        "registry",
+    },
     "modes": {
         "keeper",
         "checks",
@@ -44,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         "ranks",
         "memory",
         "stopping",
+        "registry",
         "errors",
     },
     "space": {"problem", "optimizers", "errors"},
@@ -64,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "recipe",
         "memory",
         "stopping",
+        "registry",
         "errors",
     },
     "bench": {
@@ -83,7 +97,7 @@ ALLOWED: dict[str, set[str]] = {
         "allocator",
         "errors",
     },
-    "recipe": {"errors"},
+    "recipe": {"registry", "errors"},
     "run_directory": {"callback", "stopping", "errors"},
     "cluster": {"recipe", "run_directory", "errors"},
     "commands": {
@@ -199,6 +213,7 @@ def loads_torch(code: str) -> bool:
         "import hyperopt_cli",
         "import hyperopt_cli; dir(hyperopt_cli); hyperopt_cli.errors",
         "from hyperopt_cli.cluster import array, cancel, job, output, overview, request, sbatch, slurm, submit",
+        "from hyperopt_cli import registry\nassert registry.settings(registry.MODES['reverse'].path)",
         "import sys, contextlib\nfrom hyperopt_cli.cli import main\nsys.argv = ['hyperopt', '--help']\n"
         "with contextlib.suppress(SystemExit): main()",
         "import sys, contextlib, runpy\nsys.argv = ['hyperopt', '--version']\n"

@@ -20,6 +20,7 @@ from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.engines.forward_faults import double_backward_fault, forward_fault
 from hyperopt_cli.errors import NoMemoryError, UsageError, first_line
 from hyperopt_cli.memory import available_bytes, is_lacking, taken_by
+from hyperopt_cli.registry import ENGINES as REGISTERED
 
 SHARE_OF_MEMORY = 0.9
 NUM_COLUMNS = 2
@@ -27,14 +28,13 @@ NUM_COLUMNS = 2
 DOES_NOT_FIT, WOULD_NEED = "does not fit into the memory", "would need about"
 # One engine of each construction: what differences cannot judge has to be the same by two of them.
 CONSTRUCTIONS = {
-    "reverse_over_reverse_loop": ("reverse_over_reverse", "reverse_over_reverse_loop", "dense"),
-    "forward_over_reverse_loop": ("folded", "forward_over_reverse", "forward_over_reverse_loop"),
-    "program_loop": ("program", "program_loop"),
+    loop: tuple(name for name in ENGINES if REGISTERED[name].construction == REGISTERED[loop].construction)
+    for loop in ("reverse_over_reverse_loop", "forward_over_reverse_loop", "program_loop")
 }
 
 
 # Those that differentiate what runs below autograd; autograd's own derivatives, forward ones too, stop at a detach.
-BELOW_AUTOGRAD = {"folded": ("folded",), "program_loop": ("program", "program_loop")}
+BELOW_AUTOGRAD = {"folded": ("folded",), "program_loop": CONSTRUCTIONS["program_loop"]}
 CUT = "autograd is cut (a detach, a no_grad, a hook, a Function of one's own), which this engine does not see"
 
 

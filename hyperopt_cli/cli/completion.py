@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from hyperopt_cli.errors import RecipeError
+from hyperopt_cli.registry import MODES
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -46,8 +47,6 @@ def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def modes() -> list[str]:
     """Returns the names of the modes."""
-    from hyperopt_cli.recipe.schema import MODES
-
     return list(MODES)
 
 

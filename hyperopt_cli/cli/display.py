@@ -209,7 +209,7 @@ class Clock:
         self._total = (self.last + 1) * self.replicas
         self._complete = 0
         self._begin: float | None = None  # where this process took the run up
-        self._sweeps = type(experiment.mode).__name__ not in ("Forward", "Auto")
+        self._sweeps = experiment.mode.has_backward
 
     def inner(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
         """Counts an inner step; a sweep back is taken to last twice as long as the way there.

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import typer
 
+from hyperopt_cli.registry import DATA_SETS
+
 PACKAGES = ("hyperopt-cli", "torch", "torchvision", "pydantic", "typer", "rich", "tensorboard", "matplotlib")
-DATA = {
-    "MNIST": "mnist",
-    "FashionMNIST": "fashion_mnist",
-    "cifar-10-batches-py": "cifar10",
-    "cifar-100-python": "cifar100",
-}
 
 
 def doctor() -> None:
@@ -56,8 +52,10 @@ def _tools() -> Iterator[tuple[str, bool, str]]:
 def _data() -> Iterator[tuple[str, bool, str]]:
     root = Path("~/.cache/hyperopt").expanduser()
     yield "digits", True, "inside the package"
-    for folder, name in DATA.items():
-        found = (root / folder).is_dir()
+    for name, entry in DATA_SETS.items():
+        if entry.folder is None:
+            continue
+        found = (root / entry.folder).is_dir()
         fetch = f"python -c 'from hyperopt_cli import data; data.{name}(download=True)'"
         said = "in ~/.cache/hyperopt" if found else f"point dataset.root at it, or fetch it: {fetch}"
         yield name, found, said

@@ -13,22 +13,10 @@ import typer
 from hyperopt_cli import __version__
 from hyperopt_cli.allocator import keep_freed_memory
 from hyperopt_cli.cli.again import again, told
-from hyperopt_cli.cli.bench import bench
-from hyperopt_cli.cli.cancel import cancel
 from hyperopt_cli.cli.command import Command, Commands
-from hyperopt_cli.cli.compare import compare
-from hyperopt_cli.cli.doctor import doctor
-from hyperopt_cli.cli.logs import logs
-from hyperopt_cli.cli.plan import plan
-from hyperopt_cli.cli.recipes import cat, cp, ls, schema
-from hyperopt_cli.cli.run import run
-from hyperopt_cli.cli.runs import runs
-from hyperopt_cli.cli.show import show
-from hyperopt_cli.cli.status import status
-from hyperopt_cli.cli.submit import submit
-from hyperopt_cli.cli.validate import validate
 from hyperopt_cli.errors import HyperoptError, NoMemoryError, RenamedWarning, needing
 from hyperopt_cli.ranks.place import place
+from hyperopt_cli.registry import COMMANDS, load
 
 app = typer.Typer(
     name="hyperopt",
@@ -39,9 +27,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (run, compare, plan, bench, validate, ls, cat, cp, schema, runs, show, submit, status, logs, cancel, doctor)
-for command in COMMANDS:
-    app.command(cls=Command)(command)
+for name, path in COMMANDS.items():
+    app.command(name, cls=Command)(load(path))
 
 
 def _print_version(wanted: bool) -> None:

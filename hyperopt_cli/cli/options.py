@@ -10,6 +10,7 @@ import typer
 
 from hyperopt_cli.cli import completion
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.registry import MODES
 
 if TYPE_CHECKING:
     from hyperopt_cli.recipe import Recipe
@@ -30,7 +31,7 @@ Out = Annotated[Path | None, typer.Option(help="A new directory; runs/RECIPE-TIM
 ModeName = Annotated[
     str | None,
     typer.Option(
-        help="auto, forward, reverse or reversible; the recipe's by default.",
+        help=f"{', '.join(MODES)}; the recipe's by default.",
         metavar="MODE",
         autocompletion=completion.modes,
     ),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from hyperopt_cli.instantiate import Experiment
     from hyperopt_cli.modes import Plan
-    from hyperopt_cli.modes.planning.predictions import Prediction
+    from hyperopt_cli.modes.planning.prediction import Prediction
 
 _UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -143,9 +143,7 @@ def _num_hypergradients(experiment: "Experiment") -> int:
 
 def recipe_line(prediction: "Prediction") -> str:
     """Returns the line of a recipe that sets the mode: `mode: {name: reverse, slots: 50}`."""
-    from hyperopt_cli.modes.planning.predictions import arguments
-
-    name, given = type(prediction.mode).__name__.lower(), arguments(prediction.mode)
+    name, given = prediction.mode.name, prediction.mode.changed
     if not given:
         return f"mode: {name}"
     return f"mode: {{name: {name}, {', '.join(f'{key}: {value}' for key, value in given.items())}}}"

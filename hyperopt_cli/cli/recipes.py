@@ -2,22 +2,51 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hyperopt_cli.cli.options import RecipeName
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.registry import DATA_SETS, ENGINES, LOSSES, MODELS, MODES, OPTIMIZERS
+
+KINDS: dict[str, dict[str, Any]] = {
+    "modes": MODES,
+    "optimizers": OPTIMIZERS,
+    "models": MODELS,
+    "datasets": DATA_SETS,
+    "losses": LOSSES,
+    "engines": ENGINES,
+}
 
 
-def ls() -> None:
-    """List the recipes that ship."""
+def ls(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help=f"What to list: recipes, {', '.join(KINDS)}.",
+            metavar="KIND",
+            autocompletion=lambda: ["recipes", *KINDS],
+        ),
+    ] = "recipes",
+) -> None:
+    """List the recipes that ship, or what a recipe may name: modes, optimizers, models, data sets, losses, engines.
+
+    Example: hyperopt ls modes
+    """
     from hyperopt_cli.recipe import shipped
+    from hyperopt_cli.recipe.wording import did_you_mean
 
-    recipes = shipped()
-    width = max(map(len, recipes), default=0)
-    for name, path in recipes.items():
-        typer.echo(f"{name:{width}}  {_claim(path)}")
+    if kind != "recipes" and kind not in KINDS:
+        close = did_you_mean(kind, ("recipes", *KINDS)) or ";"
+        raise UsageError(f"ls: got {kind}{close} What can be listed: recipes, {', '.join(KINDS)}")
+    if kind == "recipes":
+        lines = {name: _claim(path) for name, path in shipped().items()}
+    else:
+        lines = {name: entry.help for name, entry in KINDS[kind].items()}
+    width = max(map(len, lines), default=0)
+    for name, help in lines.items():
+        typer.echo(f"{name:{width}}  {help}")
 
 
 def cat(recipe: RecipeName) -> None:

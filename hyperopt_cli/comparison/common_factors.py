@@ -16,7 +16,7 @@ from torch import Tensor
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.modes.reversal.factors import Factors, Range, Report, at_factors
-from hyperopt_cli.modes.reversible import Reversible, refusal
+from hyperopt_cli.modes.reversible import refusal
 from hyperopt_cli.problem import Hyper, Problem
 
 # Steps that are looked at for the report.
@@ -85,12 +85,12 @@ class Runs(NamedTuple):
 
     def of(self, mode: Mode) -> Problem:
         """Returns the problem that `mode` differentiates: reversible mode finds its factors from the written one."""
-        return self.written if isinstance(mode, Reversible) else self.common
+        return self.written if mode.in_integers else self.common
 
 
 def at_common_factors(problem: Problem, hyper: Hyper, modes: Iterable[Mode]) -> Runs:
     """Returns `problem` at the factors of reversible mode, if that is among `modes` and can run it."""
-    if not any(isinstance(mode, Reversible) for mode in modes) or refusal(problem, hyper) is not None:
+    if not any(mode.in_integers for mode in modes) or refusal(problem, hyper) is not None:
         return Runs(problem, problem, None)
     common = at_factors(problem, hyper)
     steps = sorted({round(k * (problem.steps - 1) / (MAX_STEPS - 1)) for k in range(MAX_STEPS)})

@@ -25,7 +25,6 @@ from hyperopt_cli.errors import (
 from hyperopt_cli.memory import is_lacking, peak_bytes, reset_peak, tidy_up
 from hyperopt_cli.modes import Hypergradient, Measurements, Mode, hypergradient
 from hyperopt_cli.modes.account import OnStep
-from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper, Problem
 
 # Called after each inner step: the mode as it was named, the phase, steps done, steps in the phase.
@@ -128,7 +127,7 @@ def measured(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeSte
         at_full = _at_full_precision(problem, hyper, mode, watch, known)
         against = None if at_full is None else Difference.of(result, at_full)
         compared = replace(compared, against_float32=against)
-    return Outcome(compared, result, isinstance(mode, Reversible), known)
+    return Outcome(compared, result, mode.in_integers, known)
 
 
 def _at_full_precision(

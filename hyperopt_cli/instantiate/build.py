@@ -6,7 +6,6 @@ from typing import NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from hyperopt_cli import optimizers
 from hyperopt_cli.data.batches import Data, Loading, load
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits
@@ -27,13 +26,8 @@ from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.names import resolve
 from hyperopt_cli.recipe.rest import Rest
 from hyperopt_cli.recipe.schema import Dataset, Recipe
-
-OPTIMIZERS: dict[str, type[InnerOptimizer]] = {
-    "sgd": optimizers.SGD,
-    "adam": optimizers.Adam,
-    "adamw": optimizers.AdamW,
-    "rmsprop": optimizers.RMSprop,
-}
+from hyperopt_cli.registry import OPTIMIZERS
+from hyperopt_cli.registry import load as load_name
 
 
 class Parts(NamedTuple):
@@ -86,7 +80,8 @@ def _guessed(names: Names, rest: Rest) -> Names:
     """Returns what a hyperparameter may be called if optimizer or loss are unknown: any name that shipped ones take."""
     optimizer = names.optimizer
     if "optimizer" in rest.bare | rest.own:
-        optimizer = tuple(dict.fromkeys(name for kind in OPTIMIZERS.values() for name in kind().argument_names()))
+        shipped = [load_name(entry.path) for entry in OPTIMIZERS.values()]
+        optimizer = tuple(dict.fromkeys(name for each in shipped for name in each.argument_names()))
     return names._replace(optimizer=optimizer, complete=not rest.own)
 
 
@@ -224,15 +219,19 @@ def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Iss
         issues.append(Issue(("optimizer",), str(error)))
     if mode is None or optimizer is None or loss is None:
         return None, issues
-    names = Names(optimizer.argument_names(), loss.tunable, numbers=loss.numbers, loss_name=recipe.loss.call)
+    shares = frozenset(optimizer.shares()) | loss.shares
+    names = Names(
+        optimizer.argument_names(), loss.tunable, numbers=loss.numbers, loss_name=recipe.loss.call, shares=shares
+    )
     return Parts(optimizer, loss, names, mode), issues
 
 
 def _optimizer(recipe: Recipe, allow: Sequence[str]) -> InnerOptimizer:
     written = recipe.optimizer
     if written.name is not None:
-        return OPTIMIZERS[written.name](**written.arguments)
-    made = resolve(str(written.call), "optimizer", allow)(**written.arguments)
+        made = load_name(OPTIMIZERS[written.name].path)(**written.arguments)
+    else:
+        made = resolve(str(written.call), "optimizer", allow)(**written.arguments)
     if not isinstance(made, InnerOptimizer):
         raise TypeError(
             f"{written.call} returned a {type(made).__name__}; an inner optimizer is a subclass of "

@@ -20,6 +20,7 @@ from hyperopt_cli.instantiate.experiment import seeded
 from hyperopt_cli.recipe.binding import bind
 from hyperopt_cli.recipe.names import resolve
 from hyperopt_cli.recipe.schema import Recipe
+from hyperopt_cli.registry import DATA_SETS
 
 
 class Facts(NamedTuple):
@@ -34,13 +35,6 @@ class Facts(NamedTuple):
     num_classes: int | None = None
 
 
-_SHIPPED = {
-    "digits": Facts((1, 8, 8), 10),
-    "mnist": Facts((1, 28, 28), 10),
-    "fashion_mnist": Facts((1, 28, 28), 10),
-    "cifar10": Facts((3, 32, 32), 10),
-    "cifar100": Facts((3, 32, 32), 100),
-}
 # names of parameters hang on neither where model and data set ship
 _ANY = Facts((3, 32, 32), 10)
 
@@ -102,8 +96,8 @@ def _facts(recipe: Recipe, allow: Sequence[str], may_open: bool) -> Facts | None
     if recipe.dataset is None:
         return Facts()
     name = recipe.dataset.call.removeprefix("hyperopt_cli.data.")
-    if name in _SHIPPED:
-        return _SHIPPED[name]
+    if name in DATA_SETS and DATA_SETS[name].input_shape is not None:
+        return Facts(DATA_SETS[name].input_shape, DATA_SETS[name].num_classes)
     function = resolve(recipe.dataset.call, "dataset", allow)
     if not may_open or function.__module__.startswith("hyperopt_cli."):
         return None

@@ -15,7 +15,6 @@ from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.recipe.wording import did_you_mean
 from hyperopt_cli.space import Grouping, Hyperparameter, Knob, Schedule, Space, Transform, select
 from hyperopt_cli.space.schedules import PARAMETERS
-from hyperopt_cli.space.transforms import default
 
 Path = tuple[str | int, ...]
 
@@ -28,6 +27,7 @@ class Names(NamedTuple):
         loss: the arguments of the loss that take a tensor.
         numbers: those that take a number alone, which is not differentiated in.
         loss_name: how the recipe calls the loss.
+        shares: those that are tuned by their logit unless the recipe says otherwise; the others by their logarithm.
         complete: whether these are all; if not, only what looks like a slip of the pen is refused.
     """
 
@@ -36,6 +36,7 @@ class Names(NamedTuple):
     complete: bool = True
     numbers: frozenset[str] = frozenset()
     loss_name: str = "the loss"
+    shares: frozenset[str] = frozenset()
 
     def known(self) -> list[str]:
         """Returns all names that are known to be right."""
@@ -67,7 +68,7 @@ def make_space(
     for name, written in recipe.hyperparameters.items():
         path = ("hyperparameters", name)
         issues += _misnamed(name, written, recipe, names, path)
-        made.append(_hyperparameter(name, written, recipe.steps, fixed.pop(name, {}), model, path, issues))
+        made.append(_hyperparameter(name, written, names, recipe.steps, fixed.pop(name, {}), model, path, issues))
     for name, numbers in fixed.items():
         start = torch.tensor(float(getattr(optimizer, name, 0.0)), dtype=torch.float64)
         grouping = Grouping.per("model", _free(model, numbers))
@@ -127,6 +128,7 @@ def _unknown(name: str, known: list[str]) -> str:
 def _hyperparameter(
     name: str,
     written: Written,
+    names: Names,
     steps: int,
     fixed: dict[str, float],
     model: nn.Module | None,
@@ -136,7 +138,7 @@ def _hyperparameter(
     schedule = _schedule(written, steps, path, issues)
     grouping = Grouping.per(written.per, _free(model, fixed)) if model is not None else Grouping(("",), {})
     shape = [size for size in (schedule.size, grouping.size) if size is not None]
-    transform = _transform(written, default(name), None, path, issues)
+    transform = _transform(written, "logit" if name in names.shares else "log", None, path, issues)
     if fixed and not grouping.members:
         issues.append(Issue(path, "groups fix it for every parameter; nothing is left to tune"))
     # a list whose schedule was refused has no windows to go to: the first number stands for it

@@ -27,6 +27,7 @@ class Loss:
         function: what is called.
         tunable: its arguments that lambda_t may drive.
         numbers: those that it takes as a number alone, so that nothing is differentiated in them.
+        shares: those that lie in [0, 1], as their annotations say.
         arguments: what the recipe fixes.
         summed: whether it is a sum over the batch instead of a mean.
         of_classes: whether dim 1 of the outputs holds the classes, and each target is a class.
@@ -37,6 +38,7 @@ class Loss:
     function: Callable[..., Tensor]
     tunable: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
+    shares: frozenset[str] = frozenset()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     summed: bool = False
     of_classes: bool = False
@@ -81,7 +83,7 @@ class Loss:
 def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
     """Makes the loss that a recipe names."""
     written = recipe.loss
-    function = losses.output if written.call == "output" else resolve(written.call, "loss", allow)
+    function = resolve(written.call, "loss", allow)
     arguments = written.arguments
     if getattr(function, "__module__", "").startswith(("torch.nn", "hyperopt_cli")):
         arguments = {name: _tensor(x) if name in TENSORS else x for name, x in arguments.items()}
@@ -93,7 +95,7 @@ def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
     tunable, numbers = _tunable(function)
     if any(name in recipe.hyperparameters for name in tunable):
         function = losses.DIFFERENTIABLE.get(function, function)
-    loss = Loss(function, tunable, numbers, arguments)
+    loss = Loss(function, tunable, numbers, _shares(function), arguments)
     return _counted(loss, function in OF_CLASSES, {"ignore_index": -100, **arguments})
 
 
@@ -113,11 +115,16 @@ def _tunable(function: Callable[..., Tensor]) -> tuple[frozenset[str], frozenset
     further = list(inspect.signature(function).parameters.values())[2:]
     if function in losses.DIFFERENTIABLE:
         tensors, _ = _tunable(losses.DIFFERENTIABLE[function])
-    elif function.__module__ in (functional.__name__, losses.__name__):
+    elif function.__module__ == functional.__name__ or function.__module__.startswith("hyperopt_cli.task."):
         tensors = frozenset(p.name for p in further if "Tensor" in str(p.annotation) and p.name not in TENSORS)
     else:  # one's own: whether it takes tensors is tried on the first batch
         tensors = frozenset(p.name for p in further if p.annotation not in (bool, int, str))
     return tensors, frozenset(p.name for p in further) - tensors
+
+
+def _shares(function: Callable[..., Tensor]) -> frozenset[str]:
+    further = list(inspect.signature(losses.DIFFERENTIABLE.get(function, function)).parameters.values())[2:]
+    return frozenset(p.name for p in further if "share" in getattr(p.annotation, "__metadata__", ()))
 
 
 def _tensor(given: Any) -> Any:

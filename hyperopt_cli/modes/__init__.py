@@ -31,6 +31,8 @@ from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.modes.reverse import Reverse
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper, Problem, check_hyper
+from hyperopt_cli.registry import MODES as REGISTERED
+from hyperopt_cli.registry import load
 
 __all__ = [
     "MODES",
@@ -47,7 +49,7 @@ __all__ = [
     "plan",
 ]
 
-MODES: dict[str, type[Mode]] = {"forward": Forward, "reverse": Reverse, "reversible": Reversible, "auto": Auto}
+MODES: dict[str, type[Mode]] = {name: load(entry.path) for name, entry in REGISTERED.items()}
 
 
 def hypergradient(

@@ -10,16 +10,10 @@ from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.sizes import size_of
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.base import Mode, mode_from_state_dict
-from hyperopt_cli.modes.forward import Forward
 from hyperopt_cli.modes.measurements import Chosen, Measurements
 from hyperopt_cli.modes.planning.plan import planned
-from hyperopt_cli.modes.planning.predictions import spelled
 from hyperopt_cli.modes.result import Hypergradient
-from hyperopt_cli.modes.reverse import Reverse
-from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper, Problem
-
-CHOICES = (Forward, Reverse, Reversible)
 
 
 @dataclass(frozen=True)
@@ -48,14 +42,14 @@ class Auto(Mode):
             measurements.plans[size] = Chosen(plan.choice.mode.state_dict(), plan.choice.name, plan.why)
         del dynamics  # its s_0, before the run makes its own
         chosen = measurements.plans[size]
-        mode = mode_from_state_dict(chosen.settings, CHOICES)
+        mode = mode_from_state_dict(chosen.settings)
         out = mode.differentiate(problem, hyper, account, measurements)
         return out._replace(stats={**out.stats, "mode": chosen.name, "plan": chosen.why})
 
     def chosen(self, measurements: Measurements) -> Mode:
         """Returns the mode of the last plan; itself while there is none."""
         plans = list(measurements.plans.values())
-        return mode_from_state_dict(plans[-1].settings, CHOICES) if plans else self
+        return mode_from_state_dict(plans[-1].settings) if plans else self
 
     def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Auto | None":
         """Returns itself, with the mode of the last plan replaced by a smaller one; None where there is none."""
@@ -65,5 +59,5 @@ class Auto(Mode):
             return None
         size, chosen = next(reversed(measurements.plans.items()))
         why = f"{chosen.why}; made smaller, since it ran out of memory"
-        measurements.plans[size] = Chosen(less.state_dict(), spelled(less), why)
+        measurements.plans[size] = Chosen(less.state_dict(), less.spelled, why)
         return self

@@ -2,17 +2,31 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.registry import MODES, load
+
+if TYPE_CHECKING:
+    from hyperopt_cli.modes.planning.prediction import Bench, Prediction
 
 
 class Mode(ABC):
-    """An order of multiplication for the chain of Jacobians of a run: a frozen dataclass that remembers nothing."""
+    """An order of multiplication for the chain of Jacobians of a run: a frozen dataclass that remembers nothing.
+
+    Attributes:
+        has_backward: whether the run is gone through once more, backwards, which takes twice as long as forward.
+        has_columns: whether the elements of lambda are treated one by one, so that processes may divide them.
+        in_integers: whether the state is held in integers: in fixed point, at rational factors.
+    """
+
+    has_backward: ClassVar[bool] = False
+    has_columns: ClassVar[bool] = False
+    in_integers: ClassVar[bool] = False
 
     @abstractmethod
     def differentiate(
@@ -26,6 +40,38 @@ class Mode(ABC):
             account: records the run.
             measurements: of earlier hypergradients; what is measured now is added.
         """
+
+    @property
+    def name(self) -> str:
+        """As a user types it."""
+        path = f"{type(self).__module__}:{type(self).__name__}"
+        return next((name for name, entry in MODES.items() if entry.path == path), type(self).__name__.lower())
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not the default."""
+        assert is_dataclass(self)
+        own = {each.name: each.default for each in fields(self) if each.init and each.default is not MISSING}
+        return {name: getattr(self, name) for name, default in own.items() if getattr(self, name) != default}
+
+    @property
+    def spelled(self) -> str:
+        """The name with the settings that are not the default: `reverse:slots=50`."""
+        given = ",".join(f"{key}={value}" for key, value in self.changed.items())
+        return f"{self.name}:{given}" if given else self.name
+
+    @property
+    def may_compile_steps(self) -> bool:
+        """Whether its steps are compiled where the horizon repays it."""
+        return False
+
+    def predictions(self, bench: "Bench") -> Iterable["Prediction"]:
+        """Predicts what it would take, with several settings where that helps; none: auto does not take this mode.
+
+        Args:
+            bench: the problem, and what was measured of it.
+        """
+        return ()
 
     def bias(self, steps: int) -> str | None:
         """Says what makes the hypergradient of a run of `steps` steps inexact, in a phrase; None: nothing."""
@@ -51,7 +97,12 @@ class Mode(ABC):
         }
 
 
-def mode_from_state_dict(state: Mapping[str, Any], modes: Iterable[type[Mode]]) -> Mode:
-    """Makes one of `modes` from what `Mode.state_dict` returned."""
-    by_name = {mode.__name__: mode for mode in modes}
-    return by_name[state["mode"]](**state["arguments"])
+def mode_from_state_dict(state: Mapping[str, Any]) -> Mode:
+    """Makes a mode of the registry from what `Mode.state_dict` returned.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    by_class = {entry.path.partition(":")[2]: entry.path for entry in MODES.values()}
+    made: Mode = load(by_class[state["mode"]])(**state["arguments"])
+    return made

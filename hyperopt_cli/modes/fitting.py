@@ -11,7 +11,7 @@ from hyperopt_cli.memory import is_lacking, tidy_up
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.planning.plan import bytes_text, plan, seconds_text
-from hyperopt_cli.modes.planning.predictions import Prediction, spelled
+from hyperopt_cli.modes.planning.prediction import Prediction
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import ALONE
 
@@ -45,9 +45,9 @@ def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str, measuremen
     before = mode.chosen(measurements)
     with surroundings(problem.precision):
         after = mode.smaller(problem, hyper, measurements)
-    what = f"{spelled(before)} ran out of memory ({lacking})"
+    what = f"{before.spelled} ran out of memory ({lacking})"
     if after is not None:
-        return Smaller(after, f"{what}; {spelled(after.chosen(measurements))} takes its place")
+        return Smaller(after, f"{what}; {after.chosen(measurements).spelled} takes its place")
     raise NoMemoryError(
         f"mode: {what}, and can't do with less; {_others(before, replace(problem, ranks=ALONE), hyper)}"
     )

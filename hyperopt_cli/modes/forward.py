@@ -18,10 +18,10 @@ Prefer reverse or reversible for many hyperparameters.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import InitVar, dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ from hyperopt_cli.modes.compilation import check_compile, compilation_of, stats_
 from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.planning import forward_cost
+from hyperopt_cli.modes.planning.prediction import Bench, Prediction
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper, Problem
@@ -70,6 +72,8 @@ class Forward(Mode):
     Raises:
         ValueError: unknown engine, less than one column at once, or another word for `compile`.
     """
+
+    has_columns: ClassVar[bool] = True
 
     engine: str = "auto"
     columns_at_once: int | None = None
@@ -175,6 +179,19 @@ class Forward(Mode):
         stats |= {"engine_why": verdict.why} if self.engine == AUTO else {}
         stats |= stats_of_compilation(compilation) | stats_of_checks(judge.said)
         return result._replace(stats=stats)
+
+    @property
+    def may_compile_steps(self) -> bool:
+        """Whether its steps are compiled where the horizon repays it."""
+        return self.compile == "auto"
+
+    def predictions(self, bench: Bench) -> Iterable[Prediction]:
+        """Predicts all columns at once, and fewer where that may help.
+
+        Args:
+            bench: the problem, and what was measured of it.
+        """
+        return forward_cost.predictions(self, bench)
 
     def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Forward | None":
         """Returns forward mode with half as many columns at once; Z itself stays as large as it is."""

@@ -27,9 +27,9 @@ window for what acts up to the end (regularisers, data weights), not for schedul
 all that fits and no rule is reversible. Prefer forward for a few hyperparameters and a long horizon.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._pytree import tree_map
@@ -59,6 +59,8 @@ from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compilation import check_compile, compilation_of, stats_of_compilation, without_compiling
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.objective import outer_objective
+from hyperopt_cli.modes.planning import reverse_cost
+from hyperopt_cli.modes.planning.prediction import Bench, Prediction
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.program import Compilation
@@ -84,6 +86,8 @@ class Reverse(Mode):
         ValueError: any other value, or both slots and a path.
     """
 
+    has_backward: ClassVar[bool] = True
+
     slots: int | str | Mapping[str, int] | None = None
     window: int | None = None
     path: str | None = None
@@ -103,6 +107,19 @@ class Reverse(Mode):
         if self.path is not None and self.slots is not None:
             raise ValueError("path: it stands for the states that slots would keep; give one of path and slots")
         check_compile(self.compile)
+
+    @property
+    def may_compile_steps(self) -> bool:
+        """Whether its steps are compiled where the horizon repays it."""
+        return self.compile == "auto"
+
+    def predictions(self, bench: Bench) -> Iterable[Prediction]:
+        """Predicts all states kept, and ever fewer slots.
+
+        Args:
+            bench: the problem, and what was measured of it.
+        """
+        return reverse_cost.predictions(self, bench)
 
     def bias(self, steps: int) -> str | None:
         """Says how many steps the window leaves out, and whether states lie on a straight line; None: neither."""

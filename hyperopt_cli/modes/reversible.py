@@ -20,11 +20,11 @@ Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, adjoint_step,
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compilation import check_compile
 from hyperopt_cli.modes.measurements import Measurements
+from hyperopt_cli.modes.planning import reversible_cost
+from hyperopt_cli.modes.planning.prediction import Bench, Prediction
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
@@ -66,6 +68,9 @@ class Reversible(Mode):
         ValueError: a radix out of 1 ... 100, or another value of `compile`.
     """
 
+    has_backward: ClassVar[bool] = True
+    in_integers: ClassVar[bool] = True
+
     radix: Mapping[str, int] | None = None
     compile: bool | str = "auto"
 
@@ -76,6 +81,14 @@ class Reversible(Mode):
             if not isinstance(bits, int) or not 1 <= bits <= 100:
                 raise ValueError(f"radix: got {bits!r} for {name}; allowed are 1 to 100 bits after the binary point")
         check_compile(self.compile)
+
+    def predictions(self, bench: Bench) -> Iterable[Prediction]:
+        """Predicts one state and the store.
+
+        Args:
+            bench: the problem, and what was measured of it.
+        """
+        yield reversible_cost.prediction(self, bench, refusal(bench.dynamics.problem, bench.hyper))
 
     def differentiate(
         self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements

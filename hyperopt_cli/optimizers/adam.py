@@ -22,6 +22,7 @@ from hyperopt_cli.optimizers.base import (
     Factor,
     InnerOptimizer,
     Params,
+    Share,
     Slots,
     decayed,
     itself,
@@ -48,8 +49,8 @@ class Adam(InnerOptimizer):
     contraction: ClassVar[Factor | None] = None  # of w itself
 
     lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: Share = 0.9
+    beta2: Share = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
 

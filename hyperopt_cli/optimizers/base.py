@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from numbers import Real
 from operator import attrgetter
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ Params = dict[str, Tensor]
 Slots = dict[str, Params]
 StepHyper = dict[str, Tensor | dict[str, Tensor]]
 
+Share = Annotated[float, "share"]  # an argument in [0, 1), which a recipe tunes by its logit unless it says otherwise
 WEIGHTS = "w"  # the name of the parameters among what a coupling sees; slots have theirs
 
 
@@ -112,8 +113,8 @@ class InnerOptimizer:
 
     A subclass states `couplings`, or overrides `update` (it then runs in every mode but reversible).
 
-    The dataclass's fields that are numbers are the arguments which a key of `hyper` of the same name drives; the
-    constructor's value is the default for what `hyper` leaves out.
+    The dataclass's fields that are numbers, annotated `float` or `Share`, are the arguments which a key of `hyper` of
+    the same name drives; the constructor's value is the default for what `hyper` leaves out.
 
     Attributes:
         elementwise: `update`, `gradient_at` and `result` treat every element of every parameter alike. They are then
@@ -151,7 +152,12 @@ class InnerOptimizer:
     @classmethod
     def argument_names(cls) -> tuple[str, ...]:
         """Returns the names of the arguments that a key of `hyper` may drive."""
-        return tuple(field.name for field in fields(cls) if field.type in (float, "float"))
+        return tuple(field.name for field in fields(cls) if field.type in (float, "float") or _is_share(field.type))
+
+    @classmethod
+    def shares(cls) -> tuple[str, ...]:
+        """Returns the names of the arguments that lie in [0, 1)."""
+        return tuple(field.name for field in fields(cls) if _is_share(field.type))
 
     def slots(self, params: Params, driven: frozenset[str]) -> Slots:
         """Makes the slots at t = 0, each a dictionary like `params`.
@@ -259,6 +265,11 @@ class InnerOptimizer:
                 value = value.get(name, getattr(self, argument))
             chosen[argument] = _fitting(value, like) if isinstance(value, Tensor) else float(value)
         return as_arguments(chosen)
+
+
+def _is_share(annotation: object) -> bool:
+    """Whether a field is annotated so; with postponed annotations that is text, such as `base.Share`."""
+    return annotation == Share or (isinstance(annotation, str) and annotation.rpartition(".")[2] == "Share")
 
 
 def _fitting(value: Tensor, like: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from hyperopt_cli.optimizers.base import (
     Coupling,
     InnerOptimizer,
     Params,
+    Share,
     Slots,
     decayed,
     itself,
@@ -48,10 +49,10 @@ class RMSprop(InnerOptimizer):
     taken_from_1: ClassVar[tuple[str, ...]] = ("alpha",)
 
     lr: float = 1e-2
-    alpha: float = 0.99
+    alpha: Share = 0.99
     eps: float = 1e-8
     weight_decay: float = 0.0
-    momentum: float = 0.0
+    momentum: Share = 0.0
     centered: bool = False
 
     def slots(self, params: Params, driven: frozenset[str]) -> Slots:

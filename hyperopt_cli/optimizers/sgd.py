@@ -20,6 +20,7 @@ from hyperopt_cli.optimizers.base import (
     Coupling,
     InnerOptimizer,
     Params,
+    Share,
     Slots,
     decayed,
     itself,
@@ -45,8 +46,8 @@ class SGD(InnerOptimizer):
     elementwise: ClassVar[bool] = True
 
     lr: float = 1e-3
-    momentum: float = 0.0
-    dampening: float = 0.0
+    momentum: Share = 0.0
+    dampening: Share = 0.0
     weight_decay: float = 0.0
     nesterov: bool = False
 

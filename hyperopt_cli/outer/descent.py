@@ -20,7 +20,7 @@ from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped
 from hyperopt_cli.keeper import Keeper, Within
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.modes import MODES, Hypergradient, Measurements, Mode
+from hyperopt_cli.modes import Hypergradient, Measurements, Mode
 from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.modes.base import mode_from_state_dict
 from hyperopt_cli.modes.fitting import smaller, told
@@ -393,7 +393,7 @@ class _Walk:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state that was saved, and goes on from there."""
         self.n, self._good, self._grad, self._halvings = (state[key] for key in ("n", "good", "grad", "halvings"))
-        self._mode = mode_from_state_dict(state["mode"], MODES.values())
+        self._mode = mode_from_state_dict(state["mode"])
         self._best, self._best_step = state["best"], state["best_step"]
         self._halved_for = list(state.get("halved_for", ()))
         self._asked_steps, self._confirmed = state.get("asked_steps", 0), state.get("confirmed", 0.0)

@@ -9,10 +9,10 @@ from hyperopt_cli.recipe.binding import bind
 from hyperopt_cli.recipe.names import NoLeaveError, device_problem, resolve
 from hyperopt_cli.recipe.permitted import Kind
 from hyperopt_cli.recipe.positions import Finding, KeyPath
-from hyperopt_cli.recipe.schema import LOSSES, Dataset
+from hyperopt_cli.recipe.schema import Dataset
+from hyperopt_cli.registry import LOSSES, OPTIMIZERS
 
 FILLED = ("input_shape", "num_classes")  # the builder knows them from the data set
-_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
 
 
 def check_callables(data: dict[str, Any], allow: Sequence[str]) -> list[Finding]:
@@ -43,9 +43,8 @@ def _check_dataset(section: dict[str, Any], allow: Sequence[str]) -> list[Findin
 
 def _check_loss(section: dict[str, Any], tuned: list[str], allow: Sequence[str]) -> list[Finding]:
     arguments = _without(section, "call")
-    if section.get("call") == "output":
-        return [Finding(("loss", key), "the loss output takes no arguments", at_key=True) for key in arguments]
-    return _check("loss", {"call": LOSSES[0]} | section, allow, lambda function: _bind_loss(function, arguments, tuned))
+    section = {"call": next(iter(LOSSES))} | section
+    return _check("loss", section, allow, lambda function: _bind_loss(function, arguments, tuned))
 
 
 def _bind_loss(function: Callable[..., Any], arguments: dict[str, Any], tuned: list[str]) -> list[Finding]:
@@ -56,8 +55,8 @@ def _bind_loss(function: Callable[..., Any], arguments: dict[str, Any], tuned: l
 
 def _check_optimizer(section: dict[str, Any], tuned: list[str], allow: Sequence[str]) -> list[Finding]:
     name = section.get("name")
-    if isinstance(name, str) and name in _OPTIMIZERS and section.get("call") is None:
-        section = section | {"call": f"hyperopt_cli.optimizers.{_OPTIMIZERS[name]}"}
+    if isinstance(name, str) and name in OPTIMIZERS and section.get("call") is None:
+        section = section | {"call": OPTIMIZERS[name].path.partition(":")[2]}
     arguments = _without(section, "call", "name")
     return _check("optimizer", section, allow, lambda function: bind(function, arguments, tuned))
 

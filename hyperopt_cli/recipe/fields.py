@@ -1,6 +1,7 @@
 """The kinds of values that a recipe's keys take."""
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import (
@@ -14,7 +15,7 @@ from pydantic import (
     model_serializer,
 )
 
-from hyperopt_cli.recipe.wording import shown
+from hyperopt_cli.recipe.wording import did_you_mean, shown
 
 
 class Misfit(ValueError):
@@ -74,6 +75,19 @@ def _bounds(value: Any) -> tuple[float, float]:
     return low, high
 
 
+def one_of(names: Iterable[str]) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Returns the metadata by which `Annotated[str, *one_of(names)]` allows these names alone, as a `Literal` does."""
+    allowed = list(names)
+
+    def check(given: Any) -> Any:
+        if given not in allowed:
+            close = did_you_mean(given, allowed) if isinstance(given, str) else ""
+            raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(allowed)}")
+        return given
+
+    return BeforeValidator(check), WithJsonSchema({"enum": allowed, "type": "string"})
+
+
 _NUMBER: dict[str, Any] = {"type": "number"}
 _LIST: dict[str, Any] = {"type": "array", "items": _NUMBER}
 
@@ -85,6 +99,8 @@ Bounds = Annotated[
     tuple[float, float], BeforeValidator(_bounds), WithJsonSchema({**_LIST, "minItems": 2, "maxItems": 2})
 ]
 Integer = Annotated[int, Field(strict=True)]
+Count = Annotated[Integer, Field(ge=1)]
+Natural = Annotated[Integer, Field(ge=0)]
 Boolean = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]

@@ -16,10 +16,9 @@ from typing import Any
 
 from hyperopt_cli.errors import MissingPackageError, UsageError, needing
 from hyperopt_cli.recipe.limits import MAX_KEY
-from hyperopt_cli.recipe.permitted import PACKAGES, Kind, misfit, shipped_callables
+from hyperopt_cli.recipe.permitted import NAMES, PACKAGES, Kind, misfit
 from hyperopt_cli.recipe.wording import did_you_mean, shown
-
-_LOSSES = {"cross_entropy": "hyperopt_cli.task.losses.cross_entropy", "mse": "hyperopt_cli.task.losses.mse"}
+from hyperopt_cli.registry import load
 
 
 class NoLeaveError(UsageError):
@@ -58,7 +57,11 @@ def resolve(name: str, kind: Kind, allow: Sequence[str] = ()) -> Callable[..., A
             f"at most {MAX_KEY} characters"
         )
     search = _Search(name, kind, tuple(allow))
-    found = search.walk(name) if "." in name else search.short()
+    package, _, short = name.rpartition(".")
+    if not package and name not in NAMES[kind]:
+        raise UsageError(_no_short_name(name, kind))
+    of_what_ships = short in NAMES[kind] and package in ("", PACKAGES[kind][0])
+    found: object = load(NAMES[kind][short]) if of_what_ships else search.walk(name)
     if not callable(found):
         raise UsageError(f"{name} is not callable; name a function or a class")
     search.check_called(found)
@@ -83,19 +86,6 @@ class _Search:
     name: str
     kind: Kind
     allow: tuple[str, ...]
-
-    def short(self) -> object:
-        if self.kind == "loss":
-            if self.name not in _LOSSES:
-                raise UsageError(self._no_short_name(list(_LOSSES)))
-            return self.walk(_LOSSES[self.name])
-        package = importlib.import_module(PACKAGES[self.kind][0])
-        found = getattr(package, self.name, None)
-        if isinstance(found, ModuleType):  # a module bears the name of the function that it holds
-            found = getattr(found, self.name, None)
-        if found is None:
-            raise UsageError(self._no_short_name(shipped_callables(package.__name__)))
-        return found
 
     def walk(self, name: str) -> object:
         parts = name.split(".")
@@ -157,10 +147,10 @@ class _Search:
         pattern = f"{module}.*"
         return NoLeaveError(f"{called}; if you trust it, add --allow-import '{pattern}'", pattern)
 
-    def _no_short_name(self, names: list[str]) -> str:
-        close, known = did_you_mean(self.name, names) or ";", ", ".join(names)
-        called = f"no {self.kind} is called {shown(self.name)}"
-        return f"{called}{close} Short names: {known}; anything else is package.module.name"
+
+def _no_short_name(name: str, kind: Kind) -> str:
+    close, known = did_you_mean(name, NAMES[kind]) or ";", ", ".join(NAMES[kind])
+    return f"no {kind} is called {shown(name)}{close} Short names: {known}; anything else is package.module.name"
 
 
 def _nothing_called(part: str, holder: object) -> str:

@@ -1,4 +1,4 @@
-"""What a recipe may call without leave: for each section, packages, and in them one form of thing.
+"""What a recipe may call without leave: what the registry names, and of torch's packages one form of thing.
 
 A package is more than models or losses: it has functions that open files, or run other recipes with leave to import
 anything. So it is not enough that something is defined in one; it has to be of the form that the section is for.
@@ -10,13 +10,22 @@ import sys
 from types import FunctionType
 from typing import Literal
 
+from hyperopt_cli.registry import DATA_SETS, LOSSES, MODELS, OPTIMIZERS, load
+
 Kind = Literal["model", "dataset", "loss", "optimizer"]
 
 PACKAGES: dict[Kind, tuple[str, ...]] = {
     "model": ("hyperopt_cli.models", "torch.nn", "torchvision.models"),
     "dataset": ("hyperopt_cli.data",),
-    "loss": ("hyperopt_cli.task.losses", "torch.nn"),
+    "loss": ("hyperopt_cli.task", "torch.nn"),
     "optimizer": ("hyperopt_cli.optimizers",),
+}
+# short name -> where what it names is
+NAMES: dict[Kind, dict[str, str]] = {
+    "model": {name: entry.path for name, entry in MODELS.items()},
+    "dataset": {name: entry.path for name, entry in DATA_SETS.items()},
+    "loss": {name: entry.path for name, entry in LOSSES.items()},
+    "optimizer": {entry.path.partition(":")[2]: entry.path for entry in OPTIMIZERS.values()},  # as classes
 }
 _FORMS: dict[Kind, str] = {
     "model": "a model that ships, a subclass of torch.nn.Module, or a model that torchvision lists",
@@ -32,16 +41,9 @@ def misfit(found: object, kind: Kind) -> str:
     return "" if fits(found) else f"must be {_FORMS[kind]}"
 
 
-def shipped_callables(package: str) -> list[str]:
-    """Returns the short names of the functions that a package of hyperopt_cli is there for."""
-    module = importlib.import_module(package)
-    names = (name for name in module.__all__ if name != "as_splits")
-    return sorted(name for name in names if isinstance(getattr(module, name), FunctionType))
-
-
-def _ships(found: object, package: str) -> bool:
-    module = importlib.import_module(package)
-    return any(found is getattr(module, name) for name in shipped_callables(package))
+def _ships(found: object, kind: Kind) -> bool:
+    origin = f"{getattr(found, '__module__', '')}:{getattr(found, '__qualname__', '')}"
+    return any(origin == path and found is load(path) for path in NAMES[kind].values())
 
 
 def _is_model(found: object) -> bool:
@@ -49,7 +51,7 @@ def _is_model(found: object) -> bool:
 
     if inspect.isclass(found):
         return issubclass(found, Module)
-    return _ships(found, "hyperopt_cli.models") or _is_listed(found)
+    return _ships(found, "model") or _is_listed(found)
 
 
 def _is_listed(found: object) -> bool:
@@ -63,7 +65,7 @@ def _is_listed(found: object) -> bool:
 
 
 def _is_dataset(found: object) -> bool:
-    return _ships(found, "hyperopt_cli.data")
+    return _ships(found, "dataset")
 
 
 def _is_loss(found: object) -> bool:
@@ -75,7 +77,8 @@ def _is_loss(found: object) -> bool:
     if not isinstance(found, FunctionType):
         return False
     # where it was compiled: torch writes other modules into __module__ of what it generates
-    return found.__globals__.get("__name__") in (functional.__name__, "hyperopt_cli.task.losses")
+    module = str(found.__globals__.get("__name__"))
+    return module == functional.__name__ or module.startswith("hyperopt_cli.task.")
 
 
 def _is_optimizer(found: object) -> bool:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from hyperopt_cli.errors import Issue, RecipeError
 from hyperopt_cli.recipe.schema import Dataset, Recipe
+from hyperopt_cli.registry import MODES, load
 
 Shard = Literal["columns", "batch", "replicas"]
 
@@ -12,7 +13,7 @@ Shard = Literal["columns", "batch", "replicas"]
 def shard_of(recipe: Recipe, size: int) -> Shard:
     """Returns what the processes divide among themselves: what the recipe says, or what fits for `auto`.
 
-    `auto` takes replicas if there are enough, else the columns of forward mode, else batches.
+    `auto` takes replicas if there are enough, else the columns of forward mode, else batches. It imports the mode.
 
     Args:
         recipe: the recipe, validated.
@@ -22,12 +23,13 @@ def shard_of(recipe: Recipe, size: int) -> Shard:
         RecipeError: the work cannot be divided so; the error has the position.
     """
     shard, replicas, mode = recipe.shard, recipe.outer.replicas, recipe.mode.name
+    has_columns = load(MODES[mode].path).has_columns
     if shard == "auto":
-        shard = "replicas" if replicas >= size else "columns" if mode == "forward" else "batch"
+        shard = "replicas" if replicas >= size else "columns" if has_columns else "batch"
     reason, dataset = None, recipe.dataset
     if shard == "replicas" and replicas < size:
         reason = f"replicas: {size} ranks for {replicas} (outer.replicas); each needs one"
-    elif shard == "columns" and mode != "forward":
+    elif shard == "columns" and not has_columns:
         reason = f"columns: only mode: forward has columns, not {mode}; set mode: forward or shard: batch"
     elif shard == "batch" and dataset is None:
         reason = "batch: there is no data set to take batches of"

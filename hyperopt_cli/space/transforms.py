@@ -97,10 +97,3 @@ class Transform:
             return raw
         low, high = (float(self.raw(torch.tensor(bound, dtype=raw.dtype))) for bound in self.bounds)
         return raw.clamp(low, high)
-
-
-def default(name: str) -> str:
-    """Returns the transform that a hyperparameter of this name has unless the recipe says otherwise."""
-    if name in ("momentum", "beta1", "beta2", "alpha", "dampening", "label_smoothing"):
-        return "logit"
-    return "log"

@@ -6,16 +6,19 @@ value and take tensors.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+Share = Annotated[Tensor | float, "share"]  # in [0, 1], and tuned by its logit unless the recipe says otherwise
+
 
 def cross_entropy(
     outputs: Tensor,
     targets: Tensor,
-    label_smoothing: Tensor | float = 0.0,
+    label_smoothing: Share = 0.0,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",

@@ -28,6 +28,39 @@ def start_of(experiment: Experiment) -> Hyper:
     return experiment.space.natural(experiment.space.initial())
 
 
+def test_momenta_and_shares_are_tuned_by_logit_and_the_rest_by_log(tmp_path: Path) -> None:
+    """As the fields of the optimizer and the arguments of the loss say; the name alone says nothing."""
+    wanted = {"lr": "log", "weight_decay": "log", "l2": "log", "label_smoothing": "logit"}
+    for optimizer, further in {
+        "sgd": {"momentum": "logit", "dampening": "logit"},
+        "adam": {"beta1": "logit", "beta2": "logit", "eps": "log"},
+        "adamw": {"beta1": "logit", "beta2": "logit", "eps": "log"},
+        "rmsprop": {"alpha": "logit", "momentum": "logit", "eps": "log"},
+    }.items():
+        names = wanted | further
+        experiment = built(tmp_path, optimizer={"name": optimizer}, hyperparameters=dict.fromkeys(names, 0.1))
+        assert {name: knob.transform.name for name, knob in experiment.space.tuned().items()} == names
+    own = tmp_path / "of_ones_own.py"
+    own.write_text(
+        "from dataclasses import dataclass\n"
+        "from hyperopt_cli.optimizers import SGD, Share\n"
+        "@dataclass(frozen=True)\n"
+        "class Own(SGD):\n"
+        "    momentum: float = 0.0\n"
+        "    nudge: Share = 0.0\n"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(tmp_path))
+        hyperparameters = dict.fromkeys(("momentum", "nudge", "dampening"), 0.1)
+        called = {"call": "of_ones_own.Own"}
+        tuned = built(tmp_path, ("of_ones_own",), optimizer=called, hyperparameters=hyperparameters).space.tuned()
+    assert {name: knob.transform.name for name, knob in tuned.items()} == {
+        "momentum": "log",
+        "nudge": "logit",
+        "dampening": "logit",
+    }
+
+
 def test_every_tuned_knob_is_a_key_of_hyper(tmp_path: Path) -> None:
     schedule = {"warmup_cosine": {"warmup": 0.2, "final": {"value": 0.0}}}
     experiment = built(

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import RecipeError, UsageError
 from hyperopt_cli.instantiate import build, check
 from hyperopt_cli.instantiate.build import pick_device
-from hyperopt_cli.recipe.schema import ENGINES
 from tests.instantiate.recipes import recipe_of
 
 

@@ -151,4 +151,4 @@ def test_anything_else_is_not(error: Exception) -> None:
 
 def test_a_mode_is_described_and_made_again() -> None:
     for mode in (Forward(engine="folded", columns_at_once=2), Reverse(slots={"disk": 3}), Reversible(radix={"w": 40})):
-        assert mode_from_state_dict(mode.state_dict(), [Forward, Reverse, Reversible]) == mode
+        assert mode_from_state_dict(mode.state_dict()) == mode

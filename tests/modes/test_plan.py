@@ -12,10 +12,10 @@ from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
 from hyperopt_cli.modes import MODES, Auto, Hypergradient, Measurements, Mode, Reversible, auto, plan
-from hyperopt_cli.modes.planning.column_costs import Point, at
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
+from hyperopt_cli.modes.planning.forward_cost import Point, at
 from hyperopt_cli.modes.planning.plan import bytes_text, chosen, seconds_text
-from hyperopt_cli.modes.planning.predictions import Prediction, spelled
+from hyperopt_cli.modes.planning.prediction import Prediction
 from hyperopt_cli.modes.planning.probe import carrying, shortened, spread
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.outer.descent import Descent, descend
@@ -260,7 +260,7 @@ def test_auto_gives_the_bits_of_the_mode_that_it_chose(kind) -> None:
     known = Measurements()
     again = hypergradient(problem, hyper, Auto(), measurements=known)
     mode = Auto().chosen(known)
-    assert again.stats["mode"] == spelled(mode)
+    assert again.stats["mode"] == mode.spelled
     assert same(again, hypergradient(problem, hyper, mode))
     assert out.stats["plan"]
     assert out.stats["mode"] in {p.name for p in plan(problem, hyper).predictions}
@@ -344,7 +344,7 @@ def test_seconds_in_words(seconds: float, text: str) -> None:
 
 
 def test_a_mode_is_spelled_as_a_user_types_it() -> None:
-    assert [spelled(m) for m in (Forward(), Forward(columns_at_once=4), Reverse(slots=50), Reversible())] == [
+    assert [m.spelled for m in (Forward(), Forward(columns_at_once=4), Reverse(slots=50), Reversible())] == [
         "forward",
         "forward:columns_at_once=4",
         "reverse:slots=50",

@@ -14,7 +14,7 @@ from hyperopt_cli.errors import NoMemoryError, Stopped, UsageError, Verification
 from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.fitting import smaller
-from hyperopt_cli.modes.planning import predictions
+from hyperopt_cli.modes.planning import reversible_cost
 from hyperopt_cli.modes.planning.plan import plan
 from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.modes.reversal import kernels
@@ -379,7 +379,7 @@ def test_a_rule_adds_arguments_of_its_own() -> None:
 def test_a_plan_measures_reversible_mode_uncompiled_where_compiling_fails(
     any_size: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictions, "_compiles", lambda *given: True)
+    monkeypatch.setattr(reversible_cost, "_compiles", lambda *given: True)
     with_compiler(monkeypatch, failing_passes(ERRORS["of dynamo"], "the compiler"))
     (prediction,) = (p for p in plan(large(), HYPER).predictions if isinstance(p.mode, Reversible))
     assert prediction.fits

@@ -29,7 +29,7 @@ MISTAKES = [  # top-level key, its text, line and column, fragment of the messag
     ("dataset", "", "1:1", "dataset: missing; give {call: NAME, ...}"),
     ("loss", "loss: cross_entrop", "9:7", "did you mean cross_entropy?; must be one of cross_entropy, mse, output"),
     ("loss", "loss: {call: cross_entropy, smoothing: 1}", "9:29", "unknown argument; did you mean label_smoothing?"),
-    ("loss", "loss: {call: output, x: 1}", "9:22", "the loss output takes no arguments"),
+    ("loss", "loss: {call: output, x: 1}", "9:22", "unknown argument. Allowed here: no arguments"),
     ("optimizer", "optimizer: sgd", "8:12", "got 'sgd'; must be a mapping"),
     (
         "optimizer",

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperopt_cli.space import Hyperparameter, Knob, Space, Transform
-from hyperopt_cli.space.transforms import default
 
 TRANSFORMS = {
     "log": Transform("log"),
@@ -117,17 +116,6 @@ def test_bounds_have_to_ascend(bounds: tuple[float, float]) -> None:
 def test_bounds_at_0_are_refused_where_0_is_never_reached(name: str) -> None:
     with pytest.raises(ValueError, match="its values are above 0"):
         Transform(name, (0.0, 1.0))
-
-
-def test_momenta_and_shares_are_tuned_by_logit_and_the_rest_by_log() -> None:
-    assert {name: default(name) for name in ("momentum", "beta2", "label_smoothing", "lr", "l2", "eps")} == {
-        "momentum": "logit",
-        "beta2": "logit",
-        "label_smoothing": "logit",
-        "lr": "log",
-        "l2": "log",
-        "eps": "log",
-    }
 
 
 def test_softplus_keeps_small_values_apart() -> None:

@@ -1,4 +1,4 @@
-"""Which mode to take: the quickest exact one that fits into the memory, by what `predictions.py` says of each."""
+"""Which mode to take: the quickest exact one that fits into the memory, by what each mode predicts of itself."""
 
 import gc
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from hyperopt_cli.checks.constructs import check_constructs
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.planning.predictions import Prediction, predictions
-from hyperopt_cli.modes.planning.probe import held_bytes
+from hyperopt_cli.modes.planning.prediction import AT_LEAST_S, NUM_PROBES, SHARE_OF_RUN, Bench, Prediction, repeats
+from hyperopt_cli.modes.planning.probe import held_bytes, objective_cost, probed, spread
 from hyperopt_cli.problem import Hyper, Problem, check_hyper
+from hyperopt_cli.registry import MODES, load
 
 TIE = 1.05
 
@@ -73,8 +74,24 @@ def planned(dynamics: Dynamics, hyper: Hyper, available_bytes: int | None = None
     if available_bytes is None:
         available_bytes = held + memory.available_bytes(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        predicted = predictions(dynamics, hyper, available_bytes)
+        predicted = _predictions(dynamics, hyper, available_bytes)
     return chosen(predicted, available_bytes)
+
+
+def _predictions(dynamics: Dynamics, hyper: Hyper, limit_bytes: int) -> list[Prediction]:
+    """Returns what every mode predicts of itself.
+
+    Forward mode, which holds the most while it is measured, is asked last, so that none inherits its peak.
+    """
+    modes = {name: load(entry.path)() for name, entry in MODES.items()}
+    problem, objective, reverse = dynamics.problem, objective_cost(dynamics, hyper), modes["reverse"]
+    rough_s = probed(reverse, problem, hyper, spread(problem.steps, 2)).whole_step_s
+    share_s = max(AT_LEAST_S, SHARE_OF_RUN * problem.steps * rough_s) / NUM_PROBES
+    num = repeats(share_s, rough_s)
+    measured = probed(reverse, problem, hyper, spread(problem.steps, num))
+    bench = Bench(dynamics, hyper, limit_bytes, share_s, objective, measured, num)
+    found = {name: list(mode.predictions(bench)) for name, mode in reversed(modes.items())}
+    return [prediction for name in modes for prediction in found[name]]
 
 
 def chosen(predicted: Sequence[Prediction], available_bytes: int) -> Plan:

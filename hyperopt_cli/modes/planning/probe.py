@@ -40,6 +40,11 @@ class Measured(NamedTuple):
     peak_bytes: int
     stats: dict[str, Any]
 
+    @property
+    def whole_step_s(self) -> float:
+        """Seconds of a step in all its phases."""
+        return sum(self.step_s.values())
+
 
 class Cost(NamedTuple):
     """Seconds, and the peak of the memory meanwhile."""
