@@ -27,9 +27,12 @@ from hyperopt_cli.problem import Hyper
 from hyperopt_cli.registry import ENGINES as REGISTERED
 from hyperopt_cli.stopping import may_stop
 
-CANDIDATES = tuple(name for name, each in REGISTERED.items() if each.taken == "measured")
 WHERE_OTHERS_ARE_WRONG = tuple(name for name, each in REGISTERED.items() if each.taken == "where others are wrong")
-BY_DEFAULT = (*CANDIDATES, *WHERE_OTHERS_ARE_WRONG)
+BY_NAME = tuple(name for name, each in REGISTERED.items() if each.taken == "by name")
+BY_DEFAULT = (
+    *(name for name, each in REGISTERED.items() if each.taken == "measured"),
+    *WHERE_OTHERS_ARE_WRONG,
+)
 SHARE_OF_RUN = 0.05
 MAX_REPEATS = 5
 EXAMINATION_AND_WARM_UP = 2  # tangent steps, about
@@ -71,7 +74,7 @@ def decided(
     Raises:
         UsageError: no candidate is right, or fits into the memory.
     """
-    names = [name for name in CANDIDATES if name in ENGINES]
+    names = [name for name in ENGINES if name not in (*BY_NAME, *WHERE_OTHERS_ARE_WRONG)]
     repeats = math.floor(SHARE_OF_RUN * made_for.steps / max(1, len(names))) - EXAMINATION_AND_WARM_UP
     if repeats < 1:
         return _by_default(made_for, examination, len(names))
@@ -107,7 +110,9 @@ def replacement(examination: Examination) -> str:
     Raises:
         UsageError: none is, or fits into the memory.
     """
-    name = next((name for name in BY_DEFAULT if name in ENGINES and _passes(examination, name)), None)
+    names = [name for name in BY_DEFAULT if name in ENGINES]
+    rest = [name for name in ENGINES if name not in (*names, *BY_NAME)]
+    name = next((name for name in (*names, *rest) if _passes(examination, name)), None)
     if name is None:
         raise _nothing_left(examination.reasons, examination)
     return name

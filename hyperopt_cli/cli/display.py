@@ -104,7 +104,7 @@ def _echo(text: str) -> None:
 def _head(experiment: Experiment, directory: RunDirectory) -> str:
     tuned = experiment.space.tuned()
     num = sum(knob.initial.numel() for knob in tuned.values())
-    mode = type(experiment.mode).__name__.lower()
+    mode = experiment.mode.name
     numbers = "1 number" if num == 1 else f"{num} numbers"
     bias = experiment.mode.bias(experiment.steps)
     return (
