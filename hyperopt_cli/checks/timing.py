@@ -14,7 +14,7 @@ import torch
 from hyperopt_cli.checks.examination import reason_of
 from hyperopt_cli.checks.setting import Setting
 from hyperopt_cli.checks.symmetry import directions
-from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss, Loss
 from hyperopt_cli.engines.base import Engine
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers.base import Params
@@ -72,7 +72,7 @@ def _clocked(engine: Engine, setting: Setting, w_dot: Params) -> float:
 
 
 def _ranks(loss: Loss) -> Ranks:
-    return loss.ranks if isinstance(loss, LossInParts) else ALONE
+    return loss.ranks if isinstance(loss, ChunkedLoss) else ALONE
 
 
 def _wait(device: torch.device) -> None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient, optimizers
 from hyperopt_cli.checks import flow, remembered, watch
-from hyperopt_cli.dynamics.chunked_loss import LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss
 from hyperopt_cli.dynamics.derivatives import gradient, gradient_and_pullback
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.engines import ENGINES
@@ -341,7 +341,7 @@ def test_the_count_of_bytes_bites() -> None:
 
     def peak(count: int) -> int:
         loss, w, h = at_start(long_problem(count)[0], {"lr": torch.tensor(1e-3)})
-        assert isinstance(loss, LossInParts)
+        assert isinstance(loss, ChunkedLoss)
         with peak_of() as bytes_of:
             gradient(lambda p, s: loss(p, s), w, h)
         return bytes_of()
