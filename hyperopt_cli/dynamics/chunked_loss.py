@@ -6,7 +6,7 @@ Everything that a mode takes of L is linear in L: the value, the gradient, its t
 is taken of one chunk after the other, and added up here; whoever takes them knows nothing of chunks.
 
 Time is linear in the number of chunks, memory is that of one chunk. The order of the sum is that of the chunks: the
-same bits each time. Several processes may have chunks of their own: each adds up its own, then all their sums.
+same bits each time. Several processes may have chunks of their own: each adds up its own, then `across` all their sums.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hyperopt_cli.optimizers.base import Params, StepHyper
-from hyperopt_cli.ranks.group import ALONE, Ranks
+from hyperopt_cli.problem import Across
 
 Loss = Callable[[Params, StepHyper], Tensor]
 
@@ -29,11 +29,11 @@ class ChunkedLoss:
 
     Attributes:
         chunks: the loss of each chunk with its weight, made when it is asked for; the same each time.
-        ranks: processes of which each has chunks of its own.
+        across: processes of which each has chunks of its own; None: all of them are here.
     """
 
     chunks: Callable[[], Iterator[tuple[Loss, float]]]
-    ranks: Ranks = ALONE
+    across: Across | None = None
 
     def __call__(self, params: Params, hyper: StepHyper) -> Tensor:
         """Evaluates L, the sum over all chunks."""
@@ -53,7 +53,7 @@ class ChunkedLoss:
             del loss, term  # before the next chunk is read
         if total is None:
             raise ValueError("Chunked: got no chunk; a batch has at least one")
-        return self.ranks.summed(total)
+        return total if self.across is None else self.across.summed(total)
 
 
 def _scaled(term: Any, weight: float) -> Any:

@@ -241,7 +241,7 @@ class Dynamics:
     def loss_on(self, batch: Batch) -> Loss:
         """Returns L(w, lambda_t) on a given batch, in the problem's precision; a sum if it is chunked."""
         if isinstance(batch, Chunked):
-            return ChunkedLoss(lambda: self._losses(batch), batch.ranks)
+            return ChunkedLoss(lambda: self._losses(batch), batch.across)
         return self._loss(batch)
 
     def _losses(self, batch: Chunked) -> Iterator[tuple[Loss, float]]:

@@ -308,7 +308,7 @@ def _gradient(
     """L and g_t, taken as the sweep takes it: where a graph is made, some operators (group norm) have other kernels.
 
     A step that was examined is taken once more, as it will be on the way back. Of a sum over chunks that is plain
-    autograd's gradient whatever was found, and ranks that share the chunks may examine different steps.
+    autograd's gradient whatever was found, and processes that share the chunks may examine different steps.
     """
     params = held.weights()
     point = dynamics.layout.unpack(params)

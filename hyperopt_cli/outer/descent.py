@@ -282,7 +282,7 @@ class _Walk:
         self._replicas.begin_again()
         seed = self._descent.seeds(self._seed, self.n)[0]
         hyper = self._space.natural(self.raw)
-        self._mode, said = smaller(self._mode, problem(seed), hyper, lacking, self._measurements)
+        self._mode, said = smaller(self._mode, problem(seed), hyper, lacking, self._measurements, self._ranks)
         self._say(said)
 
     def measured(self, problem: Callable[[int], Problem]) -> OuterStep:
