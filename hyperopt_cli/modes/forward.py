@@ -186,7 +186,7 @@ class Forward(Mode):
             measurements: of earlier hypergradients.
             ranks: the processes that take the run together.
         """
-        at_once = max(len(block) for block in self.columns(hyper, ranks).blocks)
+        at_once = self.columns(hyper, ranks).most_at_once
         return None if at_once <= 1 else replace(self, columns_at_once=-(-at_once // 2))
 
     def columns(self, hyper: Hyper, ranks: Ranks) -> SharedColumns:

@@ -57,6 +57,11 @@ class SharedColumns:
         """The columns that this process carries, by their numbers."""
         return divided(self.num, self.at_once, self.ranks.rank, self.ranks.size)
 
+    @property
+    def most_at_once(self) -> int:
+        """The columns of the largest block of any process: the same number on all of them."""
+        return len(divided(self.num, self.at_once, 0, self.ranks.size)[0])
+
     def total(self, parts: Tensor) -> Tensor:
         """Returns the sum over all processes, [K]; each element is zero on all but one of them: nothing is rounded."""
         total: Tensor = self.ranks.summed(parts)
