@@ -17,7 +17,7 @@ from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.modes import Hypergradient, Measurements, Mode, hypergradient
 from hyperopt_cli.modes.account import OnStep, listed
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.ranks.group import ALONE, Ranks
+from hyperopt_cli.ranks.group import Ranks
 
 SUMMED = ("wall_s", "num_steps", "num_gradients", "num_hvps")  # of a mode's stats, over the replicas
 
@@ -74,8 +74,6 @@ class Replicas:
             begun_again: is told of a run that is begun again, because what was saved of it could not be reversed.
         """
 
-        together_in_run = ALONE if self._ranks.divides("replicas") else self._ranks
-
         def run_of(replica: int, resume_from: dict[str, Any] | None) -> Hypergradient:
             run = problem(seeds[replica])
             return hypergradient(
@@ -86,7 +84,7 @@ class Replicas:
                 keeper=keeper,
                 resume_from=resume_from,
                 measurements=measurements,
-                ranks=together_in_run,
+                ranks=self._ranks.of_one_run,
             )
 
         def work() -> None:
