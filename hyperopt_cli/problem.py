@@ -202,8 +202,9 @@ class Problem:
         """Returns the same run with E of one of its chunks alone; of none, where there are fewer here."""
         if self.outer_batches is None:
             return self
-        chunk, across = _sequence(self.outer_batches)[index : index + 1], self.outer_across
-        return replace(self, outer_batches=chunk if across is None else Chunked(chunk, across))
+        chunks, across = _sequence(self.outer_batches), self.outer_across
+        chosen = [chunks[index]] if index < len(chunks) else []
+        return replace(self, outer_batches=chosen if across is None else Chunked(chosen, across))
 
 
 def _sequence(chunks: Sequence[tuple[Batch, float]] | Chunked) -> Sequence[tuple[Batch, float]]:
