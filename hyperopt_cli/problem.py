@@ -13,22 +13,32 @@ with `s_t = (w_t, slots)`. Every mode in `hyperopt_cli.modes` computes the same 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
 from hyperopt_cli.errors import NonFiniteError, UsageError
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
-from hyperopt_cli.ranks.group import ALONE, Ranks
 
-__all__ = ["Batch", "Chunked", "Hyper", "Params", "Precision", "Problem", "StepHyper"]
+__all__ = ["Across", "Batch", "Chunked", "Hyper", "Params", "Precision", "Problem", "StepHyper"]
 
 Hyper = dict[str, Tensor]
 Batch = Any
 Precision = Literal["tf32", "bf16"]
+T = TypeVar("T")
 NAMED = "a dictionary of tensors, each by its name"
+
+
+class Across(Protocol):
+    """Several processes of which each has chunks of its own; all of them call the same methods in the same order."""
+
+    def summed(self, tree: Any) -> Any:
+        """Returns the sum of a tree of tensors over all processes, with the same bits on each of them."""
+
+    def agreed(self, value: T) -> T:
+        """Returns the value that the first process gives, on all of them."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +53,20 @@ class Chunked:
     Args:
         chunks: batches with their weights, at least one; read several times in a step, each time from the beginning,
             and one at a time, so that they may be made when they are asked for. Not an iterator, which ends for good.
-        ranks: processes of which each has chunks of its own; L is the sum over the chunks of all.
+        across: processes of which each has chunks of its own; L is the sum over the chunks of all. None: all are here.
 
     Raises:
         TypeError: `chunks` is an iterator.
-        ValueError: it is an empty sequence.
+        ValueError: it is an empty sequence, and no other process has any.
     """
 
     chunks: Iterable[tuple[Batch, float]]
-    ranks: Ranks = ALONE
+    across: Across | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.chunks, Iterator):
             raise TypeError("chunks: got an iterator, which can be read only once; give a sequence")
-        if isinstance(self.chunks, Sequence) and len(self.chunks) == 0:
+        if isinstance(self.chunks, Sequence) and len(self.chunks) == 0 and self.across is None:
             raise ValueError("chunks: got none; a batch has at least one")
 
 
@@ -74,15 +84,14 @@ class Problem:
         optimizer: the update rule U.
         steps: the horizon T, at least 1.
         schedule: `(Hyper, t) -> StepHyper`; None: lambda is the same at every step.
-        outer_batches: fixed chunks with their weights; E is then the weighted sum over them.
+        outer_batches: fixed chunks with their weights; E is then the weighted sum over them. A `Chunked` of a sequence,
+            which may be empty, where other processes have chunks too.
         precision: "tf32" or "bf16": of the inner gradient's matrix products and of theirs alone, for float32
             parameters (`dynamics/precision.py`); None: that of the parameters.
-        ranks: the processes that take this run together. Where they divide its batches, `outer_batches` are this one's
-            part, and E the sum over those of all.
 
     Raises:
-        TypeError: `optimizer` is not an `InnerOptimizer`, `steps` is not an integer, `batch` is not callable, or `init`
-            is neither callable nor a dictionary.
+        TypeError: `optimizer` is not an `InnerOptimizer`, `steps` is not an integer, `batch` is not callable, `init`
+            is neither callable nor a dictionary, or the chunks of `outer_batches` are no sequence.
         ValueError: `steps` is below 1, `outer_batches` is empty, or `precision` is another one.
     """
 
@@ -93,9 +102,8 @@ class Problem:
     optimizer: InnerOptimizer
     steps: int
     schedule: Callable[[Hyper, int], StepHyper] | None = None
-    outer_batches: Sequence[tuple[Batch, float]] | None = None
+    outer_batches: Sequence[tuple[Batch, float]] | Chunked | None = None
     precision: Precision | None = None
-    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, type):
@@ -118,7 +126,11 @@ class Problem:
             raise TypeError(f"steps: got {self.steps!r}; the horizon is an integer")
         if self.steps < 1:
             raise ValueError(f"steps: got {self.steps}; the horizon is at least 1")
-        if self.outer_batches is not None and len(self.outer_batches) == 0 and not self.ranks.divides("batch"):
+        if isinstance(self.outer_batches, Chunked):
+            if not isinstance(self.outer_batches.chunks, Sequence):
+                got = type(self.outer_batches.chunks).__name__
+                raise TypeError(f"outer_batches: got chunks in a {got}; pass a sequence of them")
+        elif self.outer_batches is not None and len(self.outer_batches) == 0:
             raise ValueError("outer_batches: got no chunk; leave it out if outer_loss takes no batch")
         if self.precision is not None and self.precision not in get_args(Precision):
             allowed = ", ".join(map(repr, get_args(Precision)))
@@ -179,9 +191,24 @@ class Problem:
 
     def outer_chunks(self) -> Sequence[tuple[tuple[Batch, ...], float]]:
         """Returns the further arguments of `outer_loss`, chunk by chunk, with the weight of each."""
+        return [((), 1.0)] if self.outer_batches is None else _Chunks(_sequence(self.outer_batches))
+
+    @property
+    def outer_across(self) -> Across | None:
+        """The processes over whose chunks E is summed; None: all of them are here."""
+        return self.outer_batches.across if isinstance(self.outer_batches, Chunked) else None
+
+    def on_outer_chunk(self, index: int) -> "Problem":
+        """Returns the same run with E of one of its chunks alone; of none, where there are fewer here."""
         if self.outer_batches is None:
-            return [((), 1.0)]
-        return _Chunks(self.outer_batches)
+            return self
+        chunks, across = _sequence(self.outer_batches), self.outer_across
+        chosen = [chunks[index]] if index < len(chunks) else []
+        return replace(self, outer_batches=chosen if across is None else Chunked(chosen, across))
+
+
+def _sequence(chunks: Sequence[tuple[Batch, float]] | Chunked) -> Sequence[tuple[Batch, float]]:
+    return cast(Sequence[tuple[Batch, float]], chunks.chunks) if isinstance(chunks, Chunked) else chunks
 
 
 class _Chunks(Sequence[tuple[tuple[Batch, ...], float]]):

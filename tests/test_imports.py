@@ -26,12 +26,12 @@ ALLOWED: dict[str, set[str]] = {
     "registry": set(),
     "optimizers": {"errors"},
     "ranks": {"run_directory", "errors"},
-    "problem": {"optimizers", "ranks", "errors"},
+    "problem": {"optimizers", "errors"},
     "task": set(),
     "data": {"stopping", "errors"},
     "models": {"errors"},
     "program": {"memory", "stopping", "errors"},
-    "dynamics": {"program", "problem", "optimizers", "ranks", "errors"},
+    "dynamics": {"program", "problem", "optimizers", "errors"},
     "engines": {"dynamics", "program", "optimizers", "memory", "errors", "registry"},
     "checks": {
         "engines",
@@ -39,7 +39,6 @@ ALLOWED: dict[str, set[str]] = {
         "program",
         "problem",
         "optimizers",
-        "ranks",
         "memory",
         "stopping",
         "errors",
@@ -167,6 +166,12 @@ def test_nothing_below_the_command_line_imports_it() -> None:
 def test_only_what_runs_a_recipe_makes_its_objects() -> None:
     above = {"instantiate", "cli", "commands"}
     assert {part_of(path) for path in modules() if "instantiate" in parts_imported(path)} <= above
+
+
+def test_the_sweep_knows_nothing_of_several_processes() -> None:
+    sweep = [path for path in modules() if path.relative_to(ROOT).parts[:2] == ("modes", "adjoint")]
+    assert sweep
+    assert not [path.name for path in sweep if "ranks" in parts_imported(path)]
 
 
 def test_only_the_recipe_reads_yaml() -> None:

@@ -47,7 +47,7 @@ def hypergradient_of(ranks: Ranks, task: Task, chunk_size: int | None, threads: 
     found: list[Hypergradient] = []
 
     def work() -> None:
-        found.append(hypergradient(*run, mode, keeper=asked))
+        found.append(hypergradient(*run, mode, keeper=asked, ranks=ranks))
 
     with _threads(threads):
         began = _together(ranks, device)

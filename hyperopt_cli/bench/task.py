@@ -63,7 +63,7 @@ class Task:
         """Returns the run as this rank takes it where all ranks divide it."""
         run = self.run(ranks, self.columns, self.steps)
         if not ranks.divides("batch"):
-            return run._replace(problem=replace(run.problem, ranks=ranks))
+            return run
         size = len(run.problem.batch(0)[0])
         start, stop = (size * k // ranks.size for k in (ranks.rank, ranks.rank + 1))
         return self.on_part(run, slice(start, stop), ranks)
@@ -86,8 +86,7 @@ class Task:
             problem,
             batch=lambda t: Chunked([of(problem.batch(t))], ranks),
             outer_loss=lambda params, hyper, batch: problem.inner_loss(params, {}, batch),
-            outer_batches=[of(validation)],
-            ranks=ranks,
+            outer_batches=Chunked([of(validation)], ranks),
         )
         return run._replace(problem=chunked)
 

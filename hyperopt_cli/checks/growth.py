@@ -35,7 +35,6 @@ from torch import Tensor
 
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Precision
-from hyperopt_cli.ranks.group import Ranks
 
 ROUNDOFF_OF_PRODUCTS = {"tf32": 2.0**-11, "bf16": 2.0**-9}
 
@@ -117,13 +116,8 @@ class Growth:
         if norms:
             self.norms[t] = norms[0] if len(norms) == 1 else torch.stack([x.double() for x in norms]).amax()
 
-    def of_all(self, ranks: Ranks) -> None:
-        """Takes in the columns of all ranks, where they are divided."""
-        if ranks.divides("columns"):
-            self.norms.copy_(torch.tensor(ranks.highest(self.norms.tolist()), dtype=self.norms.dtype))
-
     def load_norms(self, norms: Tensor) -> None:
-        """Goes on from the norms of a run that was interrupted."""
+        """Takes over norms: those of a run that was interrupted, or the largest of several processes' columns."""
         self.norms.copy_(norms)
 
     def stats(self, precision: Precision | None) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli.checks.no_writes import Unwritten
-from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss, Loss
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.errors import NonDeterministicError
 from hyperopt_cli.optimizers.base import Params, StepHyper
@@ -24,12 +24,12 @@ ROUNDING = 100.0  # of eps: what a sum is off by whose terms cancel
 
 def terms(loss: Loss) -> Iterator[Loss]:
     """Yields the terms of L: L itself, or the losses of its chunks."""
-    yield from (part for part, _ in loss.parts()) if isinstance(loss, LossInParts) else (loss,)
+    yield from (chunk for chunk, _ in loss.chunks()) if isinstance(loss, ChunkedLoss) else (loss,)
 
 
 def due_term(loss: Loss, looks: int) -> int:
     """Returns the index of the term that is examined whatever its kind: another one at each look."""
-    return looks % max(1, sum(1 for _ in terms(loss))) if isinstance(loss, LossInParts) else 0
+    return looks % max(1, sum(1 for _ in terms(loss))) if isinstance(loss, ChunkedLoss) else 0
 
 
 def slack(x: Tensor) -> Tensor | float:

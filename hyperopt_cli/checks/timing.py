@@ -14,11 +14,10 @@ import torch
 from hyperopt_cli.checks.examination import reason_of
 from hyperopt_cli.checks.setting import Setting
 from hyperopt_cli.checks.symmetry import directions
-from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss, Loss
 from hyperopt_cli.engines.base import Engine
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.stopping import stoppable
 
 HOPELESS = 3.0  # times the time of the quickest
@@ -50,8 +49,8 @@ def timed(
         here = setting._replace(loss=loss_at(t))
         for name in stoppable(running):
             try:
-                lap_s = _ranks(here.loss).agreed(_clocked(engines[name], here, w_dot))  # each sums over all of them
-                laps.setdefault(name, []).append(lap_s)
+                lap_s = _clocked(engines[name], here, w_dot)
+                laps.setdefault(name, []).append(_agreed(here.loss, lap_s))
             except (UsageError, RuntimeError) as error:
                 lost[name] = reason_of(error)
         running = [name for name in running if name not in lost]
@@ -71,8 +70,10 @@ def _clocked(engine: Engine, setting: Setting, w_dot: Params) -> float:
     return time.perf_counter() - began
 
 
-def _ranks(loss: Loss) -> Ranks:
-    return loss.ranks if isinstance(loss, LossInParts) else ALONE
+def _agreed(loss: Loss, lap_s: float) -> float:
+    """Returns the seconds that count: processes whose engines sum over all their chunks go on with the same engines."""
+    across = loss.across if isinstance(loss, ChunkedLoss) else None
+    return lap_s if across is None else across.agreed(lap_s)
 
 
 def _wait(device: torch.device) -> None:

@@ -142,8 +142,7 @@ def _at_full_precision(
 
 def _warm_up(problem: Problem, hyper: Hyper, mode: Mode, known: Measurements) -> None:
     """Takes two steps and one chunk of the objective; an error in them is left for the run itself to raise."""
-    chunks = None if problem.outer_batches is None else [problem.outer_batches[0]]
-    short = replace(problem, steps=min(WARM_UP_STEPS, problem.steps), outer_batches=chunks)
+    short = replace(problem.on_outer_chunk(0), steps=min(WARM_UP_STEPS, problem.steps))
     with suppress(HyperoptError):
         hypergradient(short, hyper, mode, measurements=known)
 

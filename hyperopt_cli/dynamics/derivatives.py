@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss, Loss
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 Pullback = Callable[[Params], tuple[Params, StepHyper]]
@@ -20,8 +20,8 @@ Pullback = Callable[[Params], tuple[Params, StepHyper]]
 
 def gradient(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params]:
     """Returns L and g, without keeping any graph."""
-    if isinstance(loss, LossInParts):
-        total: tuple[Tensor, Params] = loss.total(lambda part: gradient(part, params, hyper))
+    if isinstance(loss, ChunkedLoss):
+        total: tuple[Tensor, Params] = loss.total(lambda chunk: gradient(chunk, params, hyper))
         return total
     with torch.enable_grad():
         w = {name: p.detach().requires_grad_() for name, p in params.items()}
@@ -54,7 +54,7 @@ def gradient_and_pullback(
 ) -> tuple[Tensor, Params, Pullback]:
     """Returns L, g, and the pullback `u -> (H u, (d2L/dw dlambda)^T u)`, which may be called once.
 
-    Of a loss in parts no graph is kept: the pullback takes the gradient of each part again.
+    Of a sum over chunks no graph is kept: the pullback takes the gradient of each chunk again.
 
     Args:
         loss: L.
@@ -63,8 +63,8 @@ def gradient_and_pullback(
         of_one: takes the three of a loss that is no sum; None: by a double backward.
     """
     take = of_one or by_double_backward
-    if isinstance(loss, LossInParts):
-        return *gradient(loss, params, hyper), _pullback_in_parts(loss, params, hyper, take)
+    if isinstance(loss, ChunkedLoss):
+        return *gradient(loss, params, hyper), _pullback_of_chunks(loss, params, hyper, take)
     return take(loss, params, hyper)
 
 
@@ -112,9 +112,9 @@ def pullback_of(
     return value.detach(), {name: d.detach() for name, d in zip(names, g, strict=True)}, pullback
 
 
-def _pullback_in_parts(loss: LossInParts, params: Params, hyper: StepHyper, take: Callable[..., Any]) -> Pullback:
+def _pullback_of_chunks(loss: ChunkedLoss, params: Params, hyper: StepHyper, take: Callable[..., Any]) -> Pullback:
     def pullback(u: Params) -> tuple[Params, StepHyper]:
-        total: tuple[Params, StepHyper] = loss.total(lambda part: take(part, params, hyper)[2](u))
+        total: tuple[Params, StepHyper] = loss.total(lambda chunk: take(chunk, params, hyper)[2](u))
         return total
 
     return pullback

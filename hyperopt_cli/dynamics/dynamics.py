@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss, Loss
 from hyperopt_cli.dynamics.cudnn import differentiable_on_cuda
 from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.kinds import Leaving
@@ -241,7 +241,7 @@ class Dynamics:
     def loss_on(self, batch: Batch) -> Loss:
         """Returns L(w, lambda_t) on a given batch, in the problem's precision; a sum if it is chunked."""
         if isinstance(batch, Chunked):
-            return LossInParts(lambda: self._losses(batch), batch.ranks)
+            return ChunkedLoss(lambda: self._losses(batch), batch.across)
         return self._loss(batch)
 
     def _losses(self, batch: Chunked) -> Iterator[tuple[Loss, float]]:

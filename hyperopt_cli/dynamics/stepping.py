@@ -10,7 +10,6 @@ from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.problem import Chunked
 from hyperopt_cli.program import PartitionedStep, Saved, WholeStep
-from hyperopt_cli.ranks.group import Ranks
 
 
 class StepAt:
@@ -28,11 +27,6 @@ class StepAt:
     def __init__(self, dynamics: Dynamics, function: Callable[..., Any], whole: WholeStep, compiled: bool) -> None:
         self._dynamics, self._function, self._whole = dynamics, function, whole
         self.is_compiled = compiled
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes that take the run together."""
-        return self._dynamics.problem.ranks
 
     def __call__(self, t: int, *trees: Any) -> Any:
         """Takes the step, compiled or as torch runs it."""

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from hyperopt_cli.dynamics.chunked_loss import Loss, LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss, Loss
 from hyperopt_cli.optimizers.base import Params, StepHyper
 
 
@@ -65,7 +65,7 @@ def chunk_by_chunk(function: Engine) -> Engine:
 
     @wraps(function)
     def engine(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
-        if not isinstance(loss, LossInParts):
+        if not isinstance(loss, ChunkedLoss):
             return function(loss, params, hyper, w_dot, hyper_dot)
         total: Tangents = loss.total(lambda chunk: function(chunk, params, hyper, w_dot, hyper_dot))
         return total

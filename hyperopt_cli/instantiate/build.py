@@ -146,8 +146,8 @@ def check_dividing(experiment: Experiment, recipe: Recipe) -> None:
         UsageError: they may not; a RecipeError, which is one, has the position.
     """
     if isinstance(experiment.mode, Forward):
-        num = sum(knob.initial.numel() for knob in experiment.space.tuned().values())
-        experiment.mode.check_ranks(num, experiment.ranks)
+        initial = {name: knob.initial for name, knob in experiment.space.tuned().items()}
+        experiment.mode.columns(initial, experiment.ranks)  # which refuses ranks without one
     if (issue := mixes_examples(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
 

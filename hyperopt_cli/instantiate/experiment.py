@@ -87,7 +87,6 @@ class Experiment:
         def outer_loss(params: Params, hyper: Hyper, batch: Batch | None = None) -> Tensor:
             return self._loss(evaluated, params, batch, {})
 
-        together = ALONE if self.ranks.divides("replicas") else self.ranks
         return Problem(
             init=self._init({name: w.detach() for name, w in trained(model).items()}),
             inner_loss=inner_loss,
@@ -98,13 +97,12 @@ class Experiment:
             schedule=self.space.at,
             outer_batches=self._validation(),
             precision=self.precision,
-            ranks=together,
         )
 
-    def _validation(self) -> Chunks | None:
+    def _validation(self) -> Chunks | Chunked | None:
         if self.data is None or not self.ranks.divides("batch"):
             return None if self.data is None else self.data.validation
-        return self.data.validation.of_rank(self.ranks.rank, self.ranks.size)
+        return Chunked(self.data.validation.of_rank(self.ranks.rank, self.ranks.size), self.ranks)
 
     def _batches(self, seed: int) -> Callable[[int], Batch | Chunked | None]:
         if self.data is None:

@@ -31,6 +31,7 @@ from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.modes.reverse import Reverse
 from hyperopt_cli.modes.reversible import Reversible
 from hyperopt_cli.problem import Hyper, Problem, check_hyper
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.registry import MODES as REGISTERED
 from hyperopt_cli.registry import load
 
@@ -61,6 +62,7 @@ def hypergradient(
     keeper: Keeper | None = None,
     resume_from: dict[str, Any] | None = None,
     measurements: Measurements | None = None,
+    ranks: Ranks = ALONE,
 ) -> Hypergradient:
     """Returns E at the end of the run and its derivative in all of `hyper`: exact unless `stats["bias"]` is there.
 
@@ -74,6 +76,7 @@ def hypergradient(
             bits as that of a run which was never interrupted. It is emptied.
         measurements: what hypergradients of this training run have measured before: the engine is chosen once, a step
             compiled once. Whoever takes many gives one object to all of them; None: nothing is known.
+        ranks: the processes that take this run together; where they divide its batches, they are `Chunked` across them.
 
     Returns:
         `value` [], `grad` like `hyper`, `params` (w_T) and `stats`.
@@ -125,7 +128,7 @@ def hypergradient(
         if first is None:
             first, kept = first_loss(dynamics, hyper)
         check_kept(measurements.losses, dynamics, hyper, kept)
-        account = Account(problem.steps, dynamics.like, on_step, keeper, resume_from)
+        account = Account(problem.steps, dynamics.like, on_step, keeper, resume_from, ranks)
         del dynamics  # its s_0, before the mode makes its own
         began_s = time.perf_counter()
         result = mode.differentiate(problem, hyper, account, measurements)

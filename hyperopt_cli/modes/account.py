@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from hyperopt_cli.memory import peak_bytes, reset_peak
 from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.stopping import may_stop
 
+T = TypeVar("T")
 MET_AGAIN = "the training loss met again on the way back"  # not finite: not what it was
 # Called after each inner step with the phase ("forward" or "backward"), steps done and steps in the phase.
 OnStep = Callable[[str, int, int], None]
@@ -139,6 +141,7 @@ class Account:
         on_step: called after each inner step.
         keeper: saves what another process can go on from.
         resume_from: what it saved.
+        ranks: the processes that take the run together.
 
     Attributes:
         counts, finite, progress: what is recorded.
@@ -155,10 +158,11 @@ class Account:
         on_step: OnStep | None = None,
         keeper: Keeper | None = None,
         resume_from: dict[str, Any] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.counts, self.finite, self.progress = Counts(), Finite(like.device), Progress(on_step)
         self.inner_loss = like.new_full((steps,), float("nan"))
-        self.growth = Growth(steps, like)
+        self.growth, self.ranks = Growth(steps, like), ranks
         self._keeper, self._resume_from, self._before_s = keeper, resume_from, 0.0
         self._saved_at: int | None = None  # the progress that was saved last
         self._device, self._start_s = like.device, time.perf_counter()
@@ -169,8 +173,19 @@ class Account:
         """Whether what is done so far is to be saved now."""
         return self._keeper is not None and self._keeper.due()
 
-    def barrier(self) -> None:
-        """Waits, before something is sent to other processes, until all of them are here and none has failed."""
+    def agreed(self, value: T) -> T:
+        """Returns the value of the first of the processes that take the run together, where each may have another."""
+        self.meet()
+        return self.ranks.agreed(value)
+
+    def meet(self) -> None:
+        """Waits, before something is sent, for those that take the run together; raises where one has failed."""
+        if self.ranks.size > 1:
+            self.finite.check()
+            self._barrier()
+
+    def _barrier(self) -> None:
+        """Waits for all processes, also for those that take other runs."""
         if self._keeper is not None:
             self._keeper.barrier()
 
@@ -186,7 +201,7 @@ class Account:
             may_stop()
             return
         self.finite.check()
-        self.barrier()
+        self._barrier()
         assert self._keeper is not None
         counts = [self.counts.num_steps, self.counts.num_gradients, self.counts.num_hvps]
         self._saved_at = self.progress.num_done

@@ -14,6 +14,7 @@ from hyperopt_cli.modes.measurements import Chosen, Measurements
 from hyperopt_cli.modes.planning.plan import planned
 from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.ranks.group import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,19 @@ class Auto(Mode):
         plans = list(measurements.plans.values())
         return mode_from_state_dict(plans[-1].settings) if plans else self
 
-    def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Auto | None":
-        """Returns itself, with the mode of the last plan replaced by a smaller one; None where there is none."""
+    def smaller(
+        self, problem: Problem, hyper: Hyper, measurements: Measurements, ranks: Ranks = ALONE
+    ) -> "Auto | None":
+        """Returns itself, with the mode of the last plan replaced by a smaller one; None where there is none.
+
+        Args:
+            problem: the training run.
+            hyper: lambda.
+            measurements: of earlier hypergradients.
+            ranks: the processes that take the run together.
+        """
         mode = self.chosen(measurements)
-        less = None if mode is self else mode.smaller(problem, hyper, measurements)
+        less = None if mode is self else mode.smaller(problem, hyper, measurements, ranks)
         if less is None:
             return None
         size, chosen = next(reversed(measurements.plans.items()))

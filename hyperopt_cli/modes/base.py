@@ -9,6 +9,7 @@ from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.problem import Hyper, Problem
+from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.registry import MODES, load
 
 if TYPE_CHECKING:
@@ -81,10 +82,19 @@ class Mode(ABC):
         """Returns the mode that does the work: itself, or the one that it has chosen last."""
         return self
 
-    def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Mode | None":
+    def smaller(
+        self, problem: Problem, hyper: Hyper, measurements: Measurements, ranks: Ranks = ALONE
+    ) -> "Mode | None":
         """Returns the mode to take where memory was lacking: with fewer columns at once, or fewer states kept.
 
-        None: it can't do with less.
+        Args:
+            problem: the training run.
+            hyper: lambda.
+            measurements: of earlier hypergradients.
+            ranks: the processes that take the run together.
+
+        Returns:
+            The mode; None: it can't do with less.
         """
         return None
 

@@ -8,7 +8,7 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.program import Compilation, cannot_compile, decided
 from hyperopt_cli.program.failures import is_of_compiling, reason_without
-from hyperopt_cli.ranks.group import Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
 
 ALLOWED = (True, False, "auto")
 
@@ -24,7 +24,13 @@ def check_compile(given: object) -> None:
 
 
 def compilation_of(
-    compile: bool | str, name: str, made_for: Circumstances, step: StepAt, example: tuple[Any, ...], known: Measurements
+    compile: bool | str,
+    name: str,
+    made_for: Circumstances,
+    step: StepAt,
+    example: tuple[Any, ...],
+    known: Measurements,
+    ranks: Ranks = ALONE,
 ) -> Compilation:
     """Decides whether a step is compiled.
 
@@ -35,12 +41,13 @@ def compilation_of(
         step: the step.
         example: its arguments.
         known: decisions of `auto` before; a new one is added.
+        ranks: the processes that take the run together.
 
     Raises:
         UsageError: compiling was asked for, and several processes take the run together.
     """
-    if step.ranks.size > 1:
-        return _uncompiled(compile, step.ranks)
+    if ranks.size > 1:
+        return _uncompiled(compile, ranks)
     before = known.compilations.get((name, made_for)) if compile == "auto" else None
     if before is not None and not (before.compiled and cannot_compile() is not None):
         return before

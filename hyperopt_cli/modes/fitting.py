@@ -1,7 +1,6 @@
 """Where memory was lacking for a hypergradient: the same mode with less, or else which modes would fit."""
 
 import re
-from dataclasses import replace
 from textwrap import shorten
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.planning.plan import bytes_text, plan, seconds_text
 from hyperopt_cli.modes.planning.prediction import Prediction
 from hyperopt_cli.problem import Hyper, Problem
-from hyperopt_cli.ranks.group import ALONE
+from hyperopt_cli.ranks.group import ALONE, Ranks
 
 WAYS_OUT = (
     "take smaller batches (dataset.batch_size, or the same ones in chunks: dataset.chunk_size), a smaller model, "
@@ -28,7 +27,9 @@ class Smaller(NamedTuple):
     said: str
 
 
-def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str, measurements: Measurements) -> Smaller:
+def smaller(
+    mode: Mode, problem: Problem, hyper: Hyper, lacking: str, measurements: Measurements, ranks: Ranks = ALONE
+) -> Smaller:
     """Returns the mode to take after one for which memory was lacking.
 
     Args:
@@ -37,6 +38,7 @@ def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str, measuremen
         hyper: lambda.
         lacking: what was said.
         measurements: of hypergradients before; a plan that has to do with less is changed there.
+        ranks: the processes that take the run together.
 
     Raises:
         NoMemoryError: it can't do with less; with the modes that would fit.
@@ -44,13 +46,11 @@ def smaller(mode: Mode, problem: Problem, hyper: Hyper, lacking: str, measuremen
     tidy_up()
     before = mode.chosen(measurements)
     with surroundings(problem.precision):
-        after = mode.smaller(problem, hyper, measurements)
+        after = mode.smaller(problem, hyper, measurements, ranks)
     what = f"{before.spelled} ran out of memory ({lacking})"
     if after is not None:
         return Smaller(after, f"{what}; {after.chosen(measurements).spelled} takes its place")
-    raise NoMemoryError(
-        f"mode: {what}, and can't do with less; {_others(before, replace(problem, ranks=ALONE), hyper)}"
-    )
+    raise NoMemoryError(f"mode: {what}, and can't do with less; {_others(before, problem, hyper)}")
 
 
 def told(error: BaseException) -> str:

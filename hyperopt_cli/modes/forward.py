@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
 from hyperopt_cli.checks.engine_judge import AUTO, EngineJudge, TakenWronglyError
 from hyperopt_cli.checks.setting import Setting
@@ -38,7 +38,7 @@ from hyperopt_cli.errors import NonDeterministicError, NonFiniteError, RenamedWa
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.base import Mode
-from hyperopt_cli.modes.columns import Carried, Columns, divided
+from hyperopt_cli.modes.columns import Carried, Columns
 from hyperopt_cli.modes.compilation import check_compile, compilation_of, stats_of_compilation, without_compiling
 from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
 from hyperopt_cli.modes.measurements import Measurements
@@ -46,10 +46,12 @@ from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.planning import forward_cost
 from hyperopt_cli.modes.planning.prediction import Bench, Prediction
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
+from hyperopt_cli.modes.shared_columns import SharedColumns
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Batch, Hyper, Problem
 from hyperopt_cli.program import Compilation
-from hyperopt_cli.ranks.group import Ranks
+from hyperopt_cli.ranks.group import ALONE, Ranks
+from hyperopt_cli.stopping import may_stop
 
 TANGENT = "the tangent of the training loss"
 
@@ -103,21 +105,19 @@ class Forward(Mode):
             measurements: of earlier hypergradients; new ones are added.
         """
         judge = measurements.engine_judge(self.engine)
-        self.check_ranks(sum(value.numel() for value in hyper.values()), problem.ranks)
-        if len(self._blocks(problem, hyper)) > 1:  # each of them takes the batch
+        columns = self.columns(hyper, account.ranks)
+        if len(columns.blocks) > 1:  # each of them takes the batch
             problem = replace(problem, batch=lru_cache(maxsize=1)(problem.batch))
         dynamics = judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
         lambda_at = tangents_of_schedule(dynamics, hyper)
-        setting = self._first_block(dynamics, hyper, lambda_at)
+        setting = _first_block(dynamics, columns, lambda_at)
         verdict = judge.at_start(measurements.verdicts, dynamics, hyper, setting)
         decided_for = verdict.engine, verdict.made_for
-        compilation = self._compilation(dynamics, setting, verdict, measurements)
+        compilation = self._compilation(dynamics, setting, verdict, measurements, account.ranks)
         if (saved := account.peek("engine")) is not None and saved in ENGINES:
             verdict = replace(verdict, engine=saved)  # another process may have chosen another one
-        if problem.ranks.size > 1:
-            account.barrier()
-            verdict = replace(verdict, engine=problem.ranks.agreed(verdict.engine))
-        run = partial(self._differentiated, dynamics, hyper, lambda_at, judge, measurements)
+        verdict = replace(verdict, engine=account.agreed(verdict.engine))
+        run = partial(self._differentiated, dynamics, hyper, columns, lambda_at, judge, measurements)
         try:
             return run(verdict, compilation, account)
         except TakenWronglyError as error:
@@ -131,6 +131,7 @@ class Forward(Mode):
         self,
         dynamics: Dynamics,
         hyper: Hyper,
+        columns: SharedColumns,
         lambda_at: LambdaAt,
         judge: EngineJudge,
         measurements: Measurements,
@@ -140,13 +141,13 @@ class Forward(Mode):
     ) -> Hypergradient:
         problem = dynamics.problem
         step = _step(dynamics, verdict.engine, compilation.compiled, measurements)
-        carried = Carried.at_start(dynamics, hyper, self._blocks(problem, hyper), padded=step.is_compiled)
+        carried = Carried.at_start(dynamics, hyper, columns.blocks, padded=step.is_compiled)
         account.growth.tangents(0, [block.z.params for block in carried.blocks])
-        first, state, carried = _resumed(account, dynamics, carried)
+        first, state, carried = _resumed(account, dynamics, columns, carried)
         judge.watch.met.clear()
 
         def save(at: int) -> None:
-            of_run = problem.ranks, account, verdict.engine
+            of_run = columns, account, verdict.engine
             account.save_if_due(lambda: _resume_state(at, state, carried.blocks, *of_run))
 
         for t in range(first, problem.steps):
@@ -167,13 +168,11 @@ class Forward(Mode):
             account.progress.step_done("forward", t + 1, problem.steps)
             save(t + 1)
         params = dynamics.layout.unpack(dynamics.result(state))
-        objective = outer_objective(problem, params, hyper, partial(save, problem.steps), judge.outer)
-        if problem.ranks.size > 1:
-            account.finite.check()
-            account.barrier()
-        grad = _contract(dynamics, state, carried.blocks, objective.by_params, objective.by_hyper)
-        account.counts.num_hvps = _of_all(problem.ranks, account.counts.num_hvps)
-        account.growth.of_all(problem.ranks)
+        between = partial(save, problem.steps) if account.ranks.size == 1 else may_stop  # several save after a step
+        objective = outer_objective(problem, params, hyper, between, judge.outer)
+        account.meet()
+        grad = _contract(dynamics, state, carried.blocks, columns, objective.by_params, objective.by_hyper)
+        account.counts.num_hvps = columns.gather(account)
         result = account.close(objective.value, grad, params)
         stats = {**result.stats, "engine": verdict.engine}
         stats |= {"engine_why": verdict.why} if self.engine == AUTO else {}
@@ -193,39 +192,30 @@ class Forward(Mode):
         """
         return forward_cost.predictions(self, bench)
 
-    def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Forward | None":
-        """Returns forward mode with half as many columns at once; Z itself stays as large as it is."""
-        at_once = max(len(block) for block in self._blocks(problem, hyper))
+    def smaller(
+        self, problem: Problem, hyper: Hyper, measurements: Measurements, ranks: Ranks = ALONE
+    ) -> "Forward | None":
+        """Returns forward mode with half as many columns at once; Z itself stays as large as it is.
+
+        Args:
+            problem: the training run.
+            hyper: lambda.
+            measurements: of earlier hypergradients.
+            ranks: the processes that take the run together.
+        """
+        at_once = self.columns(hyper, ranks).most_at_once
         return None if at_once <= 1 else replace(self, columns_at_once=-(-at_once // 2))
 
-    def _blocks(self, problem: Problem, hyper: Hyper) -> list[list[int]]:
-        """The columns that are treated at once, by this process."""
-        num, ranks = sum(value.numel() for value in hyper.values()), problem.ranks
-        return divided(num, self.columns_at_once, *((ranks.rank, ranks.size) if ranks.divides("columns") else (0, 1)))
-
-    def check_ranks(self, num: int, ranks: Ranks) -> None:
-        """Refuses ranks without work, where the columns are divided.
+    def columns(self, hyper: Hyper, ranks: Ranks) -> SharedColumns:
+        """Returns the columns of a run.
 
         Raises:
-            UsageError: there are fewer blocks of the `num` columns than ranks.
+            UsageError: `ranks` divide them, and there are fewer blocks than ranks.
         """
-        blocks = len(divided(num, self.columns_at_once or 1))
-        if ranks.divides("columns") and blocks < ranks.size:
-            smaller = "" if blocks == num else f"columns_at_once of at most {max(1, num // ranks.size)}, "
-            raise UsageError(
-                f"shard: columns: got {ranks.size} ranks for {num} columns in {blocks} blocks; use at most {blocks} "
-                f"ranks, {smaller}or shard: batch"
-            )
-
-    def _first_block(self, dynamics: Dynamics, hyper: Hyper, lambda_at: LambdaAt) -> Setting:
-        """Step 0 with the first columns that are treated at once."""
-        plain, directions = lambda_at(0)
-        block = self._blocks(dynamics.problem, hyper)[0]
-        directions = tree_map(lambda x: x[block], directions)
-        return Setting.of(dynamics, 0, dynamics.start, plain, directions)
+        return SharedColumns.of(hyper, self.columns_at_once, ranks)
 
     def _compilation(
-        self, dynamics: Dynamics, setting: Setting, verdict: Verdict, measurements: Measurements
+        self, dynamics: Dynamics, setting: Setting, verdict: Verdict, measurements: Measurements, ranks: Ranks
     ) -> Compilation:
         """Whether the step with an engine is compiled."""
         drawn = torch.Generator().manual_seed(0)  # at Z = 0 no product with H would be compared
@@ -236,7 +226,7 @@ class Forward(Mode):
         z = tree_map(rows, dynamics.start)
         step = _step(dynamics, verdict.engine, False, measurements)
         example = 0, dynamics.start, z, setting.hyper, setting.hyper_dot
-        return compilation_of(self.compile, verdict.engine, verdict.made_for, step, example, measurements)
+        return compilation_of(self.compile, verdict.engine, verdict.made_for, step, example, measurements, ranks)
 
     def _without(
         self, judge: EngineJudge, setting_of: Callable[[], Setting], verdict: Verdict, compiled: bool, error: Exception
@@ -259,6 +249,14 @@ class Forward(Mode):
 def _step(dynamics: Dynamics, engine: str, compiled: bool, measurements: Measurements) -> StepAt:
     function = partial(tangent_step, engine=ENGINES[engine])
     return StepAt(dynamics, function, measurements.whole_step(engine), compiled)
+
+
+def _first_block(dynamics: Dynamics, columns: SharedColumns, lambda_at: LambdaAt) -> Setting:
+    """Step 0 with the first columns that are treated at once."""
+    plain, directions = lambda_at(0)
+    block = columns.blocks[0]
+    directions = tree_map(lambda x: x[block], directions)
+    return Setting.of(dynamics, 0, dynamics.start, plain, directions)
 
 
 def _setting(dynamics: Dynamics, lambda_at: LambdaAt, t: int, state: State) -> Setting:
@@ -357,45 +355,39 @@ def _point_tangents(
 
 
 def _resume_state(
-    t: int, state: State, blocks: list[Columns], ranks: Ranks, account: Account, engine: str
+    t: int, state: State, blocks: list[Columns], columns: SharedColumns, account: Account, engine: str
 ) -> dict[str, Any]:
-    """What the run resumes from at step t, on the lead: with the columns of all ranks."""
-    states = [block.state_dict() for block in blocks]
-    if ranks.divides("columns"):
-        parts = ranks.at_lead(tree_map_only(Tensor, lambda x: x.cpu(), states))
-        states = [block for part in parts for block in part]
-    num_hvps = _of_all(ranks, account.counts.num_hvps)
-    account.growth.of_all(ranks)
+    """What the run resumes from at step t."""
+    states = columns.at_lead([block.state_dict() for block in blocks])
+    num_hvps = columns.gather(account)
     return {"t": t, "state": state.state_dict(), "blocks": states, "num_hvps": num_hvps, "engine": engine}
 
 
-def _resumed(account: Account, dynamics: Dynamics, carried: Carried) -> tuple[int, State, Carried]:
+def _resumed(
+    account: Account, dynamics: Dynamics, columns: SharedColumns, carried: Carried
+) -> tuple[int, State, Carried]:
     """t, s_t and Z_t where another process stopped, or at the start."""
     saved = account.resume()
     if saved is None:
         return 0, dynamics.start, carried
     state = State.from_state_dict(saved["state"], dynamics.like.device)
-    account.counts.num_hvps = saved["num_hvps"] if dynamics.problem.ranks.is_lead else 0
+    account.counts.num_hvps = columns.continued(saved["num_hvps"])
     return saved["t"], state, carried.resumed_from(saved["blocks"], state)
 
 
-def _of_all(ranks: Ranks, num: int) -> int:
-    return int(ranks.summed(torch.tensor(num))) if ranks.divides("columns") else num
-
-
-def _contract(dynamics: Dynamics, state: State, blocks: list[Columns], by_params: Params, by_hyper: Hyper) -> Hyper:
+def _contract(
+    dynamics: Dynamics, state: State, blocks: list[Columns], columns: SharedColumns, by_params: Params, by_hyper: Hyper
+) -> Hyper:
     """Returns dE/ds_T Z_T + dE/dlambda, by the keys of lambda."""
     held = dynamics.layout.pack(by_params)
-    total = torch.zeros(sum(value.numel() for value in by_hyper.values()), dtype=torch.float64)
+    total = torch.zeros(columns.num, dtype=torch.float64)
     for block in blocks:
         if block.active:
             result = dynamics.derivable("result", dynamics.result, (state,))
             _, w_dot = push_columns(result, (state,), (block.carried,))
             rows = [x.reshape(len(block.active), -1).to(held[name]) @ held[name].flatten() for name, x in w_dot.items()]
             total[block.active] = torch.stack([row.double() for row in rows]).sum(dim=0).cpu()
-    if dynamics.problem.ranks.divides("columns"):
-        total = dynamics.problem.ranks.summed(total)  # each element is one rank's, and zero elsewhere: no rounding
-    parts = torch.split(total, [value.numel() for value in by_hyper.values()])
+    parts = torch.split(columns.total(total), [value.numel() for value in by_hyper.values()])
     return {
         name: direct + part.view(direct.shape).to(direct)
         for (name, direct), part in zip(by_hyper.items(), parts, strict=True)

@@ -2,6 +2,8 @@
 
 E = sum_i weight_i E_i(R(s_T), lambda)       over fixed chunks i, one chunk's graph in memory at a time
 
+Several processes may have chunks of their own, or none: each adds up its own, then `across` all their sums.
+
 Its products have the parameters' precision, whatever that of the inner gradient's (`precision.py` says why).
 """
 
@@ -41,7 +43,7 @@ def outer_objective(
         problem: whose `outer_loss` it is.
         params: R(s_T), named.
         hyper: lambda.
-        between: called between two chunks; may raise.
+        between: called between two chunks, where all of them are here; may raise.
         judge: says how each chunk is differentiated; None: by autograd, whatever that gives.
     """
     w = {name: p.detach().requires_grad_() for name, p in params.items()}
@@ -50,10 +52,10 @@ def outer_objective(
     value: Tensor | None = None
     totals = [torch.zeros_like(leaf) for leaf in leaves]
     with products_in(None):
-        chunks = problem.outer_chunks()
+        chunks, across = problem.outer_chunks(), problem.outer_across
         drawn = None if judge is None else judge.drawn(len(chunks))
         for i, (arguments, weight) in enumerate(chunks):
-            if i and problem.ranks.size == 1:  # of several, each may have another number of chunks
+            if i and across is None:  # of several processes, each may have another number of chunks
                 between()
 
             def term(*flat: Tensor, weight: float = weight, arguments: tuple[Any, ...] = arguments) -> Tensor:
@@ -66,9 +68,9 @@ def outer_objective(
             part, grads = by_autograd(term, leaves) if judge is None else judge.gradient(term, leaves, i == drawn)
             totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
             value = part if value is None else value + part
-    if problem.ranks.divides("batch"):  # whose chunks these are a part of, or none
+    if across is not None:  # some of its chunks are here, or none
         begun = leaves[0].new_zeros(()).detach() if value is None else value.to(leaves[0])
-        value, totals = problem.ranks.summed((begun, totals))
+        value, totals = across.summed((begun, totals))
     assert value is not None
     named = dict(zip([*w, *(f"lambda/{name}" for name in h)], totals, strict=True))
     return Objective(value, {name: named[name] for name in w}, {name: named[f"lambda/{name}"] for name in h})

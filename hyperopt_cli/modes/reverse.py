@@ -64,6 +64,7 @@ from hyperopt_cli.modes.planning.prediction import Bench, Prediction
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.program import Compilation
+from hyperopt_cli.ranks.group import ALONE, Ranks
 
 STEP = "reverse"
 
@@ -142,7 +143,7 @@ class Reverse(Mode):
         """
         judge = measurements.judge("reverse")
         dynamics = judge.watching(Dynamics.of(problem, hyper), hyper, account.examines)
-        steps, compilation = self.steps(dynamics, hyper, measurements)
+        steps, compilation = self.steps(dynamics, hyper, measurements, account.ranks)
         try:
             out = self._swept(dynamics, hyper, steps, measurements, account)
         except (UsageError, VerificationError) as error:
@@ -154,11 +155,21 @@ class Reverse(Mode):
         account.restart()
         return self.differentiate(problem, hyper, account, measurements)
 
-    def smaller(self, problem: Problem, hyper: Hyper, measurements: Measurements) -> "Reverse | None":
-        """Returns reverse mode with half as many states in memory; those on the disk stay there."""
+    def smaller(
+        self, problem: Problem, hyper: Hyper, measurements: Measurements, ranks: Ranks = ALONE
+    ) -> "Reverse | None":
+        """Returns reverse mode with half as many states in memory; those on the disk stay there.
+
+        Args:
+            problem: the training run.
+            hyper: lambda.
+            measurements: of earlier hypergradients.
+            ranks: the processes that take the run together.
+        """
         if self.path is not None:
             return None
-        now = self._places(Dynamics.of(problem, hyper), hyper, self._num_swept(problem.steps), measurements, None)
+        num = self._num_swept(problem.steps)
+        now = self._places(Dynamics.of(problem, hyper), hyper, num, measurements, None, ranks)
         halved = Places(now.device // 2, now.host // 2, now.disk)
         if sum(halved) == 0 or halved == now:
             return None
@@ -168,7 +179,7 @@ class Reverse(Mode):
         self, dynamics: Dynamics, hyper: Hyper, steps: Steps, measurements: Measurements, account: Account
     ) -> Hypergradient:
         num, saved = self._num_swept(dynamics.problem.steps), account.resume()
-        places = self._places(dynamics, hyper, num, measurements, saved)
+        places = self._places(dynamics, hyper, num, measurements, saved, account.ranks)
 
         def gone_back(past: PastStates) -> Hypergradient:
             if saved and saved["kind"] != type(past).__name__:  # steps are compiled now, or no longer
@@ -191,8 +202,17 @@ class Reverse(Mode):
             return None
         return segment_length(num, sum(places), 1 + steps.saved_bytes() / max(1, state_bytes(steps.dynamics.start)))
 
-    def steps(self, dynamics: Dynamics, hyper: Hyper, measurements: Measurements) -> tuple[Steps, Compilation]:
-        """Returns the steps of the run, compiled or not, and the decision about that."""
+    def steps(
+        self, dynamics: Dynamics, hyper: Hyper, measurements: Measurements, ranks: Ranks = ALONE
+    ) -> tuple[Steps, Compilation]:
+        """Returns the steps of the run, compiled or not, and the decision about that.
+
+        Args:
+            dynamics: of the run.
+            hyper: lambda.
+            measurements: of earlier hypergradients; new ones are added.
+            ranks: the processes that take the run together.
+        """
         judge, whole = measurements.judge("reverse"), measurements.partitioned_step(STEP)
         step = PartitionedStepAt(dynamics, forward_and_backward_step, whole, compiled=False)
         step_hyper = dynamics.hyper_at(hyper, 0)
@@ -202,7 +222,8 @@ class Reverse(Mode):
             made = Compilation(False, "not compiled, for the derivative of a list of operators is not")
         else:
             example = 0, dynamics.start, step_hyper, tree_map(torch.ones_like, dynamics.start)
-            made = compilation_of(self.compile, STEP, Circumstances.of(dynamics, hyper), step, example, measurements)
+            made_for = Circumstances.of(dynamics, hyper)
+            made = compilation_of(self.compile, STEP, made_for, step, example, measurements, ranks)
         step.is_compiled = made.compiled
         return Steps(dynamics, hyper, step, judge), made
 
@@ -210,21 +231,28 @@ class Reverse(Mode):
         return steps if self.window is None else min(self.window, steps)
 
     def _places(
-        self, dynamics: Dynamics, hyper: Hyper, num: int, measurements: Measurements, saved: Mapping[str, Any] | None
+        self,
+        dynamics: Dynamics,
+        hyper: Hyper,
+        num: int,
+        measurements: Measurements,
+        saved: Mapping[str, Any] | None,
+        ranks: Ranks,
     ) -> Places:
         """Of at most `num` states; what was found free stays for a run that was interrupted."""
         if self.slots is None or self.slots == "all":
             return Places(device=num)
         if isinstance(self.slots, str):
-            return Places(device=saved["slots"] if saved else _num_that_fit(dynamics, hyper, num, measurements))
+            return Places(device=saved["slots"] if saved else _num_that_fit(dynamics, hyper, num, measurements, ranks))
         return Places.of(self.slots).at_most(num)
 
 
-def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int, measurements: Measurements) -> int:
-    """Returns as many slots as fitted when a problem of that size was met first."""
+def _num_that_fit(dynamics: Dynamics, hyper: Hyper, most: int, measurements: Measurements, ranks: Ranks) -> int:
+    """Returns as many slots as fitted everywhere when a problem of that size was met first."""
     size = repr(size_of(dynamics, hyper))
     if size not in measurements.slots:
-        measurements.slots[size] = measured_slots(dynamics, hyper, most, measurements.judge("reverse"))
+        num = measured_slots(dynamics, hyper, most, measurements.judge("reverse"))
+        measurements.slots[size] = int(-ranks.highest([-num])[0])  # all go the same way
     return min(most, measurements.slots[size])
 
 
@@ -247,11 +275,9 @@ def measured_slots(dynamics: Dynamics, hyper: Hyper, most: int, judge: Judge) ->
         adjoint_step(dynamics, past, adjoint)
 
     def objective() -> None:
-        chunk = None if problem.outer_batches is None else problem.outer_batches[:1]
         params = dynamics.layout.unpack(dynamics.result(dynamics.start))
-        outer_objective(replace(problem, outer_batches=chunk), params, hyper)
+        outer_objective(problem.on_outer_chunk(0), params, hyper)
 
     taken = max(taken_by(step, device), taken_by(objective, device))
     room = 0.9 * available_bytes(device) - 1.2 * taken
-    num = max(1, min(most, int(room / max(1, state_bytes(dynamics.start)))))
-    return int(-problem.ranks.highest([-num])[0])  # all ranks of a run go the same way
+    return max(1, min(most, int(room / max(1, state_bytes(dynamics.start)))))

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from hyperopt_cli.checks.judge import Judge
-from hyperopt_cli.dynamics.chunked_loss import LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss
 from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, NonFiniteError, ReversalError, UsageError
 from hyperopt_cli.modes.account import Account
@@ -321,13 +321,13 @@ def _gradient(
     """L and g_t, taken as the sweep takes it: where a graph is made, some operators (group norm) have other kernels.
 
     A step that was examined is taken once more, as it will be on the way back. Of a sum over chunks that is plain
-    autograd's gradient whatever was found, and ranks that share the chunks may examine different steps.
+    autograd's gradient whatever was found, and processes that share the chunks may examine different steps.
     """
     params = held.weights()
     point = dynamics.layout.unpack(params)
     loss = dynamics.loss_at(t)
     value, g, _ = judge.pullback(loss, point, step_hyper)
-    if judge.look(dynamics, t, State(params, {}), step_hyper) and not isinstance(loss, LossInParts):
+    if judge.look(dynamics, t, State(params, {}), step_hyper) and not isinstance(loss, ChunkedLoss):
         value, g, _ = judge.pullback(loss, point, step_hyper)
     return value, dynamics.layout.pack(g)
 

@@ -281,8 +281,8 @@ class _Walk:
         """
         self._replicas.begin_again()
         seed = self._descent.seeds(self._seed, self.n)[0]
-        hyper = self._space.natural(self.raw)
-        self._mode, said = smaller(self._mode, problem(seed), hyper, lacking, self._measurements)
+        hyper, ranks = self._space.natural(self.raw), self._ranks.of_one_run
+        self._mode, said = smaller(self._mode, problem(seed), hyper, lacking, self._measurements, ranks)
         self._say(said)
 
     def measured(self, problem: Callable[[int], Problem]) -> OuterStep:

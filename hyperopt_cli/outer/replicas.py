@@ -84,6 +84,7 @@ class Replicas:
                 keeper=keeper,
                 resume_from=resume_from,
                 measurements=measurements,
+                ranks=self._ranks.of_one_run,
             )
 
         def work() -> None:

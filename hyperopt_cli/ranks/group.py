@@ -44,6 +44,11 @@ class Ranks:
         """Returns whether there are several processes that divide `what` among themselves."""
         return self.size > 1 and self.shard == what
 
+    @property
+    def of_one_run(self) -> "Ranks":
+        """The processes that take a training run together: this one alone where each takes replicas of its own."""
+        return ALONE if self.shard == "replicas" else self
+
     def agreed(self, value: T) -> T:
         """Returns the value that the lead gives, on all ranks; the others may give anything."""
         if self.size == 1:

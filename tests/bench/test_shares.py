@@ -55,7 +55,7 @@ def test_each_part_has_its_share_of_the_weight_and_they_are_the_batch() -> None:
     assert [weight for ((_, weight),) in parts] == [2 / 7, 2 / 7, 3 / 7]
     whole = TASK.run(ALONE, 5, 4).problem.batch(0)[0]
     assert torch.equal(torch.cat([inputs for (((inputs, _), _),) in parts]), whole)
-    assert sum(weight for problem in chunked for _, weight in problem.outer_batches or []) == 1.0
+    assert sum(weight for problem in chunked for _, weight in problem.outer_chunks()) == 1.0
 
 
 def test_what_ties_examples_together_is_not_divided() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperopt_cli import Forward, Problem, Reverse, hypergradient
+from hyperopt_cli import Chunked, Forward, Problem, Reverse, hypergradient
 from hyperopt_cli.errors import (
     DetachedHyperparameterError,
     NonDeterministicError,
@@ -205,6 +205,8 @@ def test_an_optimizer_of_torch_is_refused_with_what_to_pass() -> None:
 def test_outer_batches_without_a_chunk_are_refused() -> None:
     with pytest.raises(ValueError, match="outer_batches: got no chunk"):
         replace(square(), outer_batches=[])
+    with pytest.raises(TypeError, match="outer_batches: got chunks in a dict_items; pass a sequence of them"):
+        replace(square(), outer_batches=Chunked({}.items()))
 
 
 # name -> what is given in place of a part of the problem, what is said of it

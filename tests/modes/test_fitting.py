@@ -16,6 +16,7 @@ from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import mode_from_state_dict
 from hyperopt_cli.modes.fitting import smaller, told
 from hyperopt_cli.optimizers import SGD
+from hyperopt_cli.ranks.group import Ranks
 from tests.cases import net_problem, scalar
 
 K = 5
@@ -54,6 +55,15 @@ def test_each_is_half_of_the_one_before_and_nothing_else_changes(case: str) -> N
         got.append(after[name])
         mode = less
     assert got == wanted
+
+
+@pytest.mark.parametrize("mode", [Forward(), Forward(columns_at_once=3)], ids=repr)
+def test_each_column_is_carried_once_by_ranks_of_which_one_has_a_larger_block(mode: Forward) -> None:
+    ranks = [Ranks(rank, 2, "columns") for rank in range(2)]
+    smaller = [mode.smaller(PROBLEM, HYPER, Measurements(), each) for each in ranks]
+    assert smaller == [Forward(columns_at_once=2)] * 2
+    blocks = [block for less, each in zip(smaller, ranks, strict=True) for block in less.columns(HYPER, each).blocks]
+    assert sorted(column for block in blocks for column in block) == list(range(K))
 
 
 def test_of_auto_slots_half_of_those_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hyperopt_cli import Forward, Problem, Reverse, Reversible, hypergradient, optimizers
 from hyperopt_cli.checks import flow, remembered, watch
-from hyperopt_cli.dynamics.chunked_loss import LossInParts
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss
 from hyperopt_cli.dynamics.derivatives import gradient, gradient_and_pullback
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.engines import ENGINES
@@ -141,6 +141,25 @@ def test_chunks_of_a_network_give_what_one_batch_gives(mode: str) -> None:
     value, grad, params = unroll("sgd", whole, hyper)
     got = hypergradient(replace(whole, batch=lambda t: cut(x, y, 7)), hyper, MODES[mode])
     assert_same((got.value, got.grad, got.params), (value, grad, params), 1e-12)
+
+
+class Alike:
+    """Two processes of which each has the same chunks."""
+
+    def summed(self, tree: Any) -> Any:
+        return tree_map(lambda x: x + x, tree)
+
+    def agreed(self, value: Any) -> Any:
+        return value
+
+
+@EVERY_MODE
+def test_two_processes_with_half_of_the_weights_have_the_bits_of_one(mode: str) -> None:
+    x, y = points()
+    halved = Chunked([(batch, weight / 2) for batch, weight in cut(x, y).chunks], Alike())
+    alone = hypergradient(least_squares(cut(x, y), outer_batches=cut(x, y)), HYPER, MODES[mode])
+    got = hypergradient(least_squares(halved, outer_batches=halved), HYPER, MODES[mode])
+    assert_same((got.value, got.grad, got.params), (alone.value, alone.grad, alone.params), 0.0)
 
 
 def standardised(x: Tensor) -> Tensor:
@@ -341,7 +360,7 @@ def test_the_count_of_bytes_bites() -> None:
 
     def peak(count: int) -> int:
         loss, w, h = at_start(long_problem(count)[0], {"lr": torch.tensor(1e-3)})
-        assert isinstance(loss, LossInParts)
+        assert isinstance(loss, ChunkedLoss)
         with peak_of() as bytes_of:
             gradient(lambda p, s: loss(p, s), w, h)
         return bytes_of()

@@ -38,7 +38,7 @@ def result(made: Recipe, ranks: Ranks) -> Hypergradient:
     experiment = build(made, ("tests.ranks.models",), ranks)
     check_dividing(experiment, made)
     hyper = experiment.space.natural(experiment.space.initial())
-    out = hypergradient(experiment.problem(experiment.seed), hyper, experiment.mode)
+    out = hypergradient(experiment.problem(experiment.seed), hyper, experiment.mode, ranks=ranks)
     return out._replace(stats={"inner_loss": out.stats["inner_loss"]})
 
 

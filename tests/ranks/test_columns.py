@@ -32,7 +32,7 @@ def recipe(folder: Path, **changed: Any) -> Recipe:
 def result(made: Recipe, ranks: Ranks) -> Hypergradient:
     experiment = build(made, ("tests.ranks.models",), ranks)
     hyper = experiment.space.natural(experiment.space.initial())
-    out = hypergradient(experiment.problem(experiment.seed), hyper, experiment.mode)
+    out = hypergradient(experiment.problem(experiment.seed), hyper, experiment.mode, ranks=ranks)
     return out._replace(stats={key: out.stats[key] for key in ("num_hvps", "num_gradients", "inner_loss")})
 
 

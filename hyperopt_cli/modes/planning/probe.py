@@ -167,12 +167,9 @@ class _Clock:
 def objective_cost(dynamics: Dynamics, hyper: Hyper) -> Cost:
     """Measures the outer objective and its gradients on a few chunks, at w_0."""
     problem, params = dynamics.problem, dynamics.layout.unpack(dynamics.result(dynamics.start))
-    chunks = problem.outer_batches
-    if chunks is None:
-        parts = [problem]
-    else:
-        even = len(chunks) if len(chunks) <= MAX_CHUNKS else len(chunks) - 1  # the last of many may be a small one
-        parts = [replace(problem, outer_batches=[chunks[i]]) for i in sorted(set(spread(even, MAX_CHUNKS)))]
+    num = len(problem.outer_chunks())
+    even = num if num <= MAX_CHUNKS else num - 1  # the last of many may be a small one
+    parts = [problem.on_outer_chunk(i) for i in sorted(set(spread(even, MAX_CHUNKS)))]
     outer_objective(parts[0], params, hyper)
     give_back()
     device, began = dynamics.like.device, time.perf_counter()
@@ -181,7 +178,7 @@ def objective_cost(dynamics: Dynamics, hyper: Hyper) -> Cost:
         outer_objective(part, params, hyper)
     synchronize(device)
     wall_s = (time.perf_counter() - began) / len(parts)
-    return Cost(wall_s * (1 if chunks is None else len(chunks)), peak_bytes(device))
+    return Cost(wall_s * num, peak_bytes(device))
 
 
 def held_bytes(device: torch.device) -> int:
