@@ -257,18 +257,18 @@ class FixedPointRangeError(NonFiniteError):
     def __init__(self, step: int, name: str, size: float, radix: int, given: Mapping[str, int]) -> None:
         super().__init__(step, name)
         self.name, self.size, self.radix = name, size, radix
-        told = (
+        found = (
             f"{name} reaches {size:.3g} at inner step {step}, outside of its fixed-point range of "
             f"+-2^{62 - radix} = {2.0 ** (62 - radix):g} (radix {radix}); "
         )
         roomy = min(radix - 8, math.floor(61 - math.log2(size)))  # with a bit to spare
         if roomy < 1:
-            self.args = (f"{told}no radix from 1 on has room for it: the run diverges",)
+            self.args = (f"{found}no radix from 1 on has room for it: the run diverges",)
             return
         radixes = {**given, name: roomy}
         mode = f"{{name: reversible, radix: {{{', '.join(f'{part}: {bits}' for part, bits in radixes.items())}}}}}"
         self.args = (
-            f"{told}if the run does not diverge, give it more room: Reversible(radix={radixes}), in a recipe mode: "
+            f"{found}if the run does not diverge, give it more room: Reversible(radix={radixes}), in a recipe mode: "
             f"{mode}",
         )
         self.remedied(Remedy("to do so", (f"mode={mode}",), (*ANOTHER_RUN.drop, "--mode")))

@@ -25,8 +25,8 @@ def is_lacking(error: BaseException) -> bool:
     """Returns whether `error` says that memory was lacking, on the host or on a GPU."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in LACKING)
-    return told or isinstance(error, torch.OutOfMemoryError | MemoryError | NoMemoryError)
+    says_so = isinstance(error, RuntimeError) and any(words in str(error) for words in LACKING)
+    return says_so or isinstance(error, torch.OutOfMemoryError | MemoryError | NoMemoryError)
 
 
 def state_bytes(state: Any) -> int:

@@ -56,11 +56,11 @@ def chosen(
     made_for = Circumstances.of(dynamics, hyper, setting.num_columns)
     verdict = known.get(made_for)
     if verdict is None or verdict.engine not in ENGINES or not examination.passes(verdict.engine):
-        verdict = known[made_for] = decided(made_for, setting, examination, dynamics.watched_by(None).loss_at)
+        verdict = known[made_for] = decide(made_for, setting, examination, dynamics.watched_by(None).loss_at)
     return verdict
 
 
-def decided(
+def decide(
     made_for: Circumstances, setting: Setting, examination: Examination, loss_at: Callable[[int], Loss]
 ) -> Verdict:
     """Examines, measures where the horizon repays it, and chooses.
@@ -88,7 +88,7 @@ def decided(
     if not times.step_s:
         raise _nothing_left(disqualified, examination)
     best = min(times.step_s, key=lambda name: times.step_s[name])
-    why = _measured(best, times.step_s, setting.num_columns) + _told(disqualified)
+    why = _measured(best, times.step_s, setting.num_columns) + _disqualified(disqualified)
     return Verdict(best, why, made_for, times.step_s, dict(examination.errors), disqualified)
 
 
@@ -100,7 +100,7 @@ def _by_default(made_for: Circumstances, examination: Examination, num_candidate
         why = "the only one that is right"
     else:
         why = f"the default, for measuring takes a horizon of {least} steps to repay it"
-    why += _told(examination.reasons)
+    why += _disqualified(examination.reasons)
     return Verdict(name, why, made_for, {}, dict(examination.errors), dict(examination.reasons))
 
 
@@ -133,7 +133,7 @@ def _measured(best: str, step_s: Mapping[str, float], num_columns: int) -> str:
     return f"{takes}, the quickest of {len(step_s)} ({others[0][1]}: {1000 * others[0][0]:.3g} ms)"
 
 
-def _told(disqualified: Mapping[str, str]) -> str:
+def _disqualified(disqualified: Mapping[str, str]) -> str:
     """Who was disqualified, and why."""
     return "".join(f"; {name} disqualified: {_bare(name, reason)}" for name, reason in disqualified.items())
 

@@ -51,7 +51,7 @@ def norm(tensors: Sequence[Tensor]) -> float:
     return float(sum(x.detach().double().square().sum().cpu() for x in tensors) ** 0.5)
 
 
-def decided(function: Function, at: Sequence[Tensor]) -> Decisions:
+def decisions_of(function: Function, at: Sequence[Tensor]) -> Decisions:
     """Records what a function decides at a point."""
     here = Decisions()
     with here:
@@ -72,7 +72,7 @@ def differenced(
     """
     last: tuple[list[Tensor], float] | None = None
     exact = all(x.dtype == torch.float64 for x in at)
-    here = here or decided(function, at)
+    here = here or decisions_of(function, at)
     for h in STEPS if exact else LOW_STEPS:
         found = _at_both_ends(function, at, direction, h, here)
         if found is None:

@@ -76,10 +76,10 @@ class EngineJudge:
         return dynamics.watched_by(self.watch)
 
     @property
-    def said(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What the user has to be told of the hypergradient."""
         of_steps = [NOT_JUDGED] if self._not_judged else []
-        return [*self.outer.said, *not_judged(self._rules), *of_steps]
+        return [*self.outer.notes, *not_judged(self._rules), *of_steps]
 
     def at_start(
         self, known: dict[Circumstances, Verdict], dynamics: Dynamics, hyper: Hyper, setting: Setting
@@ -166,8 +166,8 @@ class EngineJudge:
             UsageError: no engine is left; or one was set by hand, and another has a finite tangent.
         """
         examination = Examination(setting)
-        said = f"its tangent is not finite at step {setting.t}, and the loss is" if of_tangent else first_line(error)
-        examination.reasons[verdict.engine] = said
+        reason = f"its tangent is not finite at step {setting.t}, and the loss is" if of_tangent else first_line(error)
+        examination.reasons[verdict.engine] = reason
         try:
             examination.truth  # noqa: B018
             verdict = self._replaced(verdict, examination)

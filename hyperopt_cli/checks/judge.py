@@ -42,7 +42,7 @@ from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
-from hyperopt_cli.program.derivative import pulled_back
+from hyperopt_cli.program.derivative import with_pullback
 from hyperopt_cli.program.record import Program, recorded
 
 DOUBLE_BACKWARD = "double backward"
@@ -94,7 +94,7 @@ def gradient_as_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[P
 def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
     """Returns L, g and the pullback by the list of operators that the gradient comes to."""
     program, inputs, value, g = gradient_as_program(loss, params, hyper)
-    pull, spec = pulled_back(program, inputs), tree_flatten(hyper)[1]
+    pull, spec = with_pullback(program, inputs), tree_flatten(hyper)[1]
 
     def pullback(u: Params) -> tuple[Params, StepHyper]:
         adjoints = pull([u[name] for name in g])
@@ -156,14 +156,14 @@ class Judge:
         self._rule(kinds_at(value, loss, params, step_hyper), ruling)
 
     @property
-    def said(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What the user has to be told of the hypergradient."""
-        said = [*self.outer.said, *not_judged(self._rules)]
+        notes = [*self.outer.notes, *not_judged(self._rules)]
         if self.takes_programs:
-            said.append(BY_PROGRAM)
+            notes.append(BY_PROGRAM)
         if not all(ruling.judged for ruling in self._rulings.values()):
-            said.append(NOT_JUDGED)
-        return said
+            notes.append(NOT_JUDGED)
+        return notes
 
     @property
     def takes_programs(self) -> bool:
@@ -320,9 +320,9 @@ def agree(one: list[list[Tensor]], other: list[list[Tensor]], near: float) -> bo
 
 def refusal(what: str, reasons: Mapping[str, str], constructs: str) -> str:
     """Says why no candidate is right, and which constructs of the loss may be the reason."""
-    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    tried = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     return (
-        f"inner_loss: {what} would be silently wrong by every way to take it ({told}){constructs}. What "
+        f"inner_loss: {what} would be silently wrong by every way to take it ({tried}){constructs}. What "
         "leaves torch and comes back (item(), numpy()) has no derivative, nor has an operator that is named here: "
         "write it with torch's differentiable operators"
     )

@@ -30,7 +30,7 @@ from hyperopt_cli.checks.truth import LOW, PROGRAM, RIGHT, SLACK
 from hyperopt_cli.dynamics.kinds import Kind, kind_of, may_be_cut, own_functions
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.program.derivative import Estimator, pulled_back, straight_through
+from hyperopt_cli.program.derivative import Estimator, straight_through, with_pullback
 from hyperopt_cli.program.raised import Raised, raised
 from hyperopt_cli.program.record import Program, recorded
 
@@ -45,10 +45,10 @@ Objective = Callable[..., Tensor]  # of tensors, to E [] or the term of one chun
 
 
 class OuterRuling(NamedTuple):
-    """What is taken for one kind of chunk, and what has to be said of it."""
+    """What is taken for one kind of chunk, and a note for the user."""
 
     candidate: str
-    said: str | None
+    note: str | None
     estimator: Estimator | None = None  # of the program
 
 
@@ -84,9 +84,9 @@ class OuterJudge:
         self._rulings.clear()
 
     @property
-    def said(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What the user has to be told of the hypergradient."""
-        return sorted({ruling.said for ruling in self._rulings.values() if ruling.said is not None})
+        return sorted({ruling.note for ruling in self._rulings.values() if ruling.note is not None})
 
     def gradient(
         self, objective: Objective, leaves: Sequence[Tensor], again: bool = False
@@ -116,7 +116,7 @@ class OuterJudge:
                 with torch.enable_grad():  # a draw without a seed is the likelier reason
                     check_equal("outer_loss", [value], [objective(*leaves)])
                 raise
-            if known is None or known.candidate != PROGRAM or ruling.said == SURROGATE:  # not seen where E was flat
+            if known is None or known.candidate != PROGRAM or ruling.note == SURROGATE:  # not seen where E was flat
                 self._rulings[kind] = ruling
             with torch.enable_grad():
                 check_equal("outer_loss", [value], [objective(*leaves)])
@@ -152,7 +152,7 @@ def by_program(
 
 def _pulled_back(program: Program, at: Sequence[Tensor], estimator: Estimator | None) -> list[Tensor]:
     function = None if estimator is None else straight_through(program, estimator)
-    return pulled_back(program, at, function)([torch.ones((), dtype=at[0].dtype).to(at[0])])
+    return with_pullback(program, at, function)([torch.ones((), dtype=at[0].dtype).to(at[0])])
 
 
 def _ruled(objective: Objective, at: list[Tensor], kind: Kind) -> OuterRuling:

@@ -55,8 +55,8 @@ def check_kept(losses: set[Any], dynamics: Dynamics, hyper: Hyper, of_lambda: li
         NonDeterministicError: it does, or did in an earlier run.
     """
     with suppress(TypeError):  # nothing can refer to it weakly
-        if (said := _REFUSED.get(_keeper(dynamics.problem))) is not None:
-            raise NonDeterministicError(said)
+        if (message := _REFUSED.get(_keeper(dynamics.problem))) is not None:
+            raise NonDeterministicError(message)
     _check_unused(dynamics, hyper, of_lambda, (0,))
     if code_of(dynamics.problem.inner_loss) not in losses:
         _check_steps(dynamics, hyper)
@@ -227,14 +227,14 @@ def _evaluated(dynamics: Dynamics, hyper: Hyper, t: int, followed: str | None) -
 
 
 def _refuse(problem: Problem) -> None:
-    said = (
+    message = (
         "inner_loss: it keeps what depends on lambda or on the weights of a step, and takes it for a constant when it "
         "is evaluated again (a teacher, an anchor, a cache); what it uses of other steps has to be a "
         "parameter or a slot of the update rule. Make the loss anew before you use it again: it still keeps that"
     )
     with suppress(TypeError):  # nothing can refer to it weakly
-        _REFUSED[_keeper(problem)] = said
-    raise NonDeterministicError(said)
+        _REFUSED[_keeper(problem)] = message
+    raise NonDeterministicError(message)
 
 
 def _keeper(problem: Problem) -> Any:

@@ -42,22 +42,24 @@ def timed(
         steps: one for each turn, the first for the warm-up.
     """
     w_dot = directions(setting.params, setting.num_columns)
-    laps: dict[str, list[float]] = {}
+    times_s: dict[str, list[float]] = {}
     lost: dict[str, str] = {}
     running = list(engines)
     for turn, t in enumerate(steps):
         here = setting._replace(loss=loss_at(t))
         for name in stoppable(running):
             try:
-                lap_s = _clocked(engines[name], here, w_dot)
-                laps.setdefault(name, []).append(_agreed(here.loss, lap_s))
+                step_s = _clocked(engines[name], here, w_dot)
+                times_s.setdefault(name, []).append(_agreed(here.loss, step_s))
             except (UsageError, RuntimeError) as error:
                 lost[name] = reason_of(error)
         running = [name for name in running if name not in lost]
         if turn == 0 and running:
-            best = min(laps[name][0] for name in running)
-            running = [name for name in running if laps[name][0] <= HOPELESS * best]
-    return Times({name: statistics.median(each[1:] or each) for name, each in laps.items() if name not in lost}, lost)
+            best = min(times_s[name][0] for name in running)
+            running = [name for name in running if times_s[name][0] <= HOPELESS * best]
+    return Times(
+        {name: statistics.median(each[1:] or each) for name, each in times_s.items() if name not in lost}, lost
+    )
 
 
 def _clocked(engine: Engine, setting: Setting, w_dot: Params) -> float:
@@ -70,10 +72,10 @@ def _clocked(engine: Engine, setting: Setting, w_dot: Params) -> float:
     return time.perf_counter() - began
 
 
-def _agreed(loss: Loss, lap_s: float) -> float:
+def _agreed(loss: Loss, step_s: float) -> float:
     """Returns the seconds that count: processes whose engines sum over all their chunks go on with the same engines."""
     across = loss.across if isinstance(loss, ChunkedLoss) else None
-    return lap_s if across is None else across.agreed(lap_s)
+    return step_s if across is None else across.agreed(step_s)
 
 
 def _wait(device: torch.device) -> None:

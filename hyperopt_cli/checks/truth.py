@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperopt_cli.checks.decisions import Decisions
-from hyperopt_cli.checks.differences import Difference, decided, differenced, norm, reach
+from hyperopt_cli.checks.differences import Difference, decisions_of, differenced, norm, reach
 from hyperopt_cli.checks.flow import Cuts
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.derivatives import Pullback, gradient
@@ -154,7 +154,7 @@ class Truth:
             along = raised(direction) if self.is_raised else direction
             try:
                 with self.raising():
-                    here = here or decided(field, at)
+                    here = here or decisions_of(field, at)
                     return Column(v, mu, differenced(field, at, along, here))
             except Exception:  # beside the point it may not be defined
                 return Column(v, mu, None)

@@ -9,7 +9,7 @@ from torch import Tensor
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.problem import Chunked
-from hyperopt_cli.program import PartitionedStep, Saved, WholeStep
+from hyperopt_cli.program import CompiledStep, PartitionedStep, Saved
 
 
 class StepAt:
@@ -24,7 +24,7 @@ class StepAt:
         compiled: whether it is.
     """
 
-    def __init__(self, dynamics: Dynamics, function: Callable[..., Any], whole: WholeStep, compiled: bool) -> None:
+    def __init__(self, dynamics: Dynamics, function: Callable[..., Any], whole: CompiledStep, compiled: bool) -> None:
         self._dynamics, self._function, self._whole = dynamics, function, whole
         self.is_compiled = compiled
 
@@ -49,7 +49,7 @@ class StepAt:
         """Counts the operators of the step, which decide how long compiling takes."""
         return self._own().num_operators(self._batches(t)[0], self._tensor(t), *trees)
 
-    def _own(self) -> WholeStep:
+    def _own(self) -> CompiledStep:
         dynamics, function = self._dynamics, self._function
         return self._whole.of(lambda *given: function(dynamics, *given), dynamics.problem)
 

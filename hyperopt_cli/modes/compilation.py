@@ -1,4 +1,4 @@
-"""Whether the steps of a run are compiled: as asked for, or where the horizon repays it (`program/repaying.py`)."""
+"""Whether the steps of a run are compiled: as asked for, or where the horizon repays it (`program/worth_compiling.py`)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from hyperopt_cli.checks.verdict import Circumstances
 from hyperopt_cli.dynamics.stepping import StepAt
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.measurements import Measurements
-from hyperopt_cli.program import Compilation, cannot_compile, decided
+from hyperopt_cli.program import Compilation, cannot_compile, decide
 from hyperopt_cli.program.failures import is_of_compiling, reason_without
 from hyperopt_cli.ranks.group import ALONE, Ranks
 
@@ -51,7 +51,7 @@ def compilation_of(
     before = known.compilations.get((name, made_for)) if compile == "auto" else None
     if before is not None and not (before.compiled and cannot_compile() is not None):
         return before
-    made = decided(
+    made = decide(
         compile,
         made_for.steps,
         lambda: step.eager(*example),

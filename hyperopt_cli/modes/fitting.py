@@ -24,7 +24,7 @@ class Smaller(NamedTuple):
     """A mode that needs less memory, and what it is taken in place of, in words."""
 
     mode: Mode
-    said: str
+    message: str
 
 
 def smaller(
@@ -36,7 +36,7 @@ def smaller(
         mode: that one.
         problem: the training run.
         hyper: lambda.
-        lacking: what was said.
+        lacking: the error, in short.
         measurements: of hypergradients before; a plan that has to do with less is changed there.
         ranks: the processes that take the run together.
 
@@ -53,7 +53,7 @@ def smaller(
     raise NoMemoryError(f"mode: {what}, and can't do with less; {_others(before, problem, hyper)}")
 
 
-def told(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
     """Returns what an error says of lacking memory, in short."""
     text = str(error).strip()
     if (asked := re.search(r"(can't allocate|out of memory).*?allocate [\d.]+ \w+", text)) is not None:

@@ -176,7 +176,7 @@ class Forward(Mode):
         result = account.close(objective.value, grad, params)
         stats = {**result.stats, "engine": verdict.engine}
         stats |= {"engine_why": verdict.why} if self.engine == AUTO else {}
-        stats |= stats_of_compilation(compilation) | stats_of_checks(judge.said)
+        stats |= stats_of_compilation(compilation) | stats_of_checks(judge.notes)
         return result._replace(stats=stats)
 
     @property
@@ -248,7 +248,7 @@ class Forward(Mode):
 
 def _step(dynamics: Dynamics, engine: str, compiled: bool, measurements: Measurements) -> StepAt:
     function = partial(tangent_step, engine=ENGINES[engine])
-    return StepAt(dynamics, function, measurements.whole_step(engine), compiled)
+    return StepAt(dynamics, function, measurements.compiled_step(engine), compiled)
 
 
 def _first_block(dynamics: Dynamics, columns: SharedColumns, lambda_at: LambdaAt) -> Setting:

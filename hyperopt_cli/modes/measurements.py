@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from hyperopt_cli.checks.engine_judge import EngineJudge
 from hyperopt_cli.checks.judge import Judge
 from hyperopt_cli.checks.verdict import Circumstances, Verdict
-from hyperopt_cli.program import Compilation, PartitionedStep, WholeStep
+from hyperopt_cli.program import Compilation, CompiledStep, PartitionedStep
 
 
 class Chosen(NamedTuple):
@@ -62,9 +62,9 @@ class Measurements:
         """Returns the judge of forward mode with that engine, or "auto"."""
         return self.engine_judges.setdefault(engine, EngineJudge(engine))
 
-    def whole_step(self, name: str) -> WholeStep:
+    def compiled_step(self, name: str) -> CompiledStep:
         """Returns the step of forward mode with that name, with what was compiled for it before."""
-        step: WholeStep = self.steps.setdefault(name, WholeStep(linear=2))
+        step: CompiledStep = self.steps.setdefault(name, CompiledStep(linear=2))
         return step
 
     def partitioned_step(self, name: str) -> PartitionedStep:

@@ -30,6 +30,6 @@ class Hypergradient(NamedTuple):
     stats: dict[str, Any]
 
 
-def stats_of_checks(said: Sequence[str]) -> dict[str, str]:
+def stats_of_checks(notes: Sequence[str]) -> dict[str, str]:
     """Returns the entry `checks` of the stats, where there is something to say."""
-    return {"checks": "; ".join(said)} if said else {}
+    return {"checks": "; ".join(notes)} if notes else {}

@@ -50,10 +50,10 @@ from hyperopt_cli.modes.adjoint.sweep import (
     PastStates,
     Steps,
     adjoint_step,
+    backward_sweep,
     forward_and_backward_step,
     linearise,
     resumed,
-    swept_back,
 )
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compilation import check_compile, compilation_of, stats_of_compilation, without_compiling
@@ -150,7 +150,7 @@ class Reverse(Mode):
             decided_for = STEP, Circumstances.of(dynamics, hyper)
             measurements.compilations[decided_for] = without_compiling(self.compile, compilation, error)
         else:
-            stats = stats_of_compilation(compilation) | stats_of_checks(judge.said)
+            stats = stats_of_compilation(compilation) | stats_of_checks(judge.notes)
             return out._replace(stats=out.stats | stats)
         account.restart()
         return self.differentiate(problem, hyper, account, measurements)
@@ -186,7 +186,7 @@ class Reverse(Mode):
                 account.restart()
                 saved.clear()
             sweep = resumed(past, saved, dynamics, hyper)
-            out = swept_back(dynamics, hyper, past, account, num, sweep, steps.judge.outer)
+            out = backward_sweep(dynamics, hyper, past, account, num, sweep, steps.judge.outer)
             return out._replace(stats={**out.stats, "slots": past.slots})
 
         if self.path is not None:

@@ -35,7 +35,7 @@ from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss
 from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, NonFiniteError, ReversalError, UsageError
 from hyperopt_cli.modes.account import Account
-from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, adjoint_step, linearise, resumed, swept_back
+from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, adjoint_step, backward_sweep, linearise, resumed
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compilation import check_compile
 from hyperopt_cli.modes.measurements import Measurements
@@ -147,7 +147,7 @@ class Reversible(Mode):
                 past = _Reversed(dynamics, hyper, held, account, judge, attempt)
                 sweep = resumed(past, saved, dynamics, hyper)
                 try:
-                    out = swept_back(dynamics, hyper, past, account, sweep=sweep, judge=judge.outer)
+                    out = backward_sweep(dynamics, hyper, past, account, sweep=sweep, judge=judge.outer)
                     break
                 except _OutgrownError as error:
                     outgrown = error.with_traceback(None)  # its frames hold the state
@@ -165,7 +165,7 @@ class Reversible(Mode):
             "bits_per_parameter_step": past.bits / dynamics.problem.steps,
             "factors": _collected([factors.report(t) for t in range(dynamics.problem.steps)]),
             "radix": radixes,
-            **stats_of_checks(judge.said),
+            **stats_of_checks(judge.notes),
         }
         return out._replace(stats={**out.stats, **stats})
 
@@ -226,7 +226,7 @@ class _Reversed(PastStates):
         dynamics: at the factors in use.
         hyper: lambda.
         held: s_0.
-        account: told of every step.
+        account: records every step.
         judge: says how the gradient is differentiated, step by step.
         attempt: how often the run has begun anew.
 

@@ -23,7 +23,7 @@ from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes import Hypergradient, Measurements, Mode
 from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.modes.base import mode_from_state_dict
-from hyperopt_cli.modes.fitting import smaller, told
+from hyperopt_cli.modes.fitting import in_short, smaller
 from hyperopt_cli.modes.plain_run import objective_after
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer.noise import CONFIRMED_TO, Ends, judge
@@ -189,7 +189,7 @@ def descend(
             except Exception as error:
                 if not is_lacking(error) or ranks.divides("batch"):  # of which the others know nothing
                     raise
-                lacking = told(error)
+                lacking = in_short(error)
             if lacking is not None:  # not above: as long as the error is there, it holds what took the memory
                 walk.make_mode_smaller(problem, lacking)
         yield measured
@@ -282,8 +282,8 @@ class _Walk:
         self._replicas.begin_again()
         seed = self._descent.seeds(self._seed, self.n)[0]
         hyper, ranks = self._space.natural(self.raw), self._ranks.of_one_run
-        self._mode, said = smaller(self._mode, problem(seed), hyper, lacking, self._measurements, ranks)
-        self._say(said)
+        self._mode, message = smaller(self._mode, problem(seed), hyper, lacking, self._measurements, ranks)
+        self._say(message)
 
     def measured(self, problem: Callable[[int], Problem]) -> OuterStep:
         """Measures the next outer step; if its stats say that it is noise, it is the last one.
@@ -346,9 +346,9 @@ class _Walk:
         judgement = judge([run.stats for run in runs], step.validation_loss, ends, objective, self._confirmed)
         if judgement.num_asked and judgement.noise is None:
             self._confirmed = CONFIRMED_TO * judgement.growth
-        told: dict[str, Any] = {"growth": judgement.growth, "digits": judgement.digits}
-        told |= {} if judgement.noise is None else {"noise": judgement.noise}
-        return told | ({"num_asked_steps": self._asked_steps} if self._asked_steps else {})
+        stats: dict[str, Any] = {"growth": judgement.growth, "digits": judgement.digits}
+        stats |= {} if judgement.noise is None else {"noise": judgement.noise}
+        return stats | ({"num_asked_steps": self._asked_steps} if self._asked_steps else {})
 
     def _around(self, run: dict[str, Any] | None) -> dict[str, Any]:
         """Returns the state of the descent, with that of the run that is under way, and notes that it is saved."""
@@ -442,8 +442,8 @@ def _last_tenth(inner_loss: Tensor) -> float:
 
 def _added(runs: list[Hypergradient]) -> dict[str, Any]:
     summed = {key: sum(run.stats[key] for run in runs) for key in SUMMED}
-    told: dict[str, Any] = {key: runs[-1].stats[key] for key in TOLD if key in runs[-1].stats}  # alike in all of them
-    return {**summed, "peak_bytes": max(run.stats["peak_bytes"] for run in runs), **told}
+    alike: dict[str, Any] = {key: runs[-1].stats[key] for key in TOLD if key in runs[-1].stats}  # alike in all of them
+    return {**summed, "peak_bytes": max(run.stats["peak_bytes"] for run in runs), **alike}
 
 
 def _update(rule: torch.optim.Optimizer, raw: Hyper, grad: Hyper, clip_norm: float | None) -> None:

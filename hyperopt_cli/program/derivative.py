@@ -41,7 +41,7 @@ def differentiable(program: Program) -> Callable[..., list[Tensor]]:
     return lambda *inputs: program.replay(inputs, _evaluated)
 
 
-def pulled_back(
+def with_pullback(
     program: Program, inputs: Sequence[Tensor], function: Callable[..., list[Tensor]] | None = None
 ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """Returns the vector-Jacobian product at `inputs`: adjoints of the outputs -> those of the inputs, once.

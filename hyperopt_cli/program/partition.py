@@ -19,9 +19,9 @@ from torch import Tensor, fx
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.program.compiled_step import Compiled, CompiledStep
 from hyperopt_cli.program.failures import named_as_of_compiling
 from hyperopt_cli.program.operators import Operators, writes
-from hyperopt_cli.program.whole_step import Compiled, WholeStep
 
 aten = torch.ops.aten
 # beside views and what is tagged as pointwise
@@ -75,7 +75,7 @@ class Saved(NamedTuple):
     batch: list[Tensor]
 
 
-class PartitionedStep(WholeStep):
+class PartitionedStep(CompiledStep):
     """`function(batch, *trees, cotangent) -> (outputs, results of backward)`, linear in the cotangent."""
 
     def __init__(self) -> None:

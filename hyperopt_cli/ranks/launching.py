@@ -69,8 +69,8 @@ def launched(command: Sequence[str], num: int, env: Mapping[str, str] = os.envir
         for k in left:
             ranks[k].kill()
     codes = [INTERRUPTED if rank.wait() == -signal.SIGINT else rank.wait() for rank in ranks]
-    told = [f"rank {k} of {num} {_end(code, k in left)}" for k, code in enumerate(codes) if code < 0]
-    return _code(codes), told
+    lost = [f"rank {k} of {num} {_end(code, k in left)}" for k, code in enumerate(codes) if code < 0]
+    return _code(codes), lost
 
 
 def _end_with_parent() -> None:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from hyperopt_cli.program import whole_step
+from hyperopt_cli.program import compiled_step
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_compiler() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(whole_step, "cannot_compile", lambda: "no C++ compiler was found")
+        patch.setattr(compiled_step, "cannot_compile", lambda: "no C++ compiler was found")
         yield

@@ -279,14 +279,14 @@ def test_measuring_is_at_most_five_percent_of_the_run(monkeypatch: pytest.Monkey
         return reference(*arguments)
 
     only(monkeypatch, reference=engine, other=engine)
-    decided = choice.decided
+    decide = choice.decide
 
     def told(*arguments: Any) -> Verdict:
-        verdict = decided(*arguments)
+        verdict = decide(*arguments)
         phase[0] = "run"
         return verdict
 
-    monkeypatch.setattr(choice, "decided", told)
+    monkeypatch.setattr(choice, "decide", told)
     for steps in (119, 120, 150, 600):
         calls["measuring"] = 0
         phase[0] = "measuring"
@@ -298,7 +298,7 @@ def test_measuring_is_at_most_five_percent_of_the_run(monkeypatch: pytest.Monkey
 def test_the_verdict_is_kept_for_problems_of_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
     mode, known = Forward(), Measurements()
     first = hypergradient(problem(10), HYPER, mode, measurements=known)
-    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    monkeypatch.setattr(choice, "decide", lambda *arguments: pytest.fail("decided again"))
     again = hypergradient(problem(10), {**HYPER, "lr": torch.tensor(0.02, dtype=F64)}, mode, measurements=known)
     assert again.stats["engine_why"] == first.stats["engine_why"]
     assert len(known.verdicts) == 1
@@ -362,7 +362,7 @@ class Opaque(torch.autograd.Function):
 @pytest.mark.parametrize("make", [Forward, Auto])
 def test_a_remembered_verdict_is_obeyed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told = replace(verdict_of(10), engine="forward_over_reverse_loop", why="it was told")
-    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    monkeypatch.setattr(choice, "decide", lambda *arguments: pytest.fail("decided again"))
     if make is Auto:
         monkeypatch.setattr("hyperopt_cli.modes.auto.planned", lambda *arguments: _forward_plan())
     mode, known = make(), Measurements()
@@ -427,7 +427,7 @@ def test_a_run_keeps_the_verdict_and_reads_it_back(tmp_path: Path, monkeypatch: 
     assert written["verdicts"][0]["made_for"]["num_columns"] == 4
     again = RunDirectory.create(tmp_path / "again", "run")
     again.measurements.write_text(first.measurements.read_text())
-    monkeypatch.setattr(choice, "decided", lambda *arguments: pytest.fail("decided again"))
+    monkeypatch.setattr(choice, "decide", lambda *arguments: pytest.fail("decided again"))
     run(tmp_path, again)
 
 

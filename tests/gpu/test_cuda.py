@@ -32,7 +32,7 @@ from hyperopt_cli.modes.reversal import kernels
 from hyperopt_cli.modes.reversal.factors import at_factors
 from hyperopt_cli.outer.descent import Descent, OuterStep, descend
 from hyperopt_cli.problem import Hyper
-from hyperopt_cli.program import WholeStep, whole_step
+from hyperopt_cli.program import CompiledStep, compiled_step
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests import devices
 from tests.cases import CASES, scalar
@@ -491,7 +491,7 @@ def test_dropout_draws_the_same_in_every_mode(engine: str) -> None:
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether torch compiles for a CPU, which is asked before, takes a compiler of C++ and says nothing of a GPU."""
-    for module in (whole_step, compilation, kernels):
+    for module in (compiled_step, compilation, kernels):
         monkeypatch.setattr(module, "cannot_compile", lambda: None)
 
 
@@ -506,7 +506,7 @@ def test_results_of_a_cuda_graph_stay_when_it_is_replayed() -> None:
     rng = torch.Generator().manual_seed(6)
     batch, *inputs = (torch.randn(32, 32, generator=rng, dtype=F64).to(CUDA) for _ in range(6))
     skipped = counters["inductor"]["cudagraph_skips"]
-    step = WholeStep().of(function, object())
+    step = CompiledStep().of(function, object())
     results = [step(batch, (), w) for w in inputs]  # to warm up, to record, then replayed
     assert counters["inductor"]["cudagraph_skips"] == skipped
     for w, got in zip(inputs, results, strict=True):

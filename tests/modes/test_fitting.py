@@ -14,7 +14,7 @@ from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes import Measurements, Mode
 from hyperopt_cli.modes.auto import Auto
 from hyperopt_cli.modes.base import mode_from_state_dict
-from hyperopt_cli.modes.fitting import smaller, told
+from hyperopt_cli.modes.fitting import in_short, smaller
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.ranks.group import Ranks
 from tests.cases import net_problem, scalar
@@ -143,15 +143,15 @@ LACKS: dict[str, BaseException] = {
 @pytest.mark.parametrize("case", LACKS)
 def test_a_lack_of_memory_is_recognised(case: str) -> None:
     assert is_lacking(LACKS[case])
-    assert told(LACKS[case])
-    assert "\n" not in told(LACKS[case])
+    assert in_short(LACKS[case])
+    assert "\n" not in in_short(LACKS[case])
 
 
 def test_what_torch_says_where_the_host_has_no_memory_left_is_recognised() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**55)
     assert is_lacking(raised.value)
-    assert told(raised.value) == f"can't allocate memory: you tried to allocate {2**57} bytes"
+    assert in_short(raised.value) == f"can't allocate memory: you tried to allocate {2**57} bytes"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes"), ValueError("out of memory"), OSError(errno.EIO, "disk")])

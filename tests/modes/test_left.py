@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from hyperopt_cli import Forward, Reverse, Reversible, hypergradient
 from hyperopt_cli.modes import Measurements
-from hyperopt_cli.program import PartitionedStep, WholeStep
+from hyperopt_cli.program import CompiledStep, PartitionedStep
 from hyperopt_cli.run_directory.checkpoints import on_host
 from tests.cases import CASES
 
@@ -74,7 +74,7 @@ class Once:
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step is divided and called as if it were compiled; the compiler itself has no part in it."""
-    for whole in (WholeStep, PartitionedStep):
+    for whole in (CompiledStep, PartitionedStep):
         monkeypatch.setattr(whole, "_build", staticmethod(lambda graph, tensors: graph))
 
 

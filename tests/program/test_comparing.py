@@ -17,9 +17,9 @@ from hyperopt_cli.errors import VerificationError
 from hyperopt_cli.models import batch_norm
 from hyperopt_cli.optimizers import SGD, Adam, AdamW, RMSprop
 from hyperopt_cli.optimizers.base import InnerOptimizer
-from hyperopt_cli.program import whole_step
+from hyperopt_cli.program import compiled_step
 from hyperopt_cli.program.comparing import check, drawn_like, moved
-from hyperopt_cli.program.whole_step import WholeStep
+from hyperopt_cli.program.compiled_step import CompiledStep
 
 F64 = torch.float64
 Spoil = Callable[[list[Tensor]], list[Tensor]]
@@ -106,8 +106,8 @@ def compiles_to(monkeypatch: pytest.MonkeyPatch, spoil: Spoil = lambda results: 
 
         return run
 
-    monkeypatch.setattr(WholeStep, "_build", staticmethod(build))
-    monkeypatch.setattr(whole_step, "cannot_compile", lambda: None)
+    monkeypatch.setattr(CompiledStep, "_build", staticmethod(build))
+    monkeypatch.setattr(compiled_step, "cannot_compile", lambda: None)
 
 
 @pytest.mark.parametrize(("net", "optimizer", "dtype"), TABLE)

@@ -29,9 +29,9 @@ from hyperopt_cli.modes.adjoint.segments import segment_length
 from hyperopt_cli.modes.result import Hypergradient
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.problem import Chunked, Hyper
-from hyperopt_cli.program import Compilation, decided, repaying, whole_step
+from hyperopt_cli.program import Compilation, compiled_step, decide, worth_compiling
+from hyperopt_cli.program.compiled_step import CompiledStep
 from hyperopt_cli.program.operators import Operators, same, written_down
-from hyperopt_cli.program.whole_step import WholeStep
 from tests.cases import CASES
 from tests.instantiate.recipes import recipe_of
 
@@ -74,8 +74,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Written:
 
         return run
 
-    monkeypatch.setattr(WholeStep, "_build", staticmethod(made))
-    monkeypatch.setattr(whole_step, "cannot_compile", lambda: None)
+    monkeypatch.setattr(CompiledStep, "_build", staticmethod(made))
+    monkeypatch.setattr(compiled_step, "cannot_compile", lambda: None)
     return kept
 
 
@@ -300,7 +300,7 @@ def test_the_same_problem_at_other_values_is_not_written_down_again(
     known = Measurements()
     problem, mode, calls = linear(), Forward(engine="folded", compile=True), []
     hypergradient(problem, HYPER, mode, measurements=known)
-    monkeypatch.setattr(whole_step, "written_down", lambda *given: calls.append(given))
+    monkeypatch.setattr(compiled_step, "written_down", lambda *given: calls.append(given))
     other = {name: 0.7 * x for name, x in HYPER.items()}
     close(hypergradient(problem, other, mode, measurements=known), eager(problem, other))
     assert not calls
@@ -372,8 +372,8 @@ def test_auto_leaves_it_as_torch_runs_it_and_keeps_the_reason(
     name: str, mode: str, written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss, batch, _ = REFUSED[name]
-    monkeypatch.setattr(repaying, "SECONDS", 0.0)
-    monkeypatch.setattr(repaying, "SECONDS_PER_OPERATOR", 0.0)
+    monkeypatch.setattr(worth_compiling, "SECONDS", 0.0)
+    monkeypatch.setattr(worth_compiling, "SECONDS_PER_OPERATOR", 0.0)
     problem, auto = linear(inner_loss=loss, batch=batch, steps=6), MODES[mode]("auto")
     known = Measurements()
     got = hypergradient(problem, HYPER, auto, measurements=known)
@@ -393,7 +393,7 @@ def test_a_number_without_effect_is_allowed_and_looked_at_once(
         calls.append(given)
         return written_down(*given)
 
-    monkeypatch.setattr(whole_step, "written_down", counted)
+    monkeypatch.setattr(compiled_step, "written_down", counted)
     problem = linear(inner_loss=lambda w, h, b: squares(w, b[0]), batch=lambda t: (BATCHES[t % 5], t, t // 2), steps=8)
     mode = Forward(engine="folded", compile=True)
     close(hypergradient(problem, HYPER, mode, measurements=known), eager(problem))
@@ -450,11 +450,11 @@ def test_a_batch_in_chunks_is_refused(mode: str, written: Written) -> None:
 
 @pytest.mark.parametrize("mode", ["folded", "reverse"])
 def test_without_a_compiler_it_is_refused_or_left_alone(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_step, "cannot_compile", lambda: "no g++")
+    monkeypatch.setattr(compiled_step, "cannot_compile", lambda: "no g++")
     with pytest.raises(UsageError, match=r"torch cannot compile here \(no g\+\+\); install a C\+\+ compiler"):
         hypergradient(linear(), HYPER, MODES[mode](True))
-    monkeypatch.setattr(repaying, "SECONDS", 0.0)
-    monkeypatch.setattr(repaying, "SECONDS_PER_OPERATOR", 0.0)
+    monkeypatch.setattr(worth_compiling, "SECONDS", 0.0)
+    monkeypatch.setattr(worth_compiling, "SECONDS_PER_OPERATOR", 0.0)
     got = hypergradient(linear(), HYPER, MODES[mode]("auto"))
     assert got.stats["compiled"] is False
     close(got, eager(linear()))
@@ -464,11 +464,11 @@ def test_a_machine_without_a_compiler_says_why(monkeypatch: pytest.MonkeyPatch) 
     def fails(*given: Any, **named: Any) -> Any:
         raise RuntimeError("InvalidCxxCompiler: no g++\nand more")
 
-    monkeypatch.setattr(whole_step, "_REASON", [])
+    monkeypatch.setattr(compiled_step, "_REASON", [])
     monkeypatch.setattr(torch, "compile", fails)
-    assert whole_step.cannot_compile() == "InvalidCxxCompiler: no g++"
+    assert compiled_step.cannot_compile() == "InvalidCxxCompiler: no g++"
     monkeypatch.setattr(torch, "compile", lambda *given, **named: pytest.fail("tried twice"))
-    assert whole_step.cannot_compile() == "InvalidCxxCompiler: no g++"
+    assert compiled_step.cannot_compile() == "InvalidCxxCompiler: no g++"
 
 
 def test_an_error_of_the_compiler_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,7 +476,7 @@ def test_an_error_of_the_compiler_is_a_refusal(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("no lowering\nand more")
 
     monkeypatch.setattr(torch._inductor, "compile", fails)
-    monkeypatch.setattr(whole_step, "cannot_compile", lambda: None)
+    monkeypatch.setattr(compiled_step, "cannot_compile", lambda: None)
     with pytest.raises(UsageError, match=r"compile: inductor failed \(no lowering\); set compile: false"):
         hypergradient(linear(), HYPER, Reverse(compile=True))
 
@@ -489,12 +489,12 @@ def test_a_compiled_step_that_differs_is_a_failed_verification(
     def made(graph: fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any]:
         return lambda *given: [x * (1 + wrong) for x in graph(*given)]
 
-    monkeypatch.setattr(WholeStep, "_build", staticmethod(made))
-    monkeypatch.setattr(whole_step, "cannot_compile", lambda: None)
+    monkeypatch.setattr(CompiledStep, "_build", staticmethod(made))
+    monkeypatch.setattr(compiled_step, "cannot_compile", lambda: None)
     with pytest.raises(VerificationError, match=r"compiled step differs .* by .*; set compile: false"):
         hypergradient(linear(), HYPER, MODES[mode](True))
-    monkeypatch.setattr(repaying, "SECONDS", 0.0)
-    monkeypatch.setattr(repaying, "SECONDS_PER_OPERATOR", 0.0)
+    monkeypatch.setattr(worth_compiling, "SECONDS", 0.0)
+    monkeypatch.setattr(worth_compiling, "SECONDS_PER_OPERATOR", 0.0)
     known = Measurements()
     got = hypergradient(linear(), HYPER, MODES[mode]("auto"), measurements=known)
     assert got.stats["compiled"] is False
@@ -550,7 +550,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.calls = 0.0, []
-        monkeypatch.setattr(repaying.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(worth_compiling.time, "perf_counter", lambda: self.now)
 
     def takes(self, seconds: float, name: str, error: Exception | None = None) -> Callable[[], Tensor]:
         def call() -> Tensor:
@@ -571,7 +571,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 def asked(clock: Clock, steps: int, before: float, after: float, num: int = 100, error: Any = None) -> Compilation:
     one, other = clock.takes(before, "eager"), clock.takes(after, "compiled", error)
-    return decided("auto", steps, one, other, lambda: num)
+    return decide("auto", steps, one, other, lambda: num)
 
 
 def test_a_short_horizon_is_not_compiled_after_one_step(clock: Clock) -> None:
@@ -599,13 +599,13 @@ def test_a_quicker_step_is_compiled_and_a_slower_one_is_not(clock: Clock) -> Non
 def test_a_refusal_is_a_reason_for_auto_and_an_error_for_who_asked(clock: Clock, error: Exception) -> None:
     assert asked(clock, 10_000, 0.1, 0.05, error=error) == Compilation(False, "not compiled (no)")
     with pytest.raises(type(error), match="no"):
-        decided(True, 1, clock.takes(1, "eager"), clock.takes(1, "compiled", error), lambda: 1)
+        decide(True, 1, clock.takes(1, "eager"), clock.takes(1, "compiled", error), lambda: 1)
 
 
 def test_asked_for_or_not_nothing_is_timed(clock: Clock) -> None:
     one, other = clock.takes(1, "eager"), clock.takes(1, "compiled")
-    assert decided(True, 1, one, other, lambda: 1) == Compilation(True, "compiled, as asked for")
-    assert decided(False, 1, one, other, lambda: 1) == Compilation(False, "not compiled")
+    assert decide(True, 1, one, other, lambda: 1) == Compilation(True, "compiled, as asked for")
+    assert decide(False, 1, one, other, lambda: 1) == Compilation(False, "not compiled")
     assert clock.calls == ["compiled"]
 
 
@@ -628,7 +628,7 @@ def test_a_verdict_is_kept_and_used_in_place_of_measuring(
     assert compilation == Compilation(False, "not compiled, for a horizon of 3 steps does not repay it")
     first.compilations[key] = told = Compilation(True, "compiled: 1 ms a step instead of 2 ms")
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    monkeypatch.setattr(repaying, "_once", lambda call: pytest.fail("measured again"))
+    monkeypatch.setattr(worth_compiling, "_once", lambda call: pytest.fail("measured again"))
     got = hypergradient(linear(), HYPER, MODES[mode]("auto"), measurements=second)
     assert got.stats["compiled_why"] == "compiled: 1 ms a step instead of 2 ms"
     assert second.compilations == {key: told}
@@ -654,7 +654,7 @@ def compiled() -> dict[str, Measurements]:
     return {name: Measurements() for name in MODES}
 
 
-needs_compiler = pytest.mark.skipif("whole_step.cannot_compile() is not None", reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif("compiled_step.cannot_compile() is not None", reason="no C++ compiler")
 
 
 @needs_compiler

@@ -21,8 +21,8 @@ from hyperopt_cli.modes.reversal import kernels
 from hyperopt_cli.optimizers import SGD, Adam
 from hyperopt_cli.optimizers.base import WEIGHTS, Coupling, InnerOptimizer, with_more, zeros
 from hyperopt_cli.problem import Hyper
-from hyperopt_cli.program import operators, repaying, whole_step
-from hyperopt_cli.program.whole_step import WholeStep
+from hyperopt_cli.program import compiled_step, operators, worth_compiling
+from hyperopt_cli.program.compiled_step import CompiledStep
 
 F64 = torch.float64
 DATA = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
@@ -69,12 +69,12 @@ ERRORS: dict[str, Exception] = {
 @pytest.fixture
 def repaid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every horizon repays compiling, and what is compiled is quicker."""
-    monkeypatch.setattr(repaying, "SECONDS", 0.0)
-    monkeypatch.setattr(repaying, "SECONDS_PER_OPERATOR", 0.0)
-    monkeypatch.setattr(whole_step, "cannot_compile", lambda: None)
+    monkeypatch.setattr(worth_compiling, "SECONDS", 0.0)
+    monkeypatch.setattr(worth_compiling, "SECONDS_PER_OPERATOR", 0.0)
+    monkeypatch.setattr(compiled_step, "cannot_compile", lambda: None)
     monkeypatch.setattr("hyperopt_cli.modes.compilation.cannot_compile", lambda: None)
     ticks = iter(range(10**6))
-    monkeypatch.setattr(repaying, "_once", lambda call: (call(), 1000.0 - next(ticks))[1])
+    monkeypatch.setattr(worth_compiling, "_once", lambda call: (call(), 1000.0 - next(ticks))[1])
 
 
 def failing_build(error: Exception, at_build: int, at_call: int) -> Callable[..., Any]:
@@ -133,7 +133,7 @@ def _goes_on(
     known = Measurements()
     at_build, at_call = WHEN[when][name != "forward"]
     problem, build = ragged(), staticmethod(failing_build(error, at_build, at_call))
-    monkeypatch.setattr(WholeStep, "_build", build)
+    monkeypatch.setattr(CompiledStep, "_build", build)
     caplog.set_level(logging.WARNING, "hyperopt_cli")
     mode, plain = MODES[name]("auto"), hypergradient(problem, HYPER, MODES[name](False))
     for _ in range(2):  # an outer loop's next step does not try again, and says nothing more
@@ -153,7 +153,7 @@ def test_who_asked_for_compiling_is_told_why_it_failed(
     name: str, mode: str, repaid: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = ERRORS[name]
-    monkeypatch.setattr(WholeStep, "_build", staticmethod(failing_build(error, 1, 0)))
+    monkeypatch.setattr(CompiledStep, "_build", staticmethod(failing_build(error, 1, 0)))
     words = str(error).splitlines()[0] if str(error) else type(error).__name__
     with pytest.raises(UsageError, match=r"compile: .* failed .*set compile: false") as raised:
         hypergradient(ragged(), HYPER, MODES[mode](True))
@@ -176,7 +176,7 @@ def test_an_error_while_the_step_is_written_down_is_no_end_either(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_signal_ends_a_run_while_it_compiles(mode: str, repaid: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WholeStep, "_build", staticmethod(failing_build(Stopped("SIGTERM"), 1, 0)))
+    monkeypatch.setattr(CompiledStep, "_build", staticmethod(failing_build(Stopped("SIGTERM"), 1, 0)))
     with pytest.raises(Stopped):
         hypergradient(ragged(), HYPER, MODES[mode]("auto"))
 
@@ -184,7 +184,7 @@ def test_a_signal_ends_a_run_while_it_compiles(mode: str, repaid: None, monkeypa
 def test_where_memory_lacks_for_what_is_compiled_a_smaller_mode_is_taken(
     repaid: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WholeStep, "_build", staticmethod(failing_build(ERRORS["of memory"], 1, 0)))
+    monkeypatch.setattr(CompiledStep, "_build", staticmethod(failing_build(ERRORS["of memory"], 1, 0)))
     mode = Reverse(slots=2, compile=True)
     with pytest.raises(NoMemoryError) as raised:
         hypergradient(ragged(), HYPER, mode)
@@ -227,7 +227,7 @@ def test_what_torch_raises_at_another_batch_is_not_put_down_to_the_loss(
 
 def test_a_loss_that_counts_is_not_said_to_read_the_batch() -> None:
     calls = iter(range(10))
-    step = WholeStep().of(lambda batch, w: w * float(next(calls)), owner=1)
+    step = CompiledStep().of(lambda batch, w: w * float(next(calls)), owner=1)
     with pytest.raises(UsageError, match=r"another computation each time .*such as a counter \(once `.*`, then `.*`\)"):
         step(1, iter([2]), DATA[0])
 

@@ -22,7 +22,7 @@ class Replayed(PastStates):
 
     Args:
         steps: of the run.
-        account: told of every step.
+        account: records every step.
         num: steps that are met again.
         snapshots: where states lie.
         slots: how many it may hold at once.

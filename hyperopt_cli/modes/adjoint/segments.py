@@ -46,7 +46,7 @@ class Segments(PastStates):
 
     Args:
         steps: compiled.
-        account: told of every step.
+        account: records every step.
         num: steps that are met again.
         length: of a segment.
         slots: states' worth that may be held.

@@ -28,7 +28,7 @@ class Line(PastStates):
 
     Args:
         steps: of the run.
-        account: told of every step.
+        account: records every step.
         num: steps that are met again.
     """
 

@@ -72,7 +72,7 @@ def record_step(t: int, value: Tensor, num: int, account: Account) -> None:
         t: the step.
         value: L [].
         num: steps of the whole run, T.
-        account: what is told.
+        account: records it.
     """
     account.inner_loss[t] = value
     account.finite.watch(t, "the training loss", value)
@@ -141,7 +141,7 @@ class Steps(NamedTuple):
         Args:
             t: the step.
             state: s_t.
-            account: told of it, and whether L is what it was.
+            account: records it, and whether L is what it was.
             of_the_run: whether `state` is the one that the run had.
         """
         account.counts.add(gradients=1, hvps=1)
@@ -260,7 +260,7 @@ class Sweep:
             dynamics: of the run.
             hyper: lambda.
             end: s_T.
-            account: told of E.
+            account: records E.
             save: called between two chunks of the outer objective.
             judge: takes the gradient of the objective; None: autograd.
         """
@@ -271,7 +271,7 @@ class Sweep:
         zeros = {name: torch.zeros_like(value) for name, value in hyper.items()}
         return cls(adjoint, zeros, [], 0, objective.value, objective.by_hyper, params)
 
-    def back_through(self, t: int, back: Backward) -> None:
+    def step_back(self, t: int, back: Backward) -> None:
         """Takes the adjoint back through step t: alpha_{t+1} becomes alpha_t, and lambda_t's adjoint waits."""
         self.adjoint, a_at = back(self.adjoint)
         self.waiting.append((t, a_at))
@@ -379,7 +379,7 @@ def resumed(past: PastStates, saved: dict[str, Any] | None, dynamics: Dynamics, 
     return sweep
 
 
-def swept_back(
+def backward_sweep(
     dynamics: Dynamics,
     hyper: Hyper,
     past: PastStates,
@@ -394,7 +394,7 @@ def swept_back(
         dynamics: of the run.
         hyper: lambda.
         past: the run.
-        account: told of every step.
+        account: records every step.
         num_swept: steps to go back; None: T.
         sweep: where another process was interrupted; None: at its beginning, or before s_T.
         judge: takes the gradient of the objective; None: autograd, whatever that gives.
@@ -409,7 +409,7 @@ def swept_back(
         account.growth.adjoint(dynamics.problem.steps, at_end.adjoint.params)
         sweep = at_end
     for t, back in past.backward(save):
-        sweep.back_through(t, back)
+        sweep.step_back(t, back)
         del back  # its gradient's graph, before the next one is made
         if sweep.many_wait or sweep.done == num:
             sweep.sum_up(dynamics, hyper)

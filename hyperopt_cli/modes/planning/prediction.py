@@ -20,7 +20,7 @@ from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.planning.counts import Counts
 from hyperopt_cli.modes.planning.probe import Cost, Measured, probed, spread
 from hyperopt_cli.problem import Hyper
-from hyperopt_cli.program.repaying import may_repay
+from hyperopt_cli.program.worth_compiling import may_repay
 
 SHARE_OF_RUN, AT_LEAST_S = 0.05, 2.0
 NUM_PROBES = 8

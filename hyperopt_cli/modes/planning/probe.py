@@ -132,7 +132,7 @@ def _measured(mode: Mode, problem: Problem, hyper: Hyper, measurements: Measurem
     dynamics = Dynamics.of(problem, hyper)
     give_back()
     clock = _Clock(dynamics.like.device)
-    account = Account(problem.steps, dynamics.like, clock.lap)
+    account = Account(problem.steps, dynamics.like, clock.step_done)
     account.examines = False
     stats = mode.differentiate(problem, hyper, account, measurements).stats
     return Measured(clock.step_s(), stats["peak_bytes"], stats)
@@ -140,18 +140,18 @@ def _measured(mode: Mode, problem: Problem, hyper: Hyper, measurements: Measurem
 
 @dataclass
 class _Clock:
-    """Laps of the steps; the device has finished a step before its lap ends."""
+    """Seconds of the steps; the device has finished a step before the next one begins."""
 
     device: torch.device
 
     def __post_init__(self) -> None:
-        self._laps: dict[str, list[float]] = {}
+        self._times_s: dict[str, list[float]] = {}
         self._last = time.perf_counter()
 
-    def lap(self, phase: str, done: int, steps: int) -> None:
+    def step_done(self, phase: str, done: int, steps: int) -> None:
         synchronize(self.device)
         now = time.perf_counter()
-        self._laps.setdefault(phase, []).append(now - self._last)
+        self._times_s.setdefault(phase, []).append(now - self._last)
         self._last = now
 
     def step_s(self) -> dict[str, float]:
@@ -161,7 +161,7 @@ class _Clock:
         processes disturb single steps, so that the median does.
         """
         typical = statistics.median if self.device.type == "cpu" else statistics.fmean
-        return {phase: typical(laps[1:] or laps) for phase, laps in self._laps.items()}
+        return {phase: typical(times_s[1:] or times_s) for phase, times_s in self._times_s.items()}
 
 
 def objective_cost(dynamics: Dynamics, hyper: Hyper) -> Cost:

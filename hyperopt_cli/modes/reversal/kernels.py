@@ -152,10 +152,10 @@ class _Compiled:
     def __call__(self, *given: Any) -> Any:
         out = self._run(*given)
         if not self._compared:
-            if (told := self._differing(_flat(out), _flat(self._function(*given)))) is not None:
+            if (difference := self._differing(_flat(out), _flat(self._function(*given)))) is not None:
                 raise VerificationError(
                     f"compile: a compiled pass of the exact arithmetic ({self._function.__name__}) differs from the "
-                    f"same pass as torch runs it{told}; set compile: false"
+                    f"same pass as torch runs it{difference}; set compile: false"
                 )
             self._compared = True
         return out

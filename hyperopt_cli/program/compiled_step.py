@@ -19,8 +19,8 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.program.comparing import check, drawn_like, moved
 from hyperopt_cli.program.failures import first_line, named_as_of_compiling
 from hyperopt_cli.program.operators import Operators, difference, same, written_down
-from hyperopt_cli.program.repaying import expected_s
 from hyperopt_cli.program.unreadable import is_by_reading, unreadable
+from hyperopt_cli.program.worth_compiling import expected_s
 
 _LOG = logging.getLogger(__name__)
 FROZEN = (
@@ -78,7 +78,7 @@ def compiled_by_inductor(graph: fx.GraphModule, tensors: list[Tensor]) -> Callab
     return lambda *given: [x.clone() for x in made(*given)]  # the next call of a CUDA graph writes where this one did
 
 
-class WholeStep:
+class CompiledStep:
     """`function(batch, *trees) -> tree of tensors`, compiled once for each set of shapes.
 
     Args:
@@ -95,7 +95,7 @@ class WholeStep:
         self._made: dict[Any, Compiled] = {}
         self._of_this: dict[Any, Prepared] = {}
 
-    def of(self, function: Callable[..., Any], owner: Any) -> "WholeStep":
+    def of(self, function: Callable[..., Any], owner: Any) -> "CompiledStep":
         """Returns itself, for `function` from now on.
 
         Args:
@@ -244,7 +244,7 @@ def _changed(numbers: list[Any], leaves: list[Any]) -> set[int]:
 
 
 def _nothing(*arguments: Any) -> Any:
-    raise AssertionError("a WholeStep has a function once `of` has been called")
+    raise AssertionError("a CompiledStep has a function once `of` has been called")
 
 
 _REASON: list[str | None] = []

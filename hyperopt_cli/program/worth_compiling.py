@@ -36,7 +36,7 @@ class Compilation:
         return not self.compiled and self.why.startswith("not compiled (")
 
 
-def decided(
+def decide(
     compile: bool | str,
     steps: int,
     eager: Callable[[], Any],
