@@ -1,4 +1,4 @@
-"""Whether the steps of a run are compiled: as asked for, or where the horizon repays it (`program/worth_compiling.py`)."""
+"""Whether the steps of a run are compiled: as asked for, or where that is worth it (`program/worth_compiling.py`)."""
 
 from typing import Any
 

@@ -5,8 +5,9 @@ custom backward are there what they do and no more, so that the derivative of th
 the operators whose own is missing or wrong) is that of the run where a double backward is cut.
 
 `operators.py` writes down a whole step, gradient and update rule together, for the compiler: as one function
-(`compiled_step.py`), or partitioned into forward and backward (`partition.py`). `comparing.py` compares what is compiled
-with the step as torch runs it, `worth_compiling.py` says whether the horizon repays it, `failures.py` what may go wrong.
+(`compiled_step.py`), or partitioned into forward and backward (`partition.py`). `comparing.py` compares what is
+compiled with the step as torch runs it, `worth_compiling.py` says whether the horizon repays it, `failures.py` what may
+go wrong.
 
 Nothing here knows of engines or training runs.
 """
