@@ -286,7 +286,7 @@ class ReversalError(VerificationError):
         self.step, self.num_wrong = step, num_wrong
         super().__init__(
             f"reversible: the state at inner step {step} was not recovered; {num_wrong} numbers of the start state and "
-            "its store are wrong. The gradient of a step had other bits on the way back: use "
+            "its store are wrong. The gradient of a step had other bits in the backward sweep: use "
             "Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
         )
         self.remedied(Remedy("to do so", ("mode={name: reverse, slots: auto}",), (*ANOTHER_RUN.drop, "--mode")))

@@ -5,8 +5,8 @@ time that these counts predict is
 
     num_steps t_step + num_hvps t_adjoint
 
-t_step from plain training that keeps no state, t_adjoint from the way back of a run that keeps all of them, both in the
-round in which the run with n slots is measured. `measured_over_predicted` is what the slots themselves cost.
+t_step from plain training that keeps no state, t_adjoint from the backward sweep of a run that keeps all of them, both
+in the round in which the run with n slots is measured. `measured_over_predicted` is what the slots themselves cost.
 `states_bytes` is what the kept states and the one in hand take, `share_of_states` of what all T of them would.
 """
 

@@ -1,7 +1,7 @@
 """Floating-point operations that a training step and its tangents cannot do without: those of their matrix products.
 
 A product y = x a of a network's forward pass takes f operations (2 per multiplication), and as much for each of the two
-products of its way back, x^T dy and dy a^T; the second is not needed where x is the input. A tangent column
+products of its backward, x^T dy and dy a^T; the second is not needed where x is the input. A tangent column
 differentiates them by the product rule, which makes two of each:
 
     y' = x' a + x a',    (x^T dy)' = x'^T dy + x^T dy',    (dy a^T)' = dy' a^T + dy a'^T

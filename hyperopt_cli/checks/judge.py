@@ -216,7 +216,7 @@ class Judge:
         value, leaves = evaluated(loss, params, hyper)
         kind = kind_of(value)
         known = set(self._rulings)
-        if kind not in known and self.watch.examines and self.watch.worth({kind}, known):  # the way back of a left run
+        if kind not in known and self.watch.examines and self.watch.worth({kind}, known):  # the sweep of a left run
             self._rule({kind}, self._examined(loss, params, hyper, None, value))
         ruling = self._rulings.get(kind)
         if self.takes_programs if ruling is None else ruling.candidate == PROGRAM:
@@ -243,7 +243,7 @@ class Judge:
 def ruled(truth: Truth, t: int | None, value: Tensor) -> Ruling:
     """Returns the first candidate that is right at a step.
 
-    `value` is the loss with its graph; t is None at a step that is met on the way back.
+    `value` is the loss with its graph; t is None at a step that is met in the backward sweep.
 
     Raises:
         UsageError: none is.
@@ -255,7 +255,7 @@ def ruled(truth: Truth, t: int | None, value: Tensor) -> Ruling:
     alongs: dict[str, list[float]] = {}
     kind = kind_of(value)
     faults = sorted({fault for node in nodes_of(value) if (fault := double_backward_fault(node)) is not None})
-    where = "a step that was met on the way back" if t is None else f"step {t}"
+    where = "a step that was met in the backward sweep" if t is None else f"step {t}"
     truth.check_numbers(where)
     # cut, it may be right here and wrong at the next step: a factor that is 0, a clipping that is idle
     is_cut = truth.cuts.is_cut or may_be_cut(kind)

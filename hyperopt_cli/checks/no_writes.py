@@ -1,7 +1,7 @@
 """Does a loss write into what outlives it? Running statistics, the vectors of a spectral norm, a counter.
 
-A mode evaluates the training loss more often than training does: probes, examinations, the way back, steps taken again.
-What a loss leaves behind would then be another model's.
+A mode evaluates the training loss more often than training does: probes, examinations, the backward sweep, steps taken
+again. What a loss leaves behind would then be another model's.
 """
 
 from collections.abc import Iterator

@@ -3,7 +3,7 @@
 Its recurrent layers have no second derivative. Its batch normalisation, which instance normalisation takes too, hands
 the statistics of the batch to its way back, and torch has no derivative of these: an engine that goes through both
 operator by operator would take them for constants. Torch's own kernels, as on a CPU, have both; but on a CPU oneDNN's
-LSTM has neither. Convolutions stay with cuDNN. Where the loss is evaluated it is chosen; the way back follows from it.
+LSTM has neither. Convolutions stay with cuDNN. Where the loss is evaluated it is chosen; the backward follows from it.
 """
 
 from typing import Any

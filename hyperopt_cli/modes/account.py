@@ -21,7 +21,7 @@ from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.stopping import may_stop
 
 T = TypeVar("T")
-MET_AGAIN = "the training loss met again on the way back"  # not finite: not what it was
+MET_AGAIN = "the training loss met again in the backward sweep"  # not finite: not what it was
 # Called after each inner step with the phase ("forward" or "backward"), steps done and steps in the phase.
 OnStep = Callable[[str, int, int], None]
 
@@ -87,7 +87,7 @@ class Finite:
 
         Raises:
             NonFiniteError: for the first that is not finite.
-            NonDeterministicError: a training loss had another value on the way back.
+            NonDeterministicError: a training loss had another value in the backward sweep.
         """
         witnesses, self._witnesses = self._witnesses, []
         if not witnesses:

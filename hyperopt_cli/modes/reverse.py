@@ -80,7 +80,7 @@ class Reverse(Mode):
             many as fit into the memory that is free; a number of them on the device; or a mapping of such numbers,
             `{"device": 20, "host": 200, "disk": 0}`. What is not kept is computed again.
         window: sweep only the last so many steps; None: all of them.
-        compile: each of the two steps, there and back, as one compiled function; "auto": where the horizon repays it.
+        compile: each step, forward and backward, as a compiled function; "auto": where the horizon repays it.
         path: "linear": states on the straight line from s_0 to s_T; None: those of the run.
 
     Raises:

@@ -14,7 +14,7 @@ all 8 bytes for w, for each slot and for the store, a byte more where elements h
 log2(d/n) bits a parameter and step for every factor n/d (0.15 at a momentum of 0.9, 64 at 0, where all is lost).
 
 The hypergradient is taken at the rational factors in use (`reversal/factors.py`). The gradient of a step must have the
-same bits there and back: deterministic kernels are set for the mode, and the start state is compared on every run.
+same bits forward and backward: deterministic kernels are set for the mode, and the start is compared on every run.
 
 Prefer reverse with slots for Nesterov, NAdam or plain SGD, whose steps can't be undone; reverse where all states fit.
 """
@@ -320,7 +320,7 @@ def _gradient(
 ) -> tuple[Tensor, Params]:
     """L and g_t, taken as the sweep takes it: where a graph is made, some operators (group norm) have other kernels.
 
-    A step that was examined is taken once more, as it will be on the way back. Of a sum over chunks that is plain
+    A step that was examined is taken once more, as it will be in the backward sweep. Of a sum over chunks that is plain
     autograd's gradient whatever was found, and processes that share the chunks may examine different steps.
     """
     params = held.weights()
@@ -368,8 +368,8 @@ def deterministic() -> Iterator[None]:
         if "does not have a deterministic implementation" not in str(error):
             raise
         raise UsageError(
-            f"reversible: {str(error).split('.')[0]}; without the same bits there and back a step cannot be undone: "
-            "use Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
+            f"reversible: {str(error).split('.')[0]}; without the same bits forward and backward a step cannot be "
+            "undone: use Reverse(slots=...), in a recipe mode: {name: reverse, slots: auto}"
         ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,4 +1,4 @@
-"""The states of a run on the way back, from few that are kept: the schedule of `binomial.py`, carried out.
+"""The states of a run in the backward sweep, from few that are kept: the schedule of `binomial.py`, carried out.
 
 Where it stands is a place in the schedule, the state in hand and the snapshots: from these another process can go
 on.
@@ -16,7 +16,7 @@ from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps, record
 
 
 class Replayed(PastStates):
-    """The run, and the way back through its last `num` steps, each from a state that is kept or computed again.
+    """The run, and the sweep back through its last `num` steps, each from a state that is kept or computed again.
 
     The run's first T - num steps are taken once and kept nowhere.
 
@@ -80,10 +80,10 @@ class Replayed(PastStates):
             state, self._state, self._place = self._state, None, self._place + 1
             self._snapshots.ahead()
             t = self._total - self._num + action.at
-            back = self._steps.backward_from(t, state, self._account)
+            backward = self._steps.backward_from(t, state, self._account)
             del state  # so that the sweep alone holds it
-            yield t, back
-            del back  # before what is taken next
+            yield t, backward
+            del backward  # before what is taken next
 
     def _actions(self) -> Iterator[Action]:
         return islice(schedule(self._num, self.slots), self._place, None)

@@ -1,4 +1,4 @@
-"""The way back in segments, where a step can keep what its way back takes (`program/partition.py`).
+"""The backward sweep in segments, where a step can keep what its backward takes (`program/partition.py`).
 
 The run keeps s_t at the beginning of each segment, and of the last segment everything, so that its steps are not
 taken again. Every other segment is taken once more from its beginning, this time keeping everything. With segments of
@@ -42,7 +42,7 @@ def segment_length(num: int, slots: int, kept: float) -> int | None:
 
 
 class Segments(PastStates):
-    """The run, and the way back through its last `num` steps.
+    """The run, and the sweep back through its last `num` steps.
 
     Args:
         steps: compiled.
@@ -59,8 +59,8 @@ class Segments(PastStates):
         self._starts = {max(self._first, self._total - k * length) for k in range(1, -(-num // length) + 1)}
         self._held: dict[int, State] = {}  # s_t where a segment begins, and at marks, as far as they are not behind
         self._t, self._state = 0, steps.dynamics.start  # in hand, where steps are being taken
-        self._until = self._total  # on the way back: alpha_until is known
-        self._backs: list[tuple[int, Backward]] = []
+        self._until = self._total  # in the backward sweep: alpha_until is known
+        self._backwards: list[tuple[int, Backward]] = []
         self._is_forward = True
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Segments(PastStates):
         in_hand = self._is_forward or self._t < self._until
         states = self._held | ({self._t: self._state} if in_hand else {})
         held = ([t, state.state_dict()] for t, state in states.items())
-        return {"held": held, "until": self._until, "counted": len(self._backs), "is_forward": self._is_forward}
+        return {"held": held, "until": self._until, "counted": len(self._backwards), "is_forward": self._is_forward}
 
     def forward(self, save: Callable[[], None]) -> State:
         """Runs the training to s_T, keeping s_t where a segment begins and everything of the last segment."""
@@ -93,13 +93,13 @@ class Segments(PastStates):
         self._is_forward = False
         self._held.pop(self._total, None)
         while self._until > self._first:
-            if not self._backs:
+            if not self._backwards:
                 self._take_again(save)
             self._state = self._steps.dynamics.start  # s_until is needed no longer
-            self._until, back = self._backs.pop()
+            self._until, backward = self._backwards.pop()
             self._held.pop(self._until, None)
-            yield self._until, back
-            del back
+            yield self._until, backward
+            del backward
 
     def _take_again(self, save: Callable[[], None]) -> None:
         """Takes the steps up to `until` again, from the last state before it that is held."""
@@ -117,8 +117,8 @@ class Segments(PastStates):
         if t in self._starts or (is_kept and t % self._apart == 0):
             self._held[t] = state
         if is_kept:
-            (self._state, value), back = self._steps.forward_and_backward(t, state, self._account)
-            self._backs.append((t, back))
+            (self._state, value), backward = self._steps.forward_and_backward(t, state, self._account)
+            self._backwards.append((t, backward))
         else:
             self._state, value = self._steps.train(t, state, self._account)
         self._t = t + 1

@@ -24,7 +24,7 @@ from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps, record
 
 
 class Line(PastStates):
-    """The run, of which only the ends are kept, and the way back through its last `num` steps along the line.
+    """The run, of which only the ends are kept, and the sweep back through its last `num` steps along the line.
 
     Args:
         steps: of the run.
@@ -63,10 +63,10 @@ class Line(PastStates):
         while self._back > self._first:
             self._back -= 1
             between = _between(self._steps.dynamics.start, self._state, self._back / self._total)
-            back = self._steps.backward_from(self._back, between, self._account, of_the_run=False)
+            backward = self._steps.backward_from(self._back, between, self._account, of_the_run=False)
             del between
-            yield self._back, back
-            del back
+            yield self._back, backward
+            del backward
 
 
 def _between(start: State, end: State, u: float) -> State:

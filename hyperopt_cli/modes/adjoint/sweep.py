@@ -61,7 +61,7 @@ class Past(NamedTuple):
     pullback: Callable[[Params], tuple[Params, StepHyper]]
 
 
-# alpha_{t+1} -> alpha_t and the adjoint of lambda_t, at a step that is met again on the way back; may be called once
+# alpha_{t+1} -> alpha_t and the adjoint of lambda_t, at a step that is met in the backward sweep; may be called once
 Backward = Callable[[State], tuple[State, StepHyper]]
 
 
@@ -136,7 +136,7 @@ class Steps(NamedTuple):
         return state_bytes(saved.more) + state_bytes([x for x in saved.batch if _memory(x) not in others])
 
     def backward_from(self, t: int, state: State, account: Account, of_the_run: bool = True) -> Backward:
-        """Returns the way back through step t from s_t alone; its gradient is taken again, now.
+        """Returns the backward of step t from s_t alone; its gradient is taken again, now.
 
         Args:
             t: the step.
@@ -148,15 +148,15 @@ class Steps(NamedTuple):
         step_hyper = self._hyper_at(t)
         if self.step.is_compiled:
             (_, value), saved = self.step.forward(t, state, state, step_hyper)
-            back: Backward = lambda adjoint: self.step.backward(saved, adjoint)  # noqa: E731
+            backward: Backward = lambda adjoint: self.step.backward(saved, adjoint)  # noqa: E731
         else:
             past = linearise(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper, self.judge)
-            value, back = past.value, partial(adjoint_step, self.dynamics, past)
+            value, backward = past.value, partial(adjoint_step, self.dynamics, past)
         if of_the_run:
             known = account.inner_loss[t]
             apart = ROUNDED * known.abs() if self.step.is_compiled else slack(known)
             account.finite.watch(t, MET_AGAIN, torch.where((value.to(known) - known).abs() > apart, float("nan"), 0.0))
-        return back
+        return backward
 
     def _hyper_at(self, t: int) -> StepHyper:
         return self.dynamics.hyper_at(self.hyper, t)
@@ -271,9 +271,9 @@ class Sweep:
         zeros = {name: torch.zeros_like(value) for name, value in hyper.items()}
         return cls(adjoint, zeros, [], 0, objective.value, objective.by_hyper, params)
 
-    def step_back(self, t: int, back: Backward) -> None:
+    def step_back(self, t: int, backward: Backward) -> None:
         """Takes the adjoint back through step t: alpha_{t+1} becomes alpha_t, and lambda_t's adjoint waits."""
-        self.adjoint, a_at = back(self.adjoint)
+        self.adjoint, a_at = backward(self.adjoint)
         self.waiting.append((t, a_at))
         self.done += 1
 
@@ -337,7 +337,7 @@ class PastStates(ABC):
 
     @abstractmethod
     def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
-        """Yields each step, the last one first: t, and the way back; `save` is called after steps taken again."""
+        """Yields each step, the last one first: t, and its backward; `save` is called after steps taken again."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -408,9 +408,9 @@ def backward_sweep(
         at_end = Sweep.at_end(dynamics, hyper, past.forward(save), account, save, judge)
         account.growth.adjoint(dynamics.problem.steps, at_end.adjoint.params)
         sweep = at_end
-    for t, back in past.backward(save):
-        sweep.step_back(t, back)
-        del back  # its gradient's graph, before the next one is made
+    for t, backward in past.backward(save):
+        sweep.step_back(t, backward)
+        del backward  # its gradient's graph, before the next one is made
         if sweep.many_wait or sweep.done == num:
             sweep.sum_up(dynamics, hyper)
         account.growth.adjoint(t, sweep.adjoint.params)

@@ -1,8 +1,9 @@
 """The elementwise passes of exact arithmetic, as torch runs them or compiled.
 
 Compiled, each pass reads and writes its tensors once. The increment is a pass of its own, so that one and the same
-machine code computes it there and back: fused with what follows, the two directions could round it differently. Each is
-compared with the same pass as torch runs it, once for each set of shapes: a wrong increment would be undone as well.
+machine code computes it forward and backward: fused with what follows, the two directions could round it differently.
+Each is compared with the same pass as torch runs it, once for each set of shapes: a wrong increment would be undone as
+well.
 """
 
 from collections.abc import Callable
