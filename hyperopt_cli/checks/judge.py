@@ -38,12 +38,12 @@ from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.dynamics.kinds import Kind, constructs_of, kind_of, may_be_cut, nodes_of
 from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.engines.forward_faults import double_backward_fault
+from hyperopt_cli.engines.program import gradient_as_program
 from hyperopt_cli.errors import UsageError, first_line
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.program.derivative import with_pullback
-from hyperopt_cli.program.record import Program, recorded
 
 DOUBLE_BACKWARD = "double backward"
 
@@ -70,30 +70,10 @@ class Ruling(NamedTuple):
     reasons: Mapping[str, str]
 
 
-def gradient_as_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Program, list[Tensor], Tensor, Params]:
-    """Writes (w, lambda) -> g down as a list of operators.
-
-    Returns:
-        The list, the leaves of w and lambda that it was written down at, and L and g with the bits of training.
-    """
-    entries, spec = tree_flatten(hyper)
-    inputs = [x.detach().requires_grad_() for x in (*params.values(), *entries)]
-    names = list(params)
-
-    def field(*flat: Tensor) -> list[Tensor]:
-        with torch.enable_grad():
-            w = dict(zip(names, flat, strict=False))
-            value = loss(w, tree_unflatten(list(flat[len(names) :]), spec))
-            return [value, *torch.autograd.grad(value, list(w.values()), materialize_grads=True)]
-
-    program, (value, *g) = recorded(field, inputs)
-    program.outputs.pop(0)
-    return program, inputs, value.detach(), {name: x.detach() for name, x in zip(names, g, strict=True)}
-
-
 def by_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Params, Pullback]:
     """Returns L, g and the pullback by the list of operators that the gradient comes to."""
     program, inputs, value, g = gradient_as_program(loss, params, hyper)
+    program.outputs.pop(0)  # L, whose derivative is known
     pull, spec = with_pullback(program, inputs), tree_flatten(hyper)[1]
 
     def pullback(u: Params) -> tuple[Params, StepHyper]:

@@ -30,18 +30,28 @@ def gradient(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Tensor, Para
     return value.detach(), dict(zip(w, grads, strict=True))
 
 
-def push_columns(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+def push_columns(
+    function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...], at_once: int | None = None
+) -> tuple[Any, Any]:
     """Returns a function's value and its Jacobian-vector products along K directions.
 
     Args:
         function: of trees of tensors, to a tree of tensors.
         primals: its arguments.
         tangents: of the arguments, like `primals`, `[K, *shape]`.
+        at_once: directions of one pass, each of which evaluates the function; None: all K.
 
     Returns:
         The value, and its tangents `[K, *shape]`.
     """
-    if tree_leaves(tangents)[0].shape[0] == 1:
+    num = tree_leaves(tangents)[0].shape[0]
+    if at_once is not None and at_once < num:
+        parts = []
+        for k in range(0, num, at_once):
+            value, dot = push_columns(function, primals, tree_map(lambda x: x[k : k + at_once], tangents))  # noqa: B023
+            parts.append(dot)
+        return value, tree_map(lambda *dots: torch.cat(dots), *parts)
+    if num == 1:
         value, dot = jvp(function, primals, tree_map(lambda x: x[0], tangents))  # type: ignore[misc]
         return value, tree_map(lambda x: x[None], dot)
     out_dims: Any = (None, 0)

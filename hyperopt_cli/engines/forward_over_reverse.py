@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.derivatives import push_columns
@@ -39,7 +38,7 @@ def forward_over_reverse(loss: Loss, params: Params, hyper: StepHyper, w_dot: Pa
         w_dot: w', named, `[K, *shape]`.
         hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
     """
-    return _pushed(loss, params, hyper, w_dot, hyper_dot, next(iter(w_dot.values())).shape[0])
+    return _tangents(loss, params, hyper, w_dot, hyper_dot, None)
 
 
 def forward_over_reverse_loop(
@@ -54,21 +53,16 @@ def forward_over_reverse_loop(
         w_dot: w', named, `[K, *shape]`.
         hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
     """
-    return _pushed(loss, params, hyper, w_dot, hyper_dot, 1)
+    return _tangents(loss, params, hyper, w_dot, hyper_dot, 1)
 
 
-def _pushed(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, at_once: int
+def _tangents(
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, at_once: int | None
 ) -> Tangents:
-    """Takes the tangents of `at_once` columns by each pass."""
-    num_columns = next(iter(w_dot.values())).shape[0]
-    gradient_and_loss, dots = grad_and_value(loss), []
-    for k in range(0, num_columns, at_once):
-        columns = tree_map(lambda x: x[k : k + at_once], (w_dot, hyper_dot))  # noqa: B023
-        with _Batchable():
-            (g, value), dot = push_columns(gradient_and_loss, (params, hyper), columns)
-        dots.append(dot)
-    g_dot, value_dot = dots[0] if len(dots) == 1 else tree_map(lambda *parts: torch.cat(parts), *dots)
+    with _Batchable():
+        (g, value), (g_dot, value_dot) = push_columns(
+            grad_and_value(loss), (params, hyper), (w_dot, hyper_dot), at_once
+        )
     return Tangents(value, g, value_dot, g_dot)
 
 

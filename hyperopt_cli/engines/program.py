@@ -9,17 +9,15 @@ Cost: a gradient that is written down (some 30 microseconds an operator), and K 
 those of forward over reverse. Prefer `auto`, which takes it where no other is right.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.derivatives import push_columns
 from hyperopt_cli.engines.base import Tangents
 from hyperopt_cli.optimizers.base import Params, StepHyper
-from hyperopt_cli.program import differentiable, recorded
+from hyperopt_cli.program import Program, differentiable, recorded
 
 
 def program(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
@@ -32,7 +30,7 @@ def program(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_d
         w_dot: w', named, `[K, *shape]`.
         hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
     """
-    return _pushed(loss, params, hyper, w_dot, hyper_dot, next(iter(w_dot.values())).shape[0])
+    return _tangents(loss, params, hyper, w_dot, hyper_dot, None)
 
 
 def program_loop(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper) -> Tangents:
@@ -45,13 +43,26 @@ def program_loop(loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hy
         w_dot: w', named, `[K, *shape]`.
         hyper_dot: lambda'_t, like `hyper`, `[K, *shape]`.
     """
-    return _pushed(loss, params, hyper, w_dot, hyper_dot, 1)
+    return _tangents(loss, params, hyper, w_dot, hyper_dot, 1)
 
 
-def _pushed(
-    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, at_once: int
+def _tangents(
+    loss: Loss, params: Params, hyper: StepHyper, w_dot: Params, hyper_dot: StepHyper, at_once: int | None
 ) -> Tangents:
-    """Takes the tangents of `at_once` columns by each pass over the list."""
+    written, inputs, value, g = gradient_as_program(loss, params, hyper)
+    function = differentiable(written)
+    primals = tuple(x.detach() for x in inputs)
+    dots = (*w_dot.values(), *tree_flatten(hyper_dot)[0])
+    _, (value_dot, *g_dot) = push_columns(lambda *flat: tuple(function(*flat)), primals, dots, at_once)
+    return Tangents(value, g, value_dot, dict(zip(g, g_dot, strict=True)))
+
+
+def gradient_as_program(loss: Loss, params: Params, hyper: StepHyper) -> tuple[Program, list[Tensor], Tensor, Params]:
+    """Writes (w, lambda) -> (L, g) down as a list of operators.
+
+    Returns:
+        The list, the leaves of w and lambda that it was written down at, and L and g with the bits of training.
+    """
     names, (entries, spec) = list(params), tree_flatten(hyper)
     inputs = [x.detach().requires_grad_() for x in (*params.values(), *entries)]
 
@@ -62,14 +73,4 @@ def _pushed(
             return [value, *torch.autograd.grad(value, list(w.values()), materialize_grads=True)]
 
     written, (value, *g) = recorded(field, inputs)
-    function = differentiable(written)
-    primals: Any = tuple(x.detach() for x in inputs)
-    dots = [*w_dot.values(), *tree_flatten(hyper_dot)[0]]
-    num_columns = dots[0].shape[0]
-    parts = []
-    for k in range(0, num_columns, at_once):
-        columns = tuple(x[k : k + at_once] for x in dots)
-        parts.append(push_columns(lambda *flat: tuple(function(*flat)), primals, columns)[1])
-    value_dot, *g_dot = parts[0] if len(parts) == 1 else tree_map(lambda *each: torch.cat(each), *parts)
-    grads = {name: x.detach() for name, x in zip(names, g, strict=True)}
-    return Tangents(value.detach(), grads, value_dot, dict(zip(names, g_dot, strict=True)))
+    return written, inputs, value.detach(), {name: x.detach() for name, x in zip(names, g, strict=True)}

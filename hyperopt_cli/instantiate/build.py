@@ -18,7 +18,7 @@ from hyperopt_cli.instantiate.loss import Loss, make_loss
 from hyperopt_cli.instantiate.misfit import misfit
 from hyperopt_cli.instantiate.mixing import mixes_examples
 from hyperopt_cli.instantiate.models import prepared
-from hyperopt_cli.modes import MODES, Forward, Mode
+from hyperopt_cli.modes import MODES, Mode
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.outer.descent import Descent
 from hyperopt_cli.problem import Precision
@@ -145,9 +145,7 @@ def check_dividing(experiment: Experiment, recipe: Recipe) -> None:
     Raises:
         UsageError: they may not; a RecipeError, which is one, has the position.
     """
-    if isinstance(experiment.mode, Forward):
-        initial = {name: knob.initial for name, knob in experiment.space.tuned().items()}
-        experiment.mode.columns(initial, experiment.ranks)  # which refuses ranks without one
+    experiment.mode.check_ranks(experiment.space.natural(experiment.space.initial()), experiment.ranks)
     if (issue := mixes_examples(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
 

@@ -98,6 +98,13 @@ class Mode(ABC):
         """
         return None
 
+    def check_ranks(self, hyper: Hyper, ranks: Ranks) -> None:  # noqa: B027 - most can use any number
+        """Refuses processes that would have no work.
+
+        Raises:
+            UsageError: the work divides into fewer parts than there are processes.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the name of its class and its arguments, in dictionaries, text and numbers."""
         assert is_dataclass(self)

@@ -206,6 +206,14 @@ class Forward(Mode):
         at_once = self.columns(hyper, ranks).most_at_once
         return None if at_once <= 1 else replace(self, columns_at_once=-(-at_once // 2))
 
+    def check_ranks(self, hyper: Hyper, ranks: Ranks) -> None:
+        """Refuses processes without a column.
+
+        Raises:
+            UsageError: `ranks` divide the columns, and there are fewer blocks than ranks.
+        """
+        self.columns(hyper, ranks)
+
     def columns(self, hyper: Hyper, ranks: Ranks) -> SharedColumns:
         """Returns the columns of a run.
 
