@@ -70,19 +70,16 @@ def _found(recipe: Recipe, allow: Sequence[str], may_open: bool, rest: Rest | No
     parts, issues = _parts(recipe, allow)
     model, lacks = foreseen(recipe, allow, may_open)
     issues += lacks
-    if parts is not None:
-        names = parts.names if rest is None else _guessed(parts.names, rest)
-        issues += make_space(recipe, names, parts.optimizer, model)[1]
-    return issues
-
-
-def _guessed(names: Names, rest: Rest) -> Names:
-    """Returns what a hyperparameter may be called if optimizer or loss are unknown: any name that shipped ones take."""
-    optimizer = names.optimizer
-    if "optimizer" in rest.bare | rest.own:
-        shipped = [load_name(entry.path) for entry in OPTIMIZERS.values()]
-        optimizer = tuple(dict.fromkeys(name for each in shipped for name in each.argument_names()))
-    return names._replace(optimizer=optimizer, complete=not rest.own)
+    if parts is None:
+        return issues
+    names = parts.names
+    if rest is not None:
+        names = names._replace(complete=not rest.own)
+        if "optimizer" in rest.bare | rest.own:  # it may be any: allowed is what one of those that ship takes
+            shipped = [load_name(entry.path) for entry in OPTIMIZERS.values()]
+            arguments = dict.fromkeys(name for each in shipped for name in each.argument_names())
+            names = names._replace(optimizer=tuple(arguments))
+    return issues + make_space(recipe, names, parts.optimizer, model)[1]
 
 
 def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE, local_rank: int = 0) -> Experiment:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hyperopt_cli.data.batches import Batch, Chunks, Data
+from hyperopt_cli.data.batches import Batch, Data
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.dynamics.precision import products_in
 from hyperopt_cli.instantiate.accuracy import Counts, accuracy
@@ -87,6 +87,9 @@ class Experiment:
         def outer_loss(params: Params, hyper: Hyper, batch: Batch | None = None) -> Tensor:
             return self._loss(evaluated, params, batch, {})
 
+        validation = None if self.data is None else self.data.validation
+        if validation is not None and self.ranks.divides("batch"):
+            validation = validation.of_rank(self.ranks.rank, self.ranks.size)
         together = ALONE if self.ranks.divides("replicas") else self.ranks
         return Problem(
             init=self._init({name: w.detach() for name, w in trained(model).items()}),
@@ -96,15 +99,10 @@ class Experiment:
             optimizer=self.optimizer,
             steps=self.steps,
             schedule=self.space.at,
-            outer_batches=self._validation(),
+            outer_batches=validation,
             precision=self.precision,
             ranks=together,
         )
-
-    def _validation(self) -> Chunks | None:
-        if self.data is None or not self.ranks.divides("batch"):
-            return None if self.data is None else self.data.validation
-        return self.data.validation.of_rank(self.ranks.rank, self.ranks.size)
 
     def _batches(self, seed: int) -> Callable[[int], Batch | Chunked | None]:
         if self.data is None:
