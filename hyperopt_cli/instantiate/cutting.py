@@ -85,7 +85,7 @@ def _cuts(experiment: Experiment, driven: Mapping[str, Tensor]) -> Iterator[Cut]
     steps = data.steps
     targets = data.targets.get("training")
     of_batch = steps.source, steps.index, steps.prepare, steps.shares
-    if steps.chunk_size is not None and data.in_chunks:
+    if steps.chunk_size is not None and steps.in_chunks:
         remedy = "Leave dataset.chunk_size out"
         yield Cut(("dataset", "chunk_size"), remedy, *of_batch, steps.chunk_size, driven, targets)
     elif experiment.ranks.divides("batch"):

@@ -107,12 +107,13 @@ class Experiment:
     def _batches(self, seed: int) -> Callable[[int], Batch | Chunked | None]:
         if self.data is None:
             return lambda t: None
+        steps = self.data.steps
         if self.ranks.divides("batch"):
-            part = self.data.batches_in_chunks(seed, self.ranks.rank, self.ranks.size)
+            part = steps.batches_in_chunks(seed, self.ranks.rank, self.ranks.size)
             return lambda t: Chunked(part(t), self.ranks)
-        if not self.data.in_chunks:
-            return self.data.batches(seed)
-        in_chunks = self.data.batches_in_chunks(seed)
+        if not steps.in_chunks:
+            return steps.batches(seed)
+        in_chunks = steps.batches_in_chunks(seed)
         return lambda t: Chunked(in_chunks(t))
 
     def _loss(self, model: nn.Module, params: Params, batch: Batch | None, driven: Mapping[str, Any]) -> Tensor:

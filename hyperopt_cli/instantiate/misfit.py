@@ -30,10 +30,10 @@ def misfit(experiment: Experiment) -> Issue | None:
     data = experiment.data
     if data is None:
         return _tried(experiment, model, None, starts)[0]
-    if data.in_chunks:
-        first = next(iter(data.batches_in_chunks(experiment.seed)(0)))[0]
+    if data.steps.in_chunks:
+        first = next(iter(data.steps.batches_in_chunks(experiment.seed)(0)))[0]
     else:
-        first = data.batches(experiment.seed)(0)
+        first = data.steps.batches(experiment.seed)(0)
     issue, outputs = _tried(experiment, model, first, starts)
     if issue is not None:
         return issue

@@ -70,7 +70,7 @@ def _difference(experiment: Experiment) -> tuple[float, torch.dtype] | None:
 
     at_once = None
     try:
-        at_once = flat(dynamics.loss_on(experiment.data.batches(experiment.seed)(0)))
+        at_once = flat(dynamics.loss_on(experiment.data.steps.batches(experiment.seed)(0)))
     except Exception as error:
         if not is_lacking(error):
             raise
