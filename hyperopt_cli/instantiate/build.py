@@ -103,7 +103,10 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
     if device.type == "cuda" and ranks.size > 1:
         torch.cuda.set_device(device)  # or every rank opens the first one too
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
-    lowered = _lowered(recipe, device)
+    # of the inner gradient's products, where it is lower than that of the parameters
+    lowered = cast(Precision, recipe.precision) if recipe.precision in get_args(Precision) else None
+    if lowered is not None and (reason := refusal(lowered, device)) is not None:
+        raise recipe.located(RecipeError([Issue(("precision",), f"got {lowered}; {reason}")]))
     loss = parts.loss.to(device, dtype)
     data = None if recipe.dataset is None else _data(recipe, recipe.dataset, loss, device, dtype, allow_import)
     make_model = _model_maker(recipe, data, device, dtype, allow_import)
@@ -180,20 +183,6 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
             f"device: got {name}, which this build of torch cannot use ({error}); use cpu or auto"
         ) from None
     return device
-
-
-def _lowered(recipe: Recipe, device: torch.device) -> Precision | None:
-    """Returns the precision of the inner gradient's products, if it is lower than that of the parameters.
-
-    Raises:
-        RecipeError: the device does not have it.
-    """
-    if recipe.precision not in get_args(Precision):
-        return None
-    lowered = cast(Precision, recipe.precision)
-    if (reason := refusal(lowered, device)) is not None:
-        raise recipe.located(RecipeError([Issue(("precision",), f"got {lowered}; {reason}")]))
-    return lowered
 
 
 def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Issue]]:
