@@ -1,6 +1,6 @@
 """What a training run draws from: batches as a pure function of the step, and fixed chunks of each split."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,7 +16,7 @@ from hyperopt_cli.data.resident import Resident, fits, read_all
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.shares import Shares, Weigh
 from hyperopt_cli.data.splits import Examples, InMemory, Splits, held_targets, targets_of
-from hyperopt_cli.data.steps import StepChunks, Steps
+from hyperopt_cli.data.steps import Steps
 from hyperopt_cli.data.streaming import READ_AT_ONCE, Streaming
 from hyperopt_cli.errors import DatasetError
 
@@ -46,39 +46,6 @@ class Data:
     test: Chunks | None
     steps: Steps
     targets: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def num_train(self) -> int:
-        """How many examples training takes."""
-        return self.train_chunks.num_examples
-
-    @property
-    def num_validation(self) -> int:
-        """How many examples the validation loss takes."""
-        return self.validation.num_examples
-
-    @property
-    def num_test(self) -> int:
-        """How many examples the test split has; 0 without one."""
-        return 0 if self.test is None else self.test.num_examples
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Steps of one pass; the examples left over are dropped, others in each epoch."""
-        return self.steps.per_epoch
-
-    @property
-    def in_chunks(self) -> bool:
-        """Whether a training batch is larger than a chunk."""
-        return self.steps.in_chunks
-
-    def batches(self, seed: int) -> Callable[[int], Batch]:
-        """Returns the training batches of a run of that seed, as a function of the step t >= 0."""
-        return self.steps.batches(seed)
-
-    def batches_in_chunks(self, seed: int, rank: int = 0, size: int = 1) -> Callable[[int], StepChunks]:
-        """Returns the same in chunks, which are made when they are asked for; of `size` processes, those of `rank`."""
-        return self.steps.batches_in_chunks(seed, rank, size)
 
 
 def load(

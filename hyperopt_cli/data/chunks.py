@@ -76,7 +76,7 @@ class Chunks(Sequence[tuple[Batch, float]]):
         self, source: Source, index: Tensor, size: int, prepare: Preparation, seed: int, shares: Shares = MEAN
     ) -> None:
         self.source, self.prepare, self.seed = source, prepare, seed
-        self.num_examples, self.indices = len(index), even(index, size)
+        self.indices = even(index, size)
         self.shares, self.weights = shares, shares(self.indices)
         self._own = [i for i, weight in enumerate(self.weights) if weight]
 

@@ -104,10 +104,13 @@ def as_splits(returned: object) -> Splits:
         train, test = _examples(returned[0]), _examples(returned[1])
     else:
         train, test = _examples(returned), None
-    shape = tuple(_first_input(train).shape)
+    if len(train) == 0:
+        raise DatasetError("the training split has no examples: at least one each is needed to train and to validate")
+    shape = tuple(read_example(train, 0)[0].shape)
     targets = [targets_of(split) for split in (train, test) if split is not None and len(split)]
     train, test = _labelled(train, targets[0]), test if test is None or not len(test) else _labelled(test, targets[1])
-    return Splits(train, test, shape, _count_classes(targets))
+    num_classes = 1 + max(int(each.max()) for each in targets) if all(map(is_integral, targets)) else None
+    return Splits(train, test, shape, num_classes)
 
 
 def targets_of(examples: Examples) -> Tensor:
@@ -206,17 +209,5 @@ def _describe(given: object) -> str:
     return f"a {type(given).__name__}"
 
 
-def _first_input(examples: Examples) -> Tensor:
-    if len(examples) == 0:
-        raise DatasetError("the training split has no examples: at least one each is needed to train and to validate")
-    return read_example(examples, 0)[0]
-
-
 def _labelled(examples: Examples, targets: Tensor) -> Examples:
     return examples if hasattr(examples, "targets") else Labelled(examples, targets)
-
-
-def _count_classes(targets: Sequence[Tensor]) -> int | None:
-    if not all(is_integral(each) for each in targets):
-        return None
-    return 1 + max(int(each.max()) for each in targets)

@@ -117,7 +117,9 @@ class Steps:
         Raises:
             ValueError: there are fewer chunks than processes.
         """
-        index_of, sizes = self._index_of(seed), self._sizes(size)
+        index_of, every = self._index_of(seed), torch.arange(self.batch_size)
+        pieces = torch.tensor_split(every, size) if self.chunk_size is None else even(every, self.chunk_size)
+        sizes = [len(piece) for piece in pieces if len(piece)]
         if len(sizes) < size:
             raise ValueError(f"got {len(sizes)} chunks of a batch for {size} processes; each needs one")
         own = range(rank, len(sizes), size)
@@ -134,11 +136,6 @@ class Steps:
             return StepChunks(t, sizes, weights, own, read, self.prepare, derive(seed, "step", t), self._draws(seed, t))
 
         return batch
-
-    def _sizes(self, num_processes: int) -> list[int]:
-        every = torch.arange(self.batch_size)
-        pieces = torch.tensor_split(every, num_processes) if self.chunk_size is None else even(every, self.chunk_size)
-        return [len(piece) for piece in pieces if len(piece)]
 
     def _index_of(self, seed: int) -> Callable[[int], Tensor]:
         """Returns a function of t that gives the indices of the examples of step t."""

@@ -139,17 +139,16 @@ class _Walker:
         self.last: tuple[int, Raw] | None = None
 
     def __call__(self, t: int) -> Raw:
-        if self.last is None or self.last[0] != t:
-            self.last = (t, self._read(t))
-        return self.last[1]
-
-    def _read(self, t: int) -> Raw:
+        if self.last is not None and self.last[0] == t:
+            return self.last[1]
         last, self.last = self.last, None  # after an error nothing is known of where the loader stands
         if last is None or t != last[0] + self.steps.direction:
             self.steps.start = t
             self.steps.direction = -1 if last is not None and t == last[0] - 1 else 1
             self.ahead = _reading(self.loader)
-        return self.source.place(next(self.ahead))
+        raw = self.source.place(next(self.ahead))
+        self.last = (t, raw)
+        return raw
 
 
 def _reading(loader: Iterable[Read | DatasetError]) -> Iterator[Read | DatasetError]:

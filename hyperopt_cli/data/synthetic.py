@@ -46,20 +46,15 @@ def synthetic(
         raise DatasetError(f"noise = {noise}: a standard deviation can't be negative")
     shape = (num_features,) if image_shape is None else tuple(image_shape)
     rng = generator(seed, "synthetic")
-    centres = _centres(num_classes, shape, rng)
-    train = _draw(centres, num_examples, noise, rng)
-    return Splits(train, _draw(centres, -(-num_examples // 5), noise, rng), shape, num_classes)
-
-
-def _centres(num_classes: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     if len(shape) == 3:  # white noise would hide the classes from convolutions
         coarse = torch.randn(num_classes, shape[0], COARSE, COARSE, generator=rng)
         centres = interpolate(coarse, size=shape[1:], mode="bilinear", align_corners=True)
     else:
         centres = torch.randn(num_classes, *shape, generator=rng)
     norms = centres.flatten(1).norm(dim=1).clamp_min(torch.finfo(centres.dtype).tiny)
-    unit: Tensor = centres / norms.reshape(-1, *[1] * len(shape))
-    return unit
+    centres = centres / norms.reshape(-1, *[1] * len(shape))
+    train = _draw(centres, num_examples, noise, rng)
+    return Splits(train, _draw(centres, -(-num_examples // 5), noise, rng), shape, num_classes)
 
 
 def _draw(centres: Tensor, num_examples: int, noise: float, rng: torch.Generator) -> InMemory:

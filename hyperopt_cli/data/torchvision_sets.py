@@ -92,19 +92,15 @@ def _mnist_like(kind: Any, root: str, download: bool, known: dict[str, str]) -> 
     archives = dict(kind.resources)
     require_files(raw, [name.removesuffix(".gz") for name in archives])
     for name, digest in archives.items():
-        _check_pair(raw / name, digest, known)
+        archive, unpacked = raw / name, (raw / name).with_suffix("")
+        expected = known.get(unpacked.name)
+        if archive.is_file():
+            require_md5(archive, digest)
+            expected = expected or hashlib.md5(gzip.decompress(archive.read_bytes())).hexdigest()
+        if expected is not None:
+            require_md5(unpacked, expected)
     train, test = (_in_memory(kind(folder, train=train), channels_last=False) for train in (True, False))
     return Splits(train, test, tuple(train.inputs.shape[1:]), 10)
-
-
-def _check_pair(archive: Path, digest: str, known: dict[str, str]) -> None:
-    unpacked = archive.with_suffix("")
-    expected = known.get(unpacked.name)
-    if archive.is_file():
-        require_md5(archive, digest)
-        expected = expected or hashlib.md5(gzip.decompress(archive.read_bytes())).hexdigest()
-    if expected is not None:
-        require_md5(unpacked, expected)
 
 
 def _cifar(kind: Any, root: str, download: bool, num_classes: int) -> Splits:

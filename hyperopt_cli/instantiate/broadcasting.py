@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -45,20 +46,17 @@ class _Watch(TorchDispatchMode):
         given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]
         made_of = [self._made_of.get(_memory(x), frozenset[str]()) for x in given]
         result = func(*args, **(kwargs or {}))
-        for made in tree_leaves(result):
-            if isinstance(made, Tensor):
-                self._check(func, given, made_of, made)
-                self._follow(made, frozenset().union(*made_of))
-        return result
-
-    def _check(self, func: Any, given: list[Tensor], made_of: list[frozenset[str]], made: Tensor) -> None:
         of_outputs = [x for x, of in zip(given, made_of, strict=True) if of == {"outputs"}]
         of_targets = [x for x, of in zip(given, made_of, strict=True) if of == {"targets"}]
-        for x in of_outputs:
-            for y in of_targets:
+        for made in tree_leaves(result):
+            if not isinstance(made, Tensor):
+                continue
+            for x, y in product(of_outputs, of_targets):
                 if x.shape != y.shape and x.numel() == y.numel() > 1 and made.numel() > x.numel():
-                    self.seen = f"{func.overloadpacket.__name__} of {list(x.shape)} and {list(y.shape)}"
-                    self.seen += f" gives {list(made.shape)}"
+                    name, shapes = func.overloadpacket.__name__, f"{list(x.shape)} and {list(y.shape)}"
+                    self.seen = f"{name} of {shapes} gives {list(made.shape)}"
+            self._follow(made, frozenset().union(*made_of))
+        return result
 
     def _follow(self, x: Tensor, made_of: frozenset[str]) -> None:
         self._alive.append(x)

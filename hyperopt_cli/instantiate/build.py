@@ -70,19 +70,16 @@ def _found(recipe: Recipe, allow: Sequence[str], may_open: bool, rest: Rest | No
     parts, issues = _parts(recipe, allow)
     model, lacks = foreseen(recipe, allow, may_open)
     issues += lacks
-    if parts is not None:
-        names = parts.names if rest is None else _guessed(parts.names, rest)
-        issues += make_space(recipe, names, parts.optimizer, model)[1]
-    return issues
-
-
-def _guessed(names: Names, rest: Rest) -> Names:
-    """Returns what a hyperparameter may be called if optimizer or loss are unknown: any name that shipped ones take."""
-    optimizer = names.optimizer
-    if "optimizer" in rest.bare | rest.own:
-        shipped = [load_name(entry.path) for entry in OPTIMIZERS.values()]
-        optimizer = tuple(dict.fromkeys(name for each in shipped for name in each.argument_names()))
-    return names._replace(optimizer=optimizer, complete=not rest.own)
+    if parts is None:
+        return issues
+    names = parts.names
+    if rest is not None:
+        names = names._replace(complete=not rest.own)
+        if "optimizer" in rest.bare | rest.own:  # it may be any: allowed is what one of those that ship takes
+            shipped = [load_name(entry.path) for entry in OPTIMIZERS.values()]
+            arguments = dict.fromkeys(name for each in shipped for name in each.argument_names())
+            names = names._replace(optimizer=tuple(arguments))
+    return issues + make_space(recipe, names, parts.optimizer, model)[1]
 
 
 def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE, local_rank: int = 0) -> Experiment:
@@ -106,7 +103,10 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
     if device.type == "cuda" and ranks.size > 1:
         torch.cuda.set_device(device)  # or every rank opens the first one too
     dtype = torch.float64 if recipe.precision == "float64" else torch.float32
-    lowered = _lowered(recipe, device)
+    # of the inner gradient's products, where it is lower than that of the parameters
+    lowered = cast(Precision, recipe.precision) if recipe.precision in get_args(Precision) else None
+    if lowered is not None and (reason := refusal(lowered, device)) is not None:
+        raise recipe.located(RecipeError([Issue(("precision",), f"got {lowered}; {reason}")]))
     loss = parts.loss.to(device, dtype)
     data = None if recipe.dataset is None else _data(recipe, recipe.dataset, loss, device, dtype, allow_import)
     make_model = _model_maker(recipe, data, device, dtype, allow_import)
@@ -181,20 +181,6 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
             f"device: got {name}, which this build of torch cannot use ({error}); use cpu or auto"
         ) from None
     return device
-
-
-def _lowered(recipe: Recipe, device: torch.device) -> Precision | None:
-    """Returns the precision of the inner gradient's products, if it is lower than that of the parameters.
-
-    Raises:
-        RecipeError: the device does not have it.
-    """
-    if recipe.precision not in get_args(Precision):
-        return None
-    lowered = cast(Precision, recipe.precision)
-    if (reason := refusal(lowered, device)) is not None:
-        raise recipe.located(RecipeError([Issue(("precision",), f"got {lowered}; {reason}")]))
-    return lowered
 
 
 def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Issue]]:

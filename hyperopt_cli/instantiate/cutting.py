@@ -12,7 +12,7 @@ normalisation, and what is drawn, belong to the piece by definition: of these f 
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -85,7 +85,7 @@ def _cuts(experiment: Experiment, driven: Mapping[str, Tensor]) -> Iterator[Cut]
     steps = data.steps
     targets = data.targets.get("training")
     of_batch = steps.source, steps.index, steps.prepare, steps.shares
-    if steps.chunk_size is not None and data.in_chunks:
+    if steps.chunk_size is not None and steps.in_chunks:
         remedy = "Leave dataset.chunk_size out"
         yield Cut(("dataset", "chunk_size"), remedy, *of_batch, steps.chunk_size, driven, targets)
     elif experiment.ranks.divides("batch"):
@@ -113,8 +113,15 @@ def _difference(experiment: Experiment, model: nn.Module, cut: Cut) -> str | Non
     parts = even(torch.arange(len(index)), min(cut.size, NUM_TRIED // 2))
     outputs = torch.cat([outputs_of(inputs[part]) for part in parts])
     first = torch.cat(parts[:2])
-    said = _mixing(lambda seed: outputs_of(inputs[first], seed), outputs[first])
-    return said or _adding_up(experiment, outputs, targets, index, cut)
+    at_once, in_pieces = outputs_of(inputs[first]), outputs[first]
+    if at_once.shape == in_pieces.shape:
+        difference = _norm(in_pieces - at_once) / (_norm(at_once) or 1.0)
+        # what another seed changes is drawn for each piece, which is no mixing
+        if difference > AGREES[at_once.dtype] and torch.equal(at_once, outputs_of(inputs[first], 1)):
+            return (
+                f"the model's outputs of an example depend on the others of its piece (they differ by {difference:.1g})"
+            )
+    return _adding_up(experiment, outputs, targets, index, cut)
 
 
 def _tried(cut: Cut, rng: torch.Generator) -> Tensor:
@@ -129,17 +136,6 @@ def _tried(cut: Cut, rng: torch.Generator) -> Tensor:
         for column in cut.targets.cpu()[cut.examples].reshape(len(cut.examples), -1).T[:NUM_TRIED]:
             chosen += [int(cut.examples[column.argmin()]), int(cut.examples[column.argmax()])]
     return torch.tensor(sorted(set(chosen)))
-
-
-def _mixing(at_once: Callable[[int], Tensor], in_pieces: Tensor) -> str | None:
-    """Returns in words whether a model's outputs of an example depend on the others beside it; None if they don't."""
-    whole = at_once(0)
-    if whole.shape != in_pieces.shape:
-        return None
-    difference = _norm(in_pieces - whole) / (_norm(whole) or 1.0)
-    if difference <= AGREES[whole.dtype] or not torch.equal(whole, at_once(1)):  # or drawn for each piece
-        return None
-    return f"the model's outputs of an example depend on the others of its piece (they differ by {difference:.1g})"
 
 
 def _adding_up(experiment: Experiment, outputs: Tensor, targets: Tensor, index: Tensor, cut: Cut) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hyperopt_cli.data.batches import Batch, Chunks, Data
+from hyperopt_cli.data.batches import Batch, Data
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.dynamics.precision import products_in
 from hyperopt_cli.instantiate.accuracy import Counts, accuracy
@@ -87,6 +87,10 @@ class Experiment:
         def outer_loss(params: Params, hyper: Hyper, batch: Batch | None = None) -> Tensor:
             return self._loss(evaluated, params, batch, {})
 
+        validation: Chunks | Chunked | None = None if self.data is None else self.data.validation
+        if self.data is not None and self.ranks.divides("batch"):
+            part = self.data.validation.of_rank(self.ranks.rank, self.ranks.size)
+            validation = Chunked(part, self.ranks)
         return Problem(
             init=self._init({name: w.detach() for name, w in trained(model).items()}),
             inner_loss=inner_loss,
@@ -95,24 +99,20 @@ class Experiment:
             optimizer=self.optimizer,
             steps=self.steps,
             schedule=self.space.at,
-            outer_batches=self._validation(),
+            outer_batches=validation,
             precision=self.precision,
         )
-
-    def _validation(self) -> Chunks | Chunked | None:
-        if self.data is None or not self.ranks.divides("batch"):
-            return None if self.data is None else self.data.validation
-        return Chunked(self.data.validation.of_rank(self.ranks.rank, self.ranks.size), self.ranks)
 
     def _batches(self, seed: int) -> Callable[[int], Batch | Chunked | None]:
         if self.data is None:
             return lambda t: None
+        steps = self.data.steps
         if self.ranks.divides("batch"):
-            part = self.data.batches_in_chunks(seed, self.ranks.rank, self.ranks.size)
+            part = steps.batches_in_chunks(seed, self.ranks.rank, self.ranks.size)
             return lambda t: Chunked(part(t), self.ranks)
-        if not self.data.in_chunks:
-            return self.data.batches(seed)
-        in_chunks = self.data.batches_in_chunks(seed)
+        if not steps.in_chunks:
+            return steps.batches(seed)
+        in_chunks = steps.batches_in_chunks(seed)
         return lambda t: Chunked(in_chunks(t))
 
     def _loss(self, model: nn.Module, params: Params, batch: Batch | None, driven: Mapping[str, Any]) -> Tensor:

@@ -88,7 +88,14 @@ def foreseen(recipe: Recipe, allow: Sequence[str], may_open: bool) -> tuple[nn.M
     arguments = filled(function, facts, recipe.model.arguments)
     if issues := lacking(function, facts, arguments):
         return None, issues
-    return (_without_values(function, arguments) if recipe.groups else None), []
+    if not recipe.groups or arguments.get("weights") is not None or arguments.get("pretrained"):
+        return None, []  # nobody asks for its parameters, or making it would load weights
+    try:
+        with seeded(0, torch.device("cpu")), torch.device("meta"), redirect_stdout(StringIO()):
+            made = function(**arguments)
+    except Exception:  # it can't be made without values
+        return None, []
+    return (made if isinstance(made, nn.Module) else None), []
 
 
 def _facts(recipe: Recipe, allow: Sequence[str], may_open: bool) -> Facts | None:
@@ -106,15 +113,3 @@ def _facts(recipe: Recipe, allow: Sequence[str], may_open: bool) -> Facts | None
     except Exception:  # it may lie on another machine; a run says what is wrong with it
         return None
     return Facts(splits.input_shape, splits.num_classes)
-
-
-def _without_values(function: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module | None:
-    """Returns the model on the meta device; None where it would load weights, or can't be made there."""
-    if arguments.get("weights") is not None or arguments.get("pretrained"):
-        return None
-    try:
-        with seeded(0, torch.device("cpu")), torch.device("meta"), redirect_stdout(StringIO()):
-            made = function(**arguments)
-    except Exception:
-        return None
-    return made if isinstance(made, nn.Module) else None

@@ -1,6 +1,7 @@
 """The hyperparameters of a recipe -> a `Space`, and everything that is wrong with them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -63,36 +64,33 @@ def make_space(
         model: whose parameters are grouped; None: everything but the groups is checked.
     """
     issues: list[Issue] = []
-    fixed = _fixed(recipe, names, model, issues)
+
+    fixed: dict[str, dict[str, float]] = {}  # by hyperparameter and parameter: a later group wins
+    for i, group in enumerate(recipe.groups):
+        chosen: list[str] = []
+        try:
+            chosen = select(model, group.parameters) if model is not None else []
+        except ValueError as error:
+            issues.append(Issue(("groups", i, "parameters"), str(error)))
+        for name, number in group.fixed.items():
+            if names.grouped(name):
+                fixed.setdefault(name, {}).update(dict.fromkeys(chosen, number))
+            else:
+                allowed = [*names.optimizer, "l2", "init_scale"]
+                issues.append(Issue(("groups", i, name), _unknown(name, allowed), at_key=True))
+
     made = []
     for name, written in recipe.hyperparameters.items():
         path = ("hyperparameters", name)
         issues += _misnamed(name, written, recipe, names, path)
         made.append(_hyperparameter(name, written, names, recipe.steps, fixed.pop(name, {}), model, path, issues))
+
     for name, numbers in fixed.items():
         start = torch.tensor(float(getattr(optimizer, name, 0.0)), dtype=torch.float64)
         grouping = Grouping.per("model", _free(model, numbers))
         schedule = Schedule("constant", recipe.steps)
         made.append(Hyperparameter(name, Knob(start, Transform("identity"), False), schedule, {}, grouping, numbers))
     return Space(tuple(made)), issues
-
-
-def _fixed(recipe: Recipe, names: Names, model: nn.Module | None, issues: list[Issue]) -> dict[str, dict[str, float]]:
-    """Returns, by hyperparameter and parameter, the number that a group fixes; a later group wins."""
-    fixed: dict[str, dict[str, float]] = {}
-    for i, group in enumerate(recipe.groups):
-        try:
-            chosen = select(model, group.parameters) if model is not None else []
-        except ValueError as error:
-            issues.append(Issue(("groups", i, "parameters"), str(error)))
-            chosen = []
-        for name, number in group.fixed.items():
-            if not names.grouped(name):
-                allowed = [*names.optimizer, "l2", "init_scale"]
-                issues.append(Issue(("groups", i, name), _unknown(name, allowed), at_key=True))
-            else:
-                fixed.setdefault(name, {}).update(dict.fromkeys(chosen, number))
-    return fixed
 
 
 def _misnamed(name: str, written: Written, recipe: Recipe, names: Names, path: Path) -> list[Issue]:
@@ -135,7 +133,15 @@ def _hyperparameter(
     path: Path,
     issues: list[Issue],
 ) -> Hyperparameter:
-    schedule = _schedule(written, steps, path, issues)
+    kind = written.schedule.kind
+    try:
+        schedule = Schedule(kind, steps, written.schedule.count)
+        if written.schedule.milestones:
+            schedule = replace(schedule, milestones=written.schedule.milestones)
+    except ValueError as error:
+        issues.append(Issue((*path, "schedule", kind), str(error)))
+        schedule = Schedule("constant", steps)
+
     grouping = Grouping.per(written.per, _free(model, fixed)) if model is not None else Grouping(("",), {})
     shape = [size for size in (schedule.size, grouping.size) if size is not None]
     transform = _transform(written, "logit" if name in names.shares else "log", None, path, issues)
@@ -145,45 +151,23 @@ def _hyperparameter(
     starts = written.starts if schedule.size is not None else written.starts[:1]
     knob = Knob(_start(starts, shape), transform, written.tuned)
     _check_start(written, transform, path, issues)
-    return Hyperparameter(
-        name,
-        knob,
-        schedule,
-        _parameters(written, path, issues),
-        grouping,
-        fixed,
-        in_step=name != "init_scale",
-    )
+
+    parameters = {}
+    for key, otherwise in PARAMETERS[kind].items():
+        given = written.schedule.parameters.get(key)
+        if given is None:
+            start = torch.tensor(otherwise.initial, dtype=torch.float64)
+            parameters[key] = Knob(start, otherwise.transform, tuned=False)
+            continue
+        at = (*path, "schedule", kind, key)
+        shape_transform = _transform(given, otherwise.transform.name, otherwise.transform.bounds, at, issues)
+        _check_start(given, shape_transform, at, issues)
+        parameters[key] = Knob(_start(given.starts, []), shape_transform, given.tuned)
+    return Hyperparameter(name, knob, schedule, parameters, grouping, fixed, in_step=name != "init_scale")
 
 
 def _free(model: nn.Module | None, fixed: Mapping[str, float]) -> list[str]:
     return [] if model is None else [name for name in trained(model) if name not in fixed]
-
-
-def _schedule(written: Written, steps: int, path: Path, issues: list[Issue]) -> Schedule:
-    kind, milestones = written.schedule.kind, written.schedule.milestones
-    try:
-        made = Schedule(kind, steps, written.schedule.count)
-    except ValueError as error:
-        issues.append(Issue((*path, "schedule", kind), str(error)))
-        return Schedule("constant", steps)
-    return Schedule(kind, steps, made.count, milestones) if milestones else made
-
-
-def _parameters(written: Written, path: Path, issues: list[Issue]) -> dict[str, Knob]:
-    """Returns the further knobs of the schedule; one that the recipe leaves out is fixed at its default."""
-    kind = written.schedule.kind
-    knobs = {}
-    for name, otherwise in PARAMETERS[kind].items():
-        given = written.schedule.parameters.get(name)
-        if given is None:
-            knobs[name] = Knob(_scalar(otherwise.initial), otherwise.transform, tuned=False)
-            continue
-        at = (*path, "schedule", kind, name)
-        transform = _transform(given, otherwise.transform.name, otherwise.transform.bounds, at, issues)
-        _check_start(given, transform, at, issues)
-        knobs[name] = Knob(_start(given.starts, []), transform, given.tuned)
-    return knobs
 
 
 def _transform(
@@ -216,7 +200,3 @@ def _start(starts: tuple[float, ...], shape: list[int]) -> Tensor:
     if len(values) == 1:
         return values[0].expand(shape).clone()
     return values.view(-1, *[1] * (len(shape) - 1)).expand(shape).clone()
-
-
-def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)

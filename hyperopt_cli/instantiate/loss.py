@@ -86,7 +86,10 @@ def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
     function = resolve(written.call, "loss", allow)
     arguments = written.arguments
     if getattr(function, "__module__", "").startswith(("torch.nn", "hyperopt_cli")):
-        arguments = {name: _tensor(x) if name in TENSORS else x for name, x in arguments.items()}
+        for name in TENSORS:  # anything but a list of numbers is left for the loss to refuse
+            given = arguments.get(name)
+            if isinstance(given, list | tuple) and all(isinstance(x, int | float) for x in given):
+                arguments[name] = torch.tensor(given, dtype=torch.float64)
     if inspect.isclass(function):
         made = cast(Callable[..., Tensor], function(**arguments))
         told = {name: getattr(made, name, None) for name in ("reduction", "ignore_index", "weight")}
@@ -95,7 +98,9 @@ def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
     tunable, numbers = _tunable(function)
     if any(name in recipe.hyperparameters for name in tunable):
         function = losses.DIFFERENTIABLE.get(function, function)
-    loss = Loss(function, tunable, numbers, _shares(function), arguments)
+    further = list(inspect.signature(losses.DIFFERENTIABLE.get(function, function)).parameters.values())[2:]
+    shares = frozenset(p.name for p in further if "share" in getattr(p.annotation, "__metadata__", ()))
+    loss = Loss(function, tunable, numbers, shares, arguments)
     return _counted(loss, function in OF_CLASSES, {"ignore_index": -100, **arguments})
 
 
@@ -120,15 +125,3 @@ def _tunable(function: Callable[..., Tensor]) -> tuple[frozenset[str], frozenset
     else:  # one's own: whether it takes tensors is tried on the first batch
         tensors = frozenset(p.name for p in further if p.annotation not in (bool, int, str))
     return tensors, frozenset(p.name for p in further) - tensors
-
-
-def _shares(function: Callable[..., Tensor]) -> frozenset[str]:
-    further = list(inspect.signature(losses.DIFFERENTIABLE.get(function, function)).parameters.values())[2:]
-    return frozenset(p.name for p in further if "share" in getattr(p.annotation, "__metadata__", ()))
-
-
-def _tensor(given: Any) -> Any:
-    """Returns a list of numbers as a tensor, and leaves anything else for the loss to refuse."""
-    if isinstance(given, list | tuple) and all(isinstance(x, int | float) for x in given):
-        return torch.tensor(cast(list[float], given), dtype=torch.float64)
-    return given

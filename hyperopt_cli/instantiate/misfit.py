@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hyperopt_cli.data.batches import Batch, Data
+from hyperopt_cli.data.batches import Batch
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import is_integral
 from hyperopt_cli.errors import Issue
@@ -30,7 +30,11 @@ def misfit(experiment: Experiment) -> Issue | None:
     data = experiment.data
     if data is None:
         return _tried(experiment, model, None, starts)[0]
-    issue, outputs = _tried(experiment, model, _first_batch(data, experiment.seed), starts)
+    if data.steps.in_chunks:
+        first = next(iter(data.steps.batches_in_chunks(experiment.seed)(0)))[0]
+    else:
+        first = data.steps.batches(experiment.seed)(0)
+    issue, outputs = _tried(experiment, model, first, starts)
     if issue is not None:
         return issue
     assert outputs is not None
@@ -40,13 +44,6 @@ def misfit(experiment: Experiment) -> Issue | None:
         or _scored(experiment, model)
         or cut_wrongly(experiment, starts)
     )
-
-
-def _first_batch(data: Data, seed: int) -> Batch:
-    """Returns what the model is called with first, which is a batch or a chunk of it."""
-    if not data.in_chunks:
-        return data.batches(seed)(0)
-    return next(iter(data.batches_in_chunks(seed)(0)))[0]
 
 
 def _tried(
@@ -79,7 +76,7 @@ def _tried(
     if not bool(loss.isfinite()):
         odd = (
             "the inputs of the first batch hold numbers that are not finite"
-            if _is_odd(inputs)
+            if any(x.is_floating_point() and not bool(x.isfinite().all()) for x in inputs)
             else "give a smaller init_scale, or mend the model or the loss"
         )
         return Issue(("loss",), f"with {shown} it is {loss.item()} before the first step: {odd}"), None
@@ -99,10 +96,6 @@ def _tried(
     return None, outputs
 
 
-def _is_odd(inputs: tuple[Tensor, ...]) -> bool:
-    return any(x.is_floating_point() and not bool(x.isfinite().all()) for x in inputs)
-
-
 def _may_be_a_number(experiment: Experiment, outputs: Tensor, targets: Tensor | None, driven: dict[str, Tensor]) -> str:
     """Returns what to do where a loss works with numbers, and not with tensors, for its hyperparameters."""
     plain = {name: x.item() for name, x in driven.items() if x.numel() == 1}
@@ -117,13 +110,18 @@ def _may_be_a_number(experiment: Experiment, outputs: Tensor, targets: Tensor | 
 def _mislabelled(experiment: Experiment, outputs: Tensor, driven: dict[str, Tensor]) -> Issue | None:
     """Returns an issue for a label that the loss cannot take, and names its example."""
     assert experiment.data is not None
+    class_dim, ignored = experiment.class_dim, experiment.loss.ignore_index
     outputs, driven = outputs.cpu(), {name: x.cpu() for name, x in driven.items()}  # a GPU would not survive one
     for name, targets in experiment.data.targets.items():
         if not is_integral(targets):
             continue
-        bad, said = _out_of_range(experiment, outputs, targets)
-        if targets.ndim == 1 and outputs.ndim and not experiment.loss.of_classes:
+        bad, said = None, ""
+        if not experiment.loss.of_classes and targets.ndim == 1 and outputs.ndim:
             bad, said = _refused(experiment, outputs, targets, driven)
+        elif experiment.loss.of_classes and targets.shape[1:] == outputs.select(class_dim, 0).shape[1:]:
+            num = outputs.shape[class_dim]
+            bad = ((targets < 0) | (targets >= num)) & (targets != ignored)
+            said = f"allowed are 0 ... {num - 1}, and {ignored} for what is ignored"
         if bad is not None and bool(bad.any()):
             first = int(bad.nonzero()[0, 0])
             return Issue(
@@ -133,19 +131,6 @@ def _mislabelled(experiment: Experiment, outputs: Tensor, driven: dict[str, Tens
                 "number of classes of the model",
             )
     return None
-
-
-def _out_of_range(experiment: Experiment, outputs: Tensor, targets: Tensor) -> tuple[Tensor | None, str]:
-    """Returns which targets are no classes of the outputs, and in words what is wrong with them."""
-    if not experiment.loss.of_classes or targets.shape[1:] != _without(outputs, experiment.class_dim)[1:]:
-        return None, ""
-    num = outputs.shape[experiment.class_dim]
-    bad = ((targets < 0) | (targets >= num)) & (targets != experiment.loss.ignore_index)
-    return bad, f"allowed are 0 ... {num - 1}, and {experiment.loss.ignore_index} for what is ignored"
-
-
-def _without(outputs: Tensor, dim: int) -> torch.Size:
-    return outputs.select(dim, 0).shape
 
 
 def _refused(
@@ -170,28 +155,23 @@ def _scored(experiment: Experiment, model: nn.Module) -> Issue | None:
     data = experiment.data
     if data is None or data.test is None:
         return None
-    batch, _ = data.test[0]
-    issue, outputs = _figures(experiment, model, batch)
-    if issue is not None or outputs is None or data.num_classes is None:
-        return issue
-    targets = batch.targets
+    (inputs, targets, _), _ = data.test[0]
+    outputs, said = attempted(lambda: model(inputs).detach())
+    if said:
+        return Issue(("model",), f"with inputs of the test split, {list(inputs.shape)}, it raised {said}")
+    shapes = f"outputs of shape {list(outputs.shape)} and targets of shape {list(targets.shape)}"
+    _, said = attempted(lambda: float(experiment.loss_of(outputs, targets)))
+    if said:
+        return Issue(("loss",), f"on the test split, with {shapes}, it raised {said}")
+    _, said = attempted(lambda: experiment.counts(outputs, targets))
+    if said:
+        return Issue(("model",), f"with {shapes} the accuracy raised {said}")
+    if data.num_classes is None:
+        return None
     if not has_classes(outputs, targets, experiment.class_dim) and has_classes(outputs, targets, -1):
         return Issue(
             ("model",),
-            f"with outputs of shape {list(outputs.shape)} and targets of shape {list(targets.shape)} there is no "
-            f"accuracy: classes are looked for in dimension {experiment.class_dim}. Where they are in the last one, "
-            "let the model say so, by an attribute class_dim = -1",
+            f"with {shapes} there is no accuracy: classes are looked for in dimension {experiment.class_dim}. Where "
+            "they are in the last one, let the model say so, by an attribute class_dim = -1",
         )
     return None
-
-
-def _figures(experiment: Experiment, model: nn.Module, batch: Batch) -> tuple[Issue | None, Tensor | None]:
-    outputs, said = attempted(lambda: model(batch.inputs).detach())
-    if said:
-        return Issue(("model",), f"with inputs of the test split, {list(batch.inputs.shape)}, it raised {said}"), None
-    shown = f"outputs of shape {list(outputs.shape)} and targets of shape {list(batch.targets.shape)}"
-    _, said = attempted(lambda: float(experiment.loss_of(outputs, batch.targets)))
-    if said:
-        return Issue(("loss",), f"on the test split, with {shown}, it raised {said}"), None
-    _, said = attempted(lambda: experiment.counts(outputs, batch.targets))
-    return (Issue(("model",), f"with {shown} the accuracy raised {said}") if said else None), outputs

@@ -43,10 +43,14 @@ def mixes_examples(experiment: Experiment) -> Issue | None:
     difference, dtype = found
     if difference <= AGREES[dtype]:
         return None
+    modules = experiment.make_model(derive(experiment.seed, "init")).modules()
+    tying = (module for module in modules if isinstance(module, TYING) and getattr(module, "p", 1.0) > 0)
+    culprits = ", ".join(sorted({type(module).__name__ for module in tying}))
+    reason = f", for which the model's {culprits} may be the reason" if culprits else ""
     return Issue(
         ("shard",),
         f"batch: the gradient of a batch is not the mean of those of its parts (they differ by {difference:.1g} of it)"
-        f"{_culprits(experiment)}; give dataset.chunk_size, up to {size // ranks.size}, and the loss is defined on "
+        f"{reason}; give dataset.chunk_size, up to {size // ranks.size}, and the loss is defined on "
         "chunks, each with its own statistics and draws, for any number of ranks; or use shard: columns or replicas",
     )
 
@@ -66,7 +70,7 @@ def _difference(experiment: Experiment) -> tuple[float, torch.dtype] | None:
 
     at_once = None
     try:
-        at_once = flat(dynamics.loss_on(experiment.data.batches(experiment.seed)(0)))
+        at_once = flat(dynamics.loss_on(experiment.data.steps.batches(experiment.seed)(0)))
     except Exception as error:
         if not is_lacking(error):
             raise
@@ -75,10 +79,3 @@ def _difference(experiment: Experiment) -> tuple[float, torch.dtype] | None:
     in_parts = flat(dynamics.loss_at(0))
     norms = (torch.linalg.vector_norm(x) for x in (in_parts - at_once, at_once))
     return float(next(norms) / next(norms).clamp_min(1e-30)), at_once.dtype
-
-
-def _culprits(experiment: Experiment) -> str:
-    modules = experiment.make_model(derive(experiment.seed, "init")).modules()
-    tying = (module for module in modules if isinstance(module, TYING) and getattr(module, "p", 1.0) > 0)
-    names = sorted({type(module).__name__ for module in tying})
-    return f", for which the model's {', '.join(names)} may be the reason" if names else ""

@@ -41,6 +41,7 @@ def use_batch_statistics(model: nn.Module) -> None:
             setattr(module, name, None)
 
 
+@torch.no_grad()
 def estimate_running_statistics(
     model: nn.Module, params: Mapping[str, Tensor], batches: Iterable[WithInputs]
 ) -> nn.Module:
@@ -62,29 +63,16 @@ def estimate_running_statistics(
         ValueError: the model has no parameter of a name, or there are no batches.
     """
     tested = copy.deepcopy(model).eval()
-    _load(tested, params)
-    tracking = [module for module in _batch_norms(tested) if module.track_running_stats]
-    if tracking:
-        _average(tested, tracking, batches)
-    return tested
-
-
-def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
-@torch.no_grad()
-def _load(model: nn.Module, params: Mapping[str, Tensor]) -> None:
-    own = dict(model.named_parameters())
+    own = dict(tested.named_parameters())
     if unknown := sorted(params.keys() - own.keys()):
         raise ValueError(f"the model has no parameters {unknown}: its own are {sorted(own)}")
     for name, value in params.items():
         own[name].copy_(value)
+    tracking = [module for module in _batch_norms(tested) if module.track_running_stats]
+    if not tracking:
+        return tested
 
-
-@torch.no_grad()
-def _average(model: nn.Module, tracking: list[_BatchNorm], batches: Iterable[WithInputs]) -> None:
-    reference = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0))
+    reference = next(iter([*tested.parameters(), *tested.buffers()]), torch.empty(0))
     momenta = [module.momentum for module in tracking]
     for module in tracking:
         size = module.num_features
@@ -95,10 +83,15 @@ def _average(model: nn.Module, tracking: list[_BatchNorm], batches: Iterable[Wit
         module.train()
     num_batches = 0
     for batch in batches:
-        model(batch.inputs)
+        tested(batch.inputs)
         num_batches += 1
     if not num_batches:
         raise ValueError("running statistics can't be estimated from no batches: pass at least one training batch")
     for module, momentum in zip(tracking, momenta, strict=True):
         module.momentum = momentum
         module.eval()
+    return tested
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -11,6 +11,7 @@ from hyperopt_cli.recipe.wording import did_you_mean
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def bind(
@@ -35,26 +36,18 @@ def bind(
         return []
     leading = [parameter for parameter in parameters if parameter.kind in _POSITIONAL][:num_leading]
     rest = [parameter for parameter in parameters if parameter not in leading]
-    return _unknown(rest, arguments, known) + _missing(rest, set(arguments) | set(filled))
+    findings = []
 
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in rest):
+        names = [*(parameter.name for parameter in rest if parameter.kind in _KEYWORD), *known]
+        allowed = ", ".join(names) or "no arguments"
+        for key in islice((key for key in arguments if key not in names), MAX_ISSUES):
+            close = did_you_mean(key, names) or "."
+            findings.append(Finding((key,), f"unknown argument{close} Allowed here: {allowed}", at_key=True))
 
-def _unknown(parameters: list[inspect.Parameter], arguments: dict[str, Any], known: Sequence[str]) -> list[Finding]:
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return []
-    names = [*(parameter.name for parameter in parameters if parameter.kind in _KEYWORD), *known]
-    allowed = ", ".join(names) or "no arguments"
-    return [
-        Finding((key,), f"unknown argument{did_you_mean(key, names) or '.'} Allowed here: {allowed}", at_key=True)
-        for key in islice((key for key in arguments if key not in names), MAX_ISSUES)
-    ]
-
-
-def _missing(parameters: list[inspect.Parameter], given: set[str]) -> list[Finding]:
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [
-        Finding((), f"the argument {parameter.name} is missing; add {parameter.name}: VALUE")
-        for parameter in parameters
-        if parameter.default is inspect.Parameter.empty
-        and parameter.kind not in variadic
-        and parameter.name not in given
-    ]
+    given = {*arguments, *filled}
+    for parameter in rest:
+        is_required = parameter.default is inspect.Parameter.empty and parameter.kind not in _VARIADIC
+        if is_required and parameter.name not in given:
+            findings.append(Finding((), f"the argument {parameter.name} is missing; add {parameter.name}: VALUE"))
+    return findings

@@ -28,7 +28,13 @@ def key_completions(recipe: Any, typed: str) -> list[str]:
     path = tuple(typed.split(".")[:-1])
     inside = _value(recipe, path)
     own = inside if isinstance(inside, dict) else {}
-    candidates = [each for key in dict.fromkeys([*allowed_keys(path), *own]) for each in _forms(recipe, (*path, key))]
+    candidates: list[str] = []
+    for key in dict.fromkeys([*allowed_keys(path), *own]):
+        dotted = ".".join(map(str, (*path, key)))
+        value = _value(recipe, (*path, key))
+        is_section = [each.get("type") == "object" for each in branches((*path, key))] or [isinstance(value, dict)]
+        # both for a section that has a shorthand
+        candidates += [f"{dotted}="] * (not all(is_section)) + [f"{dotted}."] * any(is_section)
     found = [candidate for candidate in candidates if candidate.startswith(typed)]
     if len(found) != 1:
         return found
@@ -50,21 +56,11 @@ def value_completions(recipe: Any, key: str) -> list[str]:
     for branch in branches(path):
         values += branch.get("enum", [branch["const"]] if "const" in branch else [])
         values += [True, False] if branch.get("type") == "boolean" else []
-    return list(dict.fromkeys(text for text in map(_text, values) if _PLAIN.fullmatch(text)))
-
-
-def _forms(recipe: Any, path: KeyPath) -> list[str]:
-    """Returns `KEY=` for a value, `KEY.` for a section, and both for a section that has a shorthand."""
-    key, value = ".".join(map(str, path)), _value(recipe, path)
-    sections = [branch.get("type") == "object" for branch in branches(path)] or [isinstance(value, dict)]
-    return [f"{key}="] * (not all(sections)) + [f"{key}."] * any(sections)
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+    return list(dict.fromkeys(text for text in texts if _PLAIN.fullmatch(text)))
 
 
 def _value(recipe: Any, path: KeyPath) -> Any:
     for key in path:
         recipe = recipe.get(key) if isinstance(recipe, dict) else None
     return recipe
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -105,7 +105,22 @@ def parse(text: str, source: str) -> Document:
     """
     if len(text.encode(errors="replace")) > MAX_BYTES:
         raise DocumentError(f"longer than {MAX_BYTES} bytes; a recipe is a page", Position(source, 1, 1))
-    node = _compose(text, source)
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = Position(source, mark.line + 1, mark.column + 1) if mark else Position(source, 1, 1)
+        problem = error.problem or ""
+        if isinstance(error.__context__, UnicodeError):
+            problem = "found escapes that are not UTF-8"
+        parts = [part for part in (error.context, problem) if part]
+        raise DocumentError(f"not valid YAML: {', '.join(parts)}", where) from error
+    except yaml.reader.ReaderError as error:
+        where = position_of(text, error.position, source)
+        code = f"#x{error.character:04x}" if isinstance(error.character, int) else ascii(error.character)
+        raise DocumentError(f"not valid YAML: the character {code} is not allowed", where) from error
+    except (ValueError, OverflowError) as error:  # PyYAML on an escape beyond Unicode, or an absurd version number
+        raise DocumentError(f"not valid YAML: {error}", Position(source, 1, 1)) from error
     builder = _Builder(source)
     if node is None:
         return Document(None, {(): Mark(Position(source, 1, 1), Position(source, 1, 1))}, [])
@@ -121,28 +136,6 @@ def position_of(text: str, index: int, source: str) -> Position:
     """Returns the line and column of the character `text[index]`."""
     before = text[:index]
     return Position(source, before.count("\n") + 1, index - (before.rfind("\n") + 1) + 1)
-
-
-def _compose(text: str, source: str) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = Position(source, mark.line + 1, mark.column + 1) if mark else Position(source, 1, 1)
-        problem = error.problem or ""
-        if isinstance(error.__context__, UnicodeError):
-            problem = "found escapes that are not UTF-8"
-        parts = [part for part in (error.context, problem) if part]
-        raise DocumentError(f"not valid YAML: {', '.join(parts)}", where) from error
-    except yaml.reader.ReaderError as error:
-        where = position_of(text, error.position, source)
-        raise DocumentError(f"not valid YAML: the character {_code(error)} is not allowed", where) from error
-    except (ValueError, OverflowError) as error:  # PyYAML on an escape beyond Unicode, or an absurd version number
-        raise DocumentError(f"not valid YAML: {error}", Position(source, 1, 1)) from error
-
-
-def _code(error: yaml.reader.ReaderError) -> str:
-    return f"#x{error.character:04x}" if isinstance(error.character, int) else ascii(error.character)
 
 
 class _Builder:
@@ -183,9 +176,11 @@ class _Builder:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             self._count(key_node)
-            key, position = self._key(key_node, path), self.position(key_node)
-            if key is None:
+            if problem := _key_problem(key_node):
+                given = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "given"
+                self._find(key_node, path, f"the key {given} {problem}")
                 continue
+            key, position = str(key_node.value), self.position(key_node)
             if key in data:
                 first = self.marks[(*path, key)].key
                 message = f"given twice, first in line {first.line}, column {first.column}; keep one"
@@ -193,13 +188,6 @@ class _Builder:
             else:
                 data[key] = self.build(value_node, (*path, key), position)
         return data
-
-    def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
-        """Returns the key; where the node is no valid key it returns None, and notes a finding."""
-        problem = _key_problem(node)
-        if problem:
-            self._find(node, path, f"the key {_text(node)} {problem}")
-        return None if problem else str(node.value)
 
     def _expect_tag(self, node: yaml.Node, name: str, path: KeyPath) -> None:
         if node.tag != _TAG + name:
@@ -212,36 +200,37 @@ class _Builder:
         self.findings.append(Finding(path, message, position=self.position(node)))
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> str | int | float | bool | None:
-        text, tag = node.value, node.tag
+        text: str = node.value
+        tag, kind = node.tag, node.tag.removeprefix(_TAG)
         if tag == _TAG + "str":
-            return self._string(node, path)
+            if _is_torn(text):
+                self._find(node, path, f"got {shown(text)}: half of a surrogate pair is no character")
+            return text
         if tag not in _FORMS:
             self._refuse_tag(node, path)
-        elif not _FORMS[tag].match(text):
-            self._find(node, path, f"got {shown(text)}, which is no {tag.removeprefix(_TAG)}")
-        else:
-            return self._value(tag.removeprefix(_TAG), node, path)
-        return None
-
-    def _string(self, node: yaml.ScalarNode, path: KeyPath) -> str:
-        text: str = node.value
-        if _is_torn(text):
-            self._find(node, path, f"got {shown(text)}: half of a surrogate pair is no character")
-        return text
-
-    def _value(self, kind: str, node: yaml.ScalarNode, path: KeyPath) -> int | float | bool | None:
-        text: str = node.value
+            return None
+        if not _FORMS[tag].match(text):
+            self._find(node, path, f"got {shown(text)}, which is no {kind}")
+            return None
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
+
         if len(text) > MAX_NUMBER:
             self._find(node, path, f"got a number of {len(text)} characters; at most {MAX_NUMBER}")
             return None
-        value = _integer(text) if kind == "int" else _float(text)
-        if problem := _range_problem(value, text):
-            self._find(node, path, f"got {text}; {problem}")
-        return None if problem else value
+        if kind == "int":
+            integer = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+            if abs(integer) <= MAX_INTEGER:
+                return integer
+            self._find(node, path, f"got {text}; an integer lies within +-(2^63 - 1); a larger number takes a dot")
+            return None
+        number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        if math.isinf(number) and "inf" not in text.lower():
+            self._find(node, path, f"got {text}; a number lies within +-1.7976931348623157e308")
+            return None
+        return number
 
 
 def _key_problem(node: yaml.Node) -> str:
@@ -254,24 +243,5 @@ def _key_problem(node: yaml.Node) -> str:
     return "has half of a surrogate pair, which is no character" if _is_torn(node.value) else ""
 
 
-def _range_problem(value: float, text: str) -> str:
-    if isinstance(value, int):
-        return "" if abs(value) <= MAX_INTEGER else "an integer lies within +-(2^63 - 1); a larger number takes a dot"
-    infinite = math.isinf(value) and "inf" not in text.lower()
-    return "a number lies within +-1.7976931348623157e308" if infinite else ""
-
-
 def _is_torn(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _integer(text: str) -> int:
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-def _float(text: str) -> float:
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-def _text(node: yaml.Node) -> str:
-    return shown(node.value) if isinstance(node, yaml.ScalarNode) else "given"

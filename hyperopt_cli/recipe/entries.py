@@ -44,7 +44,8 @@ class Entry(Section):
         for start in self.starts if self.bounds else ():
             low, high = self.bounds or (start, start)
             if not low <= start <= high:
-                raise Misfit(f"got {start:g}; must lie within bounds, [{low:g}, {high:g}]", self._start_key)
+                key = "value" if self.initial is None else "initial"
+                raise Misfit(f"got {start:g}; must lie within bounds, [{low:g}, {high:g}]", key)
         return self
 
     @property
@@ -57,10 +58,6 @@ class Entry(Section):
         """The numbers given as `initial` or `value`."""
         start = self.value if self.initial is None else self.initial
         return start if isinstance(start, tuple) else (float(start or 0.0),)
-
-    @property
-    def _start_key(self) -> str:
-        return "value" if self.initial is None else "initial"
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

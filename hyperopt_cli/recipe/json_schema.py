@@ -75,15 +75,11 @@ def _words(schema: Schema) -> str:
         required = ", ".join(schema.get("required", ()))
         return f"a mapping with {required}" if required else "a mapping"
     names = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "a string"}
-    return names.get(str(kind), "a plain value") + _range(schema)
-
-
-def _range(schema: Schema) -> str:
     words = {
         "minimum": "of at least",
         "exclusiveMinimum": "above",
         "maximum": "of at most",
         "exclusiveMaximum": "below",
     }
-    parts = [f"{word} {schema[key]:g}" for key, word in words.items() if key in schema]
-    return " " + " and ".join(parts) if parts else ""
+    limits = " and ".join(f"{word} {schema[key]:g}" for key, word in words.items() if key in schema)
+    return names.get(str(kind), "a plain value") + (f" {limits}" if limits else "")

@@ -27,18 +27,18 @@ def excess(data: Any, written: str) -> str:
         return f"grows to {num_bytes} bytes with everything written out; at most {MAX_BYTES}"
     depth, level, num_nodes = 0, [data], 0
     while level:
-        num_keys = sum(len(value) for value in level if isinstance(value, dict))
-        depth, num_nodes = depth + 1, num_nodes + len(level) + num_keys
-        level = [part for value in level for part in _parts(value)]
+        depth, num_nodes = depth + 1, num_nodes + len(level)
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                num_nodes += len(value)  # its keys
+                below += value.values()
+            elif isinstance(value, list | tuple):
+                below += value
+        level = below
     if num_nodes > MAX_NODES or depth > MAX_DEPTH:
         return (
             f"grows to {num_nodes} values on {depth} levels with everything written out; "
             f"at most {MAX_NODES} on {MAX_DEPTH}"
         )
     return ""
-
-
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, list | tuple) else []

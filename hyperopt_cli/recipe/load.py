@@ -1,11 +1,12 @@
 """A recipe's file, or its name, and overrides to a `Recipe` that is known to be callable."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hyperopt_cli.errors import Issue, RecipeError
 from hyperopt_cli.recipe.callables import check_callables
-from hyperopt_cli.recipe.document import Document, DocumentError, parse, position_of
+from hyperopt_cli.recipe.document import DocumentError, parse, position_of
 from hyperopt_cli.recipe.limits import MAX_BYTES, excess
 from hyperopt_cli.recipe.overrides import override
 from hyperopt_cli.recipe.positions import Finding, Position, Positions
@@ -38,7 +39,11 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), allow_import: Sequen
         RecipeError: everything that is wrong, in the order of the file, each with its position. An `UnsoundError` has
             the rest of the recipe, in which more may be wrong.
     """
-    document = _read(find(recipe), str(recipe))
+    path, name = find(recipe), str(recipe)
+    try:
+        document = parse(read_text(path, name), ascii_name(name))
+    except DocumentError as error:
+        raise RecipeError([Issue((), error.message, str(error.position))]) from error
     findings = list(document.findings)
     for text in overrides:
         findings += override(document, text)
@@ -53,9 +58,9 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), allow_import: Sequen
     if loaded is not None and not findings:
         return loaded.attached(positions)
     rest, more = rest_of(document.data, findings) if isinstance(document.data, dict) else (None, [])
-    error = UnsoundError(positions.error([*findings, *more]).issues)
-    error.rest = None if rest is None else rest._replace(recipe=rest.recipe.attached(positions))
-    raise error
+    unsound = UnsoundError(positions.error([*findings, *more]).issues)
+    unsound.rest = None if rest is None else rest._replace(recipe=rest.recipe.attached(positions))
+    raise unsound
 
 
 def find(recipe: str | Path) -> Path:
@@ -64,7 +69,9 @@ def find(recipe: str | Path) -> Path:
     Raises:
         RecipeError: there is neither.
     """
-    path, ships = _expanded(Path(recipe)), shipped()
+    path, ships = Path(recipe), shipped()
+    with suppress(RuntimeError):  # ~someone, whom the system does not know
+        path = path.expanduser()
     if _answers(path.is_file):
         return path
     name = str(recipe).removesuffix(".yaml")
@@ -94,20 +101,17 @@ def read_text(path: Path, name: str) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise DocumentError(f"longer than {MAX_BYTES} bytes; a recipe is a page", Position(source, 1, 1))
-        return _decoded(content, source)
     except OSError as error:
         raise RecipeError([Issue((), f"can't be read: {error.strerror}", source)]) from error
-    except DocumentError as error:
-        raise RecipeError([Issue((), error.message, str(error.position))]) from error
-
-
-def _expanded(path: Path) -> Path:
+    if len(content) > MAX_BYTES:
+        where = str(Position(source, 1, 1))
+        raise RecipeError([Issue((), f"longer than {MAX_BYTES} bytes; a recipe is a page", where)])
     try:
-        return path.expanduser()
-    except RuntimeError:  # ~someone, whom the system does not know
-        return path
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode("utf-8-sig")
+        where = str(position_of(before, len(before), source))
+        raise RecipeError([Issue((), "not UTF-8; save the recipe as UTF-8", where)]) from error
 
 
 def _answers(question: Callable[[], bool]) -> bool:
@@ -115,19 +119,3 @@ def _answers(question: Callable[[], bool]) -> bool:
         return question()
     except (OSError, ValueError):  # a name too long or with a null byte, a folder that may not be looked into
         return False
-
-
-def _read(path: Path, name: str) -> Document:
-    source = ascii_name(name)
-    try:
-        return parse(read_text(path, name), source)
-    except DocumentError as error:
-        raise RecipeError([Issue((), error.message, str(error.position))]) from error
-
-
-def _decoded(content: bytes, source: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = content[: error.start].decode("utf-8-sig")
-        raise DocumentError("not UTF-8; save the recipe as UTF-8", position_of(before, len(before), source)) from error

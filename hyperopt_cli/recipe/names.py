@@ -59,7 +59,10 @@ def resolve(name: str, kind: Kind, allow: Sequence[str] = ()) -> Callable[..., A
     search = _Search(name, kind, tuple(allow))
     package, _, short = name.rpartition(".")
     if not package and name not in NAMES[kind]:
-        raise UsageError(_no_short_name(name, kind))
+        close, known = did_you_mean(name, NAMES[kind]) or ";", ", ".join(NAMES[kind])
+        raise UsageError(
+            f"no {kind} is called {shown(name)}{close} Short names: {known}; anything else is package.module.name"
+        )
     of_what_ships = short in NAMES[kind] and package in ("", PACKAGES[kind][0])
     found: object = load(NAMES[kind][short]) if of_what_ships else search.walk(name)
     if not callable(found):
@@ -95,7 +98,14 @@ class _Search:
             raise self._refusal(f"{name} is", parts[0])
         found: object = _import(root)
         for part in parts[root.count(".") + 1 :]:
-            self._check_step(found)
+            if isinstance(found, ModuleType):
+                self._check_origin(found.__name__)
+            elif inspect.isclass(found):
+                self._check_origin(found.__module__)
+            else:
+                raise UsageError(
+                    f"{self.name} leads through an object that is neither a module nor a class; name it directly"
+                )
             found = self._attribute(found, part)
         return found
 
@@ -105,16 +115,6 @@ class _Search:
         self._check_origin(module)
         if not has_leave(module, self.allow) and (problem := misfit(found, self.kind)):
             raise UsageError(f"{self.name} can't be called as {self.kind}: {problem}")
-
-    def _check_step(self, found: object) -> None:
-        if isinstance(found, ModuleType):
-            self._check_origin(found.__name__)
-        elif inspect.isclass(found):
-            self._check_origin(found.__module__)
-        else:
-            raise UsageError(
-                f"{self.name} leads through an object that is neither a module nor a class; name it directly"
-            )
 
     def _check_origin(self, module: object) -> None:
         if not isinstance(module, str) or not self._may_import(module):
@@ -146,11 +146,6 @@ class _Search:
             return UsageError(f"{called}; name what is defined in a module")
         pattern = f"{module}.*"
         return NoLeaveError(f"{called}; if you trust it, add --allow-import '{pattern}'", pattern)
-
-
-def _no_short_name(name: str, kind: Kind) -> str:
-    close, known = did_you_mean(name, NAMES[kind]) or ";", ", ".join(NAMES[kind])
-    return f"no {kind} is called {shown(name)}{close} Short names: {known}; anything else is package.module.name"
 
 
 def _nothing_called(part: str, holder: object) -> str:

@@ -75,48 +75,35 @@ def _opened(value: Any, path: KeyPath) -> dict[str, Any] | list[Any]:
         return value
     if value is None:
         return {}
-    long_key = _shorthand(path, value)
-    if long_key is None:
-        raise _CannotSet(f"can't be set, because {_dotted(path)} is {shown(value)}, not a mapping")
-    return {value: {}} if long_key == "schedule" else {long_key: value}
-
-
-def _shorthand(path: KeyPath, value: Any) -> str | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match path, value:
         case ("mode",), str():
-            return "name"
+            return {"name": value}
         case ("loss",), str():
-            return "call"
+            return {"call": value}
         case ("hyperparameters", _, "schedule"), str():
-            return "schedule"
+            return {value: {}}
         case ((("hyperparameters", _) | ("hyperparameters", _, "schedule", _, _)), _) if is_number:
-            return "initial"
-    return None
+            return {"initial": value}
+    raise _CannotSet(f"can't be set, because {_dotted(path)} is {shown(value)}, not a mapping")
 
 
 def _drop_rivals(document: Document, holder: Any, path: KeyPath, key: str | int) -> None:
     """Removes what the file says instead of `key`; rivals that are both on the command line stay, as an error."""
-    rivals = (
-        [other for other in holder if other != key and _are_rivals(path, key, other)]
-        if isinstance(holder, dict)
-        else []
-    )
-    for rival in rivals:
+    if not isinstance(holder, dict):
+        return
+    rivals: set[str] = set()
+    match path:
+        case ("hyperparameters", _, "schedule"):
+            rivals = set(holder)
+        case ("hyperparameters", _) | ("hyperparameters", _, "schedule", _, _) if key in ("initial", "value"):
+            rivals = {"initial", "value"}
+        case ("optimizer",) if key in ("name", "call"):
+            rivals = {"name", "call"}
+    for rival in [other for other in holder if other in rivals and other != key]:
         if document.marks.get((*path, rival), document.marks.get(path)) != _MARK:
             del holder[rival]
             _forget(document, (*path, rival))
-
-
-def _are_rivals(path: KeyPath, key: str | int, other: str | int) -> bool:
-    match path:
-        case ("hyperparameters", _, "schedule"):
-            return True
-        case ("hyperparameters", _) | ("hyperparameters", _, "schedule", _, _):
-            return {key, other} == {"initial", "value"}
-        case ("optimizer",):
-            return {key, other} == {"name", "call"}
-    return False
 
 
 def _forget(document: Document, path: KeyPath) -> None:

@@ -37,21 +37,29 @@ _FORMS: dict[Kind, str] = {
 
 def misfit(found: object, kind: Kind) -> str:
     """Returns what `found`, of one of the packages, should have been; empty if a recipe may call it."""
-    fits = {"model": _is_model, "dataset": _is_dataset, "loss": _is_loss, "optimizer": _is_optimizer}[kind]
-    return "" if fits(found) else f"must be {_FORMS[kind]}"
+    if kind == "model":
+        from torch.nn import Module
+
+        fits = issubclass(found, Module) if inspect.isclass(found) else _ships(found, kind) or _is_listed(found)
+    elif kind == "dataset":
+        fits = _ships(found, kind)
+    elif kind == "optimizer":
+        base = importlib.import_module("hyperopt_cli.optimizers").InnerOptimizer
+        fits = inspect.isclass(found) and issubclass(found, base)
+    else:
+        from torch.nn import functional
+        from torch.nn.modules.loss import _Loss
+
+        # where it was compiled: torch writes other modules into __module__ of what it generates
+        module = str(found.__globals__.get("__name__")) if isinstance(found, FunctionType) else ""
+        is_function = module == functional.__name__ or module.startswith("hyperopt_cli.task.")
+        fits = issubclass(found, _Loss) if inspect.isclass(found) else is_function
+    return "" if fits else f"must be {_FORMS[kind]}"
 
 
 def _ships(found: object, kind: Kind) -> bool:
     origin = f"{getattr(found, '__module__', '')}:{getattr(found, '__qualname__', '')}"
     return any(origin == path and found is load(path) for path in NAMES[kind].values())
-
-
-def _is_model(found: object) -> bool:
-    from torch.nn import Module
-
-    if inspect.isclass(found):
-        return issubclass(found, Module)
-    return _ships(found, "model") or _is_listed(found)
 
 
 def _is_listed(found: object) -> bool:
@@ -62,25 +70,3 @@ def _is_listed(found: object) -> bool:
 
     name = getattr(found, "__name__", "")
     return any(found is get_model_builder(listed) for listed in list_models(include=f"*{name}"))
-
-
-def _is_dataset(found: object) -> bool:
-    return _ships(found, "dataset")
-
-
-def _is_loss(found: object) -> bool:
-    from torch.nn import functional
-    from torch.nn.modules import loss
-
-    if inspect.isclass(found):
-        return issubclass(found, loss._Loss)
-    if not isinstance(found, FunctionType):
-        return False
-    # where it was compiled: torch writes other modules into __module__ of what it generates
-    module = str(found.__globals__.get("__name__"))
-    return module == functional.__name__ or module.startswith("hyperopt_cli.task.")
-
-
-def _is_optimizer(found: object) -> bool:
-    base = importlib.import_module("hyperopt_cli.optimizers").InnerOptimizer
-    return inspect.isclass(found) and issubclass(found, base)

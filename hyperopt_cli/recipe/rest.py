@@ -42,8 +42,10 @@ class Rest(NamedTuple):
         """Returns whether a mistake at `path` may come from what was taken out of its section or hyperparameter."""
         if path[0] == "groups" and any(gone[0] == "model" for gone in self.gone):  # they name its parameters
             return True
-        steps = ("steps",) in self.gone and "schedule" in path
-        return steps or any(path[: len(part)] == part for part in map(_part, self.gone))
+        if ("steps",) in self.gone and "schedule" in path:
+            return True
+        parts = [gone[:2] if gone[0] == "hyperparameters" else gone[:1] for gone in self.gone]
+        return any(path[: len(part)] == part for part in parts)
 
 
 def rest_of(data: dict[str, Any], findings: Sequence[Finding]) -> tuple[Rest | None, list[Finding]]:
@@ -80,10 +82,6 @@ def _taken_out(data: dict[str, Any], path: KeyPath) -> KeyPath:
     if section in _STAND_INS:
         data[section] = copy.deepcopy(_STAND_INS[section])
     return path[:1]
-
-
-def _part(path: KeyPath) -> KeyPath:
-    return path[:2] if path[0] == "hyperparameters" else path[:1]
 
 
 def _follows(path: KeyPath, gone: set[KeyPath]) -> bool:

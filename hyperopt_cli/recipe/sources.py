@@ -32,14 +32,18 @@ def sources(allow: Sequence[str]) -> dict[str, str]:
     while waiting:
         name = waiting.pop()
         file = None if name in found else _file(name)
-        if file is None or not _is_own(name, file, allow):
+        if file is None or file.is_relative_to(_PACKAGE):
+            continue
+        is_installed = not _installed().isdisjoint(file.parents)
+        root = name.partition(".")[0]
+        if is_installed and not any(pattern.partition(".")[0] == root for pattern in allow):
             continue
         try:
             content = file.read_bytes()
         except OSError:  # a module that was made by other means than a file
             continue
         found[name] = hashlib.sha256(content).hexdigest()
-        if not _is_installed(file):
+        if not is_installed:
             waiting += _imported(name, content)
     return dict(sorted(found.items()))
 
@@ -68,17 +72,6 @@ def _file(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
-def _is_own(module: str, file: Path, allow: Sequence[str]) -> bool:
-    if file.is_relative_to(_PACKAGE):
-        return False
-    root = module.partition(".")[0]
-    return not _is_installed(file) or any(pattern.partition(".")[0] == root for pattern in allow)
-
-
-def _is_installed(file: Path) -> bool:
-    return not _installed().isdisjoint(file.parents)
-
-
 @cache
 def _installed() -> frozenset[Path]:
     """Returns the folders of the standard library and of installed packages."""
@@ -92,25 +85,19 @@ def _imported(module: str, content: bytes) -> Iterator[str]:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # compiled code
         return
+    file = _file(module)
+    package = module if file is not None and file.stem == "__init__" else module.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _with_parents(alias.name)
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, module)
-            for name in (base, *(f"{base}.{alias.name}" for alias in node.names)) if base else ():
+            try:
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:  # a relative one that leaves its package
+                continue
+            for name in (base, *(f"{base}.{alias.name}" for alias in node.names)):
                 yield from _with_parents(name)
-
-
-def _absolute(node: ast.ImportFrom, module: str) -> str:
-    """Returns the module that `from ... import` imports from; empty for a relative one that leaves its package."""
-    if not node.level:
-        return node.module or ""
-    file = _file(module)
-    package = module if file is not None and file.stem == "__init__" else module.rpartition(".")[0]
-    parts = package.split(".") if package else []
-    kept = parts[: len(parts) - (node.level - 1)] if node.level <= len(parts) else []
-    return ".".join([*kept, *([node.module] if node.module else [])]) if kept else ""
 
 
 def _with_parents(name: str) -> Iterator[str]:

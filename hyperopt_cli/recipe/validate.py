@@ -28,19 +28,15 @@ def validate(data: Any) -> tuple[Recipe | None, list[Finding]]:
         return None, [*findings, *([Finding((), f"{more} more mistakes; mend the others first")] if more else ())]
 
 
-def unknown_key(path: KeyPath, allowed: list[str]) -> Finding:
-    """Returns the finding that the last key of `path` is none of `allowed`."""
-    close = did_you_mean(str(path[-1]), allowed)
-    return Finding(path, f"unknown key{close or '.'} Allowed here: {', '.join(allowed) or 'none'}", at_key=True)
-
-
 def _finding(details: ErrorDetails) -> Finding:
     path: KeyPath = details["loc"]
     cause = details.get("ctx", {}).get("error")
     if isinstance(cause, Misfit):
         return Finding(path + cause.path, str(cause))
     if details["type"] == "extra_forbidden":
-        return unknown_key(path, allowed_keys(path[:-1]))
+        allowed = allowed_keys(path[:-1])
+        close = did_you_mean(str(path[-1]), allowed) or "."
+        return Finding(path, f"unknown key{close} Allowed here: {', '.join(allowed) or 'none'}", at_key=True)
     if details["type"] == "missing":
         return Finding(path, f"missing; must be {expected(path)}")
     given, close = details["input"], ""

@@ -67,19 +67,15 @@ def select(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     names = [name for name, w in model.named_parameters() if w.requires_grad]
     chosen: set[str] = set()
     for pattern in patterns:
-        found = [name for name in names if _matches(model, name, pattern)]
-        if not found and pattern not in ("norms", "biases"):
-            close = difflib.get_close_matches(pattern, ["norms", "biases", *names], n=1)
-            meant = f"did you mean {close[0]}? The" if close else "the"
-            raise ValueError(f"got {pattern!r}, which names no parameter; {meant} model has {', '.join(names)}")
+        if pattern == "norms":
+            found = [name for name in names if isinstance(model.get_submodule(name.rpartition(".")[0]), _NORMS)]
+        elif pattern == "biases":
+            found = [name for name in names if name == "bias" or name.endswith((".bias", "_bias"))]
+        else:
+            found = [name for name in names if fnmatchcase(name, pattern)]
+            if not found:
+                close = difflib.get_close_matches(pattern, ["norms", "biases", *names], n=1)
+                meant = f"did you mean {close[0]}? The" if close else "the"
+                raise ValueError(f"got {pattern!r}, which names no parameter; {meant} model has {', '.join(names)}")
         chosen.update(found)
     return [name for name in names if name in chosen]
-
-
-def _matches(model: nn.Module, name: str, pattern: str) -> bool:
-    owner, _, leaf = name.rpartition(".")
-    if pattern == "norms":
-        return isinstance(model.get_submodule(owner), _NORMS)
-    if pattern == "biases":
-        return leaf == "bias" or leaf.endswith("_bias")
-    return fnmatchcase(name, pattern)

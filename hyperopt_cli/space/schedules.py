@@ -103,16 +103,13 @@ class Schedule:
             passed = sum((t + 0.5) / self.steps > milestone for milestone in self.milestones)
             return value * parameters["factor"] ** passed
         if self.kind == "knots":
-            return self._between_knots(value, t)
+            last = value.shape[0] - 1
+            place = t / max(self.steps - 1, 1) * last
+            i = min(int(place), last - 1)
+            return value[i] * (1 - (place - i)) + value[i + 1] * (place - i)
         if self.size is not None:
             return value[t * self.size // self.steps]
         return value
-
-    def _between_knots(self, value: Tensor, t: int) -> Tensor:
-        last = value.shape[0] - 1
-        place = t / max(self.steps - 1, 1) * last
-        i = min(int(place), last - 1)
-        return value[i] * (1 - (place - i)) + value[i + 1] * (place - i)
 
 
 def _rise_and_fall(

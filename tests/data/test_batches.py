@@ -47,7 +47,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 def test_a_batch_is_the_same_in_any_order_and_number_of_calls() -> None:
-    first, second = make().batches(3), make().batches(3)
+    first, second = make().steps.batches(3), make().steps.batches(3)
     ascending = [first(t) for t in range(20)]
     order = [*range(20), 5, 5]
     random.Random(0).shuffle(order)
@@ -59,8 +59,8 @@ def test_an_epoch_shows_every_example_at_most_once_and_epochs_differ() -> None:
     splits = Splits(InMemory(inputs, torch.zeros(50, dtype=torch.int64)), None, (1,), 1)
     loading = Loading(batch_size=7, normalize=False)
     data = load(splits, loading, seed=0, device=torch.device("cpu"), dtype=torch.float32)
-    batch = data.batches(0)
-    assert data.batches_per_epoch == 45 // 7
+    batch = data.steps.batches(0)
+    assert data.steps.per_epoch == 45 // 7
     epochs = [[int(x) for t in range(6) for x in batch(6 * e + t).inputs] for e in range(3)]
     assert all(len(set(epoch)) == 42 for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -70,25 +70,25 @@ def test_an_epoch_shows_every_example_at_most_once_and_epochs_differ() -> None:
 
 def test_another_seed_gives_other_batches_of_the_same_split() -> None:
     data = make()
-    assert not torch.equal(data.batches(0)(0).inputs, data.batches(1)(0).inputs)
+    assert not torch.equal(data.steps.batches(0)(0).inputs, data.steps.batches(1)(0).inputs)
     assert same(data.validation[0][0], make().validation[0][0])
     assert not torch.equal(data.validation[0][0].inputs, make(seed=1).validation[0][0].inputs)
 
 
 def test_each_step_carries_its_own_seed() -> None:
-    assert [make().batches(4)(t).seed for t in range(3)] == [derive(4, "step", t) for t in range(3)]
+    assert [make().steps.batches(4)(t).seed for t in range(3)] == [derive(4, "step", t) for t in range(3)]
 
 
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
-    make(replace(LOADING, residence="stream")).batches(0)(0)
+    make(replace(LOADING, residence="stream")).steps.batches(0)(0)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches_are_bit_equal_to_resident_ones(workers: int) -> None:
-    resident = make(replace(LOADING, residence="device")).batches(0)
-    streamed = make(replace(LOADING, residence="stream", workers=workers), Lazy(held())).batches(0)
+    resident = make(replace(LOADING, residence="device")).steps.batches(0)
+    streamed = make(replace(LOADING, residence="stream", workers=workers), Lazy(held())).steps.batches(0)
     shuffled = random.Random(0).sample(range(13), 6)
     for t in [*range(8), *reversed(range(8)), 12, 12, *shuffled, 5, 4, 3]:
         assert same(streamed(t), resident(t)), t
@@ -115,7 +115,7 @@ def test_a_dataset_read_one_by_one_is_held_when_it_fits() -> None:
     lazy = Lazy(held())
     data = make(LOADING, lazy)
     lazy.held = held(0)
-    assert same(data.batches(0)(2), make().batches(0)(2))
+    assert same(data.steps.batches(0)(2), make().steps.batches(0)(2))
 
 
 def test_weighted_chunks_add_up_to_the_mean_when_ragged() -> None:
@@ -129,8 +129,8 @@ def test_weighted_chunks_add_up_to_the_mean_when_ragged() -> None:
 
 def test_every_example_is_counted_once() -> None:
     data = make(test=held(9))
-    assert (data.num_train, data.num_validation, data.num_test) == (91, 10, 9)
-    assert make().num_test == 0
+    assert data.test is not None
+    assert [sum(map(len, part.indices)) for part in (data.train_chunks, data.validation, data.test)] == [91, 10, 9]
     assert make().test is None
 
 
@@ -150,7 +150,7 @@ def test_a_stratified_split_keeps_the_shares_of_the_classes() -> None:
 def test_targets_of_a_regression_take_the_dtype_of_the_run() -> None:
     splits = Splits(InMemory(torch.randn(20, 2), torch.randn(20)), None, (2,), None)
     data = load(splits, Loading(batch_size=4), seed=0, device=torch.device("cpu"), dtype=torch.float64)
-    batch = data.batches(0)(0)
+    batch = data.steps.batches(0)(0)
     assert batch.inputs.dtype == batch.targets.dtype == torch.float64
 
 
@@ -195,4 +195,4 @@ def test_examples_that_change_between_readings_are_refused() -> None:
 
 def test_steps_before_the_first_are_refused() -> None:
     with pytest.raises(ValueError, match="t = -1"):
-        make().batches(0)(-1)
+        make().steps.batches(0)(-1)

@@ -97,7 +97,7 @@ def test_it_is_refused_before_a_step(change: Any, labels: bool, residence: str, 
 @pytest.mark.parametrize("labels", [False, True])
 def test_one_that_stays_is_not(residence: str, labels: bool) -> None:
     data = made(Changing(steady, labels), residence=residence)
-    read = data.batches(0)
+    read = data.steps.batches(0)
     for t in [0, 1, 7, 20, 8, 7, 6, 1, 0]:
         read(t)
     assert len(list(data.validation)) == 1
@@ -117,11 +117,11 @@ class Breaking(Changing):
 def test_a_streamed_example_is_compared_whenever_it_is_met_again(workers: int) -> None:
     examples = Breaking(steady)
     data = made(examples, residence="stream", workers=workers, validation_fraction=0.01)
-    read = data.batches(0)
-    steps = range(data.batches_per_epoch)
+    read = data.steps.batches(0)
+    steps = range(data.steps.per_epoch)
     before = [read(t).inputs for t in steps]
     examples.broken = True
-    again = data.batches(0)
+    again = data.steps.batches(0)
     with pytest.raises(NonDeterministicError, match="example 150, read twice"):
         assert [again(t).inputs for t in reversed(steps)] != before
 
