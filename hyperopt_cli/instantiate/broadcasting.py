@@ -24,10 +24,10 @@ def broadcast(loss: Callable[[], Tensor], outputs: Tensor, targets: Tensor) -> s
     """
     if outputs.numel() != targets.numel() or outputs.shape == targets.shape:
         return ""  # logits of classes, or a pair already
-    with warnings.catch_warnings(record=True) as told, _Watch(outputs, targets) as watch:
+    with warnings.catch_warnings(record=True) as warned, _Watch(outputs, targets) as watch:
         warnings.simplefilter("always")
         loss()
-    by_torch = any("different to the input size" in str(each.message) for each in told)
+    by_torch = any("different to the input size" in str(each.message) for each in warned)
     return watch.seen or ("by torch's loss" if by_torch else "")
 
 

@@ -11,11 +11,11 @@ from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.data.splits import as_splits
 from hyperopt_cli.dynamics.precision import refusal
 from hyperopt_cli.errors import HyperoptError, Issue, RecipeError, UsageError
+from hyperopt_cli.instantiate.compatibility import incompatibility
 from hyperopt_cli.instantiate.experiment import Experiment, seeded, trained
 from hyperopt_cli.instantiate.foreseen import Facts, filled, foreseen, lacking
 from hyperopt_cli.instantiate.hyperparameters import Names, make_space
 from hyperopt_cli.instantiate.loss import Loss, make_loss
-from hyperopt_cli.instantiate.misfit import misfit
 from hyperopt_cli.instantiate.mixing import mixes_examples
 from hyperopt_cli.instantiate.models import prepared
 from hyperopt_cli.modes import MODES, Mode
@@ -60,9 +60,9 @@ def check_rest(rest: Rest, found: RecipeError, allow_import: Sequence[str] = ())
     Raises:
         RecipeError: there are new mistakes; it lists them with the old ones.
     """
-    told = {issue.path for issue in found.issues}
+    known = {issue.path for issue in found.issues}
     issues = _found(rest.recipe, allow_import, False, rest)
-    if new := [issue for issue in issues if issue.path not in told and not rest.touches(issue.path)]:
+    if new := [issue for issue in issues if issue.path not in known and not rest.touches(issue.path)]:
         raise rest.recipe.located(RecipeError([*found.issues, *new]))
 
 
@@ -134,7 +134,7 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         ranks=ranks,
         class_dim=class_dim,
     )
-    if (issue := misfit(experiment)) is not None:
+    if (issue := incompatibility(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
     return experiment
 

@@ -70,10 +70,10 @@ def cut_wrongly(experiment: Experiment, driven: Mapping[str, Tensor]) -> Issue |
     model = None
     for cut in _cuts(experiment, driven):
         model = model or _alone(experiment.make_model(derive(experiment.seed, "init")))
-        if len(cut.examples) > 1 and (said := _difference(experiment, model, cut)) is not None:
+        if len(cut.examples) > 1 and (what := _difference(experiment, model, cut)) is not None:
             return Issue(
                 cut.key,
-                f"the loss is cut into pieces that do not add up to it: {said}. {cut.remedy}, or write the loss as a "
+                f"the loss is cut into pieces that do not add up to it: {what}. {cut.remedy}, or write the loss as a "
                 "mean over examples, each for itself",
             )
     return None
@@ -142,12 +142,12 @@ def _adding_up(experiment: Experiment, outputs: Tensor, targets: Tensor, index: 
     """Returns in words how value or gradient of the loss differ from those of its pieces; None if they don't."""
     exact = replace(experiment, loss=experiment.loss.to(experiment.device, torch.float64))
     doubled = targets.double() if targets.is_floating_point() else targets
-    found, said = attempted(lambda: _both(exact, outputs.double(), doubled, index, cut))
-    if said:
-        found, said = attempted(lambda: _both(experiment, outputs, targets, index, cut))
-    if said:
+    found, failure = attempted(lambda: _both(exact, outputs.double(), doubled, index, cut))
+    if failure:
+        found, failure = attempted(lambda: _both(experiment, outputs, targets, index, cut))
+    if failure:
         _, at_once = attempted(lambda: experiment.loss_of(outputs, targets, **cut.driven))
-        return None if at_once else f"of a piece it raised {said}"
+        return None if at_once else f"of a piece it raised {failure}"
     whole, pieces, dtype = found
     for what, at_once, terms in zip(("value", "gradient"), whole, pieces, strict=True):
         size = max(_norm(at_once), *(_norm(term) for term in terms))

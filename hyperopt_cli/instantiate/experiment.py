@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hyperopt_cli.data.batches import Batch, Data
+from hyperopt_cli.data.chunks import Chunks
 from hyperopt_cli.data.seeds import derive
 from hyperopt_cli.dynamics.precision import products_in
 from hyperopt_cli.instantiate.accuracy import Counts, accuracy

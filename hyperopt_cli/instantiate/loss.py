@@ -92,9 +92,9 @@ def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
                 arguments[name] = torch.tensor(given, dtype=torch.float64)
     if inspect.isclass(function):
         made = cast(Callable[..., Tensor], function(**arguments))
-        told = {name: getattr(made, name, None) for name in ("reduction", "ignore_index", "weight")}
+        settings = {name: getattr(made, name, None) for name in ("reduction", "ignore_index", "weight")}
         numbers = frozenset(inspect.signature(function).parameters)
-        return _counted(Loss(made, numbers=numbers), isinstance(made, nn.CrossEntropyLoss | nn.NLLLoss), told)
+        return _counted(Loss(made, numbers=numbers), isinstance(made, nn.CrossEntropyLoss | nn.NLLLoss), settings)
     tunable, numbers = _tunable(function)
     if any(name in recipe.hyperparameters for name in tunable):
         function = losses.DIFFERENTIABLE.get(function, function)
@@ -104,13 +104,13 @@ def make_loss(recipe: Recipe, allow: Sequence[str]) -> Loss:
     return _counted(loss, function in OF_CLASSES, {"ignore_index": -100, **arguments})
 
 
-def _counted(loss: Loss, of_classes: bool, told: Mapping[str, Any]) -> Loss:
-    weight = told.get("weight")
+def _counted(loss: Loss, of_classes: bool, settings: Mapping[str, Any]) -> Loss:
+    weight = settings.get("weight")
     return replace(
         loss,
-        summed=told.get("reduction") == "sum" or told.get("size_average") is False,
+        summed=settings.get("reduction") == "sum" or settings.get("size_average") is False,
         of_classes=of_classes,
-        ignore_index=told["ignore_index"] if of_classes else None,
+        ignore_index=settings["ignore_index"] if of_classes else None,
         class_weights=weight if of_classes and isinstance(weight, Tensor) else None,
     )
 

@@ -14,7 +14,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from hyperopt_cli.recipe.fields import Bounds, Integer, Misfit, Number, Numbers, Section, is_number
+from hyperopt_cli.recipe.fields import Bounds, Integer, Invalid, Number, Numbers, Section, is_number
 from hyperopt_cli.recipe.limits import MAX_POINTS
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 
@@ -33,19 +33,19 @@ class Entry(Section):
         if is_number(given):
             return {"initial": given}
         if not isinstance(given, dict | Entry):
-            raise Misfit(f"got {shown(given)}; must be a finite number, or a mapping such as {{initial: 0.1}}")
+            raise Invalid(f"got {shown(given)}; must be a finite number, or a mapping such as {{initial: 0.1}}")
         return given
 
     @model_validator(mode="after")
     def _check_start(self) -> Self:
         if (self.initial is None) == (self.value is None):
             given = "neither initial nor value" if self.initial is None else "both initial and value"
-            raise Misfit(f"got {given}; give one: initial (where tuning starts) or value (fixed)")
+            raise Invalid(f"got {given}; give one: initial (where tuning starts) or value (fixed)")
         for start in self.starts if self.bounds else ():
             low, high = self.bounds or (start, start)
             if not low <= start <= high:
                 key = "value" if self.initial is None else "initial"
-                raise Misfit(f"got {start:g}; must lie within bounds, [{low:g}, {high:g}]", key)
+                raise Invalid(f"got {start:g}; must lie within bounds, [{low:g}, {high:g}]", key)
         return self
 
     @property
@@ -70,7 +70,7 @@ class Parameter(Entry):
     @model_validator(mode="after")
     def _check_scalar(self) -> Self:
         if isinstance(self.initial, tuple):
-            raise Misfit("got a list; a schedule's parameter is one number", "initial")
+            raise Invalid("got a list; a schedule's parameter is one number", "initial")
         return self
 
 
@@ -141,10 +141,10 @@ class Exponential(_Shape):
 
 def _ascending(milestones: tuple[float, ...]) -> tuple[float, ...]:
     if not milestones:
-        raise Misfit("got an empty list; must be a list of shares of the horizon, such as [0.5, 0.75]")
+        raise Invalid("got an empty list; must be a list of shares of the horizon, such as [0.5, 0.75]")
     for index, (before, after) in enumerate(pairwise(milestones)):
         if before >= after:
-            raise Misfit(f"got {after:g} after {before:g}; milestones must ascend", index + 1)
+            raise Invalid(f"got {after:g} after {before:g}; milestones must ascend", index + 1)
     return milestones
 
 
@@ -182,12 +182,12 @@ class Schedule(Section):
     @classmethod
     def _from_name(cls, given: Any) -> Any:
         if isinstance(given, str) and given in COUNTED:
-            raise Misfit(f"got {given} without a number; write {{{given}: 7}}")
+            raise Invalid(f"got {given} without a number; write {{{given}: 7}}")
         if isinstance(given, str) and given in BARE:
             return {given: {}}
         if not isinstance(given, dict | Schedule):
             close = did_you_mean(given, BARE) if isinstance(given, str) else ""
-            raise Misfit(f"got {shown(given)}{close}; must be {', '.join(BARE)}, {{windows: 7}} or {{knots: 7}}")
+            raise Invalid(f"got {shown(given)}{close}; must be {', '.join(BARE)}, {{windows: 7}} or {{knots: 7}}")
         if isinstance(given, dict) and len(given) == 1:
             return {key: {} if value is None and key in BARE else value for key, value in given.items()}
         return given
@@ -197,7 +197,7 @@ class Schedule(Section):
         given = [name for name, value in self if value is not None]
         if len(given) != 1:
             kinds = ", ".join(type(self).model_fields)
-            raise Misfit(f"got {' and '.join(given) or 'no kind'}; give exactly one of {kinds}")
+            raise Invalid(f"got {' and '.join(given) or 'no kind'}; give exactly one of {kinds}")
         return self
 
     @model_serializer(mode="wrap")
@@ -244,9 +244,9 @@ class Hyperparameter(Entry):
             return self
         kind, count = self.schedule.kind, self.schedule.count
         if count is None and kind != "per_step":
-            raise Misfit(f"got a list; the schedule {kind} starts from one number", "initial")
+            raise Invalid(f"got a list; the schedule {kind} starts from one number", "initial")
         if count is not None and len(self.initial) != count:
-            raise Misfit(f"got {len(self.initial)} numbers; must be {count}, one for each of the {kind}", "initial")
+            raise Invalid(f"got {len(self.initial)} numbers; must be {count}, one for each of the {kind}", "initial")
         return self
 
     @property

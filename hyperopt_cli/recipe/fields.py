@@ -18,7 +18,7 @@ from pydantic import (
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 
 
-class Misfit(ValueError):
+class Invalid(ValueError):
     """What is wrong with a value, possibly at a key inside it: `path` is relative to the value."""
 
     def __init__(self, message: str, *path: str | int) -> None:
@@ -49,29 +49,29 @@ def is_number(value: object) -> bool:
 
 def _number(value: Any) -> float:
     if not is_number(value):
-        raise Misfit(f"got {shown(value)}; must be a finite number")
+        raise Invalid(f"got {shown(value)}; must be a finite number")
     return float(value)
 
 
 def _numbers(value: Any) -> float | tuple[float, ...]:
     if not isinstance(value, list | tuple):
         if not is_number(value):
-            raise Misfit(f"got {shown(value)}; must be a finite number, or a list with one for each window or knot")
+            raise Invalid(f"got {shown(value)}; must be a finite number, or a list with one for each window or knot")
         return float(value)
     if not value:
-        raise Misfit("got an empty list; must be a finite number, or a list with one for each window or knot")
+        raise Invalid("got an empty list; must be a finite number, or a list with one for each window or knot")
     for index, item in enumerate(value):
         if not is_number(item):
-            raise Misfit(f"got {shown(item)}; must be a finite number", index)
+            raise Invalid(f"got {shown(item)}; must be a finite number", index)
     return tuple(float(item) for item in value)
 
 
 def _bounds(value: Any) -> tuple[float, float]:
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(is_number, value)):
-        raise Misfit(f"got {shown(value)}; must be a list of two finite numbers, [low, high]")
+        raise Invalid(f"got {shown(value)}; must be a list of two finite numbers, [low, high]")
     low, high = map(float, value)
     if low >= high:
-        raise Misfit(f"got {shown(value)}; the first bound must be smaller than the second")
+        raise Invalid(f"got {shown(value)}; the first bound must be smaller than the second")
     return low, high
 
 
@@ -82,7 +82,7 @@ def one_of(names: Iterable[str]) -> tuple[BeforeValidator, WithJsonSchema]:
     def check(given: Any) -> Any:
         if given not in allowed:
             close = did_you_mean(given, allowed) if isinstance(given, str) else ""
-            raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(allowed)}")
+            raise Invalid(f"got {shown(given)}{close}; must be one of {', '.join(allowed)}")
         return given
 
     return BeforeValidator(check), WithJsonSchema({"enum": allowed, "type": "string"})

@@ -47,9 +47,9 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), allow_import: Sequen
     findings = list(document.findings)
     for text in overrides:
         findings += override(document, text)
-    told = {finding.path for finding in findings}
+    known = {finding.path for finding in findings}
     loaded, problems = validate(document.data)
-    findings += [problem for problem in problems if problem.path not in told]
+    findings += [problem for problem in problems if problem.path not in known]
     if loaded is not None and (problem := excess(loaded.model_dump(), loaded.to_yaml())):
         findings.append(Finding((), problem))
     if isinstance(document.data, dict):

@@ -20,7 +20,17 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from hyperopt_cli.errors import RenamedWarning
-from hyperopt_cli.recipe.fields import Boolean, Count, Integer, Misfit, Natural, Number, Section, Text, one_of
+from hyperopt_cli.recipe.fields import (
+    Boolean,
+    Count,
+    Integer,
+    Invalid,
+    Natural,
+    Number,
+    Section,
+    Text,
+    one_of,
+)
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 from hyperopt_cli.registry import ENGINES, MODES, settings
 
@@ -38,7 +48,7 @@ class Slots(Section):
     @model_validator(mode="after")
     def _check_some(self) -> Self:
         if self.device + self.host + self.disk == 0:
-            raise Misfit("got no slot; w_0 needs one: give device, host or disk at least 1")
+            raise Invalid("got no slot; w_0 needs one: give device, host or disk at least 1")
         return self
 
 
@@ -51,13 +61,13 @@ def _slots(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
         return check(given)
     close = did_you_mean(given, ("auto", "all")) if isinstance(given, str) else ""
     allowed = "all, auto, an integer of at least 1, or a mapping such as {device: 20, host: 200, disk: 0}"
-    raise Misfit(f"got {shown(given)}{close}; must be {allowed}")
+    raise Invalid(f"got {shown(given)}{close}; must be {allowed}")
 
 
 def _compile(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Refuses a value that fits none of the forms by one message that names them all."""
     if not isinstance(given, bool) and given != "auto":
-        raise Misfit(f"got {shown(given)}; must be auto, true or false")
+        raise Invalid(f"got {shown(given)}; must be auto, true or false")
     return check(given)
 
 
@@ -67,7 +77,7 @@ def _engine(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
         measured = [name for name in ENGINES if name not in _ENGINES]
         close = did_you_mean(given, _ENGINES) if isinstance(given, str) and given not in measured else ""
         why = ", which bench hvp alone takes" if given in measured else ""
-        raise Misfit(f"got {shown(given)}{close}{why}; must be one of {', '.join(_ENGINES)}; auto takes a right one")
+        raise Invalid(f"got {shown(given)}{close}{why}; must be one of {', '.join(_ENGINES)}; auto takes a right one")
     return check(given)
 
 
@@ -100,7 +110,7 @@ def _renamed(given: dict[str, Any]) -> dict[str, Any]:
     if given["chunk_size"] is None:
         return rest
     if rest.get("columns_at_once") is not None:
-        raise Misfit("it is the former name of columns_at_once; give one of them", "chunk_size")
+        raise Invalid("it is the former name of columns_at_once; give one of them", "chunk_size")
     warnings.warn("mode.chunk_size is called mode.columns_at_once now; change the recipe", RenamedWarning, stacklevel=2)
     return {**rest, "columns_at_once": given["chunk_size"]}
 
@@ -123,7 +133,7 @@ class Mode(_Settings):  # type: ignore[misc]
             given = {"name": given}
         if not isinstance(given, dict | Mode):
             close = did_you_mean(given, MODES) if isinstance(given, str) else ""
-            raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(MODES)}, or {{name: NAME, ...}}")
+            raise Invalid(f"got {shown(given)}{close}; must be one of {', '.join(MODES)}, or {{name: NAME, ...}}")
         if isinstance(given, dict):
             given = _renamed(given)
             name = given.get("name", "forward")
@@ -136,9 +146,9 @@ class Mode(_Settings):  # type: ignore[misc]
         for key in self.arguments:
             if key not in SETTINGS[self.name]:
                 takers = [name for name, keys in SETTINGS.items() if key in keys]
-                raise Misfit(f"the mode {self.name} takes no {key}; only {' and '.join(takers)} does", key)
+                raise Invalid(f"the mode {self.name} takes no {key}; only {' and '.join(takers)} does", key)
         if self.name == "reverse" and self.path is not None and self.slots is not None:
-            raise Misfit("a path stands for the states that slots would keep; give one of path and slots", "path")
+            raise Invalid("a path stands for the states that slots would keep; give one of path and slots", "path")
         return self
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 
 from hyperopt_cli.errors import MissingPackageError, UsageError, needing
 from hyperopt_cli.recipe.limits import MAX_KEY
-from hyperopt_cli.recipe.permitted import NAMES, PACKAGES, Kind, misfit
+from hyperopt_cli.recipe.permitted import NAMES, PACKAGES, Kind, wrong_form
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 from hyperopt_cli.registry import load
 
@@ -113,7 +113,7 @@ class _Search:
         """Refuses what is defined elsewhere, or is not of the form that may be called without leave."""
         module = getattr(found, "__module__", None)
         self._check_origin(module)
-        if not has_leave(module, self.allow) and (problem := misfit(found, self.kind)):
+        if not has_leave(module, self.allow) and (problem := wrong_form(found, self.kind)):
             raise UsageError(f"{self.name} can't be called as {self.kind}: {problem}")
 
     def _check_origin(self, module: object) -> None:

@@ -35,7 +35,7 @@ _FORMS: dict[Kind, str] = {
 }
 
 
-def misfit(found: object, kind: Kind) -> str:
+def wrong_form(found: object, kind: Kind) -> str:
     """Returns what `found`, of one of the packages, should have been; empty if a recipe may call it."""
     if kind == "model":
         from torch.nn import Module

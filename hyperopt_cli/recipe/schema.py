@@ -22,7 +22,7 @@ from hyperopt_cli.recipe.entries import Hyperparameter
 from hyperopt_cli.recipe.fields import (
     Boolean,
     Count,
-    Misfit,
+    Invalid,
     Natural,
     Number,
     Positive,
@@ -56,7 +56,7 @@ def _batch_size(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Refuses a value that fits none of the forms by one message that names them all."""
     if given != "all" and not (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
         close = did_you_mean(given, ("all",)) if isinstance(given, str) else ""
-        raise Misfit(f"got {shown(given)}{close}; must be an integer of at least 1, or all")
+        raise Invalid(f"got {shown(given)}{close}; must be an integer of at least 1, or all")
     return check(given)
 
 
@@ -87,7 +87,7 @@ class Loss(Call):
             return {"call": given}
         if not isinstance(given, dict | Loss):
             close = did_you_mean(given, LOSSES) if isinstance(given, str) else ""
-            raise Misfit(f"got {shown(given)}{close}; must be one of {', '.join(LOSSES)}, or {{call: NAME, ...}}")
+            raise Invalid(f"got {shown(given)}{close}; must be one of {', '.join(LOSSES)}, or {{call: NAME, ...}}")
         return given
 
     @classmethod
@@ -107,10 +107,10 @@ class Optimizer(Section):
     def _check_one(self) -> Self:
         if (self.name is None) == (self.call is None):
             given = "neither name nor call" if self.name is None else "both name and call"
-            raise Misfit(f"got {given}; give one: name ({', '.join(OPTIMIZERS)}) or call (an own optimizer)")
+            raise Invalid(f"got {given}; give one: name ({', '.join(OPTIMIZERS)}) or call (an own optimizer)")
         for key, value in self.arguments.items() if self.name else ():
             if not is_number(value) and not isinstance(value, bool):
-                raise Misfit(f"got {shown(value)}; must be a finite number, true or false", key)
+                raise Invalid(f"got {shown(value)}; must be a finite number, true or false", key)
         return self
 
     @property
@@ -135,7 +135,7 @@ class Group(Section):
     @model_validator(mode="after")
     def _check_fixed(self) -> Self:
         if not self.fixed:
-            raise Misfit("fixes no hyperparameter; add one, such as weight_decay: 0")
+            raise Invalid("fixes no hyperparameter; add one, such as weight_decay: 0")
         return self
 
 
@@ -162,7 +162,7 @@ class Outer(Section):
     @model_validator(mode="after")
     def _check_momentum(self) -> Self:
         if self.momentum is not None and self.optimizer != "sgd":
-            raise Misfit(f"the outer optimizer {self.optimizer} takes no momentum; only sgd does", "momentum")
+            raise Invalid(f"the outer optimizer {self.optimizer} takes no momentum; only sgd does", "momentum")
         return self
 
 
@@ -193,22 +193,22 @@ class Recipe(Section):
         without = [name for name, entry in LOSSES.items() if not entry.needs_data]
         if dataset is None and loss is not None and loss.call not in without:
             needs_none = f"only with loss: {' or '.join(without)} does a recipe need no data set"
-            raise Misfit(f"missing; give {{call: NAME, ...}} ({needs_none})")
+            raise Invalid(f"missing; give {{call: NAME, ...}} ({needs_none})")
         return dataset
 
     @field_validator("hyperparameters")
     @classmethod
     def _check_tuned(cls, entries: dict[str, Hyperparameter], info: ValidationInfo) -> dict[str, Hyperparameter]:
         if not any(entry.anything_tuned for entry in entries.values()):
-            raise Misfit("nothing is tuned; give at least one entry an initial, such as lr: {initial: 0.1}")
+            raise Invalid("nothing is tuned; give at least one entry an initial, such as lr: {initial: 0.1}")
         steps = info.data.get("steps")
         for name, entry in entries.items():
             num = len(entry.starts)
             if entry.schedule.kind == "per_step" and (steps or 0) > MAX_POINTS:
                 message = f"per_step holds {steps} numbers, one a step; at most {MAX_POINTS}: take windows or knots"
-                raise Misfit(message, name, "schedule")
+                raise Invalid(message, name, "schedule")
             if entry.schedule.kind == "per_step" and steps is not None and num not in (1, steps):
-                raise Misfit(f"got {num} numbers; must be {steps}, one for each of the steps", name, "initial")
+                raise Invalid(f"got {num} numbers; must be {steps}, one for each of the steps", name, "initial")
         return entries
 
     def attached(self, positions: Positions) -> Self:

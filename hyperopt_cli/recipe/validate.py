@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from hyperopt_cli.recipe.fields import Misfit
+from hyperopt_cli.recipe.fields import Invalid
 from hyperopt_cli.recipe.json_schema import allowed_keys, expected
 from hyperopt_cli.recipe.limits import MAX_ISSUES
 from hyperopt_cli.recipe.positions import Finding, KeyPath
@@ -31,7 +31,7 @@ def validate(data: Any) -> tuple[Recipe | None, list[Finding]]:
 def _finding(details: ErrorDetails) -> Finding:
     path: KeyPath = details["loc"]
     cause = details.get("ctx", {}).get("error")
-    if isinstance(cause, Misfit):
+    if isinstance(cause, Invalid):
         return Finding(path + cause.path, str(cause))
     if details["type"] == "extra_forbidden":
         allowed = allowed_keys(path[:-1])

@@ -63,11 +63,11 @@ class Transform:
         if (low <= start <= high) if closed else (low < start < high):
             return None
         brackets = "[]" if closed else "()"
-        said = f"got {start:g}; {self.name} starts inside {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+        message = f"got {start:g}; {self.name} starts inside {brackets[0]}{low:g}, {high:g}{brackets[1]}"
         if start in (low, high) and not closed:
             reach = f"[{low:g}, {high:g}]" if math.isfinite(high) else f"[{low:g}, 1]"
-            said += f". To start at and reach {start:g} itself: transform: identity, bounds: {reach}"
-        return said
+            message += f". To start at and reach {start:g} itself: transform: identity, bounds: {reach}"
+        return message
 
     def natural(self, raw: Tensor) -> Tensor:
         """Returns the natural value f(raw), which is differentiable."""

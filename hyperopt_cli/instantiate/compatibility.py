@@ -15,7 +15,7 @@ from hyperopt_cli.instantiate.experiment import Experiment, seeded, trained
 from hyperopt_cli.instantiate.models import attempted
 
 
-def misfit(experiment: Experiment) -> Issue | None:
+def incompatibility(experiment: Experiment) -> Issue | None:
     """Returns what is wrong with model, data and loss together; None if they work.
 
     Tried are the first training batch (or chunk of one) with its gradient, the first chunks of the validation and of
@@ -54,9 +54,9 @@ def _tried(
     shown = f"inputs of shape {[list(x.shape) for x in inputs]}"
     params = dict[str, Tensor](trained(model))
     with seeded(0, experiment.device):
-        outputs, said = attempted(lambda: functional_call(model, params, inputs))
-    if said:
-        return Issue(("model",), f"with {shown} it raised {said}"), None
+        outputs, failure = attempted(lambda: functional_call(model, params, inputs))
+    if failure:
+        return Issue(("model",), f"with {shown} it raised {failure}"), None
     if not isinstance(outputs, Tensor):
         return Issue(("model", "call"), f"it returned a {type(outputs).__name__}; must return one tensor"), None
     targets = None if batch is None else batch.targets
@@ -64,10 +64,10 @@ def _tried(
     if targets is not None:
         shown += f" and targets of shape {list(targets.shape)}, {targets.dtype}"
     driven = {name: x.detach().requires_grad_() for name, x in driven.items()}
-    loss, said = attempted(lambda: experiment.loss_of(outputs, targets, **driven))
-    if said:
-        said += _may_be_a_number(experiment, outputs, targets, driven)
-        return Issue(("loss",), f"with {shown} it raised {said}"), None
+    loss, failure = attempted(lambda: experiment.loss_of(outputs, targets, **driven))
+    if failure:
+        failure += _may_be_a_number(experiment, outputs, targets, driven)
+        return Issue(("loss",), f"with {shown} it raised {failure}"), None
     if not isinstance(loss, Tensor) or loss.ndim > 0 or not loss.is_floating_point():
         got = f"a tensor of shape {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
         return Issue(("loss",), f"it returned {got}; must return one floating-point number, a tensor of shape []"), None
@@ -86,9 +86,9 @@ def _tried(
             f"with {shown} it broadcasts one against the other ({seen}), so that every output meets every target; "
             "bring both to one shape, e.g. outputs.reshape(targets.shape), or give targets of the outputs' shape",
         ), None
-    grads, said = attempted(lambda: torch.autograd.grad(loss, list(params.values()), allow_unused=True))
-    if said:
-        return Issue(("loss",), f"with {shown} its gradient raised {said}"), None
+    grads, failure = attempted(lambda: torch.autograd.grad(loss, list(params.values()), allow_unused=True))
+    if failure:
+        return Issue(("loss",), f"with {shown} its gradient raised {failure}"), None
     for name, grad in zip(params, grads, strict=True):
         if grad is not None and grad.layout != torch.strided:
             message = f"the gradient of {name} is {grad.layout}; leave out sparse=True, derivatives need a dense one"
@@ -115,18 +115,18 @@ def _mislabelled(experiment: Experiment, outputs: Tensor, driven: dict[str, Tens
     for name, targets in experiment.data.targets.items():
         if not is_integral(targets):
             continue
-        bad, said = None, ""
+        bad, failure = None, ""
         if not experiment.loss.of_classes and targets.ndim == 1 and outputs.ndim:
-            bad, said = _refused(experiment, outputs, targets, driven)
+            bad, failure = _refused(experiment, outputs, targets, driven)
         elif experiment.loss.of_classes and targets.shape[1:] == outputs.select(class_dim, 0).shape[1:]:
             num = outputs.shape[class_dim]
             bad = ((targets < 0) | (targets >= num)) & (targets != ignored)
-            said = f"allowed are 0 ... {num - 1}, and {ignored} for what is ignored"
+            failure = f"allowed are 0 ... {num - 1}, and {ignored} for what is ignored"
         if bad is not None and bool(bad.any()):
             first = int(bad.nonzero()[0, 0])
             return Issue(
                 ("dataset",),
-                f"example {first} of the {name} split has a label that the loss cannot take ({said}; the model's "
+                f"example {first} of the {name} split has a label that the loss cannot take ({failure}; the model's "
                 f"outputs are of shape {list(outputs.shape)}). {int(bad.sum())} labels are so: mend them, or the "
                 "number of classes of the model",
             )
@@ -145,8 +145,8 @@ def _refused(
     for labels in torch.unique(targets).long().cpu().split(len(outputs)):
         if raised(labels):
             for label in labels:
-                if said := raised(label[None]):
-                    return targets == label, f"on {int(label)} it raised {said}"
+                if failure := raised(label[None]):
+                    return targets == label, f"on {int(label)} it raised {failure}"
     return None, ""
 
 
@@ -156,16 +156,16 @@ def _scored(experiment: Experiment, model: nn.Module) -> Issue | None:
     if data is None or data.test is None:
         return None
     (inputs, targets, _), _ = data.test[0]
-    outputs, said = attempted(lambda: model(inputs).detach())
-    if said:
-        return Issue(("model",), f"with inputs of the test split, {list(inputs.shape)}, it raised {said}")
+    outputs, failure = attempted(lambda: model(inputs).detach())
+    if failure:
+        return Issue(("model",), f"with inputs of the test split, {list(inputs.shape)}, it raised {failure}")
     shapes = f"outputs of shape {list(outputs.shape)} and targets of shape {list(targets.shape)}"
-    _, said = attempted(lambda: float(experiment.loss_of(outputs, targets)))
-    if said:
-        return Issue(("loss",), f"on the test split, with {shapes}, it raised {said}")
-    _, said = attempted(lambda: experiment.counts(outputs, targets))
-    if said:
-        return Issue(("model",), f"with {shapes} the accuracy raised {said}")
+    _, failure = attempted(lambda: float(experiment.loss_of(outputs, targets)))
+    if failure:
+        return Issue(("loss",), f"on the test split, with {shapes}, it raised {failure}")
+    _, failure = attempted(lambda: experiment.counts(outputs, targets))
+    if failure:
+        return Issue(("model",), f"with {shapes} the accuracy raised {failure}")
     if data.num_classes is None:
         return None
     if not has_classes(outputs, targets, experiment.class_dim) and has_classes(outputs, targets, -1):
