@@ -236,9 +236,10 @@ def outcome_of(content: bytes, changes: list[str]) -> bool:
             check_message(str(error), text_of(content, changes))
             return False
         assert isinstance(recipe, Recipe)
-        path.write_text(recipe.to_yaml(), encoding="utf-8")
+        text = recipe.to_yaml()
+        path.write_text(text, encoding="utf-8")
         again = load(path)
-        assert again.to_yaml() == recipe.to_yaml()
+        assert again.to_yaml() == text
         assert repr(again) == repr(recipe)  # NaN is not equal to itself
         return True
 
