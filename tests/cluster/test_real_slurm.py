@@ -132,7 +132,7 @@ def test_the_time_limit_stops_a_run_which_is_requeued_and_ends_with_the_bits_of_
     set_pace(QUICK_S)
     undisturbed = submit()
     wait_for(undisturbed, "COMPLETED", 60)
-    wait_for(limited, "COMPLETED", 60, requeues=1)
+    wait_for(limited, "COMPLETED", 180, requeues=1)  # on a busy machine the limit comes again
     assert "requeued" in output(limited)
     assert "requeued" not in output(undisturbed)
     assert [line["outer_step"] for line in measured(undisturbed)] == list(range(20))
