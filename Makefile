@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/hyperopt run recipes/digits_lr.yaml
 
-# Processes that tests run in, each with one thread (tests/conftest.py). A file stays whole, for what its tests share;
-# files begin in their order, which ends with short ones.
-WORKERS ?= 2
+# Processes that tests run in, each with one thread (tests/conftest.py): one more than two cores, for one of them often
+# waits, as for Slurm. A file stays whole, for what its tests share; files begin in their order, which ends with short
+# ones.
+WORKERS ?= 3
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed

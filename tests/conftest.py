@@ -1,7 +1,9 @@
 """The command line called in this process, as a shell would call it; and what `-m gpu` collects."""
 
 import fcntl
+import gc
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 
 GPU = Path(__file__).parent / "gpu"
-LOCKS = pytest.StashKey()
+LOCKS, FROZEN = pytest.StashKey(), pytest.StashKey()
+
+MANY_MODULES = 100
 
 # The networks of the tests are small: a second thread brings nothing, and costs much beside other processes. Programs
 # that a test starts have one as well; what needs more says so itself.
@@ -28,6 +32,28 @@ def pytest_configure(config):
     if hasattr(config, "workerinput"):
         shared = Path(config.option.basetemp).parent
         config.stash[LOCKS] = [(shared / name).open("a") for name in ("following", "running")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before a file's tests begin, what modules hold is set apart from what is looked through for garbage.
+
+    A million objects that live to the end take as long to look through as many tests take, and whoever measures memory
+    has them looked through several times. Files import more, and benchmarks (`bench/measuring.py`) put all of it back.
+    """
+    path, modules = item.config.stash.get(FROZEN, (None, 0))
+    if path == item.path:
+        return
+    if len(sys.modules) > modules + MANY_MODULES or gc.get_freeze_count() == 0:
+        gc.collect()
+        gc.freeze()
+        modules = len(sys.modules)
+    item.config.stash[FROZEN] = (item.path, modules)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish():
+    gc.unfreeze()  # what is imported for the summary asks the collector who refers to what
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 import ctypes
 import multiprocessing
+import multiprocessing.context
 import os
 import resource
 import sys
@@ -34,10 +35,15 @@ def within(num_bytes: int | None, work: Callable[..., Any], *given: Any) -> Any:
         work: a function of a module.
         given: what can be pickled.
     """
+    with ProcessPoolExecutor(1, mp_context=warmed()) as pool:
+        return pool.submit(_limited, num_bytes, work, *given).result()
+
+
+def warmed() -> multiprocessing.context.ForkServerContext:
+    """What starts processes that are forked from one which has loaded what torch loads late."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.warmed"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_limited, num_bytes, work, *given).result()
+    return context
 
 
 def _limited(num_bytes: int | None, work: Callable[..., Any], *given: Any) -> Any:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hyperopt_cli.bench import ranks
+from hyperopt_cli.bench import ranks, team
 from hyperopt_cli.bench.measuring import Ratio, Samples, Timing
 from hyperopt_cli.bench.ranks import Way, measure
 from hyperopt_cli.bench.report import Report, Settings
@@ -14,13 +14,18 @@ from hyperopt_cli.bench.shares import Share
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.run_directory.json_files import to_text
 from tests.bench.sizes import NETWORKS
+from tests.limited import warmed
 
 WORK = Work("columns", steps=3, columns=16, batch=8, parameters=5)
 
 
 @pytest.fixture(scope="module", params=["columns", "batch"])
 def report(request: pytest.FixtureRequest) -> Report:
-    return measure(Settings(repeat=2, steps=3, models=("mlp",), columns=(3,), shard=request.param), NETWORKS)
+    """Of processes that have loaded torch already; that they can be started anew, `test_team.py` says."""
+    settings = Settings(repeat=2, steps=3, models=("mlp",), columns=(3,), shard=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team, "get_context", lambda method: warmed())
+        return measure(settings, NETWORKS)
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ from importlib import import_module
 import pytest
 
 from hyperopt_cli import bench
-from hyperopt_cli.bench import modes
+from hyperopt_cli.bench import modes, team
 from hyperopt_cli.bench.problems import blend
 from hyperopt_cli.modes.reversal import kernels
 from tests.bench.sizes import CHECKPOINTING, MODES, NETWORKS, RATE, REVERSAL
+from tests.limited import warmed
 
 SIZES = {
     "hvp": {"sizes": NETWORKS},
@@ -37,6 +38,7 @@ def small(monkeypatch):
     load = bench.load
     monkeypatch.setattr(bench, "load", lambda name: partial(load(name), **SIZES[name]))
     monkeypatch.delenv("HYPEROPT_DATA", raising=False)
+    monkeypatch.setattr(team, "get_context", lambda method: warmed())  # anew they start in bench/test_team.py
 
 
 @pytest.fixture

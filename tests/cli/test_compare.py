@@ -3,8 +3,6 @@
 import json
 import os
 import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,8 @@ from hyperopt_cli.modes import MODES
 from hyperopt_cli.run_directory.reading import read
 from hyperopt_cli.run_directory.status import read_status
 from tests.cli.test_bad_input import GOOD
+from tests.forked import forked
 
-HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]
 BOTH = ["--modes", "forward,reverse"]
 
 
@@ -319,8 +317,8 @@ def test_tensorboard_has_a_run_for_each_mode(hyperopt, recipe, tmp_path):
 
 def test_a_terminal_sees_which_mode_is_at_which_step(tmp_path, recipe):
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*HYPEROPT, "compare", str(recipe), "--modes", "reverse", "steps=300"],
+    process = forked(
+        *("compare", str(recipe), "--modes", "reverse", "steps=300"),
         cwd=tmp_path,
         stdin=theirs,
         stdout=theirs,

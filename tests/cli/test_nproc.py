@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hyperopt_cli.run_directory.reading import read
+from tests.forked import forked
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,8 @@ hyperparameters:
 outer: {optimizer: adam, lr: 0.05, steps: 2}
 mode: {name: forward, engine: forward_over_reverse, columns_at_once: 1, compile: false}
 """
-RUN = ("-m", "hyperopt_cli", "run", "recipe.yaml", "--allow-import", "nets")
+RUN = ("run", "recipe.yaml", "--allow-import", "nets")
+ANEW = (sys.executable, "-m", "hyperopt_cli")
 TWO = ("--nproc", "2")
 
 
@@ -75,20 +77,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
         return figures("whole")
 
 
-def started(*arguments: str, command: tuple[str, ...] = (sys.executable,)) -> "subprocess.Popen[str]":
+def started(*arguments: str, command: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    """The launcher and its ranks, forked from this process or, with a `command`, each started anew."""
+    if not command:
+        return forked(*RUN, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return subprocess.Popen([*command, *RUN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def ended(*arguments: str, command: tuple[str, ...] = (sys.executable,)) -> "subprocess.CompletedProcess[str]":
+def ended(*arguments: str, command: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
     process = started(*arguments, command=command)
     out, err = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def stopped(act: Callable[["subprocess.Popen[str]"], None], *arguments: str) -> "subprocess.CompletedProcess[str]":
+def stopped(
+    act: Callable[["subprocess.Popen[str]"], None], *arguments: str, command: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
     """A slow run of two ranks to which something happens in the middle of its second inner run."""
     Path("slow").touch()
-    process = started(*arguments, *TWO, "checkpoint_every_s=0.2")
+    process = started(*arguments, *TWO, "checkpoint_every_s=0.2", command=command)
     wait_until(lambda: figures("there") != [] and 0 < middle() <= 20, process)
     act(process)
     out, err = process.communicate(timeout=120)
@@ -119,7 +126,7 @@ def figures(directory: str) -> list[dict[str, Any]]:
 
 def test_two_processes_give_the_bits_of_one_and_say_everything_once() -> None:
     for num in ("1", "2"):
-        done = ended("--nproc", num, "--out", num, "--json")
+        done = ended("--nproc", num, "--out", num, "--json", command=ANEW)
         assert (done.returncode, done.stderr) == (0, "")
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert [line.get("outer_step") for line in lines] == [0, 1, 2, None]
@@ -129,11 +136,11 @@ def test_two_processes_give_the_bits_of_one_and_say_everything_once() -> None:
     assert read(Path("2")).state == "done"
 
 
-@pytest.mark.parametrize("num", ["1", "3"])
+@pytest.mark.parametrize(("num", "command"), [("1", ANEW), ("3", ())])
 def test_a_signal_to_the_launcher_keeps_the_middle_of_a_run_which_any_number_of_processes_continues(
-    num: str, undisturbed: list[dict[str, Any]]
+    num: str, command: tuple[str, ...], undisturbed: list[dict[str, Any]]
 ) -> None:
-    end = stopped(lambda process: process.send_signal(signal.SIGTERM), "--out", "there")
+    end = stopped(lambda process: process.send_signal(signal.SIGTERM), "--out", "there", command=command)
     assert end.returncode == 75
     assert end.stderr.count("stopped by SIGTERM; a checkpoint is kept in there: continue with: ") == 1
     assert end.stderr.rstrip().endswith(" run --resume there --nproc 2 --allow-import nets")
@@ -191,8 +198,8 @@ def test_what_cannot_run_is_said_once(arguments: list[str], message: str) -> Non
 
 
 def test_torchrun_starts_ranks_too(undisturbed: list[dict[str, Any]]) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable)
-    done = ended("--out", "two", "--json", command=torchrun)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python")
+    done = ended("--out", "two", "--json", command=(*torchrun, *ANEW))
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 4
     assert figures("two") == undisturbed

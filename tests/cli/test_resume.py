@@ -14,6 +14,7 @@ from hyperopt_cli.run_directory.directory import RunDirectory
 from hyperopt_cli.run_directory.reading import read
 from hyperopt_cli.run_directory.resuming import locked
 from tests.cli.test_bad_input import GOOD
+from tests.forked import forked
 
 HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]
 SHORT = ("steps=20", "outer.steps=2")
@@ -36,7 +37,11 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_it_can_be_continued(
     number: str, code: int, tmp_path: Path, recipe: Path, hyperopt: Any
 ) -> None:
     arguments = ["run", str(recipe), "steps=50", "outer.steps=40", "checkpoint_every_s=1e6", "--out", "there"]
-    process = subprocess.Popen([*HYPEROPT, *arguments], cwd=tmp_path, stdout=-1, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if number == "SIGTERM":  # one is started anew; the others are forked from this process
+        process = subprocess.Popen([*HYPEROPT, *arguments], text=True, **pipes)
+    else:
+        process = forked(*arguments, **pipes)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (tmp_path / "there/metrics.jsonl").exists():
         time.sleep(0.05)
@@ -71,8 +76,8 @@ def test_a_second_interrupt_ends_it_at_once(tmp_path: Path, recipe: Path) -> Non
         "        return pathlib.Path('there/status.json').exists()\n"
         "def net(num_classes): return Net(64, num_classes)\n"
     )
-    command = [*HYPEROPT, "run", str(recipe), "model={call: slow.net}", "--allow-import", "slow", "--out", "there"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["run", str(recipe), "model={call: slow.net}", "--allow-import", "slow", "--out", "there"]
+    process = forked(*command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     while not (tmp_path / "there/status.json").exists() or "here" not in process.stdout.readline():
         assert process.poll() is None
@@ -101,8 +106,8 @@ def test_a_signal_while_the_data_are_read_ends_it_soon(number: str, code: int, t
         "        return torch.zeros(4), i % 2\n"
         "def data(): return Data()\n"
     )
-    command = [*HYPEROPT, "run", str(recipe), "dataset={call: slow.data}", "--allow-import", "slow", "--out", "there"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["run", str(recipe), "dataset={call: slow.data}", "--allow-import", "slow", "--out", "there"]
+    process = forked(*command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert "here" in process.stdout.readline()
     process.send_signal(getattr(signal, number))

@@ -16,6 +16,7 @@ import torch
 
 from hyperopt_cli.run_directory.reading import read
 from tests.cli.test_bad_input import GOOD
+from tests.forked import forked
 
 HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]
 SHORT = ["steps=20", "outer.steps=2"]
@@ -203,9 +204,8 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_with_130(tmp_path, recipe):
 
 def test_a_terminal_gets_a_live_display(tmp_path, recipe):
     ours, theirs = pty.openpty()
-    command = [*HYPEROPT, "run", str(recipe), *SHORT, "--out", "there"]
-    process = subprocess.Popen(
-        command,
+    process = forked(
+        *("run", str(recipe), *SHORT, "--out", "there"),
         cwd=tmp_path,
         stdin=theirs,
         stdout=theirs,

@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 
 from tests.cli.test_bad_input import GOOD
-
-HYPEROPT = [sys.executable, "-c", "from hyperopt_cli.cli import main; main()"]
+from tests.forked import forked
 
 
 @pytest.mark.slow
 def test_runs_are_listed_and_a_killed_one_is_seen_as_dead(hyperopt: Any, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(GOOD)
     assert hyperopt("run", "small.yaml", "steps=20", "outer.steps=1", "--out", "runs/first").code == 0
-    command = [*HYPEROPT, "run", "small.yaml", "steps=50", "outer.steps=1000", "--out", "runs/second"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    command = ["run", "small.yaml", "steps=50", "outer.steps=1000", "--out", "runs/second"]
+    with forked(*command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (tmp_path / "runs/second/metrics.jsonl").exists():
             time.sleep(0.05)

@@ -16,7 +16,8 @@ SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 # More than the machine may have (config_overrides), so that what is to run side by side does.
 CPUS = 4
 
-# cred_expire is also how long a requeued job waits. preempt_send_user_signal: a preempted job gets its own --signal.
+# cred_expire, of 5 s at least, is also how long a requeued job waits: then until the queue is looked through again.
+# preempt_send_user_signal: a preempted job gets its own --signal.
 CONF = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -43,7 +44,7 @@ ReturnToService=2
 KillWait=20
 MaxArraySize=100
 InactiveLimit=0
-SchedulerParameters=bf_interval=2,sched_interval=5,sched_min_interval=0
+SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
