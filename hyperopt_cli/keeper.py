@@ -20,7 +20,8 @@ class Keeper(Protocol):
 
         Args:
             state: dictionaries, lists, tensors, numbers and text; an iterator stands for a list whose items are made
-                one at a time. `state["progress"]` counts inner steps, forward and backward.
+                one at a time. `state["progress"]` counts inner steps, forward and backward; the outer loop adds
+                `state["n"]`, its step.
         """
 
     def barrier(self) -> None:

@@ -1,6 +1,7 @@
 """Places where a run may end: nothing is half done there, and nothing is lost that has not been kept.
 
-After an inner step there is something to keep, and whoever keeps it ends the run (`modes/base.py`). Between two
+After an inner step there is something to keep, and whoever keeps it ends the run once it is kept
+(`modes/account.py` asks after each step, `commands/keeping.py` raises). Between two
 trials, two engines, two chunks of a data set there is not: the run may just end.
 """
 

@@ -22,7 +22,7 @@ from hyperopt_cli.dynamics.derivatives import gradient_and_pullback
 from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.memory import state_bytes
-from hyperopt_cli.modes.adjoint.sweep import adjoint_step, backward_step, linearise
+from hyperopt_cli.modes.adjoint.sweep import adjoint_step, backward_step, step_gradient
 from hyperopt_cli.modes.planning.probe import synchronize
 from hyperopt_cli.modes.reversal.factors import Factors, at_factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint
@@ -129,8 +129,8 @@ def _go_back(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Lap
             held.fingerprint()
         with laps.lap(ADJOINT, t):
             step_hyper = dynamics.hyper_at(workload.hyper, t)
-            past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper)
+            at_t = step_gradient(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper)
         with laps.lap(BACK, t):
-            state = held.undo_rest(past.grads, past.hyper, t)
+            state = held.undo_rest(at_t.grads, at_t.step_hyper, t)
         with laps.lap(ADJOINT, t):
-            adjoint_step(dynamics, past._replace(state=state), ones)
+            adjoint_step(dynamics, at_t._replace(state=state), ones)

@@ -59,6 +59,31 @@ def push_columns(
     return pushed[0], pushed[1]
 
 
+def leaf(x: Tensor) -> Tensor:
+    """Returns the tensor as a leaf of a new graph."""
+    return x.detach().requires_grad_()
+
+
+def vjp(outputs: Any, inputs: tuple[Any, ...], cotangents: Any) -> Any:
+    """Returns the vector-Jacobian product of a graph: the cotangents of its inputs; zero where nothing is connected.
+
+    Args:
+        outputs: a tree of tensors with their graph.
+        inputs: trees of the leaves of that graph.
+        cotangents: of the outputs, like these.
+
+    Returns:
+        Those of the inputs, like these.
+    """
+    leaves, spec = tree_flatten(inputs)
+    pairs = [(y, a.to(y)) for y, a in zip(tree_leaves(outputs), tree_leaves(cotangents), strict=True)]
+    pairs = [(y, a) for y, a in pairs if y.requires_grad]
+    if not pairs:
+        return tree_unflatten([torch.zeros_like(x) for x in leaves], spec)
+    grads = torch.autograd.grad([y for y, _ in pairs], leaves, [a for _, a in pairs], materialize_grads=True)
+    return tree_unflatten(list(grads), spec)
+
+
 def gradient_and_pullback(
     loss: Loss, params: Params, hyper: StepHyper, of_one: Callable[..., tuple[Tensor, Params, Pullback]] | None = None
 ) -> tuple[Tensor, Params, Pullback]:

@@ -168,9 +168,11 @@ class Account:
         self._device, self._start_s = like.device, time.perf_counter()
         reset_peak(like.device)
 
-    @property
-    def due(self) -> bool:
-        """Whether what is done so far is to be saved now."""
+    def ask_due(self) -> bool:
+        """Counts a step, and returns whether what is done so far is to be saved now.
+
+        Several processes may exchange a message here, so that all of them ask after the same steps.
+        """
         return self._keeper is not None and self._keeper.due()
 
     def agreed(self, value: T) -> T:
@@ -190,19 +192,26 @@ class Account:
             self._keeper.barrier()
 
     def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Saves, after a step, what the mode would go on from, if that is due and everything is finite.
+        """Asks, after a step, whether what the mode would go on from is to be saved now, and saves it.
 
-        Where it is saved already, or nobody saves anything, the run may just end.
+        Where nobody saves anything, or it is saved already, the run may just end.
 
         Args:
-            state: makes it.
+            state: makes it; collective where processes divide the run.
+
+        Raises:
+            NonFiniteError: something that is watched is not finite; nothing is saved then.
         """
-        if not self.due or self.progress.num_done == self._saved_at:
+        if self._keeper is None:
+            may_stop()
+            return
+        if not self.ask_due():
+            return
+        if self.progress.num_done == self._saved_at:
             may_stop()
             return
         self.finite.check()
         self._barrier()
-        assert self._keeper is not None
         counts = [self.counts.num_steps, self.counts.num_gradients, self.counts.num_hvps]
         self._saved_at = self.progress.num_done
         done = {"progress": self._saved_at, "counts": counts, "inner_loss": self.inner_loss, "wall_s": self._wall_s}
@@ -224,8 +233,7 @@ class Account:
         self.progress.num_done = self._saved_at = saved["progress"]
         self._before_s = saved["wall_s"]
         self.inner_loss.copy_(saved["inner_loss"])
-        if "norms" in saved:  # not in a checkpoint of an earlier version
-            self.growth.load_norms(saved["norms"])
+        self.growth.load_norms(saved["norms"])
         mode: dict[str, Any] = saved.pop("mode")
         return mode
 

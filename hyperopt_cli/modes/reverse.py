@@ -52,8 +52,8 @@ from hyperopt_cli.modes.adjoint.sweep import (
     adjoint_step,
     backward_sweep,
     forward_and_backward_step,
-    linearise,
     resumed,
+    step_gradient,
 )
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compilation import check_compile, compilation_of, stats_of_compilation, without_compiling
@@ -271,8 +271,8 @@ def measured_slots(dynamics: Dynamics, hyper: Hyper, most: int, judge: Judge) ->
 
     def step() -> None:
         adjoint = tree_map(torch.ones_like, dynamics.start)
-        past = linearise(dynamics, dynamics.loss_at(0), 0, dynamics.start, dynamics.hyper_at(hyper, 0), judge)
-        adjoint_step(dynamics, past, adjoint)
+        at_0 = step_gradient(dynamics, dynamics.loss_at(0), 0, dynamics.start, dynamics.hyper_at(hyper, 0), judge)
+        adjoint_step(dynamics, at_0, adjoint)
 
     def objective() -> None:
         params = dynamics.layout.unpack(dynamics.result(dynamics.start))

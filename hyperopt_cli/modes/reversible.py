@@ -35,7 +35,7 @@ from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss
 from hyperopt_cli.dynamics.dynamics import Dynamics, State
 from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, NonFiniteError, ReversalError, UsageError
 from hyperopt_cli.modes.account import Account
-from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, adjoint_step, backward_sweep, linearise, resumed
+from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, adjoint_step, backward_sweep, resumed, step_gradient
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compilation import check_compile
 from hyperopt_cli.modes.measurements import Measurements
@@ -272,7 +272,7 @@ class _Reversed(PastStates):
             account.inner_loss[t] = value
             account.finite.watch(t, "the training loss", value)
             peaks += [(t, peak) for peak in held.advance(g, step_hyper, t)]
-            due = account.due and t + 1 < steps
+            due = account.ask_due() and t + 1 < steps  # `save` asks once more, and hears the same
             if (t + 1) % account.finite.every == 0 or t + 1 == steps or due:
                 account.finite.check()
                 _check_range(peaks)
@@ -284,7 +284,7 @@ class _Reversed(PastStates):
         return held.state()
 
     def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
-        """s_T -> s_0, each step linearised on the way; the state that it arrives at is compared with the start.
+        """s_T -> s_0, each step step_gradientd on the way; the state that it arrives at is compared with the start.
 
         On the way w is compared by its fingerprints, and the account told as of a number that is not finite: it reads
         both in their order, so that what a wrong state leads to does not speak first.
@@ -294,11 +294,11 @@ class _Reversed(PastStates):
             params = held.undo_weights(dynamics.hyper_at(self._hyper, t), t)
             account.finite.watch(t, REVERSED, torch.where(held.fingerprint() == self._marks[t], 0.0, float("nan")))
             step_hyper = dynamics.hyper_at(self._hyper, t)
-            past = linearise(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper, self._judge)
+            at_t = step_gradient(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper, self._judge)
             account.counts.add(gradients=1, hvps=1)
-            past = past._replace(state=held.undo_rest(past.grads, past.hyper, t))
-            yield t, partial(adjoint_step, dynamics, past)
-            del past
+            at_t = at_t._replace(state=held.undo_rest(at_t.grads, at_t.step_hyper, t))
+            yield t, partial(adjoint_step, dynamics, at_t)
+            del at_t
         account.finite.check()
         if num_wrong := held.num_wrong():
             raise ReversalError(0, num_wrong)

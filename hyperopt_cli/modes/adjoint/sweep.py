@@ -1,11 +1,17 @@
 """The adjoint sweep, over any source of the run's past: the recursion of reverse mode and of reversible mode.
 
-    alpha_T = dE/ds_T
+    alpha_T = dE/ds_T,    dE/dlambda = its direct part, then
     dE/dlambda += alpha_{t+1} B_t,    alpha_t = alpha_{t+1} A_t        for t = T-1 ... 0
 
-One step of it is the vector-Jacobian product of the update rule, then that of the gradient:
+with A_t = ds_{t+1}/ds_t and B_t = ds_{t+1}/dlambda_t dlambda_t/dlambda. One step (`adjoint_step`) is the
+vector-Jacobian product of the update rule U(s_t, g_t, lambda_t), then that of the gradient g_t at P(s_t, lambda_t):
 
-    (a_s, a_g, a_lambda) = alpha_{t+1} dU,     a_s += (H a_g) dP,     a_lambda += (d2L/dw dlambda)^T a_g
+    (a_s, a_g, a_lambda_t) = alpha_{t+1} dU
+    alpha_t      = a_s + (H a_g) dP/ds_t
+    a_lambda_t  += (d2L/dw dlambda_t)^T a_g + (H a_g) dP/dlambda_t
+
+The adjoints of lambda_t, `a_at`, then go back through the schedule, some steps at a time (`Sweep.sum_up`):
+dE/dlambda += a_lambda_t dlambda_t/dlambda.
 
 Franceschi et al. 2017, algorithm 1 (Reverse-HG), https://proceedings.mlr.press/v70/franceschi17a; the sweep of
 Maclaurin et al. 2015, algorithm 2, https://arxiv.org/abs/1502.03492, for any update rule.
@@ -19,13 +25,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from hyperopt_cli.checks.judge import Judge
 from hyperopt_cli.checks.outer import OuterJudge
 from hyperopt_cli.checks.replayed import ROUNDED, slack
 from hyperopt_cli.dynamics.chunked_loss import Loss
-from hyperopt_cli.dynamics.derivatives import gradient_and_pullback
+from hyperopt_cli.dynamics.derivatives import gradient_and_pullback, leaf, vjp
 from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.stepping import PartitionedStepAt
 from hyperopt_cli.errors import UsageError
@@ -41,13 +47,13 @@ from hyperopt_cli.problem import Batch, Hyper
 MOST_WAITING, MOST_BYTES = 16, 2**20
 
 
-class Past(NamedTuple):
+class StepGradient(NamedTuple):
     """The gradient of one step, ready to be differentiated.
 
     Attributes:
         t: which step.
         state: s_t.
-        hyper: lambda_t.
+        step_hyper: lambda_t.
         value: L.
         grads: g_t, held like the state.
         pullback: `u -> (H u, (d2L/dw dlambda)^T u)` at s_t, named; may be called once.
@@ -55,7 +61,7 @@ class Past(NamedTuple):
 
     t: Any
     state: State
-    hyper: StepHyper
+    step_hyper: StepHyper
     value: Tensor
     grads: Params
     pullback: Callable[[Params], tuple[Params, StepHyper]]
@@ -150,8 +156,8 @@ class Steps(NamedTuple):
             (_, value), saved = self.step.forward(t, state, state, step_hyper)
             backward: Backward = lambda adjoint: self.step.backward(saved, adjoint)  # noqa: E731
         else:
-            past = linearise(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper, self.judge)
-            value, backward = past.value, partial(adjoint_step, self.dynamics, past)
+            at_t = step_gradient(self.dynamics, self.dynamics.loss_at(t), t, state, step_hyper, self.judge)
+            value, backward = at_t.value, partial(adjoint_step, self.dynamics, at_t)
         if of_the_run:
             known = account.inner_loss[t]
             apart = ROUNDED * known.abs() if self.step.is_compiled else slack(known)
@@ -182,13 +188,15 @@ def backward_step(
     Returns:
         alpha_t, and the adjoint of lambda_t.
     """
-    return adjoint_step(dynamics, linearise(dynamics, dynamics.loss_on(batch), t, state, step_hyper), adjoint)
+    return adjoint_step(dynamics, step_gradient(dynamics, dynamics.loss_on(batch), t, state, step_hyper), adjoint)
 
 
 def forward_and_backward_step(
     dynamics: Dynamics, batch: Batch, t: Any, state: State, step_hyper: StepHyper, adjoint: State
 ) -> tuple[tuple[State, Tensor], tuple[State, StepHyper]]:
-    """Takes a training step, and the adjoint back through it.
+    """Takes a training step, and the adjoint back through it: what is compiled, and partitioned into the two.
+
+    As torch runs them, a sweep calls `train_step` and `adjoint_step`.
 
     Args:
         dynamics: of the run.
@@ -205,9 +213,9 @@ def forward_and_backward_step(
     return outputs, backward_step(dynamics, batch, t, state, step_hyper, adjoint)
 
 
-def linearise(
+def step_gradient(
     dynamics: Dynamics, loss: Loss, t: Any, state: State, step_hyper: StepHyper, judge: Judge | None = None
-) -> Past:
+) -> StepGradient:
     """Takes the gradient at s_t with its pullback.
 
     Args:
@@ -221,7 +229,7 @@ def linearise(
     point = dynamics.layout.unpack(dynamics.point(state, step_hyper, t))
     take = gradient_and_pullback if judge is None else judge.pullback
     value, g, pullback = take(loss, point, step_hyper)
-    return Past(t, state, step_hyper, value, dynamics.layout.pack(g), pullback)
+    return StepGradient(t, state, step_hyper, value, dynamics.layout.pack(g), pullback)
 
 
 @dataclass
@@ -279,7 +287,7 @@ class Sweep:
 
     def sum_up(self, dynamics: Dynamics, hyper: Hyper) -> None:
         """Pulls the waiting adjoints of lambda_t back through the schedule and adds them to the total."""
-        by_hyper = _pulled_back(dynamics, hyper, self.waiting)
+        by_hyper = _through_schedule(dynamics, hyper, self.waiting)
         self.total = {name: self.total[name] + by_hyper[name] for name in self.total}
         self.waiting.clear()
 
@@ -329,7 +337,8 @@ class PastStates(ABC):
     def forward(self, save: Callable[[], None]) -> State:
         """Runs the training, or the rest of it, and returns s_T.
 
-        From here on, until `backward` begins, `state_dict` is that of s_T.
+        From here on, until `backward` begins, `state_dict` stands for s_T: it may hold s_{T-1}, from which the last
+        step is taken again.
 
         Args:
             save: called after each step, when `state_dict` may be asked for.
@@ -420,36 +429,33 @@ def backward_sweep(
     total = {name: d + sweep.total[name] for name, d in sweep.by_hyper.items()}
     if num == dynamics.problem.steps:
         with torch.enable_grad():
-            h = tree_map(_leaf, hyper)
+            h = tree_map(leaf, hyper)
             start = dynamics.derivable("init", dynamics.initial, (h,))(h)
-        (by_init,) = _vjp(start, (h,), sweep.adjoint)
+        (by_init,) = vjp(start, (h,), sweep.adjoint)
         total = {name: total[name] + by_init[name] for name in total}
     return account.close(sweep.value, total, sweep.params)
 
 
-def _pulled_back(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]]) -> Hyper:
+def _through_schedule(dynamics: Dynamics, hyper: Hyper, waiting: list[tuple[int, StepHyper]]) -> Hyper:
     """Pulls adjoints of lambda_t, each with its t, back through the schedule."""
     with torch.enable_grad():
-        h = tree_map(_leaf, hyper)
-        given = [dynamics.derivable("schedule", partial(_schedule, dynamics, t), (h,))(h) for t, _ in waiting]
-    (by_hyper,) = _vjp(given, (h,), [a_at for _, a_at in waiting])
+        h = tree_map(leaf, hyper)
+        schedules = [partial(dynamics.plain_hyper_at, step=t) for t, _ in waiting]
+        given = [dynamics.derivable("schedule", schedule, (h,))(h) for schedule in schedules]
+    (by_hyper,) = vjp(given, (h,), [a_at for _, a_at in waiting])
     return cast(Hyper, by_hyper)
 
 
-def _schedule(dynamics: Dynamics, t: int, hyper: Hyper) -> StepHyper:
-    return dynamics.plain_hyper_at(hyper, t)
-
-
-def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State, StepHyper]:
+def adjoint_step(dynamics: Dynamics, at_t: StepGradient, adjoint: State) -> tuple[State, StepHyper]:
     """Takes alpha_{t+1} to alpha_t, and returns it with the adjoint of lambda_t."""
-    layout, t = dynamics.layout, past.t
+    layout, t = dynamics.layout, at_t.t
     with torch.enable_grad():
-        state, at, g = tree_map(_leaf, (past.state, past.hyper, past.grads))
+        state, at, g = tree_map(leaf, (at_t.state, at_t.step_hyper, at_t.grads))
         point = dynamics.derivable("point", lambda s, h: dynamics.point(s, h, t), (state, at))(state, at)
         after = dynamics.derivable("update", lambda s, d, h: dynamics.update(s, d, h, t), (state, g, at))(state, g, at)
-    a_state, a_g, a_at = _vjp(after, (state, g, at), adjoint)
-    a_point, a_at_loss = past.pullback(layout.unpack(a_g))
-    a_state_point, a_at_point = _vjp(point, (state, at), layout.pack(a_point))
+    a_state, a_g, a_at = vjp(after, (state, g, at), adjoint)
+    a_point, a_at_loss = at_t.pullback(layout.unpack(a_g))
+    a_state_point, a_at_point = vjp(point, (state, at), layout.pack(a_point))
     a_at = tree_map(lambda x, y, z: x + y + z, a_at, a_at_loss, a_at_point)
     return tree_map(torch.add, a_state, a_state_point), a_at
 
@@ -457,21 +463,7 @@ def adjoint_step(dynamics: Dynamics, past: Past, adjoint: State) -> tuple[State,
 def _result_adjoint(dynamics: Dynamics, end: State, by_params: Params) -> State:
     """Returns alpha_T = dE/dR dR/ds_T."""
     with torch.enable_grad():
-        leaf = tree_map(_leaf, end)
-        outcome = dynamics.derivable("result", dynamics.result, (leaf,))(leaf)
-    adjoint: State = _vjp(outcome, (leaf,), dynamics.layout.pack(by_params))[0]
+        state = tree_map(leaf, end)
+        outcome = dynamics.derivable("result", dynamics.result, (state,))(state)
+    adjoint: State = vjp(outcome, (state,), dynamics.layout.pack(by_params))[0]
     return adjoint
-
-
-def _leaf(x: Tensor) -> Tensor:
-    return x.detach().requires_grad_()
-
-
-def _vjp(outputs: Any, inputs: Any, adjoints: Any) -> Any:
-    """Returns the adjoints of `inputs` (a tuple of trees) from those of `outputs`; zero where nothing is connected."""
-    leaves, spec = tree_flatten(inputs)
-    pairs = [(y, a.to(y)) for y, a in zip(tree_leaves(outputs), tree_leaves(adjoints), strict=True) if y.requires_grad]
-    if not pairs:
-        return tree_unflatten([torch.zeros_like(x) for x in leaves], spec)
-    grads = torch.autograd.grad([y for y, _ in pairs], leaves, [a for _, a in pairs], materialize_grads=True)
-    return tree_unflatten(list(grads), spec)
