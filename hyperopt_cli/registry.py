@@ -73,6 +73,7 @@ class DataSet(NamedTuple):
     folder: str | None = None
 
 
+# a new one at the end: a plan measures from the last to the first, forward mode after what keeps less
 MODES: dict[str, Entry] = {
     "auto": Entry("hyperopt_cli.modes.auto:Auto", "the quickest exact mode that fits into the memory"),
     "forward": Entry("hyperopt_cli.modes.forward:Forward", "few hyperparameters, horizons of any length"),
@@ -218,7 +219,11 @@ class Setting(NamedTuple):
 def settings(path: str) -> dict[str, Setting]:
     """Returns the fields of the dataclass at `package.module:attribute`, read from its source: nothing is imported.
 
-    Fields that only its constructor takes (`InitVar`) and class variables are left out.
+    They stand in the body of the class itself, each with a literal as its default. Fields that only its constructor
+    takes (`InitVar`) and class variables are left out.
+
+    Raises:
+        TypeError: a field has no default, or one that is no literal.
 
     >>> settings("hyperopt_cli.modes.forward:Forward")["columns_at_once"]
     Setting(annotation='int | None', default=None)
@@ -227,11 +232,15 @@ def settings(path: str) -> dict[str, Setting]:
     file = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     parsed = ast.parse(file.read_text(encoding="utf-8"))
     body = next(node.body for node in parsed.body if isinstance(node, ast.ClassDef) and node.name == name)
-    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-    return {
-        node.target.id: Setting(ast.unparse(node.annotation), ast.literal_eval(node.value))
-        for node in fields
-        if isinstance(node.target, ast.Name)
-        and node.value is not None
-        and not ast.unparse(node.annotation).startswith(("InitVar", "ClassVar"))
-    }
+    found = {}
+    for node in body:
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        annotation = ast.unparse(node.annotation)
+        if annotation.startswith(("InitVar", "ClassVar")):
+            continue
+        try:
+            found[node.target.id] = Setting(annotation, ast.literal_eval(node.value))  # type: ignore[arg-type]
+        except ValueError:
+            raise TypeError(f"{path}: {node.target.id}: a setting has a literal as its default") from None
+    return found

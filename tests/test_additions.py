@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,19 +44,22 @@ class Differences(Mode):
 
     spread: float = 1e-5
 
+    def bias(self, steps):
+        return "central differences"
+
     def differentiate(self, problem, hyper, account, measurements):
         dynamics = Dynamics.of(problem, hyper)
         state = dynamics.start
         for t in range(problem.steps):
             state, value = train_step(dynamics, problem.batch(t), t, state, dynamics.hyper_at(hyper, t))
             account.counts.add_steps(1)
-            account.inner_loss[t] = value
-            account.progress.step_done("forward", t + 1, problem.steps)
+            account.step_done(t, value)
         params = dynamics.layout.unpack(dynamics.result(state))
         grad = {}
         for name, value in hyper.items():
             flat = value.flatten()
             ends = [[self._moved(problem, hyper, name, i, by) for by in (1, -1)] for i in range(len(flat))]
+            account.counts.add_steps(2 * len(flat) * problem.steps)
             slopes = [(up - down) / (2 * self.spread) for up, down in ends]
             grad[name] = torch.tensor(slopes, dtype=value.dtype).view(value.shape)
         return account.close(outer_objective(problem, params, hyper).value, grad, params)
@@ -65,10 +69,10 @@ class Differences(Mode):
         moved[i] += by * self.spread
         return objective_after(problem, {**hyper, name: moved.view(hyper[name].shape)})
 
-    def predictions(self, bench):
-        num = 1 + 2 * sum(value.numel() for value in bench.hyper.values())
-        steps = num * bench.dynamics.problem.steps
-        yield bench.prediction(self, steps * bench.plain_s, bench.reverse.peak_bytes, 0, Counts(steps, steps, 0))
+    def predictions(self, basis):
+        num = 1 + 2 * sum(value.numel() for value in basis.hyper.values())
+        steps = num * basis.dynamics.problem.steps
+        yield basis.prediction(self, steps * basis.plain_s, basis.reverse.peak_bytes, 0, Counts(steps, steps, 0))
 ''',
     ),
     "engines/in_turn.py": (
@@ -218,7 +222,7 @@ def said(house: Path) -> dict[str, str]:
         "run added.yaml --out run",
         "run added.yaml mode.name=forward mode.engine=in_turn mode.spread=null --out by_engine",
         "plan added.yaml --json",
-        "compare added.yaml --modes forward:engine=in_turn,reverse,differences --tolerance 1e-5 --out compared",
+        "compare added.yaml --modes forward:engine=in_turn,reverse,differences --json --out compared",
     ]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -288,16 +292,28 @@ def test_a_recipe_runs_with_all_that_was_added(house: Path, said: dict[str, str]
         assert other["hypergradient"][name] == pytest.approx(value, rel=1e-5)
 
 
-def test_a_plan_predicts_the_mode(said: dict[str, str]) -> None:
+def compared(said: dict[str, str]) -> dict[str, Any]:
+    table = json.loads(next(text for line, text in said.items() if line.startswith("compare")))
+    return {row["mode"]: row for row in table["modes"]}
+
+
+def test_a_plan_has_a_biased_mode_with_exact_counts_and_does_not_take_it(said: dict[str, str]) -> None:
     plan = json.loads(said["plan added.yaml --json"])
     row = next(row for row in plan["predictions"] if row["name"] == "differences")
-    assert (row["num_steps"], row["fits"]) == (25, True)
+    assert row["fits"]
+    assert row["is_biased"]
+    assert row["num_steps"] == compared(said)["differences"]["cost"]["num_steps"] == 25
+    assert plan["choice"] != "differences"
 
 
 def test_a_comparison_has_the_mode_and_the_engine(said: dict[str, str]) -> None:
-    table = next(text for line, text in said.items() if line.startswith("compare"))
-    assert "differences" in table
-    assert "forward:engine=in_turn" in table
+    rows = compared(said)
+    assert {mode: (row["status"], row["reason"]) for mode, row in rows.items()} == {
+        "forward:engine=in_turn": ("exact", None),
+        "reverse": ("exact", None),
+        "differences": ("biased", "central differences"),
+    }
+    assert max(rows["differences"]["difference"]["hypergradient"].values()) < 1e-5
 
 
 @pytest.mark.parametrize("dictionary", DICTIONARIES)

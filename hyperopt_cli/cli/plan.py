@@ -36,6 +36,8 @@ def plan(
 ) -> None:
     """Predict time and memory of every mode from a few measured steps, and say which to take.
 
+    Each mode is measured as it is without settings, with fewer columns, slots and so on where these may help.
+
     Example: hyperopt plan mnist_lr steps=10000 --memory 8GiB
     """
     available = None if memory is None else parsed_bytes(memory)

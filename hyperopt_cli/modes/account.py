@@ -217,6 +217,17 @@ class Account:
         done = {"progress": self._saved_at, "counts": counts, "inner_loss": self.inner_loss, "wall_s": self._wall_s}
         self._keeper.save({**done, "norms": self.growth.norms, "mode": state()})
 
+    def step_done(self, t: int, value: Tensor) -> None:
+        """Records that a step of the run is done, with its training loss.
+
+        Args:
+            t: the step.
+            value: L [].
+        """
+        self.inner_loss[t] = value
+        self.finite.watch(t, "the training loss", value)
+        self.progress.step_done("forward", t + 1, self.inner_loss.shape[0])
+
     def peek(self, key: str) -> Any:
         """Returns an entry of the state that `resume` will return; None where there is no state."""
         return None if self._resume_from is None else self._resume_from["mode"].get(key)

@@ -13,14 +13,18 @@ from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.registry import MODES, load
 
 if TYPE_CHECKING:
-    from hyperopt_cli.modes.planning.prediction import Bench, Prediction
+    from hyperopt_cli.modes.planning.prediction import Basis, Prediction
 
 
 class Mode(ABC):
-    """An order of multiplication for the chain of Jacobians of a run: a frozen dataclass that remembers nothing.
+    """A way to the hypergradient of a run, exact unless `bias` says otherwise: a frozen dataclass without a memory.
+
+    Its fields are its settings in a recipe, each with a literal default in the class itself (`registry.settings`);
+    `__post_init__` refuses values by a ValueError.
 
     Attributes:
-        has_backward: whether the run is gone through once more, backwards, which takes twice as long as forward.
+        has_backward: whether the run is gone through once more, backwards, so that half of the steps are a third of the
+            time that a display foresees.
         has_columns: whether the elements of lambda are treated one by one, so that processes may divide them.
         in_integers: whether the state is held in integers: in fixed point, at rational factors.
     """
@@ -34,6 +38,10 @@ class Mode(ABC):
         self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements
     ) -> Hypergradient:
         """Takes the hypergradient of `problem` at `hyper`.
+
+        A mode tells `account` of everything: it begins from `account.resume()` where that is something, adds to
+        `account.counts`, calls `account.step_done` and `account.save_if_due` after each inner step (at which a run may
+        stop), gives `account.growth` its tangents or adjoints, and returns `account.close(value, grad, params)`.
 
         Args:
             problem: the training run.
@@ -66,16 +74,21 @@ class Mode(ABC):
         """Whether its steps are compiled where the horizon repays it."""
         return False
 
-    def predictions(self, bench: "Bench") -> Iterable["Prediction"]:
-        """Predicts what it would take, with several settings where that helps; none: auto does not take this mode.
+    def predictions(self, basis: "Basis") -> Iterable["Prediction"]:
+        """Yields a row of the plan for each of its settings that is worth listing, with exact counts.
+
+        A mode that yields none is in no plan, and auto does not take it; nor does it take what is biased.
 
         Args:
-            bench: the problem, and what was measured of it.
+            basis: the problem, and what was measured of it.
         """
         return ()
 
     def bias(self, steps: int) -> str | None:
-        """Says what makes the hypergradient of a run of `steps` steps inexact, in a phrase; None: nothing."""
+        """Says what makes the hypergradient of a run of `steps` steps inexact, in a phrase; None: nothing.
+
+        What only the run shows, such as a solver that stops early, `differentiate` adds as `stats["bias"]`.
+        """
         return None
 
     def chosen(self, measurements: Measurements) -> "Mode":

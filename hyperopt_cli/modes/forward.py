@@ -44,7 +44,7 @@ from hyperopt_cli.modes.directions import LambdaAt, tangents_of_schedule
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.planning import forward_cost
-from hyperopt_cli.modes.planning.prediction import Bench, Prediction
+from hyperopt_cli.modes.planning.prediction import Basis, Prediction
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.modes.shared_columns import SharedColumns
 from hyperopt_cli.optimizers.base import Params, StepHyper
@@ -184,13 +184,13 @@ class Forward(Mode):
         """Whether its steps are compiled where the horizon repays it."""
         return self.compile == "auto"
 
-    def predictions(self, bench: Bench) -> Iterable[Prediction]:
+    def predictions(self, basis: Basis) -> Iterable[Prediction]:
         """Predicts all columns at once, and fewer where that may help.
 
         Args:
-            bench: the problem, and what was measured of it.
+            basis: the problem, and what was measured of it.
         """
-        return forward_cost.predictions(self, bench)
+        return forward_cost.predictions(self, basis)
 
     def smaller(
         self, problem: Problem, hyper: Hyper, measurements: Measurements, ranks: Ranks = ALONE

@@ -7,7 +7,6 @@ from hyperopt_cli.dynamics.dynamics import Dynamics, train_step
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes.account import Account, OnStep
-from hyperopt_cli.modes.adjoint.sweep import record_step
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.stopping import may_stop
@@ -28,7 +27,7 @@ def objective_after(problem: Problem, hyper: Hyper, on_step: OnStep | None = Non
             for t in range(problem.steps):
                 step_hyper = dynamics.hyper_at(hyper, t)
                 state, value = train_step(dynamics, problem.batch(t), t, state, step_hyper)
-                record_step(t, value, problem.steps, account)
+                account.step_done(t, value)
                 may_stop()
             account.finite.check()
         except NonFiniteError:

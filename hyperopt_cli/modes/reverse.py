@@ -60,7 +60,7 @@ from hyperopt_cli.modes.compilation import check_compile, compilation_of, stats_
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.objective import outer_objective
 from hyperopt_cli.modes.planning import reverse_cost
-from hyperopt_cli.modes.planning.prediction import Bench, Prediction
+from hyperopt_cli.modes.planning.prediction import Basis, Prediction
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.program import Compilation
@@ -114,13 +114,13 @@ class Reverse(Mode):
         """Whether its steps are compiled where the horizon repays it."""
         return self.compile == "auto"
 
-    def predictions(self, bench: Bench) -> Iterable[Prediction]:
+    def predictions(self, basis: Basis) -> Iterable[Prediction]:
         """Predicts all states kept, and ever fewer slots.
 
         Args:
-            bench: the problem, and what was measured of it.
+            basis: the problem, and what was measured of it.
         """
-        return reverse_cost.predictions(self, bench)
+        return reverse_cost.predictions(self, basis)
 
     def bias(self, steps: int) -> str | None:
         """Says how many steps the window leaves out, and whether states lie on a straight line; None: neither."""

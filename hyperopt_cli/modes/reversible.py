@@ -40,7 +40,7 @@ from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.compilation import check_compile
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.planning import reversible_cost
-from hyperopt_cli.modes.planning.prediction import Bench, Prediction
+from hyperopt_cli.modes.planning.prediction import Basis, Prediction
 from hyperopt_cli.modes.result import Hypergradient, stats_of_checks
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.fixed_point import FixedPoint, Peak
@@ -82,13 +82,13 @@ class Reversible(Mode):
                 raise ValueError(f"radix: got {bits!r} for {name}; allowed are 1 to 100 bits after the binary point")
         check_compile(self.compile)
 
-    def predictions(self, bench: Bench) -> Iterable[Prediction]:
+    def predictions(self, basis: Basis) -> Iterable[Prediction]:
         """Predicts one state and the store.
 
         Args:
-            bench: the problem, and what was measured of it.
+            basis: the problem, and what was measured of it.
         """
-        yield reversible_cost.prediction(self, bench, refusal(bench.dynamics.problem, bench.hyper))
+        yield reversible_cost.prediction(self, basis, refusal(basis.dynamics.problem, basis.hyper))
 
     def differentiate(
         self, problem: Problem, hyper: Hyper, account: Account, measurements: Measurements

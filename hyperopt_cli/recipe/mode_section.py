@@ -1,7 +1,8 @@
 """The section `mode` of a recipe: a name, and the settings of that mode.
 
 The settings are the fields of the mode's dataclass, read from its source (`registry.settings`), so that a mode is
-added without a line here. `FORMS` has those that say more than their annotation, or that several forms stand for.
+added without a line here. `FORMS` has those whose values are bounded more closely than their annotation says. Two modes
+that have a setting of one name mean the same by it.
 """
 
 import warnings
@@ -95,7 +96,10 @@ _WORDS = {"bool": Boolean, "int": Integer, "float": Number, "str": Text, "Mappin
 
 
 def _form(annotation: str) -> Any:
-    """Returns what a setting may be, by the annotation of the mode's field; what has further words is left to it."""
+    """Returns what a setting may be, by the annotation of the mode's field.
+
+    One with other words than `_WORDS` is not checked here: the mode's `__post_init__` does that, by a ValueError.
+    """
     try:
         return eval(annotation, {"__builtins__": {}}, _WORDS)  # written in a file of this package
     except (NameError, TypeError):

@@ -150,7 +150,7 @@ def test_dropout_without_a_seed_is_refused(mode: str) -> None:
 
 
 def test_an_unknown_mode_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="mode: got 'backward'; allowed are forward, reverse"):
+    with pytest.raises(ValueError, match="mode: got 'backward'; allowed are auto, forward, reverse"):
         hypergradient(square(), numbers(lr=0.1), "backward")
 
 

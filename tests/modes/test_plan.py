@@ -14,7 +14,7 @@ from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
 from hyperopt_cli.modes import MODES, Auto, Hypergradient, Measurements, Mode, Reversible, auto, plan
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.forward_cost import Point, at
-from hyperopt_cli.modes.planning.plan import bytes_text, chosen, seconds_text
+from hyperopt_cli.modes.planning.plan import bytes_text, plan_from, seconds_text
 from hyperopt_cli.modes.planning.prediction import Prediction
 from hyperopt_cli.modes.planning.probe import carrying, shortened, spread
 from hyperopt_cli.modes.reversal.factors import Factors
@@ -125,7 +125,7 @@ def row(name: str, wall_s: float | None, peak_bytes: int | None, limit: int = 10
 
 def test_the_quickest_that_fits_is_chosen() -> None:
     rows = [row("a", 3.0, 100), row("b", 1.0, 2000), row("c", 2.0, 900), row("d", None, None)]
-    made = chosen(rows, 1000)
+    made = plan_from(rows, 1000)
     assert made.choice.name == "c"
     assert made.why == (
         "c takes 2 s and 900 B a hypergradient, the quickest of the 2 that fit (a: 3 s); b (1 s) would need 1.95 KiB"
@@ -133,17 +133,17 @@ def test_the_quickest_that_fits_is_chosen() -> None:
 
 
 def test_the_memory_does_not_decide_where_it_is_within_5_percent_too() -> None:
-    assert chosen([row("large", 2.0, 900), row("small", 2.05, 880)], 1000).choice.name == "large"
+    assert plan_from([row("large", 2.0, 900), row("small", 2.05, 880)], 1000).choice.name == "large"
 
 
 @pytest.mark.parametrize(("slower", "choice"), [(2.09, "small"), (2.11, "large")])
 def test_within_5_percent_the_smaller_memory_is_chosen(slower: float, choice: str) -> None:
-    assert chosen([row("large", 2.0, 900), row("small", slower, 100)], 1000).choice.name == choice
+    assert plan_from([row("large", 2.0, 900), row("small", slower, 100)], 1000).choice.name == choice
 
 
 def test_where_nothing_fits_the_error_says_what_each_needs() -> None:
     with pytest.raises(UsageError) as raised:
-        chosen([row("a", 1.0, 3 * 2**20), row("b", 1.0, 2**30), row("c", None, None)], 1000)
+        plan_from([row("a", 1.0, 3 * 2**20), row("b", 1.0, 2**30), row("c", None, None)], 1000)
     message = str(raised.value)
     for words in (
         "none fits into 0.977 KiB",

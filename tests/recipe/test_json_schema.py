@@ -7,6 +7,7 @@ import pytest
 from hyperopt_cli.recipe import json_schema
 from hyperopt_cli.recipe.document import parse
 from hyperopt_cli.recipe.json_schema import allowed_keys, expected
+from hyperopt_cli.registry import MODES
 from tests.recipe.texts import GOOD
 
 EXAMPLE = """
@@ -41,7 +42,7 @@ def test_a_bad_recipe_does_not_fit_the_schema() -> None:
     [
         ("Hyperparameter", {"type": "number"}),
         ("Parameter", {"type": "number"}),
-        ("Mode", {"enum": ["auto", "forward", "reverse", "reversible"]}),
+        ("Mode", {"enum": list(MODES)}),
     ],
 )
 def test_shorthands_are_in_the_schema(key: str, short: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from hyperopt_cli.dynamics.dynamics import State
 from hyperopt_cli.modes.account import Account
 from hyperopt_cli.modes.adjoint.binomial import Action, Advance, Keep, Take, Visit, schedule
 from hyperopt_cli.modes.adjoint.snapshots import Snapshots
-from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps, record_step
+from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps
 
 
 class Replayed(PastStates):
@@ -112,7 +112,7 @@ class Replayed(PastStates):
         """s_t -> s_{t+1}, for the first time or again."""
         state, value = self._steps.train(self._t, state, self._account)
         if self._is_forward:
-            record_step(self._t, value, self._total, self._account)
+            self._account.step_done(self._t, value)
         else:
             self._account.progress.step_repeated()
         return state

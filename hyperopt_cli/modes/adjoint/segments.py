@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hyperopt_cli.dynamics.dynamics import State
 from hyperopt_cli.modes.account import Account
-from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps, record_step
+from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps
 
 
 def segment_length(num: int, slots: int, kept: float) -> int | None:
@@ -84,7 +84,7 @@ class Segments(PastStates):
         """Runs the training to s_T, keeping s_t where a segment begins and everything of the last segment."""
         while self._t < self._total:
             value = self._taken(is_kept=self._t >= max(self._starts))
-            record_step(self._t - 1, value, self._total, self._account)
+            self._account.step_done(self._t - 1, value)
             save()
         return self._state
 

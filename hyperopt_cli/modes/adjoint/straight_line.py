@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from hyperopt_cli.dynamics.dynamics import State
 from hyperopt_cli.modes.account import Account
-from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps, record_step
+from hyperopt_cli.modes.adjoint.sweep import Backward, PastStates, Steps
 
 
 class Line(PastStates):
@@ -54,7 +54,7 @@ class Line(PastStates):
         while self._t < self._total:
             state, value = self._steps.train(self._t, self._state, self._account)
             self._t, self._state = self._t + 1, state
-            record_step(self._t - 1, value, self._total, self._account)
+            self._account.step_done(self._t - 1, value)
             save()
         return self._state
 

@@ -71,20 +71,6 @@ class StepGradient(NamedTuple):
 Backward = Callable[[State], tuple[State, StepHyper]]
 
 
-def record_step(t: int, value: Tensor, num: int, account: Account) -> None:
-    """Records that a step of the run is done, with its training loss.
-
-    Args:
-        t: the step.
-        value: L [].
-        num: steps of the whole run, T.
-        account: records it.
-    """
-    account.inner_loss[t] = value
-    account.finite.watch(t, "the training loss", value)
-    account.progress.step_done("forward", t + 1, num)
-
-
 class Steps(NamedTuple):
     """The two steps of a run, forward and backward: as torch runs them, or compiled.
 

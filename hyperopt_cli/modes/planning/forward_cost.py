@@ -16,7 +16,7 @@ from hyperopt_cli.errors import UsageError
 from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.modes.measurements import Measurements
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried
-from hyperopt_cli.modes.planning.prediction import Bench, Prediction, refused, repeats
+from hyperopt_cli.modes.planning.prediction import Basis, Prediction, refused, repeats
 from hyperopt_cli.modes.planning.probe import carrying, held_bytes, probed, spread
 
 if TYPE_CHECKING:
@@ -35,44 +35,44 @@ class Point(NamedTuple):
     peak_bytes: float
 
 
-def predictions(mode: "Forward", bench: Bench) -> Iterator[Prediction]:
+def predictions(mode: "Forward", basis: Basis) -> Iterator[Prediction]:
     """Predicts all columns at once, and fewer where these might come near reverse or save the memory that is lacking.
 
     Args:
         mode: with all columns at once.
-        bench: what predictions stand on.
+        basis: what predictions stand on.
     """
-    columns = columns_carried(bench.dynamics, bench.hyper)
-    at_once = _prediction(mode, bench, columns)
+    columns = columns_carried(basis.dynamics, basis.hyper)
+    at_once = _prediction(mode, basis, columns)
     yield at_once
-    near = HOPELESS * bench.dynamics.problem.steps * bench.reverse.whole_step_s
+    near = HOPELESS * basis.dynamics.problem.steps * basis.reverse.whole_step_s
     if at_once.fits and at_once.wall_s is not None and at_once.wall_s > near:
         return
     for size in COLUMNS_AT_ONCE:
         if size < max(columns):
-            yield _prediction(replace(mode, columns_at_once=size), bench, columns)
+            yield _prediction(replace(mode, columns_at_once=size), basis, columns)
 
 
-def _prediction(mode: "Forward", bench: Bench, columns: Sequence[int]) -> Prediction:
+def _prediction(mode: "Forward", basis: Basis, columns: Sequence[int]) -> Prediction:
     counts = Counts.of_forward(columns)
     try:
-        points = measured_points(mode, bench, columns)
+        points = measured_points(mode, basis, columns)
     except (UsageError, RuntimeError, MemoryError) as error:
         return refused(mode, counts, reason_of(error))
     wall_s = sum(times * at(points, num).step_s for num, times in Counter(columns).items())
-    kept = (max(columns) + 1) * state_bytes(bench.dynamics.start)
-    return bench.prediction(mode, wall_s, at(points, max(columns)).peak_bytes, kept, counts)
+    kept = (max(columns) + 1) * state_bytes(basis.dynamics.start)
+    return basis.prediction(mode, wall_s, at(points, max(columns)).peak_bytes, kept, counts)
 
 
-def measured_points(mode: "Forward", bench: Bench, columns: Sequence[int]) -> list[Point]:
+def measured_points(mode: "Forward", basis: Basis, columns: Sequence[int]) -> list[Point]:
     """Measures a step without any column, and with the fewest and the most that the run carries.
 
     Args:
         mode: with its columns at once.
-        bench: what predictions stand on.
+        basis: what predictions stand on.
         columns: that are carried at every step.
     """
-    dynamics, hyper, plain_s = bench.dynamics, bench.hyper, bench.plain_s
+    dynamics, hyper, plain_s = basis.dynamics, basis.hyper, basis.plain_s
     known = Measurements()
 
     def measured(num_columns: int, times: int) -> Point:
@@ -86,11 +86,11 @@ def measured_points(mode: "Forward", bench: Bench, columns: Sequence[int]) -> li
     none = Point(0, plain_s, held_bytes(dynamics.like.device))
     column_s = max(one.step_s - plain_s, 0.1 * plain_s)
     column_bytes = max(one.peak_bytes - none.peak_bytes, STATES_PER_COLUMN * state_bytes(dynamics.start), 1)
-    in_time = (bench.share_s / 2 - plain_s) / column_s
-    in_memory = (bench.limit_bytes - none.peak_bytes) / 2 / column_bytes
+    in_time = (basis.share_s / 2 - plain_s) / column_s
+    in_memory = (basis.limit_bytes - none.peak_bytes) / 2 / column_bytes
     most = max(1, int(min(in_time, in_memory)))
     chosen = sorted({min(most, num) for num in (min(filter(None, columns)), max(columns))})
-    return [none, *(measured(num, repeats(bench.share_s, plain_s + num * column_s)) for num in chosen)]
+    return [none, *(measured(num, repeats(basis.share_s, plain_s + num * column_s)) for num in chosen)]
 
 
 def at(points: Sequence[Point], num_columns: int) -> Point:

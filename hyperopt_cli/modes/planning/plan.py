@@ -12,7 +12,7 @@ from hyperopt_cli.checks.constructs import check_constructs
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.modes.planning.prediction import AT_LEAST_S, NUM_PROBES, SHARE_OF_RUN, Bench, Prediction, repeats
+from hyperopt_cli.modes.planning.prediction import AT_LEAST_S, NUM_PROBES, SHARE_OF_RUN, Basis, Prediction, repeats
 from hyperopt_cli.modes.planning.probe import held_bytes, objective_cost, probed, spread
 from hyperopt_cli.problem import Hyper, Problem, check_hyper
 from hyperopt_cli.registry import MODES, load
@@ -75,7 +75,7 @@ def planned(dynamics: Dynamics, hyper: Hyper, available_bytes: int | None = None
         available_bytes = held + memory.available_bytes(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         predicted = _predictions(dynamics, hyper, available_bytes)
-    return chosen(predicted, available_bytes)
+    return plan_from(predicted, available_bytes)
 
 
 def _predictions(dynamics: Dynamics, hyper: Hyper, limit_bytes: int) -> list[Prediction]:
@@ -89,18 +89,18 @@ def _predictions(dynamics: Dynamics, hyper: Hyper, limit_bytes: int) -> list[Pre
     share_s = max(AT_LEAST_S, SHARE_OF_RUN * problem.steps * rough_s) / NUM_PROBES
     num = repeats(share_s, rough_s)
     measured = probed(reverse, problem, hyper, spread(problem.steps, num))
-    bench = Bench(dynamics, hyper, limit_bytes, share_s, objective, measured, num)
-    found = {name: list(mode.predictions(bench)) for name, mode in reversed(modes.items())}
+    basis = Basis(dynamics, hyper, limit_bytes, share_s, objective, measured, num)
+    found = {name: list(mode.predictions(basis)) for name, mode in reversed(modes.items())}
     return [prediction for name in modes for prediction in found[name]]
 
 
-def chosen(predicted: Sequence[Prediction], available_bytes: int) -> Plan:
+def plan_from(predicted: Sequence[Prediction], available_bytes: int) -> Plan:
     """Returns the plan that follows from predictions.
 
     Raises:
         UsageError: none of them fits.
     """
-    fitting = sorted((p for p in predicted if p.fits), key=_seconds)
+    fitting = sorted((p for p in predicted if p.fits and not p.is_biased), key=_seconds)
     if not fitting:
         raise UsageError(_nothing_fits(predicted, available_bytes))
     near = [p for p in fitting if _seconds(p) <= TIE * _seconds(fitting[0])]
@@ -130,7 +130,8 @@ def _why(choice: Prediction, fitting: Sequence[Prediction], predicted: Sequence[
     else:
         second = fitting[1]
         reason = f"the quickest of the {len(fitting)} that fit ({second.name}: {seconds_text(_seconds(second))})"
-    quicker = [p for p in predicted if not p.fits and p.wall_s is not None and p.wall_s < _seconds(choice)]
+    larger = [p for p in predicted if not p.fits and not p.is_biased and p.wall_s is not None]
+    quicker = [p for p in larger if _seconds(p) < _seconds(choice)]
     if not quicker:
         return f"{takes}, {reason}"
     best = min(quicker, key=_seconds)

@@ -40,6 +40,7 @@ class Prediction(NamedTuple):
         num_gradients: of the inner loss.
         num_hvps: Hessian-vector products.
         note: why the mode refuses, or "".
+        is_biased: whether its hypergradient of this run is not exact, so that auto does not take it.
     """
 
     mode: Mode
@@ -51,6 +52,7 @@ class Prediction(NamedTuple):
     num_gradients: int
     num_hvps: int
     note: str = ""
+    is_biased: bool = False
 
     @property
     def may_compile(self) -> bool:
@@ -59,7 +61,7 @@ class Prediction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bench:
+class Basis:
     """What all predictions stand on.
 
     Attributes:
@@ -106,7 +108,9 @@ class Bench:
             counts: what is evaluated.
         """
         peak = math.ceil(max(peak_bytes, self.objective.peak_bytes + kept))
-        return Prediction(mode, mode.spelled, wall_s + self.objective.wall_s, peak, peak <= self.limit_bytes, *counts)
+        wall_s += self.objective.wall_s
+        is_biased = mode.bias(self.dynamics.problem.steps) is not None
+        return Prediction(mode, mode.spelled, wall_s, peak, peak <= self.limit_bytes, *counts, is_biased=is_biased)
 
 
 def refused(mode: Mode, counts: Counts, why: str) -> Prediction:

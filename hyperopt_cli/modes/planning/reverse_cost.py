@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.modes.planning.counts import Counts, numbers_of_slots
-from hyperopt_cli.modes.planning.prediction import Bench, Prediction
+from hyperopt_cli.modes.planning.prediction import Basis, Prediction
 
 if TYPE_CHECKING:
     from hyperopt_cli.modes.reverse import Reverse
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 SPARE = 0.98  # of the limit is given to slots: what a process holds is not known to the byte
 
 
-def predictions(mode: "Reverse", bench: Bench) -> Iterator[Prediction]:
+def predictions(mode: "Reverse", basis: Basis) -> Iterator[Prediction]:
     """Predicts all states kept, and numbers of slots where these take less memory than there is.
 
     Args:
         mode: with all states kept.
-        bench: what predictions stand on.
+        basis: what predictions stand on.
     """
-    steps, state = bench.dynamics.problem.steps, state_bytes(bench.dynamics.start)
+    steps, state = basis.dynamics.problem.steps, state_bytes(basis.dynamics.start)
 
     def predicted(slots: int | None) -> Prediction:
         kept, counts = steps if slots is None else slots, Counts.of_reverse(steps, slots)
-        wall_s = counts.num_steps * bench.plain_s + steps * bench.reverse.step_s["backward"]
-        peak = bench.reverse.peak_bytes + (kept - bench.num_repeats) * state
-        return bench.prediction(replace(mode, slots=slots), wall_s, peak, kept * state, counts)
+        wall_s = counts.num_steps * basis.plain_s + steps * basis.reverse.step_s["backward"]
+        peak = basis.reverse.peak_bytes + (kept - basis.num_repeats) * state
+        return basis.prediction(replace(mode, slots=slots), wall_s, peak, kept * state, counts)
 
     whole = predicted(None)
     yield whole
     assert whole.peak_bytes is not None
-    most = steps - math.ceil((whole.peak_bytes - SPARE * bench.limit_bytes) / state) if not whole.fits and state else 0
+    most = steps - math.ceil((whole.peak_bytes - SPARE * basis.limit_bytes) / state) if not whole.fits and state else 0
     for slots in numbers_of_slots(steps, most):
         yield predicted(slots)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hyperopt_cli.checks.examination import reason_of
 from hyperopt_cli.errors import FixedPointRangeError, HyperoptError, ReversalError, UsageError
 from hyperopt_cli.modes.planning.counts import Counts
-from hyperopt_cli.modes.planning.prediction import SHARE_OF_RUN, Bench, Prediction, refused
+from hyperopt_cli.modes.planning.prediction import SHARE_OF_RUN, Basis, Prediction, refused
 from hyperopt_cli.modes.planning.probe import spread
 from hyperopt_cli.modes.reversal.factors import Factors
 from hyperopt_cli.modes.reversal.kernels import EAGER, choose
@@ -24,39 +24,39 @@ NUM_FACTORS = 64
 COMPILATION_S = 30.0
 
 
-def prediction(mode: "Reversible", bench: Bench, refusal: str | None) -> Prediction:
+def prediction(mode: "Reversible", basis: Basis, refusal: str | None) -> Prediction:
     """Predicts one state and the store.
 
     Args:
         mode: as it would run.
-        bench: what predictions stand on.
+        basis: what predictions stand on.
         refusal: why the run can't be reversed; None: it can.
     """
-    problem, start = bench.dynamics.problem, bench.dynamics.start
+    problem, start = basis.dynamics.problem, basis.dynamics.start
     counts = Counts.of_reversible(problem.steps)
     if refusal is not None:
         return refused(mode, counts, refusal)
     num_parameters = sum(w.numel() for w in start.params.values())
-    expected_s = 2 * bench.reverse.whole_step_s
+    expected_s = 2 * basis.reverse.whole_step_s
     try:
         try:
-            probe = bench.probe(replace(mode, compile=_compiles(bench, num_parameters)), expected_s)
+            probe = basis.probe(replace(mode, compile=_compiles(basis, num_parameters)), expected_s)
         except HyperoptError as error:
             if not is_of_compiling(error):
                 raise
-            probe = bench.probe(replace(mode, compile=False), expected_s)
+            probe = basis.probe(replace(mode, compile=False), expected_s)
     except (FixedPointRangeError, ReversalError) as error:
         return refused(mode, counts, str(error))
     except (UsageError, RuntimeError, MemoryError) as error:
         return refused(mode, counts, reason_of(error))
-    factors = Factors(bench.dynamics, bench.hyper)
+    factors = Factors(basis.dynamics, basis.hyper)
     bits = statistics.fmean(factors.bits(t) for t in spread(problem.steps, NUM_FACTORS))
     store = problem.steps * num_parameters * bits / 8
-    return bench.prediction(mode, problem.steps * probe.whole_step_s, probe.peak_bytes + store, 0, counts)
+    return basis.prediction(mode, problem.steps * probe.whole_step_s, probe.peak_bytes + store, 0, counts)
 
 
-def _compiles(bench: Bench, num_parameters: int) -> bool:
+def _compiles(basis: Basis, num_parameters: int) -> bool:
     """Whether to measure compiled arithmetic: where the run would compile it, and is long enough to try."""
-    steps = bench.dynamics.problem.steps
-    long = SHARE_OF_RUN * steps * bench.reverse.whole_step_s > COMPILATION_S
+    steps = basis.dynamics.problem.steps
+    long = SHARE_OF_RUN * steps * basis.reverse.whole_step_s > COMPILATION_S
     return long and choose("auto", steps * num_parameters) is not EAGER
