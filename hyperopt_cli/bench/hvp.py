@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hyperopt_cli.bench.machine import machine
 from hyperopt_cli.bench.measuring import Samples, interleaved
-from hyperopt_cli.bench.networks import OWN, Network, Ready, Sizes, chosen, networks, ready
+from hyperopt_cli.bench.networks import OWN, Network, Sizes, chosen, networks, ready
 from hyperopt_cli.bench.problems import start_and_loss
 from hyperopt_cli.bench.report import Case, Figure, Report, Settings, compared
 from hyperopt_cli.bench.variants import LOOP
@@ -88,7 +88,9 @@ def checked(point: Point, names: Sequence[str]) -> dict[str, Check]:
 
 def _case(network: Network, settings: Settings, sizes: Sizes) -> Case:
     made = ready(network, 1, settings.batch, sizes, settings.device)
-    point = _point(made)
+    params, loss = start_and_loss(made.model)
+    batch = made.batches.at(0)
+    point = Point(lambda w, _: loss(w, batch), params, directions(params, 2))
     calls: dict[str, Callable[[], object]] = {GRADIENT: partial(_gradient, point)}
     names = [name for name in MEASURED if settings.engines is None or name in settings.engines]
     calls |= {name: partial(_timed_product, name, point) for name in names}
@@ -100,21 +102,14 @@ def _case(network: Network, settings: Settings, sizes: Sizes) -> Case:
         checks = checked(point, [name for name in names if isinstance(samples[name], Samples)])
     base = samples[GRADIENT]
     assert isinstance(base, Samples)
-    return compared(made.title, samples, GRADIENT, lambda name, shown: _figures(shown, base, checks.get(name)))
 
+    def figures(name: str, shown: Samples) -> Mapping[str, Figure]:
+        if name not in checks:
+            return {"taken_bytes": shown.taken_bytes}
+        over = shown.taken_bytes / base.taken_bytes if base.taken_bytes else None  # nothing was seen to be taken
+        return {"taken_bytes": shown.taken_bytes, "memory_over_gradient": over, **checks[name]._asdict()}
 
-def _figures(shown: Samples, base: Samples, check: Check | None) -> Mapping[str, Figure]:
-    figures: dict[str, Figure] = {"taken_bytes": shown.taken_bytes}
-    if check is None:
-        return figures
-    over = shown.taken_bytes / base.taken_bytes if base.taken_bytes else None  # nothing was seen to be taken
-    return {**figures, "memory_over_gradient": over, **check._asdict()}
-
-
-def _point(made: Ready) -> Point:
-    params, loss = start_and_loss(made.model)
-    batch = made.batches.at(0)
-    return Point(lambda w, _: loss(w, batch), params, directions(params, 2))
+    return compared(made.title, samples, GRADIENT, figures)
 
 
 def _gradient(point: Point) -> None:

@@ -56,7 +56,14 @@ class Way(NamedTuple):
 def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     """Measures the throughput of several ranks, and predicts that of more."""
     sizes, steps = sizes or Sizes(), settings.steps or STEPS
-    names, columns, numbers = settings.models or NETWORKS, settings.columns or COLUMNS, _numbers(settings)
+    names, columns = settings.models or NETWORKS, settings.columns or COLUMNS
+    numbers = sorted({1, *(settings.ranks or RANKS)})  # with 1, which the others are compared with
+    if numbers == [1]:
+        raise UsageError("ranks: got 1; give a number above it, e.g. 1,2")
+    if settings.device.type == "cuda" and numbers[-1] > torch.cuda.device_count():
+        raise UsageError(
+            f"ranks: got {numbers[-1]} with {torch.cuda.device_count()} GPUs; each needs one; use --device cpu"
+        )
     threads = settings.threads or 1
     known = chosen(networks(sizes, settings.device), names)
     divided = columns if settings.shard == "columns" else [settings.batch or each.batch for each in known.values()]
@@ -81,18 +88,6 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     return Report("ranks", seen, written, tuple(cases), tuple(tables))
 
 
-def _numbers(settings: Settings) -> list[int]:
-    """Returns the numbers of processes to measure, with 1, which the others are compared with."""
-    numbers = sorted({1, *(settings.ranks or RANKS)})
-    if numbers == [1]:
-        raise UsageError("ranks: got 1; give a number above it, e.g. 1,2")
-    if settings.device.type == "cuda" and numbers[-1] > torch.cuda.device_count():
-        raise UsageError(
-            f"ranks: got {numbers[-1]} with {torch.cuda.device_count()} GPUs; each needs one; use --device cpu"
-        )
-    return numbers
-
-
 def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads: int) -> tuple[Case, Table]:
     """Measures one network with one number of columns, and predicts what more ranks would take."""
     (facts,) = teams[1].all(facts_of, task, settings.shard)
@@ -103,9 +98,30 @@ def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads
     samples = interleaved(
         calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
     )
-    able = {name: _available(name, shown) for name, shown in samples.items()}
+    able: dict[str, Samples] = {}
+    for name, shown in samples.items():
+        if isinstance(shown, Refused):  # the others need all of them
+            raise UsageError(f"bench ranks: {name}: {shown.reason}")
+        able[name] = shown
     one = next(iter(ways))
-    case = compared(title, able, one, lambda name, shown: _figures(ways[name], shown, able, Way(1, threads)))
+
+    def figures(name: str, shown: Samples) -> Mapping[str, Figure]:
+        if name == one:
+            return {}
+        way, base, seconds = ways[name], able[one], shown.timing.rounds_s
+        throughput = Ratio.of(base.timing.rounds_s, seconds)
+        found: dict[str, Figure] = {
+            "throughput": throughput,
+            "efficiency": throughput.of_medians * threads / (way.ranks * way.threads),
+            "largest_difference": largest_difference(_grad(shown), _grad(base)),
+        }
+        alike = able.get(way._replace(ranks=1).name)
+        if alike is not None and way.ranks > 1 and way.chunk_size is not None:
+            found["throughput_at_equal_chunk_size"] = Ratio.of(alike.timing.rounds_s, seconds)
+            found["same_bits"] = _bits(shown) == _bits(alike) and len(_bits(alike)) == 1
+        return found
+
+    case = compared(title, able, one, figures)
     measured_s = {way.ranks: able[name].timing.median_s for name, way in ways.items() if way.ranks > 1 or name == one}
     return case, Table(f"{title}: of more ranks", tuple(_expected(work, measured_s, settings)))
 
@@ -127,13 +143,6 @@ def _expected(work: Work, measured_s: Mapping[int, float], settings: Settings) -
         }
 
 
-def _available(name: str, shown: Samples | Refused) -> Samples:
-    """Returns the samples; a variant that was refused ends the benchmark, because the others need all of them."""
-    if isinstance(shown, Refused):
-        raise UsageError(f"bench ranks: {name}: {shown.reason}")
-    return shown
-
-
 def _ways(work: Work, numbers: Sequence[int], threads: int) -> Iterator[Way]:
     """Yields the ways to compare.
 
@@ -151,23 +160,6 @@ def _ways(work: Work, numbers: Sequence[int], threads: int) -> Iterator[Way]:
 def _whole(team: Team, task: Task, way: Way) -> Lap:
     shares = team.all(hypergradient_of, task, way.chunk_size, way.threads)
     return Lap(max(share.seconds for share in shares), shares)
-
-
-def _figures(way: Way, shown: Samples, able: Mapping[str, Samples], one: Way) -> dict[str, Figure]:
-    if way == one:
-        return {}
-    base, seconds = able[one.name], shown.timing.rounds_s
-    throughput = Ratio.of(base.timing.rounds_s, seconds)
-    figures: dict[str, Figure] = {
-        "throughput": throughput,
-        "efficiency": throughput.of_medians * one.threads / (way.ranks * way.threads),
-        "largest_difference": largest_difference(_grad(shown), _grad(base)),
-    }
-    alike = able.get(way._replace(ranks=1).name)
-    if alike is not None and way.ranks > 1 and way.chunk_size is not None:
-        figures["throughput_at_equal_chunk_size"] = Ratio.of(alike.timing.rounds_s, seconds)
-        figures["same_bits"] = _bits(shown) == _bits(alike) and len(_bits(alike)) == 1
-    return figures
 
 
 def _grad(shown: Samples) -> Hyper:
