@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hyperopt_cli.bench.machine import machine
 from hyperopt_cli.bench.measuring import Samples, interleaved
-from hyperopt_cli.bench.networks import OWN, Network, Sizes, chosen, networks, ready
+from hyperopt_cli.bench.networks import OWN, Network, Ready, Sizes, chosen, networks, ready
 from hyperopt_cli.bench.problems import start_and_loss
 from hyperopt_cli.bench.report import Case, Figure, Report, Settings, compared
 from hyperopt_cli.bench.variants import LOOP
@@ -88,9 +88,7 @@ def checked(point: Point, names: Sequence[str]) -> dict[str, Check]:
 
 def _case(network: Network, settings: Settings, sizes: Sizes) -> Case:
     made = ready(network, 1, settings.batch, sizes, settings.device)
-    params, loss = start_and_loss(made.model)
-    batch = made.batches.at(0)
-    point = Point(lambda w, _: loss(w, batch), params, directions(params, 2))
+    point = _point(made)
     calls: dict[str, Callable[[], object]] = {GRADIENT: partial(_gradient, point)}
     names = [name for name in MEASURED if settings.engines is None or name in settings.engines]
     calls |= {name: partial(_timed_product, name, point) for name in names}
@@ -110,6 +108,12 @@ def _case(network: Network, settings: Settings, sizes: Sizes) -> Case:
         return {"taken_bytes": shown.taken_bytes, "memory_over_gradient": over, **checks[name]._asdict()}
 
     return compared(made.title, samples, GRADIENT, figures)
+
+
+def _point(made: Ready) -> Point:
+    params, loss = start_and_loss(made.model)
+    batch = made.batches.at(0)
+    return Point(lambda w, _: loss(w, batch), params, directions(params, 2))
 
 
 def _gradient(point: Point) -> None:

@@ -104,24 +104,7 @@ def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads
             raise UsageError(f"bench ranks: {name}: {shown.reason}")
         able[name] = shown
     one = next(iter(ways))
-
-    def figures(name: str, shown: Samples) -> Mapping[str, Figure]:
-        if name == one:
-            return {}
-        way, base, seconds = ways[name], able[one], shown.timing.rounds_s
-        throughput = Ratio.of(base.timing.rounds_s, seconds)
-        found: dict[str, Figure] = {
-            "throughput": throughput,
-            "efficiency": throughput.of_medians * threads / (way.ranks * way.threads),
-            "largest_difference": largest_difference(_grad(shown), _grad(base)),
-        }
-        alike = able.get(way._replace(ranks=1).name)
-        if alike is not None and way.ranks > 1 and way.chunk_size is not None:
-            found["throughput_at_equal_chunk_size"] = Ratio.of(alike.timing.rounds_s, seconds)
-            found["same_bits"] = _bits(shown) == _bits(alike) and len(_bits(alike)) == 1
-        return found
-
-    case = compared(title, able, one, figures)
+    case = compared(title, able, one, lambda name, shown: _figures(ways[name], shown, able, Way(1, threads)))
     measured_s = {way.ranks: able[name].timing.median_s for name, way in ways.items() if way.ranks > 1 or name == one}
     return case, Table(f"{title}: of more ranks", tuple(_expected(work, measured_s, settings)))
 
@@ -160,6 +143,23 @@ def _ways(work: Work, numbers: Sequence[int], threads: int) -> Iterator[Way]:
 def _whole(team: Team, task: Task, way: Way) -> Lap:
     shares = team.all(hypergradient_of, task, way.chunk_size, way.threads)
     return Lap(max(share.seconds for share in shares), shares)
+
+
+def _figures(way: Way, shown: Samples, able: Mapping[str, Samples], one: Way) -> dict[str, Figure]:
+    if way == one:
+        return {}
+    base, seconds = able[one.name], shown.timing.rounds_s
+    throughput = Ratio.of(base.timing.rounds_s, seconds)
+    figures: dict[str, Figure] = {
+        "throughput": throughput,
+        "efficiency": throughput.of_medians * one.threads / (way.ranks * way.threads),
+        "largest_difference": largest_difference(_grad(shown), _grad(base)),
+    }
+    alike = able.get(way._replace(ranks=1).name)
+    if alike is not None and way.ranks > 1 and way.chunk_size is not None:
+        figures["throughput_at_equal_chunk_size"] = Ratio.of(alike.timing.rounds_s, seconds)
+        figures["same_bits"] = _bits(shown) == _bits(alike) and len(_bits(alike)) == 1
+    return figures
 
 
 def _grad(shown: Samples) -> Hyper:
