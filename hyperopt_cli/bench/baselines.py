@@ -47,7 +47,10 @@ def loop_of_double_backwards(workload: Workload) -> Hyper:
     m, w_dot, m_dot = torch.zeros_like(w), w.new_zeros(num_columns, len(w)), w.new_zeros(num_columns, len(w))
     for t in range(problem.steps):
         at, slopes = _at(problem.hyper_at, hyper, t)  # slopes: like lambda_t, [K]
-        params, g = _gradient_with_graph(workload, w, named, at, t)
+        params = _leaves(w, named)
+        with torch.enable_grad():
+            loss = problem.training_loss(params, dict(at), problem.batch(t))
+            g = torch.autograd.grad(loss, list(params.values()), create_graph=True)
         m_dot = at["momentum"] * m_dot + at["weight_decay"] * w_dot + _hessian_times(params, g, w_dot)
         m_dot += torch.outer(slopes["momentum"].to(w), m) + torch.outer(slopes["weight_decay"].to(w), w)
         m = at["momentum"] * m + torch.cat([d.detach().flatten() for d in g]) + at["weight_decay"] * w
@@ -59,15 +62,6 @@ def loop_of_double_backwards(workload: Workload) -> Hyper:
     by_w = torch.cat([d.flatten() for d in torch.autograd.grad(objective, list(params.values()))])
     parts = torch.split((w_dot @ by_w).cpu(), [value.numel() for value in hyper.values()])
     return {name: part.view(hyper[name].shape).to(hyper[name]) for name, part in zip(hyper, parts, strict=True)}
-
-
-def _gradient_with_graph(
-    workload: Workload, w: Tensor, named: Params, at: dict[str, Tensor], t: int
-) -> tuple[Params, tuple[Tensor, ...]]:
-    params, problem = _leaves(w, named), workload.problem
-    with torch.enable_grad():
-        loss = problem.training_loss(params, dict(at), problem.batch(t))
-        return params, torch.autograd.grad(loss, list(params.values()), create_graph=True)
 
 
 def _hessian_times(params: Params, g: tuple[Tensor, ...], w_dot: Tensor) -> Tensor:

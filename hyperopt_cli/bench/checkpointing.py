@@ -67,10 +67,27 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     }
     samples = interleaved(calls, settings.repeat, settings.device, settings.on_progress)
     able = {name: shown for name, shown in samples.items() if isinstance(shown, Samples)}
-    held = _kept_bytes(workload, sizes.slots)
+    size = state_bytes(Dynamics.of(*workload).start)
+    # all T states, or those in the slots and the current one besides
+    held = {ALL: steps * size, **{_name(n): min(n + 1, steps) * size for n in sizes.slots}}
 
     def figures(name: str, shown: Samples) -> Mapping[str, Figure]:
-        return {} if name == TRAINING else _figures(shown, able[TRAINING], able[ALL], held[name], held[ALL])
+        if name == TRAINING:
+            return {}
+        training_s, all_kept = able[TRAINING].timing.rounds_s, able[ALL].results
+        predictions = [predicted_s(*each) for each in zip(shown.results, training_s, all_kept, strict=True)]
+        grads = [(out.result.grad, kept.result.grad) for out, kept in zip(shown.results, all_kept, strict=True)]
+        stats = shown.results[0].result.stats
+        return {
+            "num_steps": stats["num_steps"],
+            "num_hvps": stats["num_hvps"],
+            "predicted_s": statistics.median(predictions),
+            "measured_over_predicted": Ratio.of(shown.timing.rounds_s, predictions),
+            "states_bytes": held[name],
+            "share_of_states": held[name] / held[ALL],
+            "taken_bytes": shown.taken_bytes,
+            "same_bits": all(torch.equal(x, kept[key]) for grad, kept in grads for key, x in grad.items()),
+        }
 
     widths = "-".join(map(str, (sizes.inputs, *sizes.hidden, 10)))
     case = compared(f"MLP {widths}, batch {sizes.batch}, T = {steps}, heavy ball", samples, ALL, figures)
@@ -91,27 +108,6 @@ def predicted_s(outcome: Outcome, training_s: float, all_kept: Outcome) -> float
     return float(counts["num_steps"] * step_s + counts["num_hvps"] * adjoint_s)
 
 
-def _figures(shown: Samples, training: Samples, all_kept: Samples, held: int, held_by_all: int) -> dict[str, Figure]:
-    rounds = zip(shown.results, training.timing.rounds_s, all_kept.results, strict=True)
-    predictions = [predicted_s(*each) for each in rounds]
-    stats = shown.results[0].result.stats
-    return {
-        "num_steps": stats["num_steps"],
-        "num_hvps": stats["num_hvps"],
-        "predicted_s": statistics.median(predictions),
-        "measured_over_predicted": Ratio.of(shown.timing.rounds_s, predictions),
-        "states_bytes": held,
-        "share_of_states": held / held_by_all,
-        "taken_bytes": shown.taken_bytes,
-        "same_bits": _same_bits(shown, all_kept),
-    }
-
-
-def _same_bits(shown: Samples, all_kept: Samples) -> bool:
-    pairs = zip(shown.results, all_kept.results, strict=True)
-    return all(torch.equal(x, b.result.grad[name]) for a, b in pairs for name, x in a.result.grad.items())
-
-
 def _train(workload: Workload) -> None:
     """Trains without differentiating: every state is dropped at once."""
     with surroundings():
@@ -129,12 +125,6 @@ def _differentiate(workload: Workload, mode: Reverse, known: Measurements) -> Ou
 
     result = hypergradient(*workload, mode, on_step=on_step, measurements=known)
     return Outcome(result, times["backward"] - times["forward"])
-
-
-def _kept_bytes(workload: Workload, slots: tuple[int, ...]) -> dict[str, int]:
-    """Returns the bytes of the states that each run holds: all T, or those in its slots and the current one besides."""
-    steps, size = workload.problem.steps, state_bytes(Dynamics.of(*workload).start)
-    return {ALL: steps * size, **{_name(n): min(n + 1, steps) * size for n in slots}}
 
 
 def _name(slots: int) -> str:

@@ -39,7 +39,20 @@ def figure(report: Report) -> Figure:
 
 
 def _draw(axes: Axes, case: Case) -> None:
-    _bars(axes, case)
+    """Draws a bar for each variant, divided into its pieces where these were measured, and its extremes over it."""
+    rows = range(len(case.ran))
+    left = [0.0] * len(rows)
+    for i, piece in enumerate(case.pieces):
+        widths = [variant.split_s.get(piece, 0.0) for variant in case.ran]
+        axes.barh(rows, widths, left=left, label=piece, color=colormaps["tab20"](2 * i + 1))
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    if case.pieces:
+        axes.legend(
+            fontsize="x-small", frameon=False, loc="upper right", ncols=len(case.pieces), bbox_to_anchor=(1, 1.25)
+        )
+    else:
+        axes.barh(rows, [variant.timing.median_s for variant in case.ran if variant.timing], color="tab:blue")
+
     ends = []
     for y, variant in enumerate(case.ran):
         assert variant.timing is not None
@@ -48,7 +61,7 @@ def _draw(axes: Axes, case: Case) -> None:
         ends.append(max(high, sum(variant.split_s.values())))
         over = "" if variant.over_reference is None else f"  {variant.over_reference.of_medians:.2f}x"
         axes.annotate(f" {median:.3g} s{over}", (ends[-1], y), va="center", fontsize="small")
-    axes.set_yticks(range(len(case.ran)), [variant.name for variant in case.ran])
+    axes.set_yticks(rows, [variant.name for variant in case.ran])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * max(ends))
     axes.set_xlabel("seconds, median and extremes", fontsize="small")
@@ -65,17 +78,3 @@ def _draw_curves(axes: Axes, curves: Curves, colours: Mapping[str, tuple[float, 
     axes.set_xlabel(curves.over, fontsize="small")
     axes.set_title(curves.title, fontsize="small", loc="left")
     axes.legend(fontsize="x-small", frameon=False)
-
-
-def _bars(axes: Axes, case: Case) -> None:
-    """Draws a bar for each variant's median, divided into its pieces where these were measured."""
-    rows = range(len(case.ran))
-    if not case.pieces:
-        axes.barh(rows, [variant.timing.median_s for variant in case.ran if variant.timing], color="tab:blue")
-        return
-    left = [0.0] * len(rows)
-    for i, piece in enumerate(case.pieces):
-        widths = [variant.split_s.get(piece, 0.0) for variant in case.ran]
-        axes.barh(rows, widths, left=left, label=piece, color=colormaps["tab20"](2 * i + 1))
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.legend(fontsize="x-small", frameon=False, loc="upper right", ncols=len(case.pieces), bbox_to_anchor=(1, 1.25))

@@ -100,15 +100,14 @@ def _case(network: Network, settings: Settings, sizes: Sizes) -> Case:
         checks = checked(point, [name for name in names if isinstance(samples[name], Samples)])
     base = samples[GRADIENT]
     assert isinstance(base, Samples)
-    return compared(made.title, samples, GRADIENT, lambda name, shown: _figures(shown, base, checks.get(name)))
 
+    def figures(name: str, shown: Samples) -> Mapping[str, Figure]:
+        if name not in checks:
+            return {"taken_bytes": shown.taken_bytes}
+        over = shown.taken_bytes / base.taken_bytes if base.taken_bytes else None  # nothing was seen to be taken
+        return {"taken_bytes": shown.taken_bytes, "memory_over_gradient": over, **checks[name]._asdict()}
 
-def _figures(shown: Samples, base: Samples, check: Check | None) -> Mapping[str, Figure]:
-    figures: dict[str, Figure] = {"taken_bytes": shown.taken_bytes}
-    if check is None:
-        return figures
-    over = shown.taken_bytes / base.taken_bytes if base.taken_bytes else None  # nothing was seen to be taken
-    return {**figures, "memory_over_gradient": over, **check._asdict()}
+    return compared(made.title, samples, GRADIENT, figures)
 
 
 def _point(made: Ready) -> Point:

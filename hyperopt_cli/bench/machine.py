@@ -32,7 +32,12 @@ KEPT = ("python", "hyperopt", "torch", "cuda", "platform", "cpus", "threads", "g
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Returns processor, cores, threads, GPU, versions, allocator and its variables, commit and command line."""
-    seen = environment("cpu")
+    seen, variables = environment("cpu"), {}
+    for name in VARIABLES:
+        if name in os.environ:
+            parts = os.environ[name].split(":")
+            # of an absolute path its last part alone, which says the library and names no person
+            variables[name] = ":".join(Path(part).name if part.startswith("/") else part for part in parts)
     return {
         "cpu": seen["device"],
         "cores": num_cores(Path("/proc/cpuinfo")) or seen["cpus"],
@@ -40,7 +45,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         **{key: seen[key] for key in KEPT},
         "float32_on_gpu": {what: attrgetter(name)(torch.backends) for what, name in FLOAT32.items()},
         "allocator": allocator.described(),
-        "variables": {name: _without_folders(os.environ[name]) for name in VARIABLES if name in os.environ},
+        "variables": variables,
     }
 
 
@@ -64,16 +69,12 @@ def num_cores(cpuinfo: Path) -> int | None:
         blocks = cpuinfo.read_text().split("\n\n")
     except OSError:
         return None
-    processors = [dict(_field(line) for line in block.splitlines()) for block in blocks]
-    cores = {(each.get("physical id"), each["core id"]) for each in processors if "core id" in each}
+    cores = set()
+    for block in blocks:  # a processor each
+        fields = {}
+        for line in block.splitlines():
+            name, _, value = line.partition(":")
+            fields[name.strip()] = value.strip()
+        if "core id" in fields:
+            cores.add((fields.get("physical id"), fields["core id"]))
     return len(cores) or None
-
-
-def _field(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name.strip(), value.strip()
-
-
-def _without_folders(value: str) -> str:
-    """Returns `value` with the last part of each absolute path alone, which says the library and names no person."""
-    return ":".join(Path(part).name if part.startswith("/") else part for part in value.split(":"))

@@ -137,7 +137,10 @@ def _interleaved(
         for name, done in rounds.items():
             on_progress(f"{name}: round {i + 1} of {repeat}")
             done.append(timed(variants[name], device))
-    able = {name: _samples(done, warm[name], taken[name]) for name, done in rounds.items()}
+    able = {}
+    for name, done in rounds.items():
+        timing = Timing.of([seconds for seconds, _ in done])
+        able[name] = Samples(timing, warm[name], taken[name], tuple(result for _, result in done))
     return {name: able.get(name) or refused[name] for name in variants}
 
 
@@ -153,11 +156,6 @@ def timed(call: Call, device: torch.device) -> tuple[float, Any]:
     synchronize(device)
     seconds = time.perf_counter() - began
     return (result.seconds, result.result) if isinstance(result, Lap) else (seconds, result)
-
-
-def _samples(rounds: Sequence[tuple[float, Any]], warm_up_s: float, taken_bytes: int) -> Samples:
-    timing = Timing.of([seconds for seconds, _ in rounds])
-    return Samples(timing, warm_up_s, taken_bytes, tuple(result for _, result in rounds))
 
 
 def _taken_bytes(call: Call, device: torch.device) -> int:

@@ -21,11 +21,9 @@ import torch
 
 from hyperopt_cli.bench.baselines import loop_of_double_backwards, unroll
 from hyperopt_cli.bench.machine import machine
-from hyperopt_cli.bench.measuring import Ratio, Refused, Samples, interleaved
+from hyperopt_cli.bench.measuring import Ratio, Samples, interleaved
 from hyperopt_cli.bench.problems import (
     NUM_CLASSES,
-    Batches,
-    Schedule,
     Workload,
     blend,
     drawn,
@@ -75,31 +73,24 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     steps, batch = settings.steps or sizes.steps, settings.batch or sizes.batch
     data = "random data" if settings.data is None else "MNIST"
     settings.on_progress(f"reading {data}")
-    batches = _batches(settings, sizes, batch, steps)
+    if settings.data is None:
+        batches = drawn((sizes.inputs,), batch, settings.device, steps)
+    else:
+        batches = mnist_batches(settings.data, batch, settings.device, steps)
     inputs = batches.inputs[0, 0].numel()
     title = f"MLP {'-'.join(map(str, (inputs, *sizes.hidden, NUM_CLASSES)))}, batch {batch}, T = {steps}, {data}"
-    cases = tuple(
-        _case(f"{title}, {what}", _workload(batches, sizes, steps, schedule), sizes, settings)
-        for what, schedule in SCHEDULES.items()
-    )
+    shape, num_rates = tuple(batches.inputs.shape[2:]), min(sizes.num_rates, steps)
+    cases = []
+    for what, schedule in SCHEDULES.items():
+        model = seeded(lambda: mlp(shape, NUM_CLASSES, sizes.hidden)).to(batches.inputs.device)
+        hyper = {
+            "lr": torch.full((num_rates,), sizes.lr, dtype=torch.float64),
+            **scalars({"momentum": sizes.momentum, "weight_decay": sizes.weight_decay}),
+        }
+        run = supervised(model, batches, steps, SGD(), hyper, schedule(num_rates, steps))
+        cases.append(_case(f"{title}, {what}", run, sizes, settings))
     written = {**asdict(sizes), "inputs": inputs, "steps": steps, "batch": batch, "data": data}
-    return Report("modes", machine(settings.device), {**written, "repeat": settings.repeat}, cases)
-
-
-def _batches(settings: Settings, sizes: Sizes, batch: int, steps: int) -> Batches:
-    if settings.data is None:
-        return drawn((sizes.inputs,), batch, settings.device, steps)
-    return mnist_batches(settings.data, batch, settings.device, steps)
-
-
-def _workload(batches: Batches, sizes: Sizes, steps: int, schedule: Callable[[int, int], Schedule]) -> Workload:
-    shape, num_rates = batches.inputs.shape[2:], min(sizes.num_rates, steps)
-    model = seeded(lambda: mlp(tuple(shape), NUM_CLASSES, sizes.hidden)).to(batches.inputs.device)
-    hyper = {
-        "lr": torch.full((num_rates,), sizes.lr, dtype=torch.float64),
-        **scalars({"momentum": sizes.momentum, "weight_decay": sizes.weight_decay}),
-    }
-    return supervised(model, batches, steps, SGD(), hyper, schedule(num_rates, steps))
+    return Report("modes", machine(settings.device), {**written, "repeat": settings.repeat}, tuple(cases))
 
 
 def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> Case:
@@ -118,7 +109,21 @@ def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> C
     )
     base, loop = samples[UNROLL], samples[LOOP]
     assert isinstance(base, Samples)
-    return compared(title, samples, UNROLL, partial(_figures, base=base, loop=loop))
+
+    def figures(name: str, shown: Samples) -> Mapping[str, Figure]:
+        out: Outcome = shown.results[0]
+        over_loop = None
+        if isinstance(loop, Samples) and shown is not loop:
+            over_loop = Ratio.of(shown.timing.rounds_s, loop.timing.rounds_s)
+        return {
+            "over_loop": over_loop,
+            "taken_bytes": shown.taken_bytes,
+            "memory_over_unroll": shown.taken_bytes / base.taken_bytes if base.taken_bytes else None,
+            "largest_difference": None if shown is base else largest_difference(out.grad, base.results[0].grad),
+            "engine": out.engine,
+        }
+
+    return compared(title, samples, UNROLL, figures)
 
 
 def _modes(sizes: Sizes, steps: int, asked: Sequence[str] | None) -> dict[str, Mode]:
@@ -137,15 +142,3 @@ def _modes(sizes: Sizes, steps: int, asked: Sequence[str] | None) -> dict[str, M
 def _differentiated(workload: Workload, mode: Mode, known: Measurements) -> Outcome:
     out = hypergradient(*workload, mode, measurements=known)
     return Outcome(out.grad, out.stats.get("engine"))
-
-
-def _figures(name: str, shown: Samples, base: Samples, loop: Samples | Refused) -> Mapping[str, Figure]:
-    out: Outcome = shown.results[0]
-    over_loop = isinstance(loop, Samples) and shown is not loop
-    return {
-        "over_loop": Ratio.of(shown.timing.rounds_s, loop.timing.rounds_s) if over_loop else None,  # type: ignore[union-attr]
-        "taken_bytes": shown.taken_bytes,
-        "memory_over_unroll": shown.taken_bytes / base.taken_bytes if base.taken_bytes else None,
-        "largest_difference": None if shown is base else largest_difference(out.grad, base.results[0].grad),
-        "engine": out.engine,
-    }

@@ -82,7 +82,41 @@ class Ready(NamedTuple):
 
 def networks(sizes: Sizes, device: torch.device) -> dict[str, Network]:
     """Returns all networks that can be asked for, by name."""
-    return {**_own(sizes), **_published(sizes, sizes.large_batch_cpu if device.type == "cpu" else sizes.large_batch)}
+    flat, image = (sizes.inputs,), (3, sizes.pixels, sizes.pixels)
+    size = f"{sizes.pixels} x {sizes.pixels}"
+    widths = "-".join(map(str, (sizes.inputs, *sizes.hidden, NUM_CLASSES)))
+
+    def network(title: str, make: Callable[..., nn.Module], shape: tuple[int, ...], batch: int) -> Network:
+        return Network(title, partial(make, input_shape=shape, num_classes=NUM_CLASSES), NUM_CLASSES, shape, batch)
+
+    own = {
+        "logistic": network(f"logistic regression {sizes.inputs}-{NUM_CLASSES}", logistic, flat, sizes.batch),
+        "mlp": network(f"MLP {widths}", partial(mlp, hidden=sizes.hidden), flat, sizes.batch),
+        "convnet": network(
+            f"convnet with GroupNorm, {size}", partial(convnet, widths=sizes.widths), image, sizes.image_batch
+        ),
+        "resnet": network(
+            f"ResNet-{sizes.resnet_depth}, {size}", partial(resnet, depth=sizes.resnet_depth), image, sizes.image_batch
+        ),
+        "wide_resnet": network(
+            f"WRN-{sizes.wide_depth}-1, {size}", partial(wide_resnet, depth=sizes.wide_depth), image, sizes.image_batch
+        ),
+    }
+    batch = sizes.large_batch_cpu if device.type == "cpu" else sizes.large_batch
+    wide, small = sizes.resnet34_pixels, sizes.vit_pixels
+    published = {
+        "resnet34": Network(
+            f"ResNet-34, {wide} x {wide}", _resnet34, NUM_IMAGE_CLASSES, (3, wide, wide), batch
+        ),
+        "vit_b_16": Network(
+            f"ViT-B/16, {small} x {small}", partial(_vit, small), NUM_IMAGE_CLASSES, (3, small, small), batch
+        ),
+        "bert": Network(
+            f"BERT-base, {sizes.tokens} tokens", _Tagger, NUM_TAGS, (sizes.tokens,), batch,
+            num_tokens=NUM_TOKENS, tagged=True,
+        ),
+    }  # fmt: skip
+    return {**own, **published}
 
 
 def chosen(known: Mapping[str, Network], names: Sequence[str]) -> dict[str, Network]:
@@ -117,56 +151,15 @@ def ready(network: Network, num_batches: int, batch: int | None, sizes: Sizes, d
     use_batch_statistics(model)
     count = sum(w.numel() for w in model.parameters())
     title = f"{network.title} ({count:,} parameters), batch {size}, {sizes.dtype}"
-    return Ready(title, model, _batches(network, num_batches + 1, size, dtype, device))
 
-
-def _batches(network: Network, num: int, size: int, dtype: torch.dtype, device: torch.device) -> Batches:
-    source, shape = torch.Generator().manual_seed(0), (num, size, *network.shape)
+    source, of_all = torch.Generator().manual_seed(0), (num_batches + 1, size, *network.shape)
     if network.num_tokens is None:
-        inputs = torch.randn(shape, generator=source).to(device, dtype)
+        inputs = torch.randn(of_all, generator=source).to(device, dtype)
     else:
-        inputs = torch.randint(network.num_tokens, shape, generator=source).to(device)
-    labelled = shape if network.tagged else shape[:2]
-    return Batches(inputs, torch.randint(network.num_classes, labelled, generator=source).to(device))
-
-
-def _own(sizes: Sizes) -> dict[str, Network]:
-    flat, image = (sizes.inputs,), (3, sizes.pixels, sizes.pixels)
-    size = f"{sizes.pixels} x {sizes.pixels}"
-    widths = "-".join(map(str, (sizes.inputs, *sizes.hidden, NUM_CLASSES)))
-
-    def network(title: str, make: Callable[..., nn.Module], shape: tuple[int, ...], batch: int) -> Network:
-        return Network(title, partial(make, input_shape=shape, num_classes=NUM_CLASSES), NUM_CLASSES, shape, batch)
-
-    return {
-        "logistic": network(f"logistic regression {sizes.inputs}-{NUM_CLASSES}", logistic, flat, sizes.batch),
-        "mlp": network(f"MLP {widths}", partial(mlp, hidden=sizes.hidden), flat, sizes.batch),
-        "convnet": network(
-            f"convnet with GroupNorm, {size}", partial(convnet, widths=sizes.widths), image, sizes.image_batch
-        ),
-        "resnet": network(
-            f"ResNet-{sizes.resnet_depth}, {size}", partial(resnet, depth=sizes.resnet_depth), image, sizes.image_batch
-        ),
-        "wide_resnet": network(
-            f"WRN-{sizes.wide_depth}-1, {size}", partial(wide_resnet, depth=sizes.wide_depth), image, sizes.image_batch
-        ),
-    }
-
-
-def _published(sizes: Sizes, batch: int) -> dict[str, Network]:
-    wide, small = sizes.resnet34_pixels, sizes.vit_pixels
-    return {
-        "resnet34": Network(
-            f"ResNet-34, {wide} x {wide}", _resnet34, NUM_IMAGE_CLASSES, (3, wide, wide), batch
-        ),
-        "vit_b_16": Network(
-            f"ViT-B/16, {small} x {small}", partial(_vit, small), NUM_IMAGE_CLASSES, (3, small, small), batch
-        ),
-        "bert": Network(
-            f"BERT-base, {sizes.tokens} tokens", _Tagger, NUM_TAGS, (sizes.tokens,), batch,
-            num_tokens=NUM_TOKENS, tagged=True,
-        ),
-    }  # fmt: skip
+        inputs = torch.randint(network.num_tokens, of_all, generator=source).to(device)
+    labelled = of_all if network.tagged else of_all[:2]
+    targets = torch.randint(network.num_classes, labelled, generator=source).to(device)
+    return Ready(title, model, Batches(inputs, targets))
 
 
 def _resnet34() -> nn.Module:

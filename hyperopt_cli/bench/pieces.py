@@ -87,7 +87,18 @@ def reversible_pieces(workload: Workload, device: torch.device, kernels: Kernels
     with surroundings(), deterministic():
         dynamics, held = _in_fixed_point(workload, kernels, radixes)
         _go(dynamics, workload, held, laps)
-        _go_back(dynamics, workload, held, laps)
+        ones = tree_map(torch.ones_like, dynamics.start)
+        for t in reversed(range(workload.problem.steps)):
+            with laps.lap(BACK, t):
+                params = held.undo_weights(dynamics.hyper_at(workload.hyper, t), t)
+                held.fingerprint()
+            with laps.lap(ADJOINT, t):
+                step_hyper = dynamics.hyper_at(workload.hyper, t)
+                at_t = step_gradient(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper)
+            with laps.lap(BACK, t):
+                state = held.undo_rest(at_t.grads, at_t.step_hyper, t)
+            with laps.lap(ADJOINT, t):
+                adjoint_step(dynamics, at_t._replace(state=state), ones)
     return laps.whole_s(workload.problem.steps)
 
 
@@ -119,18 +130,3 @@ def _go(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Laps) ->
             held.fingerprint()
             peaks += [peak.size for peak in held.advance(grads, step_hyper, t)]
     assert bool((torch.stack(peaks) < LIMIT).all()), "a number left its fixed-point range"
-
-
-def _go_back(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Laps) -> None:
-    ones = tree_map(torch.ones_like, dynamics.start)
-    for t in reversed(range(workload.problem.steps)):
-        with laps.lap(BACK, t):
-            params = held.undo_weights(dynamics.hyper_at(workload.hyper, t), t)
-            held.fingerprint()
-        with laps.lap(ADJOINT, t):
-            step_hyper = dynamics.hyper_at(workload.hyper, t)
-            at_t = step_gradient(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper)
-        with laps.lap(BACK, t):
-            state = held.undo_rest(at_t.grads, at_t.step_hyper, t)
-        with laps.lap(ADJOINT, t):
-            adjoint_step(dynamics, at_t._replace(state=state), ones)

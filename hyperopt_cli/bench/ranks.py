@@ -56,7 +56,14 @@ class Way(NamedTuple):
 def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     """Measures the throughput of several ranks, and predicts that of more."""
     sizes, steps = sizes or Sizes(), settings.steps or STEPS
-    names, columns, numbers = settings.models or NETWORKS, settings.columns or COLUMNS, _numbers(settings)
+    names, columns = settings.models or NETWORKS, settings.columns or COLUMNS
+    numbers = sorted({1, *(settings.ranks or RANKS)})  # with 1, which the others are compared with
+    if numbers == [1]:
+        raise UsageError("ranks: got 1; give a number above it, e.g. 1,2")
+    if settings.device.type == "cuda" and numbers[-1] > torch.cuda.device_count():
+        raise UsageError(
+            f"ranks: got {numbers[-1]} with {torch.cuda.device_count()} GPUs; each needs one; use --device cpu"
+        )
     threads = settings.threads or 1
     known = chosen(networks(sizes, settings.device), names)
     divided = columns if settings.shard == "columns" else [settings.batch or each.batch for each in known.values()]
@@ -81,18 +88,6 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     return Report("ranks", seen, written, tuple(cases), tuple(tables))
 
 
-def _numbers(settings: Settings) -> list[int]:
-    """Returns the numbers of processes to measure, with 1, which the others are compared with."""
-    numbers = sorted({1, *(settings.ranks or RANKS)})
-    if numbers == [1]:
-        raise UsageError("ranks: got 1; give a number above it, e.g. 1,2")
-    if settings.device.type == "cuda" and numbers[-1] > torch.cuda.device_count():
-        raise UsageError(
-            f"ranks: got {numbers[-1]} with {torch.cuda.device_count()} GPUs; each needs one; use --device cpu"
-        )
-    return numbers
-
-
 def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads: int) -> tuple[Case, Table]:
     """Measures one network with one number of columns, and predicts what more ranks would take."""
     (facts,) = teams[1].all(facts_of, task, settings.shard)
@@ -103,7 +98,11 @@ def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads
     samples = interleaved(
         calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
     )
-    able = {name: _available(name, shown) for name, shown in samples.items()}
+    able: dict[str, Samples] = {}
+    for name, shown in samples.items():
+        if isinstance(shown, Refused):  # the others need all of them
+            raise UsageError(f"bench ranks: {name}: {shown.reason}")
+        able[name] = shown
     one = next(iter(ways))
     case = compared(title, able, one, lambda name, shown: _figures(ways[name], shown, able, Way(1, threads)))
     measured_s = {way.ranks: able[name].timing.median_s for name, way in ways.items() if way.ranks > 1 or name == one}
@@ -125,13 +124,6 @@ def _expected(work: Work, measured_s: Mapping[int, float], settings: Settings) -
             "efficiency": None if throughput is None else throughput / ranks,
             "measured_s": measured_s.get(ranks),
         }
-
-
-def _available(name: str, shown: Samples | Refused) -> Samples:
-    """Returns the samples; a variant that was refused ends the benchmark, because the others need all of them."""
-    if isinstance(shown, Refused):
-        raise UsageError(f"bench ranks: {name}: {shown.reason}")
-    return shown
 
 
 def _ways(work: Work, numbers: Sequence[int], threads: int) -> Iterator[Way]:

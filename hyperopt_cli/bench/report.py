@@ -18,10 +18,6 @@ from hyperopt_cli.ranks.group import Shard
 Figure = float | int | str | bool | Ratio | None
 
 
-def _unheard(said: str) -> None:
-    del said
-
-
 @dataclass(frozen=True)
 class Settings:
     """What a benchmark is to measure: how much, of what, and where.
@@ -49,7 +45,7 @@ class Settings:
     repeat: int = 5
     steps: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    on_progress: Callable[[str], None] = _unheard
+    on_progress: Callable[[str], None] = field(default=lambda said: None)
     models: tuple[str, ...] | None = None
     columns: tuple[int, ...] | None = None
     engines: tuple[str, ...] | None = None
@@ -190,7 +186,9 @@ def compared(
     def variant(name: str, shown: Samples | Refused) -> Variant:
         if isinstance(shown, Refused):
             return Variant(name, None, reason=shown.reason)
-        over = None if name == reference or isinstance(base, Refused) else _over(shown, base)
+        over = None
+        if name != reference and not isinstance(base, Refused):
+            over = Ratio.of(shown.timing.rounds_s, base.timing.rounds_s)
         return Variant(name, shown.timing, over, None, figures(name, shown), (split_s or {}).get(name, {}))
 
     base = samples[reference]
@@ -203,7 +201,3 @@ def largest_difference(found: Mapping[str, Tensor], reference: Mapping[str, Tens
     It stands beside the times, so that a wrong number that is fast is seen.
     """
     return max(relative_difference(x, reference[name]) for name, x in found.items())
-
-
-def _over(samples: Samples, base: Samples) -> Ratio:
-    return Ratio.of(samples.timing.rounds_s, base.timing.rounds_s)

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import torch
-
 from hyperopt_cli.bench.machine import machine
 from hyperopt_cli.bench.measuring import Samples, interleaved
 from hyperopt_cli.bench.pieces import held_at_end, reverse_pieces, reversible_pieces
@@ -61,13 +59,6 @@ def measure(settings: Settings, sizes: Sizes | None = None) -> Report:
     """Measures the time, the memory and the storage of exact reversal."""
     sizes = sizes or Sizes()
     steps = settings.steps or sizes.steps
-    cases = tuple(_case(title, workload, settings) for title, workload in _workloads(sizes, steps, settings).items())
-    stored = Table(f"the store over {sizes.stored_steps} steps", tuple(_stored(sizes, settings)))
-    written = {**asdict(sizes), "steps": steps, "repeat": settings.repeat}
-    return Report("reversal", machine(settings.device), written, cases, (stored,))
-
-
-def _workloads(sizes: Sizes, steps: int, settings: Settings) -> dict[str, Workload]:
     device = settings.device
     widths = "-".join(map(str, (sizes.inputs, *sizes.hidden, 10)))
     net = partial(classification, partial(mlp, hidden=sizes.hidden), (sizes.inputs,), sizes.batch, steps)
@@ -76,11 +67,15 @@ def _workloads(sizes: Sizes, steps: int, settings: Settings) -> dict[str, Worklo
     )
     on_mlp = f"MLP {widths}, batch {sizes.batch}, T = {steps}"
     on_convnet = f"convnet with GroupNorm, {sizes.pixels} x {sizes.pixels}, batch {sizes.image_batch}, T = {steps}"
-    return {
+    workloads = {
         f"{on_mlp}, heavy ball": net(SGD(), HEAVY_BALL, device),
         f"{on_mlp}, Adam": net(Adam(), ADAM, device),
         f"{on_convnet}, heavy ball": images(SGD(), ON_IMAGES, device),
     }
+    cases = tuple(_case(title, workload, settings) for title, workload in workloads.items())
+    stored = Table(f"the store over {sizes.stored_steps} steps", tuple(_stored(sizes, settings)))
+    written = {**asdict(sizes), "steps": steps, "repeat": settings.repeat}
+    return Report("reversal", machine(settings.device), written, cases, (stored,))
 
 
 def _case(title: str, workload: Workload, settings: Settings) -> Case:
@@ -92,27 +87,23 @@ def _case(title: str, workload: Workload, settings: Settings) -> Case:
     )
     settings.on_progress(f"{title}: piece by piece")
     able = {name: shown for name, shown in samples.items() if isinstance(shown, Samples)}
-    figures = {name: _figures(name, shown, able[ALL]) for name, shown in able.items()}
-    pieces = {name: _pieces(name, workload, shown, settings.device) for name, shown in able.items()}
+    figures: dict[str, dict[str, Figure]] = {}
+    pieces: dict[str, Mapping[str, float]] = {}
+    for name, shown in able.items():
+        out, reference, timing = shown.results[0], able[ALL].results[0], shown.timing
+        figures[name] = {
+            "peak_bytes": out.stats["peak_bytes"],
+            "taken_bytes": shown.taken_bytes,
+            "bits_per_parameter_step": out.stats.get("bits_per_parameter_step"),
+            "largest_difference": None if name == ALL else largest_difference(out.grad, reference.grad),
+            "compilation_s": max(0.0, shown.warm_up_s - timing.median_s) if name == IN_COMPILED else None,
+        }
+        if name == ALL:
+            pieces[name] = reverse_pieces(workload, settings.device)
+        else:
+            kernels = compiled() if name == IN_COMPILED else EAGER
+            pieces[name] = reversible_pieces(workload, settings.device, kernels, out.stats["radix"])
     return compared(title, samples, ALL, lambda name, _: figures[name], pieces)
-
-
-def _figures(name: str, samples: Samples, base: Samples) -> dict[str, Figure]:
-    out, reference = samples.results[0], base.results[0]
-    return {
-        "peak_bytes": out.stats["peak_bytes"],
-        "taken_bytes": samples.taken_bytes,
-        "bits_per_parameter_step": out.stats.get("bits_per_parameter_step"),
-        "largest_difference": None if samples is base else largest_difference(out.grad, reference.grad),
-        "compilation_s": max(0.0, samples.warm_up_s - samples.timing.median_s) if name == IN_COMPILED else None,
-    }
-
-
-def _pieces(name: str, workload: Workload, samples: Samples, device: torch.device) -> Mapping[str, float]:
-    if name == ALL:
-        return reverse_pieces(workload, device)
-    kernels = compiled() if name == IN_COMPILED else EAGER
-    return reversible_pieces(workload, device, kernels, samples.results[0].stats["radix"])
 
 
 def _stored(sizes: Sizes, settings: Settings) -> list[dict[str, Figure]]:
@@ -122,18 +113,14 @@ def _stored(sizes: Sizes, settings: Settings) -> list[dict[str, Figure]]:
         size, steps = sizes.stored_parameters, sizes.stored_steps
         workload = noisy_quadratic(size, steps, optimizer, hyper, settings.device)
         stats = hypergradient(*workload, Reversible()).stats  # which fails if the start is not recovered
+        params = workload.problem.initial(workload.hyper)
+        state = (params, workload.problem.optimizer.slots(params, frozenset(workload.hyper)))
         rows.append(
             {
                 "optimizer": title,
                 "bits_per_parameter_step": stats["bits_per_parameter_step"],
                 "bytes_per_parameter": held_at_end(workload, stats["radix"]) / size,
-                "bytes_per_parameter_of_all_states": steps * _state_bytes(workload) / size,
+                "bytes_per_parameter_of_all_states": steps * state_bytes(state) / size,
             }
         )
     return rows
-
-
-def _state_bytes(workload: Workload) -> int:
-    problem, hyper = workload
-    params = problem.initial(hyper)
-    return state_bytes((params, problem.optimizer.slots(params, frozenset(hyper))))

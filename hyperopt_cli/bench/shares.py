@@ -2,8 +2,6 @@
 
 import gc
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,50 +41,23 @@ def hypergradient_of(ranks: Ranks, task: Task, chunk_size: int | None, threads: 
         threads: threads of the CPU that this rank uses.
     """
     device, run, mode = task.device_of(ranks), task.divided(ranks), Forward(ENGINE, chunk_size, compile=False)
-    asked = _Asked(Agreement(ranks, StopFlag(), None)) if ranks.size > 1 else None
+    agreement = Agreement(ranks, StopFlag(), None) if ranks.size > 1 else None
     found: list[Hypergradient] = []
 
     def work() -> None:
-        found.append(hypergradient(*run, mode, keeper=asked, ranks=ranks))
+        found.append(hypergradient(*run, mode, keeper=agreement, ranks=ranks))
 
-    with _threads(threads):
-        began = _together(ranks, device)
-        work() if asked is None else asked.agreement.together(work, lambda: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        gc.collect()
+        synchronize(device)
+        ranks.highest([0.0])  # waits until all ranks are here
+        began = time.perf_counter()
+        work() if agreement is None else agreement.together(work, lambda: None)
         synchronize(device)
         seconds = time.perf_counter() - began
-    (result,) = found
-    return Share(seconds, float(result.value), {name: x.tolist() for name, x in result.grad.items()})
-
-
-class _Asked:
-    """The agreement as the keeper of one hypergradient."""
-
-    def __init__(self, agreement: Agreement) -> None:
-        self.agreement = agreement
-
-    def due(self) -> bool:
-        return self.agreement.due()
-
-    def barrier(self) -> None:
-        self.agreement.barrier()
-
-    def save(self, state: dict[str, Any]) -> None:
-        self.agreement.save(state)
-
-
-def _together(ranks: Ranks, device: torch.device) -> float:
-    """Waits until all ranks are here, and returns the time at which they begin."""
-    gc.collect()
-    synchronize(device)
-    ranks.highest([0.0])
-    return time.perf_counter()
-
-
-@contextmanager
-def _threads(num: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num)
-    try:
-        yield
     finally:
         torch.set_num_threads(before)
+    (result,) = found
+    return Share(seconds, float(result.value), {name: x.tolist() for name, x in result.grad.items()})

@@ -25,7 +25,7 @@ from hyperopt_cli.bench.flops import StepFlops, step_flops
 from hyperopt_cli.bench.laps import gradients, matrix_products, steps_but_the_first
 from hyperopt_cli.bench.machine import machine
 from hyperopt_cli.bench.measuring import Lap, Ratio, Samples, interleaved
-from hyperopt_cli.bench.networks import Network, Ready, Sizes, chosen, networks, ready
+from hyperopt_cli.bench.networks import Ready, Sizes, chosen, networks, ready
 from hyperopt_cli.bench.problems import Workload, blend, supervised
 from hyperopt_cli.bench.report import Case, Curves, Figure, Report, Settings, compared, largest_difference
 from hyperopt_cli.bench.variants import LOOP, by_engine
@@ -82,7 +82,11 @@ def measure(settings: Settings, sizes: Sizes | None = None, rate: Rate | None = 
     curves: list[Curves] = []
     for name, network in chosen(networks(sizes, device), asked).items():
         settings.on_progress(f"{name}: drawing weights and data")
-        setup = _setup(network, settings, sizes, rate)
+        made = ready(network, 1, settings.batch, sizes, device)
+        edge = rate.edge_cpu if device.type == "cpu" else rate.edge_gpu
+        product = matrix_products(edge, getattr(torch, sizes.dtype), PRODUCTS_TIMED, device)
+        with surroundings():
+            setup = Setup(made, step_flops(made.model, made.batches.at(0)), product, 2 * edge**3)
         found = dict(zip(columns, _cases(setup, columns, settings), strict=True))
         cases += found.values()
         curves += _curves(setup, found)
@@ -106,15 +110,6 @@ def tuned(num_columns: int) -> tuple[Hyper, int]:
     for name in list(others)[: num_columns - num_rates]:
         hyper[name] = torch.tensor(others[name], dtype=torch.float64)
     return hyper, num_rates
-
-
-def _setup(network: Network, settings: Settings, sizes: Sizes, rate: Rate) -> Setup:
-    device = settings.device
-    made = ready(network, 1, settings.batch, sizes, device)
-    edge = rate.edge_cpu if device.type == "cpu" else rate.edge_gpu
-    product = matrix_products(edge, getattr(torch, sizes.dtype), PRODUCTS_TIMED, device)
-    with surroundings():
-        return Setup(made, step_flops(made.model, made.batches.at(0)), product, 2 * edge**3)
 
 
 def _cases(setup: Setup, columns: tuple[int, ...], settings: Settings) -> Iterator[Case]:

@@ -39,26 +39,23 @@ class Team:
             RankLostError: a rank has ended, or does not answer after another's error.
         """
         try:
-            for pipe in self._pipes:
-                pipe.send((work, arguments))
-            return self._answers()
-        except (EOFError, OSError) as error:
-            raise RankLostError("a process of the benchmark has ended; there may be too little memory") from error
-
-    def _answers(self) -> list[Any]:
-        answers: dict[Connection[Any, Any], Any] = {}
-        error: Exception | None = None
-        while waiting := [pipe for pipe in self._pipes if pipe not in answers]:
-            ready = wait(waiting, None if error is None else LONGEST_APART_S)
-            if not ready:
-                raise RankLostError("a process of the benchmark waits for another that has failed") from error
-            for pipe in ready:
-                assert isinstance(pipe, Connection)
-                answers[pipe], raised = pipe.recv()
-                error = error or raised
-        if error is not None:
-            raise error
-        return [answers[pipe] for pipe in self._pipes]
+            for member in self._pipes:
+                member.send((work, arguments))
+            answers: dict[Connection[Any, Any], Any] = {}
+            error: Exception | None = None
+            while waiting := [pipe for pipe in self._pipes if pipe not in answers]:
+                ready = wait(waiting, None if error is None else LONGEST_APART_S)
+                if not ready:
+                    raise RankLostError("a process of the benchmark waits for another that has failed") from error
+                for pipe in ready:
+                    assert isinstance(pipe, Connection)
+                    answers[pipe], raised = pipe.recv()
+                    error = error or raised
+            if error is not None:
+                raise error
+            return [answers[pipe] for pipe in self._pipes]
+        except (EOFError, OSError) as lost:
+            raise RankLostError("a process of the benchmark has ended; there may be too little memory") from lost
 
 
 @contextmanager
@@ -105,12 +102,7 @@ def _serve(place: Place | None, shard: Shard, threads: int, pipe: "Connection[An
             try:
                 answer = work(ranks, *arguments)
             except Exception as raised:
-                error = _sent(raised)
+                # as it is where the receiver acts on its type, else with its traceback as text
+                acts = isinstance(raised, HyperoptError | torch.OutOfMemoryError)
+                error = raised if acts else RuntimeError("".join(traceback.format_exception(raised)))
             pipe.send((answer, error))
-
-
-def _sent(error: Exception) -> Exception:
-    """Returns the error as it is where the receiver acts on its type, else an error with its traceback as text."""
-    if isinstance(error, HyperoptError | torch.OutOfMemoryError):
-        return error
-    return RuntimeError("".join(traceback.format_exception(error)))

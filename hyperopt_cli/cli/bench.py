@@ -89,13 +89,12 @@ def bench(
 
     Example: hyperopt bench reversal --out reversal.json --plot reversal.svg
     """
-    _check_name(name)
     # data may come from the environment
     given = {
         "steps": steps, "models": models, "columns": columns, "engines": engines, "batch": batch, "ranks": ranks,
         "shard": shard, "bandwidth": bandwidth, "latency": latency,
     }  # fmt: skip
-    _check_taken(name, [option for option, value in given.items() if value is not None])
+    _check_known(name, [option for option, value in given.items() if value is not None])
     asked = None if models is None else tuple(models.split(","))
     numbers = None if columns is None else _numbers("--columns", columns)
     processes = None if ranks is None else _numbers("--ranks", ranks)
@@ -137,15 +136,13 @@ def bench(
         print_report(report)
 
 
-def _check_name(name: str) -> None:
+def _check_known(name: str, options: Iterable[str]) -> None:
+    """Refuses a benchmark that is none, and an option that this one does not take."""
     if name not in BENCHMARKS:
         from hyperopt_cli.recipe.wording import did_you_mean
 
         close = did_you_mean(name, BENCHMARKS)
         raise UsageError(f"bench: got {name}; allowed are {', '.join(BENCHMARKS)}{close}")
-
-
-def _check_taken(name: str, options: Iterable[str]) -> None:
     for option in options:
         if name not in OPTIONS[option]:
             raise UsageError(

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from hyperopt_cli.bench.machine import described
 from hyperopt_cli.bench.measuring import Ratio
-from hyperopt_cli.bench.report import Case, Figure, Report, Variant
+from hyperopt_cli.bench.report import Case, Figure, Report
 from hyperopt_cli.cli.comparison_table import PIPE_WIDTH
 from hyperopt_cli.modes.planning.plan import bytes_text, seconds_text
 
@@ -35,29 +35,29 @@ def print_report(report: Report) -> None:
 
 
 def _print_case(console: Console, case: Case) -> None:
+    """Prints the times of a case, where they go where that was measured, and what was not available."""
     keys = list(dict.fromkeys(key for variant in case.ran for key in variant.figures))
     header = ["variant", "median", "low to high", f"over {case.reference}", *map(_words, keys)]
-    _print(
-        console, case.title, header, ([*_timed(v), *(_text(key, v.figures.get(key)) for key in keys)] for v in case.ran)
-    )
+    rows = []
+    for variant in case.ran:
+        timing, figures = variant.timing, (_text(key, variant.figures.get(key)) for key in keys)
+        assert timing is not None
+        low_high = f"{seconds_text(timing.low_s)} to {seconds_text(timing.high_s)}"
+        over = _text("", variant.over_reference)
+        rows.append([variant.name, seconds_text(timing.median_s), low_high, over, *figures])
+    _print(console, case.title, header, rows)
+
     if case.pieces:
-        header = ["variant", *case.pieces, "sum over the whole"]
-        _print(console, f"{case.title}: where it goes", header, (_split(v, case.pieces) for v in case.ran))
+        rows = []
+        for variant in case.ran:
+            assert variant.timing is not None
+            pieces = (_text("_s", variant.split_s.get(piece)) for piece in case.pieces)
+            rows.append([variant.name, *pieces, f"{sum(variant.split_s.values()) / variant.timing.median_s:.2f}"])
+        _print(console, f"{case.title}: where it goes", ["variant", *case.pieces, "sum over the whole"], rows)
+
     for variant in case.variants:
         if variant.reason is not None:
             console.print(f"{variant.name}: not available: {variant.reason}", highlight=False, markup=False)
-
-
-def _timed(variant: Variant) -> list[str]:
-    assert variant.timing is not None
-    low_high = f"{seconds_text(variant.timing.low_s)} to {seconds_text(variant.timing.high_s)}"
-    return [variant.name, seconds_text(variant.timing.median_s), low_high, _text("", variant.over_reference)]
-
-
-def _split(variant: Variant, pieces: Sequence[str]) -> list[str]:
-    assert variant.timing is not None
-    share = sum(variant.split_s.values()) / variant.timing.median_s
-    return [variant.name, *(_text("_s", variant.split_s.get(piece)) for piece in pieces), f"{share:.2f}"]
 
 
 def _print(console: Console, title: str, header: Iterable[str], rows: Iterable[Sequence[str]]) -> None:

@@ -44,15 +44,11 @@ class Command(TyperCommand):
                 once = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
                 if once and order.count(option) > 1:
                     name = option.opts[0]
-                    values = " and ".join(_values(name, args))
-                    raise UsageError(f"{name}: got {values}; it takes one value: leave out all but one")
+                    # given as `--steps 5` or as `--steps=5`
+                    values = [value for argument, value in pairwise(args) if argument == name]
+                    values += [argument.partition("=")[2] for argument in args if argument.startswith(f"{name}=")]
+                    raise UsageError(f"{name}: got {' and '.join(values)}; it takes one value: leave out all but one")
         return super().parse_args(ctx, args)
-
-
-def _values(name: str, args: list[str]) -> list[str]:
-    """Returns the values of an option, which may be given as `--steps 5` or as `--steps=5`."""
-    joined = [argument.partition("=")[2] for argument in args if argument.startswith(f"{name}=")]
-    return [value for argument, value in pairwise(args) if argument == name] + joined
 
 
 class Commands(TyperGroup):

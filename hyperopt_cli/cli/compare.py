@@ -83,7 +83,12 @@ def compare(
         raise typer.Exit(130) from None
     _show(comparison, root, json)
     check(comparison)
-    _end(comparison, root)
+    without = [each for each in comparison.modes if each.exit_code]
+    if without:
+        named = ", ".join(f"{each.mode} ({each.status})" for each in without)
+        see = command("runs", str(root))
+        print(f"hyperopt: no result from {named}; its status.json says why, and so does: {see}", file=sys.stderr)
+        raise typer.Exit(max(each.exit_code for each in without))  # the gravest
 
 
 def _candidates(
@@ -137,13 +142,3 @@ def _show(comparison: "Comparison", root: Path, json: bool) -> None:
     print_comparison(comparison)
     typer.echo(f"\neverything is in {root}, a run for each mode: {command('runs', str(root))}")
     typer.echo(f"curves: tensorboard --logdir {shlex.quote(str(root))}")
-
-
-def _end(comparison: "Comparison", root: Path) -> None:
-    """Ends with the gravest exit code of the modes that have no result."""
-    without = [each for each in comparison.modes if each.exit_code]
-    if without:
-        named = ", ".join(f"{each.mode} ({each.status})" for each in without)
-        see = command("runs", str(root))
-        print(f"hyperopt: no result from {named}; its status.json says why, and so does: {see}", file=sys.stderr)
-        raise typer.Exit(max(each.exit_code for each in without))

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperopt_cli.cli.tables import FEW_DIGITS
-from hyperopt_cli.comparison import Compared, Comparison
-from hyperopt_cli.comparison.common_factors import CommonFactors, FactorFrom
+from hyperopt_cli.comparison import Comparison
 from hyperopt_cli.comparison.difference import Difference
 
 # Without a terminal nobody sees the lines break: as wide as the tables need.
@@ -55,6 +54,16 @@ def cost_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     rows = [(*BEFORE_AGAINST, *([AGAINST] if lowered else []), *BEHIND_AGAINST)]
     for each in comparison.modes:
         is_reference = each.difference is not None and each.mode == comparison.reference
+        cost: tuple[str, ...] = (MISSING,) * (len(BEHIND_AGAINST) - 1)
+        if each.cost is not None:
+            bits = each.cost.bits_per_parameter
+            cost = (
+                f"{each.cost.wall_s:.2f}",
+                f"{each.cost.taken_bytes / 2**20:,.0f} MiB",
+                str(each.cost.num_gradients),
+                str(each.cost.num_hvps),
+                MISSING if bits is None else f"{bits:.3g}",
+            )
         rows.append(
             (
                 each.mode,
@@ -62,24 +71,11 @@ def cost_rows(comparison: Comparison) -> list[tuple[str, ...]]:
                 "reference" if is_reference else _largest(each.difference),
                 MISSING if each.tolerance is None or is_reference else f"{each.tolerance:g}",
                 *([_largest(each.against_float32)] if lowered else []),
-                *_cost(each),
+                *cost,
                 each.status,
             )
         )
     return rows
-
-
-def _cost(each: Compared) -> tuple[str, ...]:
-    if each.cost is None:
-        return (MISSING,) * (len(BEHIND_AGAINST) - 1)
-    bits = each.cost.bits_per_parameter
-    return (
-        f"{each.cost.wall_s:.2f}",
-        f"{each.cost.taken_bytes / 2**20:,.0f} MiB",
-        str(each.cost.num_gradients),
-        str(each.cost.num_hvps),
-        MISSING if bits is None else f"{bits:.3g}",
-    )
 
 
 def _largest(difference: Difference | None) -> str:
@@ -89,19 +85,19 @@ def _largest(difference: Difference | None) -> str:
 def hypergradient_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """Returns the titles (the modes that ran), then a row for each number; of a large array the row holds its norm."""
     ran = [each for each in comparison.modes if each.hypergradient]
-    columns = [dict(_entries(each.hypergradient or {})) for each in ran]
+    columns = []
+    for each in ran:
+        column = {}
+        for name, values in (each.hypergradient or {}).items():
+            numbers = dict(_elements(values, ()))
+            if len(numbers) > MAX_ELEMENTS:
+                column[f"norm of {name} ({len(numbers)} values)"] = f"{math.hypot(*numbers.values()):.6g}"
+            else:
+                column |= {f"{name}{list(at) if at else ''}": f"{number:.6g}" for at, number in numbers.items()}
+        columns.append(column)
     titles = [f"{each.mode} (biased)" if each.status == "biased" else each.mode for each in ran]
     labels = columns[0] if columns else {}
     return [("", *titles), *((label, *(column[label] for column in columns)) for label in labels)]
-
-
-def _entries(hypergradient: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, values in hypergradient.items():
-        numbers = dict(_elements(values, ()))
-        if len(numbers) > MAX_ELEMENTS:
-            yield f"norm of {name} ({len(numbers)} values)", f"{math.hypot(*numbers.values()):.6g}"
-        else:
-            yield from ((f"{name}{list(at) if at else ''}", f"{number:.6g}") for at, number in numbers.items())
 
 
 def _elements(values: Any, index: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], float]]:
@@ -115,7 +111,21 @@ def _elements(values: Any, index: tuple[int, ...]) -> Iterator[tuple[tuple[int, 
 
 def notes(comparison: Comparison) -> list[str]:
     """Returns what the tables do not say: the rational factors, and why a mode is biased or has no result."""
-    said = [] if comparison.factors is None else [_factor_note(comparison.factors)]
+    said = []
+    if comparison.factors is not None:
+        in_use = []
+        for label, entries in comparison.factors.in_use.items():
+            first = entries[0].factor
+            shown = first if isinstance(first, str) else "by parameter"
+            in_use.append(f"{label} {shown}{' at first' if len(entries) > 1 else ''}")
+        moved = [
+            f"{name} is {x.used:.10g} instead of {x.written:.10g} (step {x.step})"
+            for name, x in comparison.factors.moved.items()
+        ]
+        said.append(
+            f"every mode ran at the rational factors of reversible mode ({', '.join(in_use)}): "
+            f"{'; '.join(moved) or 'the values are those of the recipe'}"
+        )
     for each in comparison.modes:
         if each.reason is not None:
             said.append(f"{each.mode}: {each.status}: {each.reason}")
@@ -126,21 +136,3 @@ def notes(comparison: Comparison) -> list[str]:
     elif sum(each.cost is not None for each in comparison.modes) == 1:
         said.append("one mode ran: nothing was compared")
     return said
-
-
-def _factor_note(factors: CommonFactors) -> str:
-    in_use = ", ".join(f"{label} {_factor(entries)}" for label, entries in factors.in_use.items())
-    moved = [
-        f"{name} is {x.used:.10g} instead of {x.written:.10g} (step {x.step})" for name, x in factors.moved.items()
-    ]
-    return (
-        f"every mode ran at the rational factors of reversible mode ({in_use}): "
-        f"{'; '.join(moved) or 'the values are those of the recipe'}"
-    )
-
-
-def _factor(entries: list[FactorFrom]) -> str:
-    """Returns the first factor as text, and says whether it changes later."""
-    first = entries[0].factor
-    shown = first if isinstance(first, str) else "by parameter"
-    return shown if len(entries) == 1 else f"{shown} at first"

@@ -34,8 +34,12 @@ def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
     bash takes `steps=5` for three words, and asks for the last of them alone, `=` left out; others ask for the whole.
     """
     from hyperopt_cli.recipe.completing import key_completions, value_completions
+    from hyperopt_cli.recipe.document import DocumentError, parse
+    from hyperopt_cli.recipe.load import find, read_text
 
-    recipe = _data(ctx.params.get("recipe"))
+    recipe: Any = {}
+    with suppress(RecipeError, DocumentError, OSError):  # a recipe that can't be read proposes no keys of its own
+        recipe = parse(read_text(find(ctx.params.get("recipe") or ""), ""), "").data
     key, equals, _ = incomplete.partition("=")
     if equals:
         return [f"{key}={value}" for value in value_completions(recipe, key)]
@@ -48,13 +52,3 @@ def overrides(ctx: typer.Context, incomplete: str) -> list[str]:
 def modes() -> list[str]:
     """Returns the names of the modes."""
     return list(MODES)
-
-
-def _data(recipe: str | None) -> Any:
-    """Returns the recipe's content as plain data; it is empty where the recipe cannot be read."""
-    from hyperopt_cli.recipe.document import DocumentError, parse
-    from hyperopt_cli.recipe.load import find, read_text
-
-    with suppress(RecipeError, DocumentError, OSError):
-        return parse(read_text(find(recipe or ""), ""), "").data
-    return {}

@@ -6,9 +6,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import typer
 from rich.console import Console, Group
@@ -32,8 +31,16 @@ NUM_ROWS = 12
 @contextmanager
 def watching(experiment: Experiment, directory: RunDirectory, json: bool) -> Iterator[Callback]:
     """A context with the display that fits the output; it shows what the package logs too, such as that it compiles."""
-    with _watching(experiment, directory, json) as callback, _hearing(callback):
-        yield callback
+    with _watching(experiment, directory, json) as callback:
+        logger, handler = logging.getLogger("hyperopt_cli"), _LogMessages(callback)
+        before = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield callback
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(before)
 
 
 @contextmanager
@@ -50,19 +57,6 @@ def _watching(experiment: Experiment, directory: RunDirectory, json: bool) -> It
     display = LiveDisplay(experiment)
     with Live(get_renderable=display.render, console=console, refresh_per_second=8):
         yield display
-
-
-@contextmanager
-def _hearing(callback: Callback) -> Iterator[None]:
-    logger, handler = logging.getLogger("hyperopt_cli"), _LogMessages(callback)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 class _LogMessages(logging.Handler):
@@ -111,12 +105,6 @@ def _head(experiment: Experiment, directory: RunDirectory) -> str:
         f"tuning {numbers} ({', '.join(tuned)}) over {experiment.steps} steps, mode {mode}, "
         f"on {experiment.device}; writing {directory.root}" + (f"\n{bias_line(bias)}" if bias is not None else "")
     )
-
-
-def _factors_line(factors: Mapping[str, Any]) -> str:
-    """Returns the line that says by which fractions reversible mode multiplies."""
-    shown = ", ".join(f"{label} {text}" for label, text in factors_text(factors).items())
-    return f"exact arithmetic multiplies by {shown} (metrics.jsonl has those of every outer step)"
 
 
 def _choices(step: OuterStep) -> list[str]:
@@ -184,7 +172,8 @@ class PlainLines(Callback):
         for line in _choices(step):
             _echo(line)
         if step.outer_step == 0 and "factors" in step.stats:
-            _echo(_factors_line(step.stats["factors"]))
+            shown = ", ".join(f"{label} {text}" for label, text in factors_text(step.stats["factors"]).items())
+            _echo(f"exact arithmetic multiplies by {shown} (metrics.jsonl has those of every outer step)")
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
         left, trust = self._clock.left_s(), _trust(step)
         values += f"  {trust}" if trust else ""

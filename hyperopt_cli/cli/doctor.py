@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,47 +14,38 @@ PACKAGES = ("hyperopt-cli", "torch", "torchvision", "pydantic", "typer", "rich",
 
 def doctor() -> None:
     """Show versions, devices, and what is missing."""
-    lines = [*_versions(), *_devices(), *_tools(), *_data()]
-    width = max(len(name) for name, _, _ in lines)
-    for name, good, said in lines:
-        typer.echo(f"{'ok     ' if good else 'missing'}  {name:{width}}  {said}")
-    if not all(good for name, good, _ in lines if name in PACKAGES):
-        raise typer.Exit(1)
-
-
-def _versions() -> Iterator[tuple[str, bool, str]]:
-    yield "python", sys.version_info >= (3, 11), sys.version.split()[0]
-    for package in PACKAGES:
-        try:
-            yield package, True, version(package)
-        except PackageNotFoundError:
-            yield package, False, "not installed: pip install hyperopt-cli brings it"
-
-
-def _devices() -> Iterator[tuple[str, bool, str]]:
     import torch
 
-    yield "cpu", True, f"{torch.get_num_threads()} threads"
+    lines = [("python", sys.version_info >= (3, 11), sys.version.split()[0])]
+    for package in PACKAGES:
+        try:
+            lines.append((package, True, version(package)))
+        except PackageNotFoundError:
+            lines.append((package, False, "not installed: pip install hyperopt-cli brings it"))
+
+    lines.append(("cpu", True, f"{torch.get_num_threads()} threads"))
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            yield f"cuda:{index}", True, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+            lines.append((f"cuda:{index}", True, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
     else:
-        yield "cuda", False, "no GPU that this build of torch can use; everything runs on the CPU"
+        lines.append(("cuda", False, "no GPU that this build of torch can use; everything runs on the CPU"))
 
-
-def _tools() -> Iterator[tuple[str, bool, str]]:
     board = shutil.which("tensorboard") or (Path(sys.executable).parent / "tensorboard")
-    yield "tensorboard command", Path(board).exists(), "shows the curves of a run"
+    lines.append(("tensorboard command", Path(board).exists(), "shows the curves of a run"))
 
-
-def _data() -> Iterator[tuple[str, bool, str]]:
     root = Path("~/.cache/hyperopt").expanduser()
-    yield "digits", True, "inside the package"
+    lines.append(("digits", True, "inside the package"))
     for name, entry in DATA_SETS.items():
         if entry.folder is None:
             continue
         found = (root / entry.folder).is_dir()
         fetch = f"python -c 'from hyperopt_cli import data; data.{name}(download=True)'"
         said = "in ~/.cache/hyperopt" if found else f"point dataset.root at it, or fetch it: {fetch}"
-        yield name, found, said
+        lines.append((name, found, said))
+
+    width = max(len(name) for name, _, _ in lines)
+    for name, good, said in lines:
+        typer.echo(f"{'ok     ' if good else 'missing'}  {name:{width}}  {said}")
+    if not all(good for name, good, _ in lines if name in PACKAGES):
+        raise typer.Exit(1)

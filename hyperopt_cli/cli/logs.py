@@ -1,13 +1,10 @@
 """`hyperopt logs`: what a job prints."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hyperopt_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from hyperopt_cli.cluster.job import Selection
 
 
 def logs(
@@ -24,7 +21,7 @@ def logs(
     from hyperopt_cli.cluster.job import find_jobs, select
     from hyperopt_cli.cluster.output import follow as follow_files
     from hyperopt_cli.cluster.output import pieces
-    from hyperopt_cli.cluster.overview import live
+    from hyperopt_cli.cluster.overview import live, overview
 
     newest = find_jobs()[-1:]
     if job is None and not newest:
@@ -38,12 +35,7 @@ def logs(
         last = n
         typer.echo(text, nl=False)
     if last is None:
-        typer.echo(f"nothing was printed yet: {_why(selection)}", err=True)
-
-
-def _why(selection: "Selection") -> str:
-    from hyperopt_cli.cluster.overview import overview
-
-    _, rows, note = overview(selection)
-    states = sorted({f"{row.slurm} ({row.reason})" if row.reason else row.slurm for row in rows if row.slurm})
-    return note or ", ".join(states) or "Slurm does not know the job any more"
+        _, rows, note = overview(selection)
+        states = sorted({f"{row.slurm} ({row.reason})" if row.reason else row.slurm for row in rows if row.slurm})
+        why = note or ", ".join(states) or "Slurm does not know the job any more"
+        typer.echo(f"nothing was printed yet: {why}", err=True)

@@ -93,9 +93,12 @@ def _run() -> None:
             sys.exit(2)
         _defect(error, debug)
     except Exception as error:
-        if _is_lack_of_memory(error):
-            _report(f"out of memory: {error}; what was kept before is intact", debug)
-            sys.exit(NoMemoryError.exit_code)
+        if "torch" in sys.modules:
+            from hyperopt_cli.memory import is_lacking
+
+            if is_lacking(error):
+                _report(f"out of memory: {error}; what was kept before is intact", debug)
+                sys.exit(NoMemoryError.exit_code)
         _defect(error, debug)
 
 
@@ -107,22 +110,6 @@ def _note(message: Warning | str, category: type[Warning], *where: Any, **rest: 
         _show_warning(message, category, *where, **rest)
 
 
-def _said_by_lead() -> bool:
-    """Returns whether this is a rank that has not met the others yet, so that the lead says the same."""
-    with suppress(HyperoptError):
-        own = place()
-        return own is not None and own.rank > 0 and "hyperopt_cli.ranks.joining" not in sys.modules
-    return False
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    if "torch" not in sys.modules:
-        return False
-    from hyperopt_cli.memory import is_lacking
-
-    return is_lacking(error)
-
-
 def _defect(error: Exception, debug: bool) -> NoReturn:
     where = "" if debug else f"\nThis may be a defect of hyperopt; to see where: {again('--debug')}"
     _report(f"{type(error).__name__}: {error}{where}", debug)
@@ -130,8 +117,11 @@ def _defect(error: Exception, debug: bool) -> NoReturn:
 
 
 def _report(message: str, debug: bool) -> None:
-    if _said_by_lead() and not debug:
-        return
+    # A rank that has not met the others yet says nothing: the lead says the same.
+    with suppress(HyperoptError):
+        own = place()
+        if own is not None and own.rank > 0 and "hyperopt_cli.ranks.joining" not in sys.modules and not debug:
+            return
     if debug:
         traceback.print_exc()
     print(f"hyperopt: {message}", file=sys.stderr)

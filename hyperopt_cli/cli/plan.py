@@ -10,8 +10,6 @@ from hyperopt_cli.cli.options import AllowImport, Device, Overrides, RecipeName,
 from hyperopt_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from hyperopt_cli.instantiate import Experiment
     from hyperopt_cli.modes import Plan
     from hyperopt_cli.modes.planning.prediction import Prediction
@@ -78,16 +76,27 @@ def parsed_bytes(text: str) -> int:
 
 def _show(made: "Plan", experiment: "Experiment") -> None:
     from rich.console import Console
+    from rich.table import Table
 
-    from hyperopt_cli.modes.planning.plan import bytes_text
+    from hyperopt_cli.modes.planning.plan import bytes_text, seconds_text
 
-    console = Console()
+    console, num = Console(), _num_hypergradients(experiment)
     console.print(
-        f"{_num_hypergradients(experiment)} hypergradients of {experiment.steps} steps, on {experiment.device} with "
+        f"{num} hypergradients of {experiment.steps} steps, on {experiment.device} with "
         f"{bytes_text(made.available_bytes)}; time, memory and counts of one hypergradient:",
         highlight=False,
     )
-    console.print(_table(made, experiment))
+    table = Table(box=None)
+    for heading in ("mode", "time", "whole run", "memory", "fits", "gradients", "HVPs"):
+        table.add_column(heading, no_wrap=True)
+    for p in made.predictions:
+        if p.wall_s is None or p.peak_bytes is None:
+            table.add_row(p.name, "-", "-", "-", "no", "-", "-")
+            continue
+        times = seconds_text(p.wall_s), seconds_text(p.wall_s * num)
+        fits = "chosen" if p is made.choice else "yes" if p.fits else "no"
+        table.add_row(p.name, *times, bytes_text(p.peak_bytes), fits, str(p.num_gradients), str(p.num_hvps))
+    console.print(table)
     if long := dict.fromkeys(p.name.partition(":")[0] for p in made.predictions if p.may_compile):
         console.print(f"\n{' and '.join(long)} measured uncompiled; so long a run may be compiled, and then takes less")
     for prediction in made.predictions:
@@ -96,47 +105,27 @@ def _show(made: "Plan", experiment: "Experiment") -> None:
     console.print(f"\n{made.why}\n\n{recipe_line(made.choice)}", highlight=False, markup=False)
 
 
-def _table(made: "Plan", experiment: "Experiment") -> "Table":
-    from rich.table import Table
-
-    from hyperopt_cli.modes.planning.plan import bytes_text, seconds_text
-
-    table = Table(box=None)
-    for heading in ("mode", "time", "whole run", "memory", "fits", "gradients", "HVPs"):
-        table.add_column(heading, no_wrap=True)
-    for p in made.predictions:
-        if p.wall_s is None or p.peak_bytes is None:
-            table.add_row(p.name, "-", "-", "-", "no", "-", "-")
-            continue
-        times = seconds_text(p.wall_s), seconds_text(p.wall_s * _num_hypergradients(experiment))
-        fits = "chosen" if p is made.choice else "yes" if p.fits else "no"
-        table.add_row(p.name, *times, bytes_text(p.peak_bytes), fits, str(p.num_gradients), str(p.num_hvps))
-    return table
-
-
 def _as_json(made: "Plan", experiment: "Experiment") -> dict[str, Any]:
-    num = _num_hypergradients(experiment)
+    num, predictions = _num_hypergradients(experiment), []
+    for prediction in made.predictions:
+        wall_s = prediction.wall_s
+        row = {
+            "run_s": None if wall_s is None else num * wall_s,
+            **prediction._asdict(),
+            "may_compile": prediction.may_compile,
+        }
+        del row["mode"]  # an instance; `name` says it
+        predictions.append(row)
     return {
         "device": str(experiment.device),
         "available_bytes": made.available_bytes,
         "steps": experiment.steps,
         "num_hypergradients": num,
-        "predictions": [_row(prediction, num) for prediction in made.predictions],
+        "predictions": predictions,
         "choice": made.choice.name,
         "why": made.why,
         "recipe": recipe_line(made.choice),
     }
-
-
-def _row(prediction: "Prediction", num_hypergradients: int) -> dict[str, Any]:
-    wall_s = prediction.wall_s
-    row = {
-        "run_s": None if wall_s is None else num_hypergradients * wall_s,
-        **prediction._asdict(),
-        "may_compile": prediction.may_compile,
-    }
-    del row["mode"]  # an instance; `name` says it
-    return row
 
 
 def _num_hypergradients(experiment: "Experiment") -> int:

@@ -41,7 +41,9 @@ def ls(
         close = did_you_mean(kind, ("recipes", *KINDS)) or ";"
         raise UsageError(f"ls: got {kind}{close} What can be listed: recipes, {', '.join(KINDS)}")
     if kind == "recipes":
-        lines = {name: _claim(path) for name, path in shipped().items()}
+        first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in shipped().items()}
+        # the header of a recipe begins with what it claims
+        lines = {name: line[1:].strip() if line.startswith("#") else "" for name, line in first.items()}
     else:
         lines = {name: entry.help for name, entry in KINDS[kind].items()}
     width = max(map(len, lines), default=0)
@@ -90,9 +92,3 @@ def _text(recipe: str) -> str:
     from hyperopt_cli.recipe.load import find, read_text
 
     return read_text(find(recipe), recipe)
-
-
-def _claim(path: Path) -> str:
-    """Returns the first line of a recipe's header."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -1,18 +1,12 @@
 """`hyperopt runs`: which runs there are, and how they stand."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hyperopt_cli.cli.again import command
 from hyperopt_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from hyperopt_cli.run_directory.overview import RunRow
 
 RUNS = Path("runs")
 
@@ -40,16 +34,6 @@ def runs(
         return
 
     from rich.console import Console
-
-    console = Console()
-    console = console if console.is_terminal else Console(width=max(console.width, 200))
-    console.print(_table(rows))
-    if (ended := to_continue(rows)) is not None:
-        again = command("run", "--resume", ended.directory)
-        console.print(f"\ncontinue the newest that was ended: {again}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(rows: Iterable["RunRow"]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
@@ -65,4 +49,10 @@ def _table(rows: Iterable["RunRow"]) -> "Table":
         took = None if row.wall_s is None else duration(row.wall_s)
         cells = (row.name, row.mode, state, row.outer_step, best, ago(row.age_s), took)
         table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in cells))
-    return table
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=max(console.width, 200))
+    console.print(table)
+    if (ended := to_continue(rows)) is not None:
+        again = command("run", "--resume", ended.directory)
+        console.print(f"\ncontinue the newest that was ended: {again}", highlight=False, markup=False, soft_wrap=True)

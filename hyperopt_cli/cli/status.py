@@ -1,17 +1,17 @@
 """`hyperopt status`: what became of jobs."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperopt_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from hyperopt_cli.cluster.overview import Overview
 
-    from hyperopt_cli.cluster.overview import Overview, Row
-
+HEADINGS = ("job", "element", "Slurm", "requeues", "run", "heartbeat", "outer step", "best validation loss")
+HEADINGS = ("job", "element", "Slurm", "requeues", "run", "heartbeat", "outer step", "best validation loss")
 JobName = Annotated[
     str, typer.Argument(help="The folder of a job or of one of its elements, or its number.", metavar="JOB|DIR")
 ]
@@ -37,7 +37,11 @@ def status(
         raise UsageError("no job below runs/; submit one, such as hyperopt submit digits_lr, or name its folder")
     overviews = _readable(names) if job is None else iter([overview(select(job))])
     if json:
-        typer.echo(to_text([_as_json(each) for each in overviews]))
+        jobs = []
+        for selection, rows, note in overviews:
+            fields = {"job_id": selection.job.job_id, "directory": str(selection.folder.root), "note": note}
+            jobs.append({**fields, "submitted": selection.job.submitted, "elements": [row._asdict() for row in rows]})
+        typer.echo(to_text(jobs))
         return
     _show(overviews)
 
@@ -56,36 +60,26 @@ def _readable(names: Iterable[str]) -> Iterator["Overview"]:
 
 def _show(overviews: Iterable["Overview"]) -> None:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     console = console if console.is_terminal else Console(width=max(console.width, 200))
     for n, (selection, rows, note) in enumerate(overviews):
         title = f"{selection.folder.root}: job {selection.job.job_id or '-'}, submitted {selection.job.submitted}"
         console.print(("\n" if n else "") + title, highlight=False, markup=False, soft_wrap=True)
-        console.print(_table(rows))
+        table = Table(box=None)
+        for heading in HEADINGS:
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            state = f"{row.slurm} ({row.reason})" if row.reason and row.slurm != "RUNNING" else row.slurm
+            best = None if row.best is None else f"{row.best:.5g}"
+            since = ago(row.heartbeat_s)
+            cells = (row.job_id, row.element, state, row.requeues, row.run, since, row.outer_step, best)
+            table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in cells))
+        console.print(table)
         if note:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(rows: Iterable["Row"]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None)
-    for title in ("job", "element", "Slurm", "requeues", "run", "heartbeat", "outer step", "best validation loss"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        state = f"{row.slurm} ({row.reason})" if row.reason and row.slurm != "RUNNING" else row.slurm
-        best = None if row.best is None else f"{row.best:.5g}"
-        cells = (row.job_id, row.element, state, row.requeues, row.run, ago(row.heartbeat_s), row.outer_step, best)
-        table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in cells))
-    return table
-
-
-def _as_json(overview: "Overview") -> dict[str, Any]:
-    selection, rows, note = overview
-    fields = {"job_id": selection.job.job_id, "directory": str(selection.folder.root), "note": note}
-    return {**fields, "submitted": selection.job.submitted, "elements": [row._asdict() for row in rows]}
 
 
 def ago(seconds: float | None) -> str:

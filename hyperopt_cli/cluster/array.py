@@ -50,25 +50,48 @@ def elements(*texts: str) -> tuple[Element, ...]:
     if not texts:
         return (Element(0, ONLY),)
     axes = [axis for text in texts for axis in _axes(text)]
-    _check_keys([axis.key for axis in axes])
+    keys = [axis.key for axis in axes]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise UsageError(f"--array: got {twice[0]} twice; give all of its values at once: {twice[0]}=VALUE,VALUE")
     num = math.prod(len(axis.values) for axis in axes)
     if num > MAX_ELEMENTS:
         raise UsageError(f"--array: got {num} elements; at most {MAX_ELEMENTS} are allowed: submit it in parts")
     grid = list(itertools.product(*([f"{key}={value}" for value in values] for key, values in axes)))
-    return tuple(Element(n, name, given) for n, (name, given) in enumerate(zip(_names(grid), grid, strict=True)))
+
+    # A name is that of a folder; they are numbered where they would be too long, or alike.
+    names = [re.sub(r"[^\w.,=+-]+", "-", ",".join(given)) for given in grid]
+    short = all(len(name.encode()) <= MAX_NAME_BYTES for name in names)
+    # Some file systems take a and A for the same.
+    if not short or len({name.casefold() for name in names}) < len(names):
+        names = [f"{n:0{len(str(len(names) - 1))}}-{name[:40]}" for n, name in enumerate(names)]
+    return tuple(Element(n, name, given) for n, (name, given) in enumerate(zip(names, grid, strict=True)))
 
 
 def _axes(text: str) -> list[_Axis]:
-    axes: list[tuple[str, list[str]]] = []
+    """Returns the keys of a text with their values; a part without a key is one more value of the key before it."""
+    parts: list[tuple[str, list[str]]] = []
     for part in _split(text):
         match = _AXIS.fullmatch(part)
         if match:
-            axes.append((match[1], [match[2].strip()]))
-        elif axes:
-            axes[-1][1].append(part)
+            parts.append((match[1], [match[2].strip()]))
+        elif parts:
+            parts[-1][1].append(part)
         else:
             raise UsageError(f"--array: got {text!r}; {_EXAMPLE}")
-    return [_Axis(key, _values(key, given)) for key, given in axes]
+
+    axes = []
+    for key, given in parts:
+        values: list[str] = []
+        for value in given:
+            if not value:
+                raise UsageError(f"--array: got an empty value of {key}; {_EXAMPLE}")
+            values += _range(key, value) if ".." in value else [value]
+        if len(set(values)) < len(values):
+            twice = min(value for value in values if values.count(value) > 1)
+            raise UsageError(f"--array: got {key}={twice} twice; the same run twice tells nothing: leave one out")
+        axes.append(_Axis(key, tuple(values)))
+    return axes
 
 
 def _split(text: str) -> list[str]:
@@ -91,24 +114,6 @@ def _split(text: str) -> list[str]:
     return [*parts, text[begin:].strip()]
 
 
-def _check_keys(keys: list[str]) -> None:
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise UsageError(f"--array: got {twice[0]} twice; give all of its values at once: {twice[0]}=VALUE,VALUE")
-
-
-def _values(key: str, given: list[str]) -> tuple[str, ...]:
-    values: list[str] = []
-    for value in given:
-        if not value:
-            raise UsageError(f"--array: got an empty value of {key}; {_EXAMPLE}")
-        values += _range(key, value) if ".." in value else [value]
-    twice = sorted({value for value in values if values.count(value) > 1}) if len(set(values)) < len(values) else []
-    if twice:
-        raise UsageError(f"--array: got {key}={twice[0]} twice; the same run twice tells nothing: leave one out")
-    return tuple(values)
-
-
 def _range(key: str, value: str) -> list[str]:
     match = _RANGE.fullmatch(value)
     if match is None:
@@ -121,13 +126,3 @@ def _range(key: str, value: str) -> list[str]:
     if last - first >= MAX_ELEMENTS:
         raise UsageError(f"--array: {key}={value} has more than {MAX_ELEMENTS} values: submit it in parts")
     return [str(number) for number in range(first, last + 1)]
-
-
-def _names(grid: list[tuple[str, ...]]) -> list[str]:
-    """Returns a folder's name for each element; they are numbered where they would be too long, or alike."""
-    names = [re.sub(r"[^\w.,=+-]+", "-", ",".join(given)) for given in grid]
-    short = all(len(name.encode()) <= MAX_NAME_BYTES for name in names)
-    # Some file systems take a and A for the same.
-    if short and len({name.casefold() for name in names}) == len(names):
-        return names
-    return [f"{n:0{len(str(len(names) - 1))}}-{name[:40]}" for n, name in enumerate(names)]

@@ -57,17 +57,11 @@ def cancel(selection: Selection, wait_s: float, sleep: Callable[[float], None] =
         slurm.cancel(waiting)
     if running:
         slurm.ask_to_stop(running)
-    left = _wait(selection, wait_s, sleep)
-    if left:
-        slurm.cancel([job.id_of(element) for element in left])
-    return Cancelled(begun, left)
-
-
-def _wait(selection: Selection, wait_s: float, sleep: Callable[[float], None]) -> list[Element]:
-    """Waits for runs to stop, at most `wait_s`, and returns the elements that still run."""
     end = time.monotonic() + wait_s
     left = live(selection)
     while left and time.monotonic() < end:
         sleep(POLL_S)
         left = live(selection)
-    return left
+    if left:
+        slurm.cancel([job.id_of(element) for element in left])
+    return Cancelled(begun, left)

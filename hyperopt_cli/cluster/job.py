@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from hyperopt_cli.cluster.array import Element
 from hyperopt_cli.errors import Remedy, UsageError
@@ -153,20 +153,16 @@ def read_job(folder: JobFolder) -> Job:
             "use the one that submitted the job"
         )
     try:
-        job = Job(**{key: content[key] for key in Job._fields if key != "elements"}, elements=_elements(content))
+        elements = [Element(each["task"], each["name"], tuple(each["overrides"])) for each in content["elements"]]
+        for element in elements:
+            if not isinstance(element.task, int) or re.fullmatch(r"(?!\.)[^/\0]+", element.name) is None:
+                raise ValueError(f"no element: {element}")
+        job = Job(**{key: content[key] for key in Job._fields if key != "elements"}, elements=tuple(elements))
         if job.job_id is not None and re.fullmatch(r"\d+", job.job_id, re.ASCII) is None:
             raise ValueError(f"no number of a job: {job.job_id!r}")  # it is handed to Slurm's programs
         return job
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder.description} is damaged ({error}); restore it from a copy") from None
-
-
-def _elements(content: dict[str, Any]) -> tuple[Element, ...]:
-    elements = [Element(each["task"], each["name"], tuple(each["overrides"])) for each in content["elements"]]
-    for element in elements:
-        if not isinstance(element.task, int) or re.fullmatch(r"(?!\.)[^/\0]+", element.name) is None:
-            raise ValueError(f"no element: {element}")
-    return tuple(elements)
 
 
 class Selection(NamedTuple):
@@ -197,17 +193,14 @@ def select(given: str, below: Path = Path("runs")) -> Selection:
     number, _, task = given.partition("_")
     if not path.exists() and number.isdecimal() and (task.isdecimal() or number == given):
         for folder in reversed(find_jobs(below)):
-            if _number(folder) == number:
+            job_id = None
+            with suppress(UsageError):  # a damaged one is not the one that was asked for
+                job_id = read_job(folder).job_id
+            if job_id == number:
                 return _selected(folder, task=int(task) if task else None)
         raise UsageError(f"no job below {below}/ has the number {number}; give the folder of the job")
     what = "holds no job.json" if path.exists() else "does not exist"
     raise UsageError(f"{given} {what}; give the folder of a job, such as {below}/<recipe>-<time>-<id>, or its number")
-
-
-def _number(folder: JobFolder) -> str | None:
-    with suppress(UsageError):  # a damaged one is not the one that was asked for
-        return read_job(folder).job_id
-    return None
 
 
 def _selected(folder: JobFolder, name: str | None = None, task: int | None = None) -> Selection:

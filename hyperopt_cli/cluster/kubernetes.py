@@ -70,16 +70,14 @@ def render(
         raise UsageError(
             f"the recipes have {size} bytes together, a ConfigMap at most {MAX_CONFIG_BYTES}: submit parts"
         )
-    name = _object_name(unique)
-    container = _container(job, name, request, image, allow_import)
-    return _config_map(name, recipes) + f"---\n{dump(_job(job, name, request, claim, container))}"
-
-
-def _config_map(name: str, recipes: Sequence[tuple[Element, str]]) -> str:
+    # Pods add up to 17 characters to the name, and may have 63.
+    plain = re.sub(r"[^a-z0-9]+", "-", unique.lower()).strip("-")
+    name = f"{plain[:19]}-{plain[-22:]}" if len(plain) > 42 else plain
     head = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "immutable": True}
     # As literal blocks, which can be read.
     data = "".join(f"  {element.task}.yaml: |\n{indent(text, '    ')}" for element, text in recipes)
-    return f"{dump(head)}data:\n{data}"
+    container = _container(job, name, request, image, allow_import)
+    return f"{dump(head)}data:\n{data}---\n{dump(_job(job, name, request, claim, container))}"
 
 
 def _job(job: Job, name: str, request: Request, claim: str, container: dict[str, Any]) -> dict[str, Any]:
@@ -94,31 +92,22 @@ def _job(job: Job, name: str, request: Request, claim: str, container: dict[str,
     }
     deadline = {} if request.time_s is None else {"activeDeadlineSeconds": request.time_s}
     template = {"metadata": {"labels": {"app": "hyperopt"}}, "spec": pod}
+    # The first rule that fits a failed pod decides whether it is tried again.
+    rules = [
+        {"action": "Ignore", "onExitCodes": _exit_codes([SAVED])},
+        {"action": "FailIndex" if job.is_array else "FailJob", "onExitCodes": _exit_codes(FINAL)},
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
     # A run directory takes one process at a time: the next pod waits until the last has ended.
-    again = {"podReplacementPolicy": "Failed", "podFailurePolicy": _policy(job)}
-    spec = {**_completions(job, request), **deadline, **again, "template": template}
+    again = {"podReplacementPolicy": "Failed", "podFailurePolicy": {"rules": rules}}
+    completions: dict[str, Any] = {"backoffLimit": request.requeues}
+    if job.is_array:
+        num = len(job.elements)
+        completions = {"completionMode": "Indexed", "completions": num, "parallelism": num}
+        completions["backoffLimitPerIndex"] = request.requeues
+    spec = {**completions, **deadline, **again, "template": template}
     labels = {"app": "hyperopt"}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "labels": labels}, "spec": spec}
-
-
-def _completions(job: Job, request: Request) -> dict[str, Any]:
-    if not job.is_array:
-        return {"backoffLimit": request.requeues}
-    num = len(job.elements)
-    indexed = {"completionMode": "Indexed", "completions": num, "parallelism": num}
-    return {**indexed, "backoffLimitPerIndex": request.requeues}
-
-
-def _policy(job: Job) -> dict[str, Any]:
-    """Returns the rules by which a failed pod is tried again or not; the first one that fits decides."""
-    fail = "FailIndex" if job.is_array else "FailJob"
-    return {
-        "rules": [
-            {"action": "Ignore", "onExitCodes": _exit_codes([SAVED])},
-            {"action": fail, "onExitCodes": _exit_codes(FINAL)},
-            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        ]
-    }
 
 
 def _exit_codes(values: list[int]) -> dict[str, Any]:
@@ -146,9 +135,3 @@ def _container(job: Job, name: str, request: Request, image: str, allow_import: 
     if request.gpus:
         container["resources"] = {"limits": {"nvidia.com/gpu": str(request.gpus)}}
     return container
-
-
-def _object_name(unique: str) -> str:
-    """Returns a name that Kubernetes takes: pods add up to 17 characters to it, and may have 63."""
-    plain = re.sub(r"[^a-z0-9]+", "-", unique.lower()).strip("-")
-    return f"{plain[:19]}-{plain[-22:]}" if len(plain) > 42 else plain

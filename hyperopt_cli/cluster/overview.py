@@ -8,7 +8,6 @@ from hyperopt_cli.cluster import slurm
 from hyperopt_cli.cluster.array import Element
 from hyperopt_cli.cluster.job import Job, JobFolder, Selection
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.run_directory.directory import RunDirectory
 from hyperopt_cli.run_directory.reading import read_metrics
 from hyperopt_cli.run_directory.status import read_status, state_of
 
@@ -60,7 +59,17 @@ def overview(selection: Selection) -> Overview:
         UsageError: a file of a run is damaged.
     """
     folder, job, elements = selection
-    states, note = _slurm_states(job)
+    states: dict[int, slurm.State] = {}
+    note = ""
+    if job.job_id is None:
+        note = "it was never submitted"
+    elif not slurm.is_here():
+        note = "no Slurm here: this is what the runs say themselves"
+    else:
+        try:
+            states = slurm.states(job.job_id)
+        except UsageError as error:
+            note = f"{error}; this is what the runs say themselves"
     return Overview(selection, tuple(_row(folder, job, each, states.get(each.task)) for each in elements), note)
 
 
@@ -71,43 +80,25 @@ def live(selection: Selection) -> list[Element]:
     """
     folder, job, elements = selection
     if not slurm.is_here() or job.job_id is None:
-        return [element for element in elements if _runs(folder.run(element))]
+        runs = [(element, folder.run(element)) for element in elements]
+        return [element for element, run in runs if run.status.is_file() and state_of(run) == "running"]
     states = slurm.states(job.job_id)
     return [element for element in elements if element.task in states and states[element.task].is_live]
 
 
-def _runs(run: RunDirectory) -> bool:
-    return run.status.is_file() and state_of(run) == "running"
-
-
-def _slurm_states(job: Job) -> tuple[dict[int, slurm.State], str]:
-    if job.job_id is None:
-        return {}, "it was never submitted"
-    if not slurm.is_here():
-        return {}, "no Slurm here: this is what the runs say themselves"
-    try:
-        return slurm.states(job.job_id), ""
-    except UsageError as error:
-        return {}, f"{error}; this is what the runs say themselves"
-
-
 def _row(folder: JobFolder, job: Job, element: Element, state: slurm.State | None) -> Row:
-    row = _own(Row(job.id_of(element), element.name), folder.run(element))
-    if not row.run and folder.cancelled(element).exists():
+    """Returns how an element stands, by its run's own files and by what Slurm says of it."""
+    row, run = Row(job.id_of(element), element.name), folder.run(element)
+    if run.status.is_file():
+        status = read_status(run)
+        silence = datetime.now(UTC) - datetime.fromisoformat(status["heartbeat"])
+        losses = [step.validation_loss for step in read_metrics(run.metrics)]
+        row = row._replace(
+            run=state_of(run),
+            heartbeat_s=max(0.0, silence.total_seconds()),
+            outer_step=status.get("outer_step"),
+            best=min(filter(math.isfinite, losses), default=None),
+        )
+    elif folder.cancelled(element).exists():
         row = row._replace(run="cancelled")  # Slurm forgets an element that never began
     return row if state is None else row._replace(slurm=state.name, reason=state.reason, requeues=state.restarts)
-
-
-def _own(row: Row, run: RunDirectory) -> Row:
-    """Returns the row with what the run's own files say of it."""
-    if not run.status.is_file():
-        return row
-    status = read_status(run)
-    silence = datetime.now(UTC) - datetime.fromisoformat(status["heartbeat"])
-    losses = [step.validation_loss for step in read_metrics(run.metrics)]
-    return row._replace(
-        run=state_of(run),
-        heartbeat_s=max(0.0, silence.total_seconds()),
-        outer_step=status.get("outer_step"),
-        best=min(filter(math.isfinite, losses), default=None),
-    )

@@ -60,7 +60,14 @@ class Request:
         """Raises:
         UsageError: something here can't be asked for.
         """
-        _check_ranks(self)
+        num, nodes, gpus = self.num_ranks, self.num_nodes, self.gpus
+        if gpus and num != gpus:
+            raise UsageError(f"--nproc {num}: got --gpus {gpus}; a process uses one GPU: give as many, or only --gpus")
+        if num % nodes:
+            given = f"--gpus {gpus}" if gpus else f"--nproc {num}"
+            raise UsageError(
+                f"--nodes {nodes}: got {given}; each node gets as many processes: give a multiple of {nodes}"
+            )
         for name, text in (("--partition", self.partition), ("--account", self.account), ("--time", self.time)):
             if text is not None and not re.fullmatch(r"[\w.,:@+/-]+", text):
                 raise UsageError(f"{name}: got {text!r}; only letters, digits and . , : @ + / - _ are allowed")
@@ -111,15 +118,6 @@ def seconds(time: str) -> int:
     if total == 0:
         raise UsageError(f"--time: got {time!r}, which is no time; must be {_TIME_FORMS}")
     return total
-
-
-def _check_ranks(request: Request) -> None:
-    num, nodes, gpus = request.num_ranks, request.num_nodes, request.gpus
-    if gpus and num != gpus:
-        raise UsageError(f"--nproc {num}: got --gpus {gpus}; a process uses one GPU: give as many, or only --gpus")
-    if num % nodes:
-        given = f"--gpus {gpus}" if gpus else f"--nproc {num}"
-        raise UsageError(f"--nodes {nodes}: got {given}; each node gets as many processes: give a multiple of {nodes}")
 
 
 def _check_line(line: str) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
 
-from hyperopt_cli.cluster.array import Element
 from hyperopt_cli.cluster.job import Job, JobFolder
 from hyperopt_cli.cluster.request import Request
 from hyperopt_cli.errors import UsageError
@@ -115,14 +114,25 @@ def render(
     """
     root = folder.root.absolute()
     for path in (root, working_directory, Path(python)):
-        _check_path(path)
+        # Slurm reads a backslash in the name of the output file as a command to leave its patterns alone.
+        if not str(path).isprintable() or "\\" in str(path):
+            raise UsageError(
+                f"{str(path)!r} has a line break, another control character or a backslash; use another path"
+            )
+    elements = f"element={shlex.quote(job.elements[0].name)}"
+    if job.is_array:
+        cases = [f"    {element.task}) element={shlex.quote(element.name)} ;;" for element in job.elements]
+        elements = _SEVERAL.substitute(cases="\n".join(cases))
+    num, nodes, srun = request.num_ranks, request.num_nodes, _ONE_RANK
+    if num > 1:
+        srun = _RANKS.substitute(num=num, nodes=nodes, per_node=num // nodes, grace_s=LOST_GRACE_S)
     return _SCRIPT.substitute(
         directives="\n".join(_directives(job, JobFolder(root), request, working_directory)),
         job=shlex.quote(str(root)),
         python=shlex.quote(python),
         requeues=request.requeues,
-        elements=_choice(job),
-        srun=_srun(request),
+        elements=elements,
+        srun=srun,
         arguments="".join(f" \\\n    --allow-import {shlex.quote(pattern)}" for pattern in allow_import),
         job_id=_ELEMENT_ID if job.is_array else _JOB_ID,
     )
@@ -130,7 +140,11 @@ def render(
 
 def _directives(job: Job, folder: JobFolder, request: Request, working_directory: Path) -> Iterator[str]:
     def line(option: str, value: object) -> str:
-        return f"#SBATCH --{option}={_quoted(str(value))}"
+        text = str(value)
+        if not text or not all(character.isalnum() or character in "_./,:@=+%-" for character in text):
+            # the quotes of such a line are not quite those of the shell
+            text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return f"#SBATCH --{option}={text}"
 
     yield line("job-name", folder_name(job.name))
     if job.is_array:
@@ -140,53 +154,16 @@ def _directives(job: Job, folder: JobFolder, request: Request, working_directory
     output = str(folder.outputs).replace("%", "%%") + ("/%a.txt" if job.is_array else "/0.txt")
     yield line("output", output)
     yield line("open-mode", "append")
-    yield from (line(option, value) for option, value in _sizes(request).items() if value)
+    # Ranks are spread evenly, over no more nodes than were asked for.
+    num, nodes, gpus = request.num_ranks, request.num_nodes, request.gpus
+    sizes = {"ntasks": num, "gpus": gpus, "nodes": 1 if num > 1 else request.nodes}
+    if nodes > 1:
+        gpus_per_node = gpus // nodes if gpus else None
+        sizes = {"ntasks": num, "ntasks-per-node": num // nodes, "gpus-per-node": gpus_per_node, "nodes": nodes}
+    yield from (line(option, value) for option, value in sizes.items() if value)
     for option in ("time", "partition", "account"):
         if getattr(request, option):
             yield line(option, getattr(request, option))
     yield line("signal", f"TERM@{request.grace_s}")
     yield "#SBATCH --requeue"
     yield from (f"#SBATCH {text.strip()}" for text in request.sbatch_lines)
-
-
-def _sizes(request: Request) -> dict[str, int | None]:
-    """Returns the numbers of tasks, GPUs and nodes; ranks are spread evenly, over no more nodes than were asked for."""
-    num, nodes, gpus = request.num_ranks, request.num_nodes, request.gpus
-    if nodes == 1:
-        return {"ntasks": num, "gpus": gpus, "nodes": 1 if num > 1 else request.nodes}
-    return {
-        "ntasks": num,
-        "ntasks-per-node": num // nodes,
-        "gpus-per-node": gpus // nodes if gpus else None,
-        "nodes": nodes,
-    }
-
-
-def _srun(request: Request) -> str:
-    num, nodes = request.num_ranks, request.num_nodes
-    if num == 1:
-        return _ONE_RANK
-    return _RANKS.substitute(num=num, nodes=nodes, per_node=num // nodes, grace_s=LOST_GRACE_S)
-
-
-def _quoted(value: str) -> str:
-    """Returns `value` quoted for a line of `#SBATCH`, whose quotes are not quite those of the shell."""
-    if value and all(character.isalnum() or character in "_./,:@=+%-" for character in value):
-        return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _choice(job: Job) -> str:
-    if not job.is_array:
-        return f"element={shlex.quote(job.elements[0].name)}"
-    return _SEVERAL.substitute(cases="\n".join(map(_case, job.elements)))
-
-
-def _case(element: Element) -> str:
-    return f"    {element.task}) element={shlex.quote(element.name)} ;;"
-
-
-def _check_path(path: Path) -> None:
-    # Slurm reads a backslash in the name of the output file as a command to leave its patterns alone.
-    if not str(path).isprintable() or "\\" in str(path):
-        raise UsageError(f"{str(path)!r} has a line break, another control character or a backslash; use another path")

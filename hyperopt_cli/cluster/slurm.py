@@ -92,8 +92,20 @@ def states(job_id: str) -> dict[int, State]:
     done = _run("squeue", *asked)
     if done.returncode != 0 and _UNKNOWN_JOB not in done.stderr:
         raise UsageError(f"Slurm can't say what became of job {job_id}: {_said(done)}")
-    restarts = _restarts(job_id)
-    return {task: State(name, reason, restarts.get(task)) for task, name, reason in _parse(done.stdout.splitlines())}
+
+    # How often each element was requeued; those that still wait together in one record have not been.
+    restarts = {}
+    for line in _run("scontrol", "show", "job", "-o", job_id).stdout.splitlines():
+        task, times = re.search(r"\bArrayTaskId=(\d+)\b", line), re.search(r"\bRestarts=(\d+)\b", line)
+        if times is not None:
+            restarts[int(task[1]) if task else 0] = int(times[1])
+
+    found = {}
+    for line in done.stdout.splitlines():
+        index, name, reason = line.strip().split("|", 2)
+        n = int(index) if index.isdecimal() else 0
+        found[n] = State(name, "" if reason == "None" else reason, restarts.get(n))
+    return found
 
 
 def ask_to_stop(ids: Sequence[str]) -> None:
@@ -117,24 +129,6 @@ def cancel(ids: Sequence[str]) -> None:
     done = _run("scancel", *ids)
     if done.returncode != 0 and _UNKNOWN_JOB not in done.stderr:
         raise UsageError(f"Slurm has not cancelled {' '.join(ids)}: {_said(done)}")
-
-
-def _parse(lines: Sequence[str]) -> list[tuple[int, str, str]]:
-    rows = []
-    for line in lines:
-        task, name, reason = line.strip().split("|", 2)
-        rows.append((int(task) if task.isdecimal() else 0, name, "" if reason == "None" else reason))
-    return rows
-
-
-def _restarts(job_id: str) -> dict[int, int]:
-    """Returns how often each element was requeued; those that still wait together in one record have not been."""
-    counts = {}
-    for line in _run("scontrol", "show", "job", "-o", job_id).stdout.splitlines():
-        task, restarts = re.search(r"\bArrayTaskId=(\d+)\b", line), re.search(r"\bRestarts=(\d+)\b", line)
-        if restarts is not None:
-            counts[int(task[1]) if task else 0] = int(restarts[1])
-    return counts
 
 
 def _run(program: str, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":

@@ -78,7 +78,12 @@ class Agreement:
         error: Exception | None = None
         try:
             work()
-            self._wait(save_idle)
+            busy = True
+            while busy:
+                busy = self._round(busy=False)
+                if busy and self._due:
+                    self._round(busy=False)  # where the others meet
+                    save_idle()
         except FailedElsewhere:
             pass
         except Exception as raised:
@@ -90,14 +95,6 @@ class Agreement:
             self._round(busy=False, failed=True)
         self._ranks.raise_first(error)
 
-    def _wait(self, save_idle: Callable[[], None]) -> None:
-        busy = True
-        while busy:
-            busy = self._round(busy=False)
-            if busy and self._due:
-                self._round(busy=False)  # where the others meet
-                save_idle()
-
     def _round(self, busy: bool, failed: bool = False) -> bool:
         """Exchanges flags with all ranks, and returns whether any is busy.
 
@@ -106,7 +103,9 @@ class Agreement:
         """
         come = 1 + SIGNALS.index(self._flag.signal) if self._flag.signal is not None else 0
         wants = self._keeper is not None and self._keeper.due()
-        given = [come, wants, busy, failed, -self._steps() if busy else -math.inf]
+        step_s = (time.monotonic() - self._last_s) / self._interval
+        until_next = max(1, min(MOST_STEPS, 2 * self._interval, int(EVERY_S / max(step_s, 1e-9))))
+        given = [come, wants, busy, failed, -until_next if busy else -math.inf]
         signal, due, any_busy, any_failed, steps = self._ranks.highest(given)
         if signal and self._flag.signal is None:
             self._flag.signal = SIGNALS[int(signal) - 1]
@@ -116,8 +115,3 @@ class Agreement:
         if any_failed and not failed:
             raise FailedElsewhere("another rank has failed")
         return bool(any_busy)
-
-    def _steps(self) -> int:
-        """Returns the number of steps until the next message."""
-        step_s = (time.monotonic() - self._last_s) / self._interval
-        return max(1, min(MOST_STEPS, 2 * self._interval, int(EVERY_S / max(step_s, 1e-9))))

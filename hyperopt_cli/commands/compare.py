@@ -14,7 +14,7 @@ from typing import NamedTuple
 from hyperopt_cli.comparison import Comparison, OnModeStep, Outcome, compare, measured
 from hyperopt_cli.comparison.common_factors import Runs
 from hyperopt_cli.instantiate import Experiment
-from hyperopt_cli.modes import Hypergradient, Mode
+from hyperopt_cli.modes import Mode
 from hyperopt_cli.outer.descent import OuterStep, step_of
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.recipe.schema import Recipe
@@ -61,7 +61,9 @@ def execute_comparison(
 
     def measure(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeStep | None) -> Outcome:
         began = time.perf_counter()
-        recipe = _of_one_step(candidates[name].recipe)
+        recipe = candidates[name].recipe
+        # what a comparison does: one hypergradient of one training run
+        recipe = recipe.model_copy(update={"outer": recipe.outer.model_copy(update={"steps": 0, "replicas": 1})})
         directory = RunDirectory.create(root / folder_name(name), name)
         directory.write_recipe(written, recipe.to_yaml())
         directory.write_environment(environment(str(experiment.device)) | {"sources": dict(sources)})
@@ -72,18 +74,15 @@ def execute_comparison(
             if any(state.values()):
                 directory.write_measurements(state)
             _write(experiment, recipe, written, directory, outcome, time.perf_counter() - began)
-            status.finish(_state(outcome), **_why(outcome))
+            compared = outcome.compared
+            why = {} if outcome.result is not None else {"reason": f"{compared.status}: {compared.reason}"}
+            status.finish(_state(outcome), **why)
         return outcome
 
     problem = experiment.problem(experiment.descent.seeds(experiment.seed, 0)[0])
     hyper = experiment.space.natural(experiment.space.initial())
     modes = {name: candidate.mode for name, candidate in candidates.items()}
     return compare(problem, hyper, modes, tolerance=tolerance, on_step=on_step, measure=measure)
-
-
-def _of_one_step(recipe: Recipe) -> Recipe:
-    """Returns the recipe of what a comparison does: one hypergradient of one training run."""
-    return recipe.model_copy(update={"outer": recipe.outer.model_copy(update={"steps": 0, "replicas": 1})})
 
 
 def _beating(status: LiveStatus, on_step: OnModeStep | None, name: str, phase: str, done: int, steps: int) -> None:
@@ -99,7 +98,12 @@ def _write(
     state = _state(outcome)
     if state == "failed":
         return
-    step = None if outcome.result is None else _step(experiment, outcome.result)
+    step: OuterStep | None = None
+    space, found = experiment.space, outcome.result
+    if found is not None:  # it stands for outer step 0 of a run
+        raw = {name: value.clone() for name, value in space.initial().items()}
+        step = step_of(space, 0, raw, space.natural(raw), found.grad, [found])
+        step.stats.update({key: found.stats[key] for key in ("growth", "digits") if key in found.stats})
     point = None if step is None else Point.of(step)
     bias = None if step is None else step.stats.get("bias")
     result = Result(
@@ -110,7 +114,7 @@ def _write(
         None,
         wall_s,
         bias,
-        fixed={name: knob.initial.tolist() for name, knob in experiment.space.fixed().items()},
+        fixed={name: knob.initial.tolist() for name, knob in space.fixed().items()},
     )
     with TensorBoardLog(directory.tensorboard, recipe=written) as log:
         if step is not None:
@@ -120,22 +124,7 @@ def _write(
         log.on_end(result)
 
 
-def _step(experiment: Experiment, result: Hypergradient) -> OuterStep:
-    """Returns outer step 0 of a run that has this hypergradient."""
-    space = experiment.space
-    raw = {name: value.clone() for name, value in space.initial().items()}
-    step = step_of(space, 0, raw, space.natural(raw), result.grad, [result])
-    step.stats.update({key: result.stats[key] for key in ("growth", "digits") if key in result.stats})
-    return step
-
-
 def _state(outcome: Outcome) -> State:
     if outcome.result is not None:
         return "done"
     return "diverged" if outcome.compared.status == "diverged" else "failed"
-
-
-def _why(outcome: Outcome) -> dict[str, str]:
-    """Returns the reason why there is no result, as `refused: ...` or `out of memory: ...`; empty if there is one."""
-    compared = outcome.compared
-    return {} if outcome.result is not None else {"reason": f"{compared.status}: {compared.reason}"}

@@ -73,28 +73,22 @@ class RunKeeper:
 
 def bits_depend_on(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Returns what the bits of a gradient depend on beside the recipe: versions, device, threads and ranks."""
+    cuda: dict[str, Any] = {}
+    if device.type == "cuda":
+        try:  # NVIDIA's driver may compile kernels itself
+            driver = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text())
+        except OSError:
+            driver = None
+        cudnn: Any = torch.backends.cudnn
+        cuda = {"cuda": torch.version.cuda, "cudnn": cudnn.version(), "driver": None if driver is None else driver[0]}
     return {
         "torch": torch.__version__,
         "device": f"{device.type} {device_name(device)}",
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        **(_of_cuda() if device.type == "cuda" else {}),
+        **cuda,
         "threads": torch.get_num_threads(),
         "ranks": ranks.size if ranks.divides("batch") else 1,
     }
-
-
-def _of_cuda() -> dict[str, Any]:
-    cudnn: Any = torch.backends.cudnn
-    return {"cuda": torch.version.cuda, "cudnn": cudnn.version(), "driver": _driver()}
-
-
-def _driver() -> str | None:
-    """Returns the version of NVIDIA's driver, which may compile kernels itself; None where it cannot be read."""
-    try:
-        found = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text())
-    except OSError:
-        return None
-    return None if found is None else found[0]
 
 
 def usable_here(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, Any], str | None]:

@@ -94,19 +94,26 @@ def at_common_factors(problem: Problem, hyper: Hyper, modes: Iterable[Mode]) -> 
         return Runs(problem, problem, None)
     common = at_factors(problem, hyper)
     steps = sorted({round(k * (problem.steps - 1) / (MAX_STEPS - 1)) for k in range(MAX_STEPS)})
-    return Runs(problem, common, CommonFactors(_in_use(problem, hyper, steps), _moved(problem, common, hyper, steps)))
 
-
-def _in_use(problem: Problem, hyper: Hyper, steps: list[int]) -> dict[str, list[FactorFrom]]:
-    """Returns every factor by its label, with each step from which on it has another value."""
+    # Every factor by its label, with each step from which on it has another value.
     factors = Factors(Dynamics.of(problem, hyper), hyper)
-    found: dict[str, list[FactorFrom]] = {}
+    in_use: dict[str, list[FactorFrom]] = {}
     for t in steps:
         for label, report in factors.report(t).items():
-            entries, shown = found.setdefault(label, []), _shown(report)
+            entries, shown = in_use.setdefault(label, []), _shown(report)
             if not entries or entries[-1].factor != shown:
                 entries.append(FactorFrom(t, shown))
-    return found
+
+    # The arguments that had to move, each at the step and element where it moved farthest.
+    farthest: dict[str, Moved] = {}
+    for t in steps:
+        written, used = problem.hyper_at(hyper, t), common.hyper_at(hyper, t)
+        for name in set(used) & set(problem.optimizer.argument_names()):
+            default = getattr(problem.optimizer, name)
+            moved = _farthest(t, written.get(name, default), used[name], default)
+            if moved.relative > ROUNDING and (name not in farthest or moved.relative > farthest[name].relative):
+                farthest[name] = moved
+    return Runs(problem, common, CommonFactors(in_use, dict(sorted(farthest.items()))))
 
 
 def _shown(report: Report) -> str | dict[str, str]:
@@ -116,19 +123,6 @@ def _shown(report: Report) -> str | dict[str, str]:
     if isinstance(report, Range):
         return f"{report.low:.9g} to {report.high:.9g}"
     return {name: str(factor) for name, factor in report.items()}
-
-
-def _moved(problem: Problem, common: Problem, hyper: Hyper, steps: list[int]) -> dict[str, Moved]:
-    """Returns the arguments that had to move, each at the step and element where it moved farthest."""
-    farthest: dict[str, Moved] = {}
-    for t in steps:
-        written, used = problem.hyper_at(hyper, t), common.hyper_at(hyper, t)
-        for name in set(used) & set(problem.optimizer.argument_names()):
-            default = getattr(problem.optimizer, name)
-            moved = _farthest(t, written.get(name, default), used[name], default)
-            if moved.relative > ROUNDING and (name not in farthest or moved.relative > farthest[name].relative):
-                farthest[name] = moved
-    return dict(sorted(farthest.items()))
 
 
 def _farthest(t: int, written: Any, used: Tensor | dict[str, Tensor], default: float) -> Moved:

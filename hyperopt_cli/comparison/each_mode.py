@@ -7,7 +7,8 @@ memory are its own, whatever ran before it.
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -24,7 +25,6 @@ from hyperopt_cli.errors import (
 )
 from hyperopt_cli.memory import is_lacking, peak_bytes, reset_peak, tidy_up
 from hyperopt_cli.modes import Hypergradient, Measurements, Mode, hypergradient
-from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.problem import Hyper, Problem
 
 # Called after each inner step: the mode as it was named, the phase, steps done, steps in the phase.
@@ -108,12 +108,16 @@ def measured(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeSte
         DetachedHyperparameterError, NonDeterministicError: no mode could differentiate this problem.
     """
     problem = runs.of(mode)
-    watch = None if on_step is None else _named(on_step, name)
+    watch = None if on_step is None else partial(on_step, name)
     known = Measurements()
     try:
-        _warm_up(problem, hyper, mode, known)
+        short = replace(problem.on_outer_chunk(0), steps=min(WARM_UP_STEPS, problem.steps))
+        with suppress(HyperoptError):  # the run itself will raise it
+            hypergradient(short, hyper, mode, measurements=known)
         tidy_up()
-        held = _held_bytes(problem, hyper)
+        device = next(iter(problem.initial(hyper).values())).device
+        reset_peak(device)
+        held = peak_bytes(device)  # what the process holds before, counted as the peak is
         result = hypergradient(problem, hyper, mode, on_step=watch, measurements=known)
     except (DetachedHyperparameterError, NonDeterministicError):
         raise  # true of the problem, whatever the mode
@@ -124,75 +128,46 @@ def measured(runs: Runs, hyper: Hyper, name: str, mode: Mode, on_step: OnModeSte
     result = result._replace(params=params, stats={**factors, **result.stats})
     compared = _with_result(name, problem.steps, result, held)
     if problem.precision is not None:
-        at_full = _at_full_precision(problem, hyper, mode, watch, known)
-        against = None if at_full is None else Difference.of(result, at_full)
-        compared = replace(compared, against_float32=against)
+        at_full = None  # once more with every product in the parameters' precision, unless that fails
+        tidy_up()
+        with suppress(HyperoptError, MemoryError, torch.OutOfMemoryError):
+            full = replace(problem, precision=None)
+            at_full = hypergradient(full, hyper, mode, on_step=watch, measurements=known)
+        if at_full is not None:
+            compared = replace(compared, against_float32=Difference.of(result, at_full))
     return Outcome(compared, result, mode.in_integers, known)
-
-
-def _at_full_precision(
-    problem: Problem, hyper: Hyper, mode: Mode, watch: OnStep | None, known: Measurements
-) -> Hypergradient | None:
-    """Returns the hypergradient with every product in the parameters' precision; None if that fails."""
-    tidy_up()
-    with suppress(HyperoptError, MemoryError, torch.OutOfMemoryError):
-        return hypergradient(replace(problem, precision=None), hyper, mode, on_step=watch, measurements=known)
-    return None
-
-
-def _warm_up(problem: Problem, hyper: Hyper, mode: Mode, known: Measurements) -> None:
-    """Takes two steps and one chunk of the objective; an error in them is left for the run itself to raise."""
-    short = replace(problem.on_outer_chunk(0), steps=min(WARM_UP_STEPS, problem.steps))
-    with suppress(HyperoptError):
-        hypergradient(short, hyper, mode, measurements=known)
-
-
-def _named(on_step: OnModeStep, name: str) -> Callable[[str, int, int], None]:
-    return lambda phase, done, steps: on_step(name, phase, done, steps)
 
 
 def _without_result(name: str, error: Exception) -> Compared:
     """Returns what is shown of a mode that an error stopped; an error that is a defect is raised on."""
     if isinstance(error, HyperoptError):
-        return Compared(name, _status(error), str(error), error.exit_code)
+        status: Status = "refused" if isinstance(error, UsageError) else "failed"
+        if isinstance(error, NonFiniteError) and not isinstance(error, FixedPointRangeError):
+            status = "diverged"
+        return Compared(name, status, str(error), error.exit_code)
     if is_lacking(error):
         return Compared(name, "out of memory", str(error).partition("\n")[0] or "no memory left", UsageError.exit_code)
     raise error
 
 
-def _status(error: HyperoptError) -> Status:
-    if isinstance(error, NonFiniteError) and not isinstance(error, FixedPointRangeError):
-        return "diverged"
-    return "refused" if isinstance(error, UsageError) else "failed"
-
-
-def _held_bytes(problem: Problem, hyper: Hyper) -> int:
-    """Returns the bytes that the process holds before a mode begins, counted as its peak is."""
-    device = next(iter(problem.initial(hyper).values())).device
-    reset_peak(device)
-    return peak_bytes(device)
-
-
 def _with_result(name: str, steps: int, result: Hypergradient, held: int) -> Compared:
-    bias = result.stats.get("bias")
-    return Compared(
-        mode=name,
-        status="exact" if bias is None else "biased",
-        reason=result.stats.get("checks") if bias is None else bias,
-        validation_loss=float(result.value),
-        hypergradient={key: value.tolist() for key, value in result.grad.items()},
-        cost=_cost(steps, result.stats, held),
-        digits=result.stats.get("digits"),
-    )
-
-
-def _cost(steps: int, stats: Mapping[str, Any], held: int) -> Cost:
+    """Returns what is shown of a mode that ran; `held` are the bytes that the process held before."""
+    stats, bias = result.stats, result.stats.get("bias")
     bits = stats.get("bits_per_parameter_step")
     counts = {key: stats[key] for key in ("wall_s", "peak_bytes", "num_steps", "num_gradients", "num_hvps")}
-    return Cost(
+    cost = Cost(
         **counts,
         taken_bytes=max(0, counts["peak_bytes"] - held),
         bits_per_parameter=None if bits is None else float(bits) * steps,
+    )
+    return Compared(
+        mode=name,
+        status="exact" if bias is None else "biased",
+        reason=stats.get("checks") if bias is None else bias,
+        validation_loss=float(result.value),
+        hypergradient={key: value.tolist() for key, value in result.grad.items()},
+        cost=cost,
+        digits=stats.get("digits"),
     )
 
 

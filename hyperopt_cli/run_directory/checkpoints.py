@@ -135,7 +135,11 @@ class Checkpoints:
         try:
             temporary.mkdir(parents=True)
             _write(temporary, tree, {"outer_step": outer_step, "progress": progress, "best": is_best}, bits_depend_on)
-            self._put(temporary, name)
+            target = self._folder / name
+            if target.exists():  # out of the way, and only deleted once the new one is there
+                target.rename(self._folder / f"replaced-{name}-{secrets.token_hex(4)}")
+            temporary.rename(target)
+            _sync(self._folder)
             write_text(self._folder / LATEST, name + "\n")
         except OSError as error:
             raise StorageError(
@@ -147,20 +151,13 @@ class Checkpoints:
         self._drop(name, is_best)
         return name
 
-    def _put(self, temporary: Path, name: str) -> None:
-        """Renames the folder to `name`, after a checkpoint that has this name already was moved out of the way."""
-        target = self._folder / name
-        if target.exists():
-            target.rename(self._folder / f"replaced-{name}-{secrets.token_hex(4)}")
-        temporary.rename(target)
-        _sync(self._folder)
-
     def _replaced(self) -> list[tuple[Path, str]]:
         """Returns the checkpoints that were moved out of the way, with the names that they had."""
         found = ((path, REPLACED.fullmatch(path.name)) for path in self._folder.glob("replaced-*"))
         return [(path, match[1]) for path, match in found if match is not None]
 
     def _drop(self, newest: str, is_best: bool) -> None:
+        """Drops all but the last two checkpoints, and the first that was written after the best outer step."""
         for path, name in self._replaced():
             if name != newest:
                 shutil.rmtree(path, ignore_errors=True)
@@ -276,7 +273,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, told in files.items():
         if not (name == STATE or PART.fullmatch(name)) or not isinstance(told, dict):
             raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
-        _compare(folder / name, told)
+        try:
+            size = (folder / name).stat().st_size
+            if size != told.get("bytes"):
+                raise _DamagedError(f"{name} has {size} bytes instead of {told.get('bytes')}")
+            digest = _sha256(folder / name)
+        except OSError as error:
+            raise _DamagedError(f"{name} can't be read ({error})") from None
+        if digest != told.get("sha256"):
+            expected = str(told.get("sha256"))
+            raise _DamagedError(f"{name} has the SHA-256 {digest[:12]}... instead of {expected[:12]}...")
     tree = _load(folder / STATE)
     if not isinstance(tree, dict):
         raise _DamagedError(f"{STATE} holds no dictionary")
@@ -287,18 +293,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (KeyError, TypeError) as error:
         raise _DamagedError(f"{MANIFEST} lacks a part of it ({error})") from None
     return whole, depends
-
-
-def _compare(path: Path, told: Mapping[str, Any]) -> None:
-    try:
-        size = path.stat().st_size
-        if size != told.get("bytes"):
-            raise _DamagedError(f"{path.name} has {size} bytes instead of {told.get('bytes')}")
-        found = _sha256(path)
-    except OSError as error:
-        raise _DamagedError(f"{path.name} can't be read ({error})") from None
-    if found != told.get("sha256"):
-        raise _DamagedError(f"{path.name} has the SHA-256 {found[:12]}... instead of {str(told.get('sha256'))[:12]}...")
 
 
 def _load(path: Path) -> Any:

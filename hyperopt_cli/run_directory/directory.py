@@ -162,8 +162,20 @@ class RunDirectory:
 
     def append_metrics(self, step: Measured) -> None:
         """Adds the line of one outer step; it is on the disk when this returns."""
+        line = {
+            "outer_step": step.outer_step,
+            "validation_loss": step.validation_loss,
+            "training_loss": step.training_loss,
+            "hyperparameters": step.hyperparameters,
+            "hypergradient": step.hypergradient,
+            "raw_hyperparameters": step.raw_hyperparameters,
+            "raw_hypergradient": step.raw_hypergradient,
+            **{key: step.stats[key] for key in WRITTEN_STATS},
+            **{key: step.stats[key] for key in (*TRUSTED, BIAS, MODE, CHECKS, SOURCES_CHANGED) if key in step.stats},
+            **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
+        }
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(to_text(_line(step)) + "\n")
+            file.write(to_text(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -183,7 +195,8 @@ def new_folder(out: Path | None, name: str) -> Path:
     Raises:
         UsageError: `out` is a file or holds something already, or can't be made.
     """
-    root = out if out is not None else Path("runs") / _new_name(name)
+    unique = f"{folder_name(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    root = out if out is not None else Path("runs") / unique
     try:
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
@@ -191,25 +204,6 @@ def new_folder(out: Path | None, name: str) -> Path:
     except OSError as error:
         raise UsageError(_not_made(root, error)) from None
     return root
-
-
-def _line(step: Measured) -> dict[str, Any]:
-    return {
-        "outer_step": step.outer_step,
-        "validation_loss": step.validation_loss,
-        "training_loss": step.training_loss,
-        "hyperparameters": step.hyperparameters,
-        "hypergradient": step.hypergradient,
-        "raw_hyperparameters": step.raw_hyperparameters,
-        "raw_hypergradient": step.raw_hypergradient,
-        **{key: step.stats[key] for key in WRITTEN_STATS},
-        **{key: step.stats[key] for key in (*TRUSTED, BIAS, MODE, CHECKS, SOURCES_CHANGED) if key in step.stats},
-        **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
-    }
-
-
-def _new_name(name: str) -> str:
-    return f"{folder_name(name)}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def _not_made(root: Path, error: OSError) -> str:

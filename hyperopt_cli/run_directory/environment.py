@@ -45,16 +45,15 @@ def command_line(arguments: Sequence[str]) -> list[str]:
     >>> command_line(["/usr/bin/hyperopt", "run", "digits", "dataset.root=/data/mnist", "lr=0.1"])
     ['hyperopt', 'run', 'digits', 'dataset.root=mnist', 'lr=0.1']
     """
-    return [_without_absolute_path(argument) for argument in arguments]
-
-
-def _without_absolute_path(argument: str) -> str:
-    key, equals, value = argument.rpartition("=")
-    path = Path(value)
-    if not path.is_absolute():
-        return argument
-    here = Path.cwd()
-    return key + equals + (str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
+    line = []
+    for argument in arguments:
+        key, equals, value = argument.rpartition("=")
+        path = Path(value)
+        if path.is_absolute():
+            here = Path.cwd()
+            value = str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+        line.append(key + equals + value)
+    return line
 
 
 def _version(distribution: str) -> str | None:
@@ -68,10 +67,8 @@ def device_name(device: torch.device) -> str:
     """Returns the name of the GPU's or the CPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _cpu_name() if device.type == "cpu" else device.type
-
-
-def _cpu_name() -> str:
+    if device.type != "cpu":
+        return device.type
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -7,7 +7,6 @@ from hyperopt_cli.errors import needing
 
 with needing("the picture of a schedule in a run's log"):
     from matplotlib import colormaps
-    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,8 +34,17 @@ def schedule_figure(name: str, start: Tensor, now: Tensor, start_label: str, now
     axes = figure.add_subplot()
     before, after = _columns(start), _columns(now)
     axes.plot(before, color="0.65", linewidth=1.2, label=[start_label] + ["_"] * (before.shape[1] - 1))
-    _draw_now(axes, after, now_label)
-    if _spread(np.concatenate([before, after])) > LOG_SPREAD:
+    groups = after.shape[1]
+    if groups == 1:
+        axes.plot(after, color="tab:blue", linewidth=1.8, label=now_label)
+    else:
+        for k, color in enumerate(colormaps["viridis"](np.linspace(0, 0.9, groups))):
+            named = groups <= NAMED_GROUPS or k in (0, groups - 1)
+            axes.plot(after[:, k], color=color, linewidth=1.4, label=f"{now_label}, group {k}" if named else "_")
+
+    values = np.concatenate([before, after])
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.min() > 0 and finite.max() / finite.min() > LOG_SPREAD:
         axes.set_yscale("log")
     axes.set(xlabel="inner step t", ylabel=name)
     axes.grid(alpha=0.25)
@@ -44,21 +52,6 @@ def schedule_figure(name: str, start: Tensor, now: Tensor, start_label: str, now
     return figure
 
 
-def _draw_now(axes: Axes, values: np.ndarray, label: str) -> None:
-    groups = values.shape[1]
-    if groups == 1:
-        axes.plot(values, color="tab:blue", linewidth=1.8, label=label)
-        return
-    for k, color in enumerate(colormaps["viridis"](np.linspace(0, 0.9, groups))):
-        named = groups <= NAMED_GROUPS or k in (0, groups - 1)
-        axes.plot(values[:, k], color=color, linewidth=1.4, label=f"{label}, group {k}" if named else "_")
-
-
 def _columns(schedule: Tensor) -> np.ndarray:
     values = schedule.detach().cpu().double().numpy()
     return np.asarray(values.reshape(len(values), -1))
-
-
-def _spread(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.max() / finite.min()) if finite.size and finite.min() > 0 else 0.0

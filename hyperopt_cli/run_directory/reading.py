@@ -80,12 +80,11 @@ def read_metrics(path: Path) -> list[Metrics]:
     Raises:
         UsageError: a line is damaged.
     """
-    return [_parse(path, n, line) for n, line in enumerate(whole_lines(path), start=1)]
-
-
-def _parse(path: Path, number: int, line: str) -> Metrics:
-    try:
-        content: dict[str, Any] = revive(json.loads(line))
-        return Metrics(**content)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path}:{number} is damaged ({error}); restore the file, or delete that line") from None
+    metrics = []
+    for n, line in enumerate(whole_lines(path), start=1):
+        try:
+            content: dict[str, Any] = revive(json.loads(line))
+            metrics.append(Metrics(**content))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"{path}:{n} is damaged ({error}); restore the file, or delete that line") from None
+    return metrics

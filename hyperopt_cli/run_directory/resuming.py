@@ -57,7 +57,13 @@ def opened(resume: str, out: Path | None, name: str, difference: Difference) -> 
         found = RunDirectory(out) if there <= BEGUN else RunDirectory.open(out)
     else:
         return RunDirectory.create(out, name), False
-    _check_same(found, difference)
+    # A run that was killed before it had written anything has no recipe yet.
+    if found.resolved.is_file() and (differs := _differs(found, difference)):
+        raise UsageError(
+            f"{found.root}: the run there has another recipe; only outer.steps, checkpoint_every_s and shard may "
+            f"change:\n{differs}\nContinue it with its own recipe, which lies there (hyperopt run --resume "
+            f"{shlex.quote(str(found.root))}), or start another run"
+        ).remedied(ANOTHER_RUN)
     return found, True
 
 
@@ -96,17 +102,6 @@ def _newest_unfinished(name: str, difference: Difference) -> RunDirectory | None
             if state_of(directory) not in ("done", "running") and not _differs(directory, difference):
                 return directory
     return None
-
-
-def _check_same(directory: RunDirectory, difference: Difference) -> None:
-    if not directory.resolved.is_file():  # it was killed before it had written anything
-        return
-    if differs := _differs(directory, difference):
-        raise UsageError(
-            f"{directory.root}: the run there has another recipe; only outer.steps, checkpoint_every_s and shard may "
-            f"change:\n{differs}\nContinue it with its own recipe, which lies there (hyperopt run --resume "
-            f"{shlex.quote(str(directory.root))}), or start another run"
-        ).remedied(ANOTHER_RUN)
 
 
 def _differs(directory: RunDirectory, difference: Difference) -> str:

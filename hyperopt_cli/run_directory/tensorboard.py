@@ -37,7 +37,7 @@ from hyperopt_cli.callback import Callback
 from hyperopt_cli.errors import needing
 from hyperopt_cli.run_directory.measured import Measured
 from hyperopt_cli.run_directory.pictures import schedule_figure
-from hyperopt_cli.run_directory.result import Point, Result, Score
+from hyperopt_cli.run_directory.result import Result
 
 with needing("a log for TensorBoard"):
     from torch.utils.tensorboard import SummaryWriter
@@ -76,29 +76,49 @@ class TensorBoardLog(Callback):
         self._start, self._start_label = start, "start"
         self._laid_out = False
         if recipe:
-            self._writer.add_text("recipe", _as_code(recipe), purge_step or 0)
+            as_code = "".join(f"    {line}\n" for line in recipe.splitlines())  # in Markdown
+            self._writer.add_text("recipe", as_code, purge_step or 0)
 
     def on_outer_step(self, step: Measured) -> None:
         """Adds one outer step and hands it to the file system, so that an open page shows it."""
-        self._lay_out(step)
+        if not self._laid_out:
+            self._lay_out(step)
         self._add_scalars(step)
-        self._add_noise(step)
+        said = [f"halved: {why}" for why in step.stats.get("halved_for", ())]
+        said += [f"the hypergradient is noise: {step.stats['noise']}"] if "noise" in step.stats else []
+        if said:
+            self._writer.add_text("noise", "\n\n".join(said), step.outer_step)
         self._add_pictures(step)
         self._writer.flush()
-        self._add_inner_loss(step)
+
+        folder = self._folder / "inner_loss" / f"outer_{step.outer_step:04d}"
+        with SummaryWriter(folder, purge_step=0) as writer:
+            for t in _thinned(len(step.inner_loss)):
+                writer.add_scalar("inner_loss", step.inner_loss[t].item(), t)
 
     def on_end(self, result: Result) -> None:
         """Adds the test split, and what the hparams page compares runs by: initial settings and best loss."""
         if result.initial is None or result.best is None:
             return
+        settings: dict[str, Any] = {"mode": result.mode, **({"bias": result.bias} if result.bias else {})}
+        for name, values in result.initial.hyperparameters.items():
+            value = torch.tensor(values, dtype=torch.float64)
+            # A vector that starts with equal elements, as most do, needs only one column of the page.
+            equal = bool((value == value.flatten()[0]).all())
+            numbers = {name: value.flatten()[0].item()} if equal else _elements(name, value)
+            settings |= {f"initial {tag}": number for tag, number in numbers.items()}
+        scores = []
+        if result.test is not None:
+            scores = [(result.initial, result.test.initial), (result.best, result.test.best)]
+
         _remove_end(self._folder)
         with SummaryWriter(self._folder, filename_suffix=END) as writer:
-            for point, score in _test_scores(result, result.initial, result.best):
+            for point, score in scores:
                 writer.add_scalar("test/loss", score.loss, point.outer_step)
                 if score.accuracy is not None:
                     writer.add_scalar("test/accuracy", score.accuracy, point.outer_step)
             best = {"best/validation_loss": result.best.validation_loss}
-            for summary in hparams(_settings(result, result.initial), best):  # type: ignore[no-untyped-call]
+            for summary in hparams(settings, best):  # type: ignore[no-untyped-call]
                 writer.file_writer.add_summary(summary)
             writer.add_scalar("best/validation_loss", result.best.validation_loss, result.best.outer_step)
 
@@ -115,20 +135,21 @@ class TensorBoardLog(Callback):
         self.close()
 
     def _lay_out(self, step: Measured) -> None:
-        if not self._laid_out:
-            self._writer.add_custom_scalars(_layout(list(step.hyperparameters)))
-            self._add_bias(step)
-        self._laid_out = True
-
-    def _add_bias(self, step: Measured) -> None:
+        """Adds what is said once: the layout of the custom scalars, and why the hypergradient is biased."""
+        names = list(step.hyperparameters)
+        # The tags are regular expressions, anchored at their beginning.
+        layout = {
+            "losses": {
+                "validation and training": ["Multiline", ["loss/validation$", "loss/training$"]],
+                "inner loss of each outer step": ["Multiline", ["inner_loss$"]],
+            },
+            "hyperparameters": _charts("hyperparameters", names),
+            "hypergradients": _charts("hypergradients", names),
+        }
+        self._writer.add_custom_scalars(layout)
         if "bias" in step.stats:
             self._writer.add_text("bias", f"The hypergradient is biased: {step.stats['bias']}.", step.outer_step)
-
-    def _add_noise(self, step: Measured) -> None:
-        said = [f"halved: {why}" for why in step.stats.get("halved_for", ())]
-        said += [f"the hypergradient is noise: {step.stats['noise']}"] if "noise" in step.stats else []
-        if said:
-            self._writer.add_text("noise", "\n\n".join(said), step.outer_step)
+        self._laid_out = True
 
     def _add_scalars(self, step: Measured) -> None:
         scalars = {
@@ -142,29 +163,27 @@ class TensorBoardLog(Callback):
         for group, entries in (("hyperparameters", step.hyperparameters), ("hypergradients", step.hypergradient)):
             for name, value in entries.items():
                 scalars |= {f"{group}/{tag}": number for tag, number in _elements(name, value).items()}
-                self._add_histogram(f"{group}/{name}", value, step.outer_step)
+                finite = value[value.isfinite()]
+                if value.numel() > MAX_ELEMENTS and finite.numel():  # NumPy's histogram refuses NaN
+                    self._writer.add_histogram(f"{group}/{name}", finite, step.outer_step)
         for tag, number in scalars.items():
             self._writer.add_scalar(tag, number, step.outer_step)
 
-    def _add_histogram(self, tag: str, value: Tensor, outer_step: int) -> None:
-        finite = value[value.isfinite()]
-        if value.numel() > MAX_ELEMENTS and finite.numel():  # NumPy's histogram refuses NaN
-            self._writer.add_histogram(tag, finite, outer_step)
-
     def _add_pictures(self, step: Measured) -> None:
+        """Adds a picture of each learned optimizer argument that varies over time or groups."""
         if self._start is None:
             self._start = step.schedules
             self._start_label = f"outer step {step.outer_step}" if step.outer_step else "start"
-        for name in _pictured(step):
-            now_label = f"outer step {step.outer_step}"
-            figure = schedule_figure(name, self._start[name], step.schedules[name], self._start_label, now_label)
-            self._writer.add_figure(f"schedules/{name}", figure, step.outer_step)
-
-    def _add_inner_loss(self, step: Measured) -> None:
-        folder = self._folder / "inner_loss" / f"outer_{step.outer_step:04d}"
-        with SummaryWriter(folder, purge_step=0) as writer:
-            for t in _thinned(len(step.inner_loss)):
-                writer.add_scalar("inner_loss", step.inner_loss[t].item(), t)
+        sizes: dict[str, int] = {}
+        for key, value in step.hyperparameters.items():  # `lr.warmup` shapes `lr`
+            name = key.partition(".")[0]
+            sizes[name] = sizes.get(name, 0) + value.numel()
+        for name, values in step.schedules.items():
+            varies = sizes.get(name, 0) > 1 or (name in sizes and bool((values != values[:1]).any()))
+            if varies:  # a single number needs no picture
+                now_label = f"outer step {step.outer_step}"
+                figure = schedule_figure(name, self._start[name], values, self._start_label, now_label)
+                self._writer.add_figure(f"schedules/{name}", figure, step.outer_step)
 
 
 def _remove_end(folder: Path) -> None:
@@ -200,46 +219,6 @@ def _elements(name: str, value: Tensor) -> dict[str, float]:
     return tags
 
 
-def _settings(result: Result, initial: Point) -> dict[str, Any]:
-    """Returns the columns of the hparams page; a vector that starts with equal elements, as most do, needs only one."""
-    settings: dict[str, Any] = {"mode": result.mode, **({"bias": result.bias} if result.bias else {})}
-    for name, values in initial.hyperparameters.items():
-        value = torch.tensor(values, dtype=torch.float64)
-        equal = bool((value == value.flatten()[0]).all())
-        numbers = {name: value.flatten()[0].item()} if equal else _elements(name, value)
-        settings |= {f"initial {tag}": number for tag, number in numbers.items()}
-    return settings
-
-
-def _test_scores(result: Result, initial: Point, best: Point) -> list[tuple[Point, Score]]:
-    return [] if result.test is None else [(initial, result.test.initial), (best, result.test.best)]
-
-
-def _pictured(step: Measured) -> list[str]:
-    """Returns the learned optimizer arguments that vary over time or groups; a single number needs no picture."""
-    sizes: dict[str, int] = {}
-    for key, value in step.hyperparameters.items():  # `lr.warmup` shapes `lr`
-        name = key.partition(".")[0]
-        sizes[name] = sizes.get(name, 0) + value.numel()
-    return [name for name, values in step.schedules.items() if sizes.get(name, 0) > 1 or _moves(name, sizes, values)]
-
-
-def _moves(name: str, sizes: Mapping[str, int], values: Tensor) -> bool:
-    return name in sizes and bool((values != values[:1]).any())
-
-
-def _layout(names: list[str]) -> dict[str, dict[str, list[Any]]]:
-    """Returns the layout of the custom scalars, whose tags are regular expressions anchored at their beginning."""
-    return {
-        "losses": {
-            "validation and training": ["Multiline", ["loss/validation$", "loss/training$"]],
-            "inner loss of each outer step": ["Multiline", ["inner_loss$"]],
-        },
-        "hyperparameters": _charts("hyperparameters", names),
-        "hypergradients": _charts("hypergradients", names),
-    }
-
-
 def _charts(group: str, names: list[str]) -> dict[str, list[Any]]:
     return {name: ["Multiline", [f"{group}/{re.escape(name)}(/.*)?$"]] for name in names}
 
@@ -249,7 +228,3 @@ def _thinned(steps: int) -> list[int]:
     if steps <= MAX_POINTS:
         return list(range(steps))
     return [round(k * (steps - 1) / (MAX_POINTS - 1)) for k in range(MAX_POINTS)]
-
-
-def _as_code(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.splitlines())
