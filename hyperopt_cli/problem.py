@@ -2,7 +2,7 @@
 
 The run is the dynamical system
 
-    g_t     = grad L(P(s_t), lambda_t, batch_t)      inner_loss L, batch
+    g_t     = grad L(P(s_t, lambda_t), lambda_t, batch_t)      inner_loss L, batch
     s_{t+1} = U(s_t, g_t, lambda_t, t)               optimizer
     lambda_t = schedule(lambda, t)
     E(R(s_T), lambda)                                outer_loss
@@ -37,7 +37,7 @@ class Across(Protocol):
     def summed(self, tree: Any) -> Any:
         """Returns the sum of a tree of tensors over all processes, with the same bits on each of them."""
 
-    def agreed(self, value: T) -> T:
+    def from_lead(self, value: T) -> T:
         """Returns the value that the first process gives, on all of them."""
 
 

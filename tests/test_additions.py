@@ -294,7 +294,7 @@ def test_a_recipe_runs_with_all_that_was_added(house: Path, said: dict[str, str]
 
 def compared(said: dict[str, str]) -> dict[str, Any]:
     table = json.loads(next(text for line, text in said.items() if line.startswith("compare")))
-    return {row["mode"]: row for row in table["modes"]}
+    return {row["mode"]: row for row in table["comparison"]["modes"]}
 
 
 def test_a_plan_has_a_biased_mode_with_exact_counts_and_does_not_take_it(said: dict[str, str]) -> None:

@@ -23,8 +23,8 @@ from hyperopt_cli.instantiate import build
 from hyperopt_cli.run_directory.checkpoints import MANIFEST, STATE, Checkpoints
 from hyperopt_cli.run_directory.directory import RunDirectory
 from hyperopt_cli.run_directory.environment import environment
+from hyperopt_cli.run_directory.signals import StopFlag
 from hyperopt_cli.run_directory.status import LiveStatus
-from hyperopt_cli.run_directory.stopping import StopFlag
 from tests.instantiate.recipes import recipe_of
 
 MODES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from hyperopt_cli.data.batches import Loading, load
 from hyperopt_cli.data.splits import as_splits
 from hyperopt_cli.errors import Stopped
-from hyperopt_cli.run_directory.stopping import StopFlag
+from hyperopt_cli.run_directory.signals import StopFlag
 from hyperopt_cli.stopping import may_stop, stoppable
 from tests.test_resume import MODES, recipe, run, written
 

@@ -12,7 +12,7 @@ from hyperopt_cli.commands.agreement import Agreement
 from hyperopt_cli.modes import Forward, Hypergradient, hypergradient
 from hyperopt_cli.modes.planning.probe import synchronize
 from hyperopt_cli.ranks.group import Ranks
-from hyperopt_cli.run_directory.stopping import StopFlag
+from hyperopt_cli.run_directory.signals import StopFlag
 
 ENGINE = COMPILED  # the quickest where steps are eager, as they are where ranks divide columns or batches
 

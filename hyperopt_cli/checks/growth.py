@@ -18,7 +18,7 @@ other perturbation. Once it is as large as w itself, the run that is differentia
 This is what growth alone says: an estimate. It is high by two or three digits (in a chaotic map that is known exactly),
 because each step rounds anew and a loss bends within less than the length of w; by as much again of tangents, which the
 first B_t need not move along what grows. It is low where w itself grows (a linear recursion amplifies its rounding no
-more than w) and where tangents begin far smaller than they go on. Where it matters, `hyperopt_cli/noise.py` asks E.
+more than w) and where tangents begin far smaller than they go on. Where it matters, `outer/noise.py` asks E.
 
 Metz, Freeman, Schoenholz and Kachman 2021, "Gradients are not all you need", https://arxiv.org/abs/2111.05803: the
 spectrum of that product of Jacobians is what makes gradients of long or chaotic runs useless.

@@ -81,7 +81,7 @@ def check_rule(dynamics: Dynamics, hyper: Hyper, way: Way, known: dict[str, Rule
                 raise UsageError(f"{each.what}: its derivative is not that of its value: {NUMBERS}. {CURE}")
             if each.part in as_lists or not (examined.cuts.is_cut or (before.looks == 0 and each.in_full)):
                 continue
-            # forward mode takes a schedule of few numbers by a pass backward for each (`directions.py`)
+            # forward mode takes a schedule of few numbers by a pass backward for each (`modes/directions.py`)
             ways: tuple[Way, ...] = ("jvp", "vjp") if each.part == "schedule" else (way,)
             if examined.difference is None:
                 examined.check_agreement(each.what, ways)

@@ -16,7 +16,7 @@ class Setting(NamedTuple):
     Attributes:
         t: which.
         loss: L(w, lambda) on the batch of the step.
-        params: P(s_t), named.
+        params: P(s_t, lambda_t), named.
         hyper: lambda_t.
         hyper_dot: its tangents along the K columns, [K, ...].
     """

@@ -75,7 +75,7 @@ def _clocked(engine: Engine, setting: Setting, w_dot: Params) -> float:
 def _agreed(loss: Loss, step_s: float) -> float:
     """Returns the seconds that count: processes whose engines sum over all their chunks go on with the same engines."""
     across = loss.across if isinstance(loss, ChunkedLoss) else None
-    return step_s if across is None else across.agreed(step_s)
+    return step_s if across is None else across.from_lead(step_s)
 
 
 def _wait(device: torch.device) -> None:

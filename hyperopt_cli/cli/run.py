@@ -26,7 +26,7 @@ from hyperopt_cli.errors import (
     VerificationError,
 )
 from hyperopt_cli.run_directory.directory import LATEST, RunDirectory
-from hyperopt_cli.run_directory.stopping import StopFlag
+from hyperopt_cli.run_directory.signals import StopFlag
 
 if TYPE_CHECKING:
     from hyperopt_cli.ranks.group import Ranks
@@ -141,7 +141,7 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
             from hyperopt_cli.recipe.difference import difference
             from hyperopt_cli.recipe.load import read_text
             from hyperopt_cli.recipe.sources import sources
-            from hyperopt_cli.run_directory.resuming import locked, opened
+            from hyperopt_cli.run_directory.opening import locked, opened
 
             experiment = ranks.each(lambda: build(loaded, asked.allow, ranks))
             ranks.each(lambda: check_dividing(experiment, loaded))

@@ -3,6 +3,10 @@
 A signal reaches ranks at different moments, or one of them alone. So the flags go from rank to rank, by their maximum,
 in a message of five numbers, once in so many steps that it comes about four times a second. The interval is part of the
 message: all ranks count the same steps. A rank whose work is done takes part until the others' is.
+
+A save is, on every rank: `due` is true; `barrier`, so that none has failed; the state is made, which is collective
+where columns or replicas are divided; the lead writes it; all hear whether that has raised. A rank that waits for
+others (`together`) does the same in its place.
 """
 
 import math
@@ -13,7 +17,7 @@ from typing import Any
 from hyperopt_cli.errors import HyperoptError
 from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.ranks.group import Ranks
-from hyperopt_cli.run_directory.stopping import SIGNALS, StopFlag
+from hyperopt_cli.run_directory.signals import SIGNALS, StopFlag
 
 EVERY_S = 0.25
 MOST_STEPS = 1000
@@ -34,7 +38,7 @@ class Agreement:
 
     def __init__(self, ranks: Ranks, flag: StopFlag, keeper: Keeper | None) -> None:
         self._ranks, self._flag, self._keeper = ranks, flag, keeper
-        self._due = self._over = False
+        self._due = self._save_raised = False
         self._interval = self._to_go = 1
         self._last_s = time.monotonic()
 
@@ -54,17 +58,17 @@ class Agreement:
                 self._keeper.save(state)
         except Exception as raised:
             error = raised
-        self._over = self._ranks.agreed(error is not None)
-        if self._over:  # a signal that has come to another rank alone waits for the next message
+        self._save_raised = self._ranks.from_lead(error is not None)
+        if self._save_raised:  # else a signal that has come to another rank alone waits for the next message
             self._ranks.raise_first(error)
 
     def barrier(self) -> None:
-        """Waits until all ranks are here.
+        """Waits, by a message of its own, until all ranks are here.
 
         Raises:
             FailedElsewhere: another rank has failed on its way.
         """
-        due = self._due
+        due = self._due  # what was agreed stays so until it is saved
         self._round(busy=True)
         self._due = due
 
@@ -82,12 +86,12 @@ class Agreement:
             while busy:
                 busy = self._round(busy=False)
                 if busy and self._due:
-                    self._round(busy=False)  # where the others meet
+                    self._round(busy=False)  # the barrier of those that are busy
                     save_idle()
         except FailedElsewhere:
             pass
         except Exception as raised:
-            if self._over:  # all of them raise it
+            if self._save_raised:  # on all of them
                 raise
             if self._ranks.divides("batch"):  # what is not the same on all leaves the others in the middle of a sum
                 raise
@@ -105,7 +109,7 @@ class Agreement:
         wants = self._keeper is not None and self._keeper.due()
         step_s = (time.monotonic() - self._last_s) / self._interval
         until_next = max(1, min(MOST_STEPS, 2 * self._interval, int(EVERY_S / max(step_s, 1e-9))))
-        given = [come, wants, busy, failed, -until_next if busy else -math.inf]
+        given = [come, wants, busy, failed, -until_next if busy else -math.inf]  # by whose maximum the fewest steps win
         signal, due, any_busy, any_failed, steps = self._ranks.highest(given)
         if signal and self._flag.signal is None:
             self._flag.signal = SIGNALS[int(signal) - 1]

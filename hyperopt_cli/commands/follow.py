@@ -7,7 +7,7 @@ from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.modes import Measurements
 from hyperopt_cli.outer.descent import descend
 from hyperopt_cli.ranks.group import Ranks
-from hyperopt_cli.run_directory.stopping import StopFlag
+from hyperopt_cli.run_directory.signals import StopFlag
 from hyperopt_cli.stopping import only_after_steps
 
 
@@ -23,7 +23,7 @@ def follow(experiment: Experiment, flag: StopFlag, ranks: Ranks) -> None:
         HyperoptError: the error that the lead raises too.
     """
     ranks.each(lambda: None)  # the lead reads its checkpoint
-    of_lead: tuple[Any, dict[str, Any]] = ranks.agreed((None, {}))
+    of_lead: tuple[Any, dict[str, Any]] = ranks.from_lead((None, {}))
     resume_from, measured = of_lead
     keeper, measurements = Agreement(ranks, flag, None), Measurements()
     measurements.load_state_dict(measured)

@@ -1,8 +1,14 @@
 """When a run writes a checkpoint, what stands in it, and what ends the run after it.
 
-outer     where the outer loop stands, and inside of a training run what the mode resumes from (`outer/descent.py`)
-record    the start and the best so far
-mode      what it has decided by measuring
+outer         where the outer loop stands (`outer/descent.py`), with the training runs of its step that are done or
+              begun (`outer/replicas.py`): of one that is begun, what its mode resumes from (`modes/account.py`)
+record        the start and the best so far
+measurements  what was decided by measuring
+data          the digest of the examples
+sources       the digests of the user's own code
+
+`commands/run.py` puts these together. There is no state of a generator: every draw has a seed of its own
+(`data/seeds.py`), and a batch is a function of its step.
 """
 
 import re
@@ -17,7 +23,7 @@ from hyperopt_cli.errors import Stopped
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.run_directory.checkpoints import Checkpoint, Checkpoints
 from hyperopt_cli.run_directory.environment import device_name
-from hyperopt_cli.run_directory.stopping import StopFlag
+from hyperopt_cli.run_directory.signals import StopFlag
 
 DRIVER = Path("/proc/driver/nvidia/version")
 SHARE = 0.1  # of the time may go into writing
@@ -31,7 +37,7 @@ class RunKeeper:
         every_s: least seconds between two; writing takes at most a tenth of the time, so slow disks get fewer.
         flag: set by signals.
         bits: what the bits of a gradient depend on (`bits_depend_on`).
-        rest: returns what else a checkpoint holds, and whether the best so far is in none yet.
+        beside_outer: returns what else a checkpoint holds, and whether the best so far is in none yet.
     """
 
     def __init__(
@@ -40,9 +46,9 @@ class RunKeeper:
         every_s: float,
         flag: StopFlag,
         bits: dict[str, Any],
-        rest: Callable[[], tuple[dict[str, Any], bool]],
+        beside_outer: Callable[[], tuple[dict[str, Any], bool]],
     ) -> None:
-        self._checkpoints, self._every_s, self._flag, self._rest = checkpoints, every_s, flag, rest
+        self._checkpoints, self._every_s, self._flag, self._beside_outer = checkpoints, every_s, flag, beside_outer
         self._bits = bits
         self._last_s, self._took_s = time.monotonic(), 0.0
         self.last: str | None = None
@@ -59,8 +65,8 @@ class RunKeeper:
             Stopped: a signal had come.
             StorageError: it cannot be written.
         """
-        began, (rest, is_best) = time.monotonic(), self._rest()
-        tree = {"outer": state, **rest}
+        began, (beside, is_best) = time.monotonic(), self._beside_outer()
+        tree = {"outer": state, **beside}
         self.last = self._checkpoints.write(state["n"], state["progress"], tree, self._bits, is_best)
         self._last_s = time.monotonic()
         self._took_s = self._last_s - began
@@ -100,12 +106,12 @@ def usable_here(checkpoint: Checkpoint, now: dict[str, Any]) -> tuple[dict[str, 
     """
     tree, before = checkpoint.tree, checkpoint.bits_depend_on
     inner = tree["outer"]["inner"]
-    free = [[replica, run] for replica, run in inner if not run["mode"].get("same_bits")]
-    if len(free) == len(inner) or now == before:
+    portable = [[replica, run] for replica, run in inner if not run["mode"].get("same_bits")]
+    if len(portable) == len(inner) or now == before:
         return tree, None
     changed = [f"{key} {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
     why = (
         f"outer step {tree['outer']['n']} starts again: its steps would be undone with other bits than they were made "
         f"({'; '.join(changed)})"
     )
-    return {**tree, "outer": {**tree["outer"], "inner": free}}, why
+    return {**tree, "outer": {**tree["outer"], "inner": portable}}, why

@@ -33,8 +33,8 @@ from hyperopt_cli.run_directory.checkpoints import Checkpoints
 from hyperopt_cli.run_directory.directory import SOURCES_CHANGED, RunDirectory
 from hyperopt_cli.run_directory.environment import environment
 from hyperopt_cli.run_directory.result import Result
+from hyperopt_cli.run_directory.signals import StopFlag
 from hyperopt_cli.run_directory.status import LiveStatus, State, reported
-from hyperopt_cli.run_directory.stopping import StopFlag
 from hyperopt_cli.run_directory.tensorboard import TensorBoardLog
 from hyperopt_cli.stopping import only_after_steps
 
@@ -115,17 +115,17 @@ def execute(
     measurements = _measurements(directory, tree)
     if ranks.size > 1:
         tree = listed(tree)
-    ranks.agreed((tree.get("outer"), measurements.state_dict()))
+    ranks.from_lead((tree.get("outer"), measurements.state_dict()))  # which the others take over in `follow`
     given: dict[str, Any] = {SOURCES_CHANGED: record.sources_changed} if record.sources_changed else {}
     status = LiveStatus(directory.status, outer_step=max(0, num_measured - 1), mode=recipe.mode.name, **given)
 
-    def rest() -> tuple[dict[str, Any], bool]:
+    def beside_outer() -> tuple[dict[str, Any], bool]:
         measured = measurements.state_dict()
         directory.write_measurements(measured)
         state = {"record": record.state_dict(), "measurements": measured, "data": digest, "sources": dict(code.sources)}
         return state, record.best_is_new()
 
-    keeper: Keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, rest)
+    keeper: Keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, beside_outer)
     together: Together | None = None
     if ranks.size > 1:
         keeper = agreement = Agreement(ranks, flag, keeper)
@@ -214,8 +214,8 @@ def _resume_from(
     if files and tree["outer"]["inner"]:  # a training run is of one code
         callback.on_message(f"outer step {tree['outer']['n']} starts again: it was begun with other code")
         tree = {**tree, "outer": {**tree["outer"], "inner": []}}
-    for said in (*found.passed_over, *([left_out] if left_out else []), f"continued from {found.name}"):
-        callback.on_message(said)
+    for message in (*found.passed_over, *([left_out] if left_out else []), f"continued from {found.name}"):
+        callback.on_message(message)
     return tree
 
 

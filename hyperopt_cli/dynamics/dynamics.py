@@ -137,7 +137,10 @@ class Dynamics:
         return replace(self, watch=watch)
 
     def derivable(self, name: str, function: Callable[..., Any], at: tuple[Any, ...]) -> Callable[..., Any]:
-        """Returns init, schedule, update, point or result as a function whose derivative at `at` is right."""
+        """Returns init, schedule, update, point or result as a function whose derivative at `at` is right.
+
+        That is the function itself, unless `checks/rule.py` has found a user's own to be cut.
+        """
         return as_operators(function, at) if name in self.as_operators else function
 
     def with_schedule_as_operators(self) -> "Dynamics":
@@ -210,7 +213,7 @@ class Dynamics:
         }
 
     def point(self, state: State, step_hyper: StepHyper, step: int) -> Params:
-        """Returns P(s_t), where the gradient is taken, held like the state."""
+        """Returns P(s_t, lambda_t), where the gradient is taken, held like the state."""
         return self.problem.optimizer.gradient_at(state.params, state.slots, self.arguments(step_hyper), step)
 
     @property

@@ -175,10 +175,10 @@ class Account:
         """
         return self._keeper is not None and self._keeper.due()
 
-    def agreed(self, value: T) -> T:
+    def from_lead(self, value: T) -> T:
         """Returns the value of the first of the processes that take the run together, where each may have another."""
         self.meet()
-        return self.ranks.agreed(value)
+        return self.ranks.from_lead(value)
 
     def meet(self) -> None:
         """Waits, before something is sent, for those that take the run together; raises where one has failed."""

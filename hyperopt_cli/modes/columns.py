@@ -1,7 +1,7 @@
 """The columns of Z that forward mode carries, in blocks that are treated at once.
 
-Which columns stand together in a product can decide its last bits. With a chunk size blocks follow from it and K alone,
-so that processes which divide them among themselves get the bits of one process; without one each has a block.
+Which columns stand together in a product can decide its last bits. With `columns_at_once` blocks follow from it and K
+alone, so that processes which divide them among themselves get the bits of one process; without one each has a block.
 
 A column that is zero stays zero until a step's lambda_t depends on it (its window of a schedule begins): until then it
 is not carried at all.

@@ -3,7 +3,9 @@
 Synonyms: forward-mode hypergradient, RTHO's exact version, "FDS" when learning rates share windows.
 
     Z_{t+1} = A_t Z_t + B_t,    Z_t = ds_t/dlambda [K columns]
-    dE/dlambda = dE/ds_T Z_T + dE/dlambda
+    dE/dlambda = dE/ds_T Z_T + the direct part of E in lambda
+
+with A_t = ds_{t+1}/ds_t and B_t = ds_{t+1}/dlambda_t dlambda_t/dlambda.
 
 Franceschi et al. 2017, algorithm 2 (Forward-HG), https://proceedings.mlr.press/v70/franceschi17a.
 
@@ -66,7 +68,7 @@ class Forward(Mode):
 
     Args:
         engine: how the tangent of the gradient is taken, a name in `engines.ENGINES`, or `auto`: the quickest of those
-            that are right, decided at the first hypergradient of a problem of that size (`engines/choice.py`).
+            that are right, decided at the first hypergradient of a problem of that size (`checks/choice.py`).
         columns_at_once: columns that a step treats at once; None: all K. Fewer need less memory.
         compile: the whole step as one compiled function; "auto": where the horizon repays it. One is compiled for 1,
             2, 4, ... and K columns: rows that no column has begun to use are zero.
@@ -116,7 +118,7 @@ class Forward(Mode):
         compilation = self._compilation(dynamics, setting, verdict, measurements, account.ranks)
         if (saved := account.peek("engine")) is not None and saved in ENGINES:
             verdict = replace(verdict, engine=saved)  # another process may have chosen another one
-        verdict = replace(verdict, engine=account.agreed(verdict.engine))
+        verdict = replace(verdict, engine=account.from_lead(verdict.engine))
         run = partial(self._differentiated, dynamics, hyper, columns, lambda_at, judge, measurements)
         try:
             return run(verdict, compilation, account)
@@ -168,7 +170,8 @@ class Forward(Mode):
             account.progress.step_done("forward", t + 1, problem.steps)
             save(t + 1)
         params = dynamics.layout.unpack(dynamics.result(state))
-        between = partial(save, problem.steps) if account.ranks.size == 1 else may_stop  # several save after a step
+        alone = account.ranks.size == 1  # several processes save after a step, and nowhere else
+        between = partial(save, problem.steps) if alone else may_stop
         objective = outer_objective(problem, params, hyper, between, judge.outer)
         account.meet()
         grad = _contract(dynamics, state, carried.blocks, columns, objective.by_params, objective.by_hyper)
@@ -386,7 +389,7 @@ def _resumed(
 def _contract(
     dynamics: Dynamics, state: State, blocks: list[Columns], columns: SharedColumns, by_params: Params, by_hyper: Hyper
 ) -> Hyper:
-    """Returns dE/ds_T Z_T + dE/dlambda, by the keys of lambda."""
+    """Returns dE/ds_T Z_T and the direct part of E in lambda, by the keys of lambda."""
     held = dynamics.layout.pack(by_params)
     total = torch.zeros(columns.num, dtype=torch.float64)
     for block in blocks:

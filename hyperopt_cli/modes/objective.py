@@ -4,7 +4,7 @@ E = sum_i weight_i E_i(R(s_T), lambda)       over fixed chunks i, one chunk's gr
 
 Several processes may have chunks of their own, or none: each adds up its own, then `across` all their sums.
 
-Its products have the parameters' precision, whatever that of the inner gradient's (`precision.py` says why).
+Its products have the parameters' precision, whatever that of the inner gradient's (`dynamics/precision.py` says why).
 """
 
 from collections.abc import Callable, Sequence

@@ -242,7 +242,7 @@ class InnerOptimizer:
         return UsageError(f"{type(self).__name__}: the coupling of {coupling.name!r} {what}")
 
     def gradient_at(self, params: Params, slots: Slots, hyper: StepHyper, step: int) -> Params:
-        """Returns P(s_t), the point at which the gradient is taken: w_t itself for nearly every rule.
+        """Returns P(s_t, lambda_t), the point at which the gradient is taken: w_t itself for nearly every rule.
 
         Args:
             params: w_t.

@@ -300,7 +300,7 @@ class _Walk:
         def begun_again(error: ReversalError) -> None:
             self._callback.on_message(f"outer step {self.n} starts again without its checkpoint: {error}")
 
-        runs = self._replicas.measured(
+        runs = self._replicas.hypergradients(
             problem, seeds, hyper, self._mode, self._measurements, self._keeper, self._together, on_step, begun_again
         )
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
@@ -339,7 +339,7 @@ class _Walk:
                 run = problem(seed)
                 total += objective_after(run, hyper, on_step) / len(seeds)
                 self._asked_steps += run.steps
-            return float(self._ranks.agreed(total))
+            return float(self._ranks.from_lead(total))
 
         raw, grad = step.raw_hyperparameters, step.raw_hypergradient
         ends = Ends.of(raw, grad, self._descent.smallest_step(grad), self._space.project)

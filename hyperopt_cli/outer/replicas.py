@@ -48,7 +48,7 @@ class Replicas:
         """Forgets the runs that are begun, because they were taken in another mode."""
         self._begun = {}
 
-    def measured(
+    def hypergradients(
         self,
         problem: Callable[[int], Problem],
         seeds: Sequence[int],

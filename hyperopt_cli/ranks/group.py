@@ -49,8 +49,8 @@ class Ranks:
         """The processes that take a training run together: this one alone where each takes replicas of its own."""
         return ALONE if self.shard == "replicas" else self
 
-    def agreed(self, value: T) -> T:
-        """Returns the value that the lead gives, on all ranks; the others may give anything."""
+    def from_lead(self, value: T) -> T:
+        """Returns the value of the lead, on all ranks; what the others give is dropped."""
         if self.size == 1:
             return value
         box = [value if self.is_lead else None]

@@ -40,5 +40,5 @@ def joined(found: Place | None, shard: Shard) -> Iterator[Ranks]:
     yield ranks
     # The lead leaves first: it may still measure and write, and launchers end what is left some time after one is gone.
     with suppress(RankLostError):  # an error has ended it; to leave in order would be to wait for it
-        ranks.agreed(None)
+        ranks.from_lead(None)
         dist.destroy_process_group()

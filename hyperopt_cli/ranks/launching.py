@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import FrameType
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.run_directory.stopping import SIGNALS
+from hyperopt_cli.run_directory.signals import SIGNALS
 
 PR_SET_PDEATHSIG = 1
 GRACE_S = 30.0

@@ -36,7 +36,7 @@ BIAS, MODE = "bias", "mode"
 CHECKS = "checks"
 # Only there where the run was continued with other code than it had begun with.
 SOURCES_CHANGED = "sources_changed"
-# How far the hypergradient can be trusted (`hyperopt_cli/noise.py`); the last four only there where they say something.
+# How far the hypergradient can be trusted (`outer/noise.py`); the last four only there where they say something.
 TRUSTED = ("digits", "growth", "noise", "num_asked_steps", "halvings", "halved_for")
 LATEST = "LATEST"  # in `checkpoints`: the name of the newest
 

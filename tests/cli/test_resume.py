@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.opening import locked
 from hyperopt_cli.run_directory.reading import read
-from hyperopt_cli.run_directory.resuming import locked
 from tests.cli.test_bad_input import GOOD
 from tests.forked import forked
 

@@ -149,7 +149,7 @@ class Alike:
     def summed(self, tree: Any) -> Any:
         return tree_map(lambda x: x + x, tree)
 
-    def agreed(self, value: Any) -> Any:
+    def from_lead(self, value: Any) -> Any:
         return value
 
 

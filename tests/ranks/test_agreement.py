@@ -19,7 +19,7 @@ from hyperopt_cli.outer.descent import OuterStep, descend
 from hyperopt_cli.ranks.group import Ranks, Shard
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.run_directory.checkpoints import on_host
-from hyperopt_cli.run_directory.stopping import StopFlag
+from hyperopt_cli.run_directory.signals import StopFlag
 from tests.instantiate.recipes import recipe_of
 from tests.ranks.processes import on_ranks, raised
 
