@@ -6,7 +6,8 @@
 | program | that of the gradient as a list of operators (`program/`): a detach, a hook, a backward are what they do |
 
 The first that central differences of the training gradient confirm (`truth.py`) is taken, for all steps of that kind
-(`dynamics/kinds.py`). What differences contradict is refused. What they cannot judge goes on where the two agree, and is marked.
+(`dynamics/kinds.py`). What differences contradict is refused. What they cannot judge goes on where the two agree, and
+is marked.
 
 Steps that are examined: step 0, every step of a kind that was not met before, and a few drawn by seed. There the batch
 and the gradient are taken twice as well (`replayed.py`).
