@@ -94,7 +94,7 @@ def _case(network: Network, settings: Settings, sizes: Sizes) -> Case:
     calls |= {name: partial(_timed_product, name, point) for name in names}
     with surroundings():
         samples = interleaved(
-            calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{made.title}: {said}")
+            calls, settings.repeat, settings.device, lambda message: settings.on_progress(f"{made.title}: {message}")
         )
         settings.on_progress(f"{made.title}: symmetry")
         checks = checked(point, [name for name in names if isinstance(samples[name], Samples)])

@@ -21,7 +21,7 @@ from hyperopt_cli.modes.planning.probe import held_bytes, synchronize
 Call = Callable[[], Any]
 
 
-class Lap(NamedTuple):
+class OwnTime(NamedTuple):
     """What a call returns that has timed a part of itself: that time stands for its own.
 
     Attributes:
@@ -147,7 +147,7 @@ def _interleaved(
 def timed(call: Call, device: torch.device) -> tuple[float, Any]:
     """Returns the seconds of a call, the work of the device included, and what it returned.
 
-    Where the call returns a `Lap`, these are the seconds and the result that the lap holds.
+    Where the call returns a `OwnTime`, these are the seconds and the result that the mean_time holds.
     """
     gc.collect()
     synchronize(device)
@@ -155,7 +155,7 @@ def timed(call: Call, device: torch.device) -> tuple[float, Any]:
     result = call()
     synchronize(device)
     seconds = time.perf_counter() - began
-    return (result.seconds, result.result) if isinstance(result, Lap) else (seconds, result)
+    return (result.seconds, result.result) if isinstance(result, OwnTime) else (seconds, result)
 
 
 def _taken_bytes(call: Call, device: torch.device) -> int:

@@ -105,7 +105,7 @@ def _case(title: str, workload: Workload, sizes: Sizes, settings: Settings) -> C
         },
     }
     samples = interleaved(
-        calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
+        calls, settings.repeat, settings.device, lambda message: settings.on_progress(f"{title}: {message}")
     )
     base, loop = samples[UNROLL], samples[LOOP]
     assert isinstance(base, Samples)

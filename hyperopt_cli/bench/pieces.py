@@ -34,7 +34,7 @@ from hyperopt_cli.optimizers.exact import LIMIT
 TRAINING, THERE, BACK, ADJOINT = "training", "arithmetic there", "arithmetic back", "adjoint"
 
 
-class Laps:
+class Stopwatch:
     """Adds up seconds by piece and step."""
 
     def __init__(self, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class Laps:
         self._seconds: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
 
     @contextmanager
-    def lap(self, piece: str, t: int) -> Iterator[None]:
+    def around(self, piece: str, t: int) -> Iterator[None]:
         """A context whose seconds are added to that piece of step t."""
         synchronize(self._device)
         began = time.perf_counter()
@@ -58,20 +58,20 @@ class Laps:
 def reverse_pieces(workload: Workload, device: torch.device) -> dict[str, float]:
     """Returns the seconds of reverse mode with all states kept, by piece."""
     problem, hyper = workload
-    laps = Laps(device)
+    stopwatch = Stopwatch(device)
     with surroundings():
         dynamics = Dynamics.of(problem, hyper)
         ones = tree_map(torch.ones_like, dynamics.start)
         states = [dynamics.start]
         for t in range(problem.steps):
-            with laps.lap(TRAINING, t):
+            with stopwatch.around(TRAINING, t):
                 state, _ = train_step(dynamics, problem.batch(t), t, states[-1], dynamics.hyper_at(hyper, t))
             states.append(state)
         for t in reversed(range(problem.steps)):
             state = states[t]
-            with laps.lap(ADJOINT, t):
+            with stopwatch.around(ADJOINT, t):
                 backward_step(dynamics, problem.batch(t), t, state, dynamics.hyper_at(hyper, t), ones)
-    return laps.whole_s(problem.steps)
+    return stopwatch.whole_s(problem.steps)
 
 
 def reversible_pieces(workload: Workload, device: torch.device, kernels: Kernels, radixes: Radixes) -> dict[str, float]:
@@ -83,30 +83,30 @@ def reversible_pieces(workload: Workload, device: torch.device, kernels: Kernels
         kernels: the kernels of the integer arithmetic, eager or compiled.
         radixes: the radixes of the fixed-point numbers, as a hypergradient of this run has found them.
     """
-    laps = Laps(device)
+    stopwatch = Stopwatch(device)
     with surroundings(), deterministic():
         dynamics, held = _in_fixed_point(workload, kernels, radixes)
-        _go(dynamics, workload, held, laps)
+        _go(dynamics, workload, held, stopwatch)
         ones = tree_map(torch.ones_like, dynamics.start)
         for t in reversed(range(workload.problem.steps)):
-            with laps.lap(BACK, t):
+            with stopwatch.around(BACK, t):
                 params = held.undo_weights(dynamics.hyper_at(workload.hyper, t), t)
                 held.fingerprint()
-            with laps.lap(ADJOINT, t):
+            with stopwatch.around(ADJOINT, t):
                 step_hyper = dynamics.hyper_at(workload.hyper, t)
                 at_t = step_gradient(dynamics, dynamics.loss_at(t), t, State(params, {}), step_hyper)
-            with laps.lap(BACK, t):
+            with stopwatch.around(BACK, t):
                 state = held.undo_rest(at_t.grads, at_t.step_hyper, t)
-            with laps.lap(ADJOINT, t):
+            with stopwatch.around(ADJOINT, t):
                 adjoint_step(dynamics, at_t._replace(state=state), ones)
-    return laps.whole_s(workload.problem.steps)
+    return stopwatch.whole_s(workload.problem.steps)
 
 
 def held_at_end(workload: Workload, radixes: Radixes) -> int:
     """Returns the bytes that the weights, the optimizer's slots and the store take at s_T."""
     with surroundings():
         dynamics, held = _in_fixed_point(workload, EAGER, radixes)
-        _go(dynamics, workload, held, Laps(dynamics.like.device))
+        _go(dynamics, workload, held, Stopwatch(dynamics.like.device))
     own = [radix for named in held.radixes.values() for radix in named.values() if isinstance(radix, torch.Tensor)]
     return state_bytes((held.numbers, own, [(store.remainders, store.words) for store in held.stores.values()]))
 
@@ -118,15 +118,15 @@ def _in_fixed_point(workload: Workload, kernels: Kernels, radixes: Radixes) -> t
     return dynamics, FixedPoint(dynamics, factors, radixes, kernels)
 
 
-def _go(dynamics: Dynamics, workload: Workload, held: FixedPoint, laps: Laps) -> None:
+def _go(dynamics: Dynamics, workload: Workload, held: FixedPoint, stopwatch: Stopwatch) -> None:
     peaks = []
     for t in range(workload.problem.steps):
         step_hyper = dynamics.hyper_at(workload.hyper, t)
-        with laps.lap(TRAINING, t):
+        with stopwatch.around(TRAINING, t):
             point = dynamics.layout.unpack(held.weights())
             _, g, _ = gradient_and_pullback(dynamics.loss_at(t), point, step_hyper)
             grads = dynamics.layout.pack(g)
-        with laps.lap(THERE, t):
+        with stopwatch.around(THERE, t):
             held.fingerprint()
             peaks += [peak.size for peak in held.advance(grads, step_hyper, t)]
     assert bool((torch.stack(peaks) < LIMIT).all()), "a number left its fixed-point range"

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from hyperopt_cli.bench.machine import machine
-from hyperopt_cli.bench.measuring import Lap, Ratio, Refused, Samples, interleaved
+from hyperopt_cli.bench.measuring import OwnTime, Ratio, Refused, Samples, interleaved
 from hyperopt_cli.bench.networks import Sizes, chosen, networks
 from hyperopt_cli.bench.report import Case, Figure, Report, Settings, Table, compared, largest_difference
 from hyperopt_cli.bench.scaling import Link, Work, predicted_s
@@ -96,7 +96,7 @@ def _measured(task: Task, teams: Mapping[int, Team], settings: Settings, threads
     ways = {way.name: way for way in _ways(work, list(teams), threads)}
     calls = {name: partial(_whole, teams[way.ranks], task, way) for name, way in ways.items()}
     samples = interleaved(
-        calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
+        calls, settings.repeat, settings.device, lambda message: settings.on_progress(f"{title}: {message}")
     )
     able: dict[str, Samples] = {}
     for name, shown in samples.items():
@@ -140,9 +140,9 @@ def _ways(work: Work, numbers: Sequence[int], threads: int) -> Iterator[Way]:
     yield Way(1, max(several) * threads)
 
 
-def _whole(team: Team, task: Task, way: Way) -> Lap:
+def _whole(team: Team, task: Task, way: Way) -> OwnTime:
     shares = team.all(hypergradient_of, task, way.chunk_size, way.threads)
-    return Lap(max(share.seconds for share in shares), shares)
+    return OwnTime(max(share.seconds for share in shares), shares)
 
 
 def _figures(way: Way, shown: Samples, able: Mapping[str, Samples], one: Way) -> dict[str, Figure]:

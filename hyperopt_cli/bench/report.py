@@ -45,7 +45,7 @@ class Settings:
     repeat: int = 5
     steps: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    on_progress: Callable[[str], None] = field(default=lambda said: None)
+    on_progress: Callable[[str], None] = field(default=lambda message: None)
     models: tuple[str, ...] | None = None
     columns: tuple[int, ...] | None = None
     engines: tuple[str, ...] | None = None

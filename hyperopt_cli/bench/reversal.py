@@ -83,7 +83,7 @@ def _case(title: str, workload: Workload, settings: Settings) -> Case:
         name: partial(hypergradient, *workload, mode, measurements=Measurements()) for name, mode in MODES.items()
     }
     samples = interleaved(
-        calls, settings.repeat, settings.device, lambda said: settings.on_progress(f"{title}: {said}")
+        calls, settings.repeat, settings.device, lambda message: settings.on_progress(f"{title}: {message}")
     )
     settings.on_progress(f"{title}: piece by piece")
     able = {name: shown for name, shown in samples.items() if isinstance(shown, Samples)}

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 import torch
 
 from hyperopt_cli.bench.flops import StepFlops, step_flops
-from hyperopt_cli.bench.laps import gradients, matrix_products, steps_but_the_first
 from hyperopt_cli.bench.machine import machine
-from hyperopt_cli.bench.measuring import Lap, Ratio, Samples, interleaved
+from hyperopt_cli.bench.measuring import OwnTime, Ratio, Samples, interleaved
 from hyperopt_cli.bench.networks import Ready, Sizes, chosen, networks, ready
 from hyperopt_cli.bench.problems import Workload, blend, supervised
 from hyperopt_cli.bench.report import Case, Curves, Figure, Report, Settings, compared, largest_difference
+from hyperopt_cli.bench.stopwatch import gradients, matrix_products, steps_but_the_first
 from hyperopt_cli.bench.variants import LOOP, by_engine
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import UsageError
@@ -61,7 +61,7 @@ class Setup(NamedTuple):
 
     network: Ready
     flops: StepFlops
-    product: Callable[[], Lap]
+    product: Callable[[], OwnTime]
     product_flops: float
 
 
@@ -128,18 +128,18 @@ def _cases(setup: Setup, columns: tuple[int, ...], settings: Settings) -> Iterat
                 {name: partial(_beside, setup, call) for name, call in calls.items()},
                 settings.repeat,
                 settings.device,
-                lambda said, at=title: settings.on_progress(f"{at}: {said}"),  # type: ignore[misc]
+                lambda message, at=title: settings.on_progress(f"{at}: {message}"),  # type: ignore[misc]
             )
         able = {name: shown for name, shown in samples.items() if isinstance(shown, Samples)}
         taken |= {name: shown.taken_bytes / num_columns for name, shown in able.items()}
         yield compared(title, samples, GRADIENT, partial(_figures, able=able, setup=setup, num_columns=num_columns))
 
 
-def _beside(setup: Setup, call: Callable[[], Lap]) -> Lap:
+def _beside(setup: Setup, call: Callable[[], OwnTime]) -> OwnTime:
     before = setup.product().seconds
     seconds, result = call()
     after = setup.product().seconds
-    return Lap(seconds, Beside(result, setup.product_flops / ((before + after) / 2)))
+    return OwnTime(seconds, Beside(result, setup.product_flops / ((before + after) / 2)))
 
 
 def _figures(

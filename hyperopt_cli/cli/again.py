@@ -36,7 +36,7 @@ def again(*add: str, drop: Sequence[str] = (), recipe: str = "") -> str:
     return command(*kept, *(() if is_there else add))
 
 
-def told(remedies: Sequence[Remedy]) -> str:
+def ways_out(remedies: Sequence[Remedy]) -> str:
     """Returns a line for each way to go on, in front of each a line break."""
     return "".join(
         f"\n{remedy.why}: {again(*remedy.add, drop=remedy.drop, recipe=remedy.recipe)}" for remedy in remedies

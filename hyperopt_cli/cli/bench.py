@@ -196,8 +196,8 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda said: None if ": round " in said else print(said, file=sys.stderr, flush=True)
+        yield lambda message: None if ": round " in message else print(message, file=sys.stderr, flush=True)
         return
     # Drawn when it changes and no oftener: a thread that redraws would take part in what is timed.
     with Live(Text(), console=console, auto_refresh=False, transient=True) as live:
-        yield lambda said: live.update(Text(said), refresh=True)
+        yield lambda message: live.update(Text(message), refresh=True)

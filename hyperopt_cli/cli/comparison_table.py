@@ -111,7 +111,7 @@ def _elements(values: Any, index: tuple[int, ...]) -> Iterator[tuple[tuple[int, 
 
 def notes(comparison: Comparison) -> list[str]:
     """Returns what the tables do not say: the rational factors, and why a mode is biased or has no result."""
-    said = []
+    notes = []
     if comparison.factors is not None:
         in_use = []
         for label, entries in comparison.factors.in_use.items():
@@ -122,17 +122,17 @@ def notes(comparison: Comparison) -> list[str]:
             f"{name} is {x.used:.10g} instead of {x.written:.10g} (step {x.step})"
             for name, x in comparison.factors.moved.items()
         ]
-        said.append(
+        notes.append(
             f"every mode ran at the rational factors of reversible mode ({', '.join(in_use)}): "
             f"{'; '.join(moved) or 'the values are those of the recipe'}"
         )
     for each in comparison.modes:
         if each.reason is not None:
-            said.append(f"{each.mode}: {each.status}: {each.reason}")
+            notes.append(f"{each.mode}: {each.status}: {each.reason}")
         if each.digits is not None and each.digits < FEW_DIGITS:
-            said.append(f"{each.mode}: its hypergradient has {each.digits:.1f} digits")
+            notes.append(f"{each.mode}: its hypergradient has {each.digits:.1f} digits")
     if comparison.reference is None:
-        said.append("no exact mode ran: there is nothing to compare with")
+        notes.append("no exact mode ran: there is nothing to compare with")
     elif sum(each.cost is not None for each in comparison.modes) == 1:
-        said.append("one mode ran: nothing was compared")
-    return said
+        notes.append("one mode ran: nothing was compared")
+    return notes

@@ -111,8 +111,8 @@ def _choices(step: OuterStep) -> list[str]:
     """Returns lines on what was chosen by measuring, and why; only outer step 0 has any."""
     if step.outer_step != 0:
         return []
-    told = (("mode", "plan"), ("engine", "engine_why"))
-    lines = [f"{what} {step.stats[what]}: {step.stats[why]}" for what, why in told if why in step.stats]
+    reasons = (("mode", "plan"), ("engine", "engine_why"))
+    lines = [f"{what} {step.stats[what]}: {step.stats[why]}" for what, why in reasons if why in step.stats]
     lines += [f"checks: {step.stats['checks']}"] if "checks" in step.stats else []
     return lines + ([f"steps {step.stats['compiled_why']}"] if "compiled_why" in step.stats else [])
 

@@ -41,11 +41,11 @@ def doctor() -> None:
             continue
         found = (root / entry.folder).is_dir()
         fetch = f"python -c 'from hyperopt_cli import data; data.{name}(download=True)'"
-        said = "in ~/.cache/hyperopt" if found else f"point dataset.root at it, or fetch it: {fetch}"
-        lines.append((name, found, said))
+        text = "in ~/.cache/hyperopt" if found else f"point dataset.root at it, or fetch it: {fetch}"
+        lines.append((name, found, text))
 
     width = max(len(name) for name, _, _ in lines)
-    for name, good, said in lines:
-        typer.echo(f"{'ok     ' if good else 'missing'}  {name:{width}}  {said}")
+    for name, good, text in lines:
+        typer.echo(f"{'ok     ' if good else 'missing'}  {name:{width}}  {text}")
     if not all(good for name, good, _ in lines if name in PACKAGES):
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ import typer
 
 from hyperopt_cli import __version__
 from hyperopt_cli.allocator import keep_freed_memory
-from hyperopt_cli.cli.again import again, told
+from hyperopt_cli.cli.again import again, ways_out
 from hyperopt_cli.cli.command import Command, Commands
 from hyperopt_cli.errors import HyperoptError, NoMemoryError, RenamedWarning, needing
 from hyperopt_cli.ranks.place import place
@@ -79,7 +79,7 @@ def _run() -> None:
             warnings.simplefilter("always", RenamedWarning)
             app(arguments, prog_name="hyperopt")
     except HyperoptError as error:
-        _report(f"{error}{told(error.remedies)}", debug)
+        _report(f"{error}{ways_out(error.remedies)}", debug)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _report(f"interrupted; what was written so far is kept\nto run it again: {again()}", debug)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from hyperopt_cli.cli import completion
-from hyperopt_cli.cli.again import again, allowing, command, told
+from hyperopt_cli.cli.again import again, allowing, command, ways_out
 from hyperopt_cli.cli.options import AllowImport, Device, ModeName, Out, Overrides, load_recipe, with_options
 from hyperopt_cli.errors import (
     DatasetError,
@@ -172,20 +172,20 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
     if isinstance(error, NoiseError):
         print(f"hyperopt: {error}, or bounds that keep it there; {kept}", file=sys.stderr)
     else:
-        said = f"{_gentler(asked, result)}{told(error.remedies)}"
-        print(f"hyperopt: diverged: {error}; {kept}. {said}", file=sys.stderr)
+        advice = f"{_gentler(asked, result)}{ways_out(error.remedies)}"
+        print(f"hyperopt: diverged: {error}; {kept}. {advice}", file=sys.stderr)
     return error.exit_code
 
 
 def _gentler(asked: _Asked, result: "Result") -> str:
     """Returns, for a run that diverged, the command with smaller steps of training or of the outer loop."""
-    said = "Bounds and outer.clip_norm keep it from going there; or with"
+    advice = "Bounds and outer.clip_norm keep it from going there; or with"
     lr = asked.loaded.hyperparameters.get("lr")
     if result.best is None and lr is not None and len(lr.starts) == 1:
         lower = f"hyperparameters.lr.{'initial' if lr.tuned else 'value'}={lr.starts[0] / 10:g}"
     else:
         lower = f"outer.lr={asked.loaded.outer.lr / 10:g}"
-    return f"{said} a tenth of the step: {again(lower, drop=('--out', '--resume'), recipe=asked.missing)}"
+    return f"{advice} a tenth of the step: {again(lower, drop=('--out', '--resume'), recipe=asked.missing)}"
 
 
 def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: int) -> int:

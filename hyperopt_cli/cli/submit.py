@@ -167,10 +167,10 @@ def _try(recipes: list["Recipe"], elements: tuple["Element", ...], allow_import:
         except HyperoptError as error:
             failed.append(f"{elements[n].name}: {error}" if len(elements) > 1 else str(error))
     if failed:
-        told = "\n".join(
+        failures = "\n".join(
             [*failed[:MAX_TOLD], *([f"and {len(failed) - MAX_TOLD} more"] if len(failed) > MAX_TOLD else [])]
         )
-        raise UsageError(f"tried here on the CPU before it waits in a queue:\n{told}").remedied(
+        raise UsageError(f"tried here on the CPU before it waits in a queue:\n{failures}").remedied(
             Remedy("to submit it without trying it here", ("--no-try",))
         )
 

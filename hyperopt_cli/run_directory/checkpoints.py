@@ -214,16 +214,16 @@ def _write(folder: Path, tree: Mapping[str, Any], what: Mapping[str, Any], depen
 
 def _save(content: Any, file: IO[bytes]) -> None:
     """Saves like `torch.save`, but raises the file's own OSError, of which torch may make a RuntimeError."""
-    told = _Told(file)
+    wrapped = _Remembering(file)
     try:
-        torch.save(content, cast(IO[bytes], told))
+        torch.save(content, cast(IO[bytes], wrapped))
     except RuntimeError:
-        if told.error is not None:
-            raise told.error from None
+        if wrapped.error is not None:
+            raise wrapped.error from None
         raise
 
 
-class _Told:
+class _Remembering:
     """A file that remembers the last error that it has raised."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -270,18 +270,18 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise _DamagedError(f"{MANIFEST} has version {version!r}, this hyperopt reads {VERSION}")
     if not isinstance(files, dict) or STATE not in files or not isinstance(depends, dict):
         raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
-    for name, told in files.items():
-        if not (name == STATE or PART.fullmatch(name)) or not isinstance(told, dict):
+    for name, listed in files.items():
+        if not (name == STATE or PART.fullmatch(name)) or not isinstance(listed, dict):
             raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
         try:
             size = (folder / name).stat().st_size
-            if size != told.get("bytes"):
-                raise _DamagedError(f"{name} has {size} bytes instead of {told.get('bytes')}")
+            if size != listed.get("bytes"):
+                raise _DamagedError(f"{name} has {size} bytes instead of {listed.get('bytes')}")
             digest = _sha256(folder / name)
         except OSError as error:
             raise _DamagedError(f"{name} can't be read ({error})") from None
-        if digest != told.get("sha256"):
-            expected = str(told.get("sha256"))
+        if digest != listed.get("sha256"):
+            expected = str(listed.get("sha256"))
             raise _DamagedError(f"{name} has the SHA-256 {digest[:12]}... instead of {expected[:12]}...")
     tree = _load(folder / STATE)
     if not isinstance(tree, dict):

@@ -84,10 +84,10 @@ class TensorBoardLog(Callback):
         if not self._laid_out:
             self._lay_out(step)
         self._add_scalars(step)
-        said = [f"halved: {why}" for why in step.stats.get("halved_for", ())]
-        said += [f"the hypergradient is noise: {step.stats['noise']}"] if "noise" in step.stats else []
-        if said:
-            self._writer.add_text("noise", "\n\n".join(said), step.outer_step)
+        notes = [f"halved: {why}" for why in step.stats.get("halved_for", ())]
+        notes += [f"the hypergradient is noise: {step.stats['noise']}"] if "noise" in step.stats else []
+        if notes:
+            self._writer.add_text("noise", "\n\n".join(notes), step.outer_step)
         self._add_pictures(step)
         self._writer.flush()
 

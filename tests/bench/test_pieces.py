@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hyperopt_cli.bench import pieces
-from hyperopt_cli.bench.pieces import Laps, held_at_end, reverse_pieces, reversible_pieces
+from hyperopt_cli.bench.pieces import Stopwatch, held_at_end, reverse_pieces, reversible_pieces
 from hyperopt_cli.bench.problems import Workload, noisy_quadratic
 from hyperopt_cli.modes import Reversible, hypergradient
 from hyperopt_cli.modes.reversal.kernels import EAGER
@@ -27,12 +27,12 @@ def radixes(workload: Workload) -> Radixes:
 
 
 def test_a_lap_is_summed_within_a_step_and_the_median_taken_over_steps() -> None:
-    laps = Laps(CPU)
+    stopwatch = Stopwatch(CPU)
     for t, seconds in enumerate((0.01, 0.01, 0.3)):
         for _ in range(2):
-            with laps.lap("a", t):
+            with stopwatch.around("a", t):
                 time.sleep(seconds / 2)
-    assert 0.03 <= laps.whole_s(3)["a"] < 0.3
+    assert 0.03 <= stopwatch.whole_s(3)["a"] < 0.3
 
 
 def test_reverse_mode_goes_into_training_and_the_adjoint() -> None:

@@ -95,7 +95,7 @@ def test_k_columns_are_tuned_and_carried_from_the_first_step_on(num_columns: int
 
 def test_what_has_no_room_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tangents, "by_engine", lambda asked: {LOOP: Forward(engine=LOOP)})
-    monkeypatch.setattr("hyperopt_cli.bench.laps.available_bytes", lambda device: 2000)
+    monkeypatch.setattr("hyperopt_cli.bench.stopwatch.available_bytes", lambda device: 2000)
     monkeypatch.setattr("hyperopt_cli.bench.measuring._taken_bytes", lambda call, device: 900)
     settings = Settings(repeat=1, steps=2, models=("mlp",), columns=(1, 2, 4))
     reasons = [{v.name: v.reason for v in case.variants}[LOOP] for case in measure(settings, NETWORKS, RATE).cases]

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hyperopt_cli.bench.laps import gradients, lap, matrix_products, steps_but_the_first
-from hyperopt_cli.bench.measuring import Lap, timed
+from hyperopt_cli.bench.measuring import OwnTime, timed
 from hyperopt_cli.bench.problems import noisy_quadratic
+from hyperopt_cli.bench.stopwatch import gradients, matrix_products, mean_time, steps_but_the_first
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes import Forward, hypergradient
 from hyperopt_cli.optimizers import SGD
@@ -19,11 +19,11 @@ RUN = noisy_quadratic(5, 3, SGD(), {"lr": 0.1, "momentum": 0.5}, CPU)
 
 def test_a_lap_is_the_mean_without_the_first_call() -> None:
     naps = iter([0.3, 0.01, 0.03])
-    assert 0.02 <= lap(lambda: time.sleep(next(naps)), 2, CPU).seconds < 0.1
+    assert 0.02 <= mean_time(lambda: time.sleep(next(naps)), 2, CPU).seconds < 0.1
 
 
 def test_a_part_that_a_call_has_timed_is_what_counts() -> None:
-    assert timed(lambda: Lap(7.0, "result"), CPU) == (7.0, "result")
+    assert timed(lambda: OwnTime(7.0, "result"), CPU) == (7.0, "result")
 
 
 def test_the_first_step_is_not_timed_and_the_result_is_the_hypergradient() -> None:
@@ -37,7 +37,7 @@ def test_the_first_step_is_not_timed_and_the_result_is_the_hypergradient() -> No
 
 
 def test_what_has_no_room_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hyperopt_cli.bench.laps.available_bytes", lambda device: 2**30)
+    monkeypatch.setattr("hyperopt_cli.bench.stopwatch.available_bytes", lambda device: 2**30)
     with pytest.raises(UsageError, match=r"some 1.0 GiB, and 1.0 GiB are free"):
         steps_but_the_first(Forward(), RUN, CPU, needs_bytes=2**30)
 

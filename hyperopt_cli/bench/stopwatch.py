@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from hyperopt_cli.bench.measuring import Lap
+from hyperopt_cli.bench.measuring import OwnTime
 from hyperopt_cli.bench.problems import Workload
 from hyperopt_cli.dynamics.derivatives import gradient
 from hyperopt_cli.dynamics.dynamics import Dynamics
@@ -20,7 +20,7 @@ from hyperopt_cli.modes.planning.probe import synchronize
 SHARE_OF_FREE = 0.8
 
 
-def lap(call: Callable[[], object], times: int, device: torch.device) -> Lap:
+def mean_time(call: Callable[[], object], times: int, device: torch.device) -> OwnTime:
     """Returns the mean seconds of a call over `times` calls, after one that is not timed."""
     call()
     synchronize(device)
@@ -28,36 +28,36 @@ def lap(call: Callable[[], object], times: int, device: torch.device) -> Lap:
     for _ in range(times):
         call()
     synchronize(device)
-    return Lap((time.perf_counter() - began) / times, None)
+    return OwnTime((time.perf_counter() - began) / times, None)
 
 
-def gradients(workload: Workload, times: int, device: torch.device) -> Lap:
+def gradients(workload: Workload, times: int, device: torch.device) -> OwnTime:
     """Returns the mean seconds of the gradient at w_0, over `times` of them."""
     problem, hyper = workload
     batch, params = problem.batch(0), problem.initial(hyper)
-    return lap(lambda: gradient(lambda w, at: problem.training_loss(w, at, batch), params, {}), times, device)
+    return mean_time(lambda: gradient(lambda w, at: problem.training_loss(w, at, batch), params, {}), times, device)
 
 
-def matrix_products(edge: int, dtype: torch.dtype, times: int, device: torch.device) -> Callable[[], Lap]:
+def matrix_products(edge: int, dtype: torch.dtype, times: int, device: torch.device) -> Callable[[], OwnTime]:
     """Returns a function that times products of two random square matrices, written into a third that is reused.
 
     Args:
         edge: rows and columns of each matrix.
         dtype: the dtype of the matrices.
-        times: how many products one lap takes the mean of.
+        times: how many products one mean_time takes the mean of.
         device: where the matrices lie.
 
     Returns:
-        A function without arguments that returns a `Lap`: the mean seconds of one product, and no result.
+        A function without arguments that returns a `OwnTime`: the mean seconds of one product, and no result.
     """
     a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
     into = torch.empty_like(a)
-    return partial(lap, lambda: torch.mm(a, b, out=into), times, device)
+    return partial(mean_time, lambda: torch.mm(a, b, out=into), times, device)
 
 
 def steps_but_the_first(
     mode: Mode, workload: Workload, device: torch.device, needs_bytes: float = 0.0, known: Measurements | None = None
-) -> Lap:
+) -> OwnTime:
     """Returns the mean seconds of a run's steps without the first, none of them examined, and its hypergradient.
 
     Args:
@@ -85,4 +85,4 @@ def steps_but_the_first(
         account = Account(problem.steps, Dynamics.of(problem, hyper).like, on_step)
         account.examines = False  # a few steps of a run are; of these few it would be all
         result = mode.differentiate(problem, hyper, account, known or Measurements())
-    return Lap((ends[-1] - ends[0]) / (problem.steps - 1), result.grad)
+    return OwnTime((ends[-1] - ends[0]) / (problem.steps - 1), result.grad)
