@@ -93,15 +93,15 @@ def saving() -> list[str]:
 
 
 CEILINGS: dict[Callable[[], list[str]], int] = {
-    named_once_elsewhere: 549,
+    named_once_elsewhere: 372,
     fragments: 0,
     without_arguments: 0,
     long_ones: 0,
-    saving: 44,
+    saving: 43,
 }
 
 
-FUNCTIONS_FOR_A_THOUSAND_LINES = 65
+FUNCTIONS_FOR_A_THOUSAND_LINES = 60
 
 
 def test_there_are_not_more_functions_for_as_many_lines() -> None:
