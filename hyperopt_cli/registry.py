@@ -223,16 +223,19 @@ def settings(path: str) -> dict[str, Setting]:
     takes (`InitVar`) and class variables are left out.
 
     Raises:
-        TypeError: a field has no default, or one that is no literal.
+        TypeError: there is no such class, or a field of it has no default or one that is no literal.
+        OSError, SyntaxError: the file cannot be read.
 
     >>> settings("hyperopt_cli.modes.forward:Forward")["columns_at_once"]
     Setting(annotation='int | None', default=None)
     """
     module, _, name = path.partition(":")
     file = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    parsed = ast.parse(file.read_text(encoding="utf-8"))
-    body = next(node.body for node in parsed.body if isinstance(node, ast.ClassDef) and node.name == name)
-    found = {}
+    parsed = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    classes = {node.name: node.body for node in parsed.body if isinstance(node, ast.ClassDef)}
+    if name not in classes:
+        raise TypeError(f"{path}: {file.name} has no class {name}; it has {', '.join(classes) or 'none'}")
+    body, found = classes[name], {}
     for node in body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue

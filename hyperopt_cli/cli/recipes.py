@@ -16,7 +16,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "models": MODELS,
     "datasets": DATA_SETS,
     "losses": LOSSES,
-    "engines": ENGINES,
+    "engines": {name: entry for name, entry in ENGINES.items() if entry.taken != "by bench hvp"},
 }
 
 

@@ -129,12 +129,31 @@ def hypergradient(
             first, kept = first_loss(dynamics, hyper)
         check_kept(measurements.losses, dynamics, hyper, kept)
         account = Account(problem.steps, dynamics.like, on_step, keeper, resume_from, ranks)
+        names = set(dynamics.layout.shapes)
         del dynamics  # its s_0, before the mode makes its own
         began_s = time.perf_counter()
         result = mode.differentiate(problem, hyper, account, measurements)
         run_s = time.perf_counter() - began_s
+        _check_result(mode, result, hyper, names)
         check_still(problem, hyper, first, account.inner_loss[0])
         check_order(measurements.losses, problem, hyper, run_s)
         result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})
+
+
+def _check_result(mode: Mode, result: object, hyper: Hyper, names: set[str]) -> None:
+    """Refuses what a mode of one's own returns in another form, or without a derivative or a parameter.
+
+    Raises:
+        TypeError: with what is missing.
+    """
+    if not isinstance(result, Hypergradient):
+        raise TypeError(f"mode {mode.name}: it returned {result!r}; return account.close(value, grad, params)")
+    shapes = {name: list(value.shape) for name, value in hyper.items()}
+    got = {name: list(value.shape) for name, value in result.grad.items()}
+    if got != shapes:
+        raise TypeError(f"mode {mode.name}: it returned derivatives of shapes {got}; return those of hyper, {shapes}")
+    if set(result.params) != names:
+        missing = ", ".join(sorted(names ^ set(result.params)))
+        raise TypeError(f"mode {mode.name}: the parameters that it returned are not those of the run: {missing}")

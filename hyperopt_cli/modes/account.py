@@ -267,8 +267,11 @@ class Account:
 
         Raises:
             NonFiniteError: one of them is not.
+            TypeError: the mode has not recorded every step.
         """
         self.finite.check()
+        if num := int(self.inner_loss.isnan().sum()):
+            raise TypeError(f"inner_loss: {num} steps are not recorded; a mode calls account.step_done after each")
         for what, x in [("the outer objective", value), *((f"the hypergradient of {n}", g) for n, g in grad.items())]:
             if not x.isfinite().all():
                 raise NonFiniteError(self.inner_loss.shape[0], what)

@@ -8,6 +8,7 @@ well as the object itself, and nothing outside is imported.
 import difflib
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -164,6 +165,16 @@ def _import(module: str) -> ModuleType:
         holder, _, part = module.rpartition(".")
         if isinstance(error, ModuleNotFoundError) and error.name == module and holder:
             raise UsageError(_nothing_called(part, importlib.import_module(holder))) from error
-        raise UsageError(
-            f"importing {module} failed: {type(error).__name__}: {error}; is it installed, or its folder on PYTHONPATH?"
-        ) from error
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            advice = "is it installed, or its folder on PYTHONPATH?"
+        else:
+            advice = f"raised at {_place(error)}"
+        raise UsageError(f"importing {module} failed: {type(error).__name__}: {error}; {advice}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Returns the file and line at which a foreign module has failed."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"

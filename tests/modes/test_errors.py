@@ -1,7 +1,7 @@
 """What the library refuses, and what it says."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from hyperopt_cli.errors import (
     RenamedWarning,
     UsageError,
 )
+from hyperopt_cli.modes import Hypergradient, Mode
 from hyperopt_cli.optimizers import SGD, InnerOptimizer
 from hyperopt_cli.optimizers.base import Params, StepHyper
 from hyperopt_cli.problem import Hyper
@@ -147,6 +148,43 @@ def test_dropout_without_a_seed_is_refused(mode: str) -> None:
     problem = replace(square(), init=start, inner_loss=loss, outer_loss=lambda params, hyper: params["x"].sum())
     with pytest.raises(NonDeterministicError, match="every draw must be a function of the batch"):
         hypergradient(problem, numbers(lr=0.1), mode)
+
+
+@dataclass(frozen=True)
+class Own(Mode):
+    """One that reverse mode does the work of, and that spoils what it returns."""
+
+    spoiled: Callable[[Hypergradient], Any] = lambda result: result
+    records: bool = True
+
+    def differentiate(self, problem: Problem, hyper: Hyper, account: Any, measurements: Any) -> Any:
+        result = Reverse(compile=False).differentiate(problem, hyper, account, measurements)
+        if not self.records:
+            account.inner_loss.fill_(float("nan"))
+            account.close(result.value, result.grad, result.params)
+        return self.spoiled(result)
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        (Own(lambda result: None), "mode own: it returned None; return account.close"),
+        (Own(lambda result: result._replace(grad={})), r"returned derivatives of shapes \{\}; return those of hyper"),
+        (
+            Own(lambda result: result._replace(grad={"lr": torch.zeros(2)})),
+            r"of shapes \{'lr': \[2\]\}; return those of hyper, \{'lr': \[\]\}",
+        ),
+        (Own(lambda result: result._replace(params={})), "are not those of the run: x"),
+        (Own(records=False), "inner_loss: 12 steps are not recorded; a mode calls account.step_done after each"),
+    ],
+    ids=["nothing", "no derivative", "another shape", "no parameters", "no record"],
+)
+def test_a_mode_of_ones_own_that_leaves_something_out_is_refused(mode: Mode, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        hypergradient(square(), numbers(lr=0.1), mode)
+    assert (
+        hypergradient(square(), numbers(lr=0.1), Own()).grad == hypergradient(square(), numbers(lr=0.1), Reverse()).grad
+    )
 
 
 def test_an_unknown_mode_is_refused_with_those_that_exist() -> None:

@@ -155,8 +155,19 @@ def test_an_allowed_package_opens_no_other(package: str, name: str, fragment: st
 
 
 def test_a_package_that_is_not_installed_is_told() -> None:
-    with pytest.raises(UsageError, match="importing nowhere_to_be_found failed: ModuleNotFoundError"):
+    with pytest.raises(UsageError, match=r"importing nowhere_to_be_found failed: ModuleNotFoundError.*on PYTHONPATH\?"):
         resolve("nowhere_to_be_found.net", "model", ["nowhere_to_be_found.*"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("import math\nimport numpyy\n", 2), ("def net(:\n", 1), ("x = 1\ny = x / 0\n", 2)]
+)
+def test_a_module_that_fails_is_told_with_the_line(text: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "failing_for_tests.py").write_text(text)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(tmp_path))
+        with pytest.raises(UsageError, match=rf"raised at .*failing_for_tests\.py:{line}$"):
+            resolve("failing_for_tests.net", "model", ["failing_for_tests"])
 
 
 def test_a_recipe_cannot_allow_itself(tmp_path: Path, package: str) -> None:
