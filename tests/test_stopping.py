@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from hyperopt_cli import Forward, Reverse, hypergradient
 from hyperopt_cli.data.batches import Loading, load
 from hyperopt_cli.data.splits import as_splits
 from hyperopt_cli.errors import Stopped
+from hyperopt_cli.modes import Mode
 from hyperopt_cli.run_directory.signals import StopFlag
-from hyperopt_cli.stopping import may_stop, stoppable
+from hyperopt_cli.stopping import may_stop, stoppable, stopped_by
+from tests.cases import CASES
 from tests.test_resume import MODES, recipe, run, written
 
 REVERSIBLE, FORWARD = MODES["reversible"], MODES["forward"]
@@ -113,6 +116,40 @@ def test_a_data_set_is_not_read_to_its_end(residence: Any, targets: list[int] | 
     with flag, pytest.raises(Stopped):
         load(as_splits(examples), Loading(residence=residence), seed=0, device=torch.device("cpu"), dtype=torch.float32)
     assert at <= examples.num <= at + 2000
+
+
+class Late:
+    """A keeper to whom a signal comes just after it has said that nothing is due."""
+
+    def __init__(self) -> None:
+        self.num_asked, self.has_come = 0, False
+        self.saved: dict[str, Any] | None = None
+
+    def due(self) -> bool:
+        before, self.num_asked = self.has_come, self.num_asked + 1
+        self.has_come = self.has_come or self.num_asked == 5
+        return before
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.saved = state
+        raise Stopped("SIGTERM")
+
+    def barrier(self) -> None:
+        pass
+
+    def end(self) -> None:
+        if self.has_come:
+            raise Stopped("SIGTERM")
+
+
+@pytest.mark.parametrize("mode", [Forward(engine="folded", compile=False), Reverse(compile=False)], ids=repr)
+def test_a_signal_just_after_the_question_finds_the_step_kept(mode: Mode) -> None:
+    _, problem, hyper = CASES["momentum"]
+    keeper = Late()
+    with stopped_by(keeper.end), pytest.raises(Stopped):
+        hypergradient(problem, hyper, mode, keeper=keeper)
+    assert keeper.saved is not None
+    assert keeper.saved["progress"] >= 3
 
 
 def test_without_anybody_who_asks_nothing_stops() -> None:

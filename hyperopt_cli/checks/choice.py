@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 from hyperopt_cli.checks.examination import Examination, is_of_memory
 from hyperopt_cli.checks.setting import Setting
-from hyperopt_cli.checks.timing import timed
+from hyperopt_cli.checks.timing import right_everywhere, timed
 from hyperopt_cli.checks.verdict import Circumstances, Verdict
 from hyperopt_cli.dynamics.chunked_loss import Loss
 from hyperopt_cli.dynamics.dynamics import Dynamics
@@ -78,7 +78,7 @@ def decide(
     repeats = math.floor(SHARE_OF_RUN * made_for.steps / max(1, len(names))) - EXAMINATION_AND_WARM_UP
     if repeats < 1:
         return _by_default(made_for, examination, len(names))
-    right = {name: ENGINES[name] for name in names if _passes(examination, name)}
+    right = right_everywhere({name: ENGINES[name] for name in names if _passes(examination, name)}, names, setting.loss)
     if not right:
         return _by_default(made_for, examination, len(names))
     turns = min(MAX_REPEATS, repeats) + 1

@@ -30,6 +30,21 @@ class Times(NamedTuple):
     disqualified: dict[str, str]
 
 
+def right_everywhere(right: Mapping[str, Engine], names: Sequence[str], loss: Loss) -> dict[str, Engine]:
+    """Returns the engines that are right on all processes which sum over their chunks: they time the same ones.
+
+    Args:
+        right: those that are right here, by name.
+        names: of all candidates, the same on all processes.
+        loss: of step 0.
+    """
+    across = loss.across if isinstance(loss, ChunkedLoss) else None
+    if across is None:
+        return dict(right)
+    num_wrong = across.summed(torch.tensor([float(name not in right) for name in names]))
+    return {name: right[name] for name, num in zip(names, num_wrong.tolist(), strict=True) if num == 0}
+
+
 def timed(
     engines: Mapping[str, Engine], setting: Setting, loss_at: Callable[[int], Loss], steps: Sequence[int]
 ) -> Times:

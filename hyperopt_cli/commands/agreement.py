@@ -84,10 +84,11 @@ class Agreement:
             work()
             busy = True
             while busy:
-                busy = self._round(busy=False)
-                if busy and self._due:
+                if self._due:  # by now, or since before the work was done, where it was saved already
                     self._round(busy=False)  # the barrier of those that are busy
                     save_idle()
+                busy = self._round(busy=False)
+                self._due = self._due and busy
         except FailedElsewhere:
             pass
         except Exception as raised:
@@ -107,9 +108,8 @@ class Agreement:
         """
         come = 1 + SIGNALS.index(self._flag.signal) if self._flag.signal is not None else 0
         wants = self._keeper is not None and self._keeper.due()
-        step_s = (time.monotonic() - self._last_s) / self._interval
-        until_next = max(1, min(MOST_STEPS, 2 * self._interval, int(EVERY_S / max(step_s, 1e-9))))
-        given = [come, wants, busy, failed, -until_next if busy else -math.inf]  # by whose maximum the fewest steps win
+        fewest = -self._steps() if busy else -math.inf  # of which the maximum is taken
+        given = [come, wants, busy, failed, fewest]
         signal, due, any_busy, any_failed, steps = self._ranks.highest(given)
         if signal and self._flag.signal is None:
             self._flag.signal = SIGNALS[int(signal) - 1]
@@ -119,3 +119,8 @@ class Agreement:
         if any_failed and not failed:
             raise FailedElsewhere("another rank has failed")
         return bool(any_busy)
+
+    def _steps(self) -> int:
+        """Returns the number of steps until the next message."""
+        step_s = (time.monotonic() - self._last_s) / self._interval
+        return max(1, min(MOST_STEPS, 2 * self._interval, int(EVERY_S / max(step_s, 1e-9))))

@@ -76,8 +76,8 @@ def vjp(outputs: Any, inputs: tuple[Any, ...], cotangents: Any) -> Any:
         Those of the inputs, like these.
     """
     leaves, spec = tree_flatten(inputs)
-    pairs = [(y, a.to(y)) for y, a in zip(tree_leaves(outputs), tree_leaves(cotangents), strict=True)]
-    pairs = [(y, a) for y, a in pairs if y.requires_grad]
+    both = zip(tree_leaves(outputs), tree_leaves(cotangents), strict=True)
+    pairs = [(y, a.to(y)) for y, a in both if y.requires_grad]  # what is constant waits for no device
     if not pairs:
         return tree_unflatten([torch.zeros_like(x) for x in leaves], spec)
     grads = torch.autograd.grad([y for y, _ in pairs], leaves, [a for _, a in pairs], materialize_grads=True)

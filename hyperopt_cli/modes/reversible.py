@@ -284,7 +284,7 @@ class _Reversed(PastStates):
         return held.state()
 
     def backward(self, save: Callable[[], None]) -> Iterator[tuple[int, Backward]]:
-        """s_T -> s_0, each step step_gradientd on the way; the state that it arrives at is compared with the start.
+        """s_T -> s_0, each step differentiated on the way; the state that it arrives at is compared with the start.
 
         On the way w is compared by its fingerprints, and the account told as of a number that is not finite: it reads
         both in their order, so that what a wrong state leads to does not speak first.

@@ -132,6 +132,8 @@ def _sent(error: Exception | None) -> Exception | None:
     """Returns the error in a form that every other process can read."""
     if error is None or isinstance(error, HyperoptError):
         return error
+    if isinstance(error, MemoryError):  # which all of them may answer by taking less at once
+        return MemoryError(str(error))
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 

@@ -15,6 +15,7 @@ from hyperopt_cli.checks.watch import Watch
 from hyperopt_cli.commands.agreement import Agreement
 from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped, StorageError, VerificationError
 from hyperopt_cli.instantiate import build
+from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.outer.descent import OuterStep, descend
 from hyperopt_cli.ranks.group import Ranks, Shard
 from hyperopt_cli.recipe.schema import Recipe
@@ -161,6 +162,37 @@ def test_ranks_of_which_one_has_time_to_examine_more_steps_go_on_together(
     results = raised(on_ranks(2, shard, work))
     assert [result["error"] for result in results] == [None, None]
     assert all(map(equal, results[0]["figures"], results[1]["figures"]))
+
+
+class Always(Kept):
+    """A keeper that wants whatever there is, and goes on."""
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.progress = max(self.progress, state["progress"])
+
+
+@pytest.mark.parametrize(("shard", "mode"), [*CASES, ("replicas", {"name": "forward", "engine": "folded"})])
+def test_ranks_that_save_wherever_they_may_come_to_the_end(shard: Shard, mode: dict[str, Any], tmp_path: Path) -> None:
+    """In the outer objective, which goes in chunks, a rank asks again what it has saved already."""
+    data = {"call": "synthetic", "num_examples": 120, "num_features": 4, "num_classes": 3, "batch_size": 12}
+    made = recipe(tmp_path, mode, dataset={**data, "outer_batch_size": 3})
+    results = raised(on_ranks(2, shard, lambda ranks: descended(made, ranks, Always())))
+    assert [result["error"] for result in results] == [None, None]
+    assert results[0]["progress"] >= STEPS
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("no")])
+def test_a_lack_of_memory_on_one_rank_is_one_on_all(error: Exception) -> None:
+    def work(ranks: Ranks) -> Any:
+        try:
+            ranks.raise_first(error if ranks.rank else None)
+        except MemoryError as found:
+            return is_lacking(found)
+
+    assert raised(on_ranks(2, "columns", work)) == [True, True]
 
 
 @pytest.mark.parametrize(("shard", "mode"), CASES)
