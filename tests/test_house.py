@@ -93,7 +93,7 @@ def saving() -> list[str]:
 
 
 CEILINGS: dict[Callable[[], list[str]], int] = {
-    named_once_elsewhere: 372,
+    named_once_elsewhere: 375,
     fragments: 0,
     without_arguments: 0,
     long_ones: 0,

@@ -85,9 +85,12 @@ def test_the_quickest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "time", clock)
     seconds = {"reference": 0.015, "slow": 0.01, "slower": 0.02}
     only(monkeypatch, **{name: after(each, clock=clock) for name, each in seconds.items()})
-    monkeypatch.setattr(
-        "hyperopt_cli.modes.forward._advanced", lambda d, step, lam, state, carried, t, account: (state, carried)
-    )
+
+    def resting(d: Any, step: Any, lam: Any, state: Any, carried: Any, t: int, account: Any) -> tuple[Any, Any]:
+        account.inner_loss[t] = d.loss_at(t)(d.layout.unpack(state.params), d.hyper_at(HYPER, t))
+        return state, carried
+
+    monkeypatch.setattr("hyperopt_cli.modes.forward._advanced", resting)
     verdict = verdict_of()
     assert verdict.engine == "slow"
     assert verdict.step_s["slow"] < verdict.step_s[REFERENCE] < verdict.step_s["slower"]

@@ -124,7 +124,8 @@ def descended(
         except Exception as raised:
             error = raised
     figures = [(step.validation_loss, step.hypergradient, step.raw_hyperparameters) for step in steps]
-    return Ended(figures=figures, error=error, tree=keeper.tree, progress=keeper.progress, num=num)
+    counts = [(step.stats["num_hvps"], step.stats["growth"]) for step in steps]
+    return Ended(figures=figures, error=error, tree=keeper.tree, progress=keeper.progress, num=num, counts=counts)
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -207,12 +208,16 @@ def test_kept_at_one_step_by_some_ranks_it_goes_on_with_any_number(
     assert tree["inner"], "it was kept in the middle of an inner run"
     assert len({result["num"] for result in before}) == 1 or shard == "replicas"
     expected = whole(made, shard, 2)
+    counts = raised(on_ranks(1, shard, lambda ranks: descended(made, ranks)))[0]["counts"]
     for num in (1, 2, 3):
         for result in raised(on_ranks(num, shard, lambda ranks: descended(made, ranks, resume_from=tree))):
             got = result["figures"]
             if shard == "batch" and mode["name"] == "reversible" and num != 2:
                 continue  # it needs the bits of its forward steps: the outer step starts again
             assert len(got) == len(expected) - tree["n"]
+            for (num_hvps, growth), of_one in zip(result["counts"], counts[tree["n"] :], strict=True):
+                assert num_hvps == of_one[0]
+                assert growth == (pytest.approx(of_one[1], rel=1e-6) if shard == "batch" else of_one[1])
             for figures, others in zip(got, expected[tree["n"] :], strict=True):
                 assert num != 2 or equal(figures, others)
                 assert shard == "batch" or equal(figures, others)
