@@ -85,7 +85,9 @@ MODES: dict[str, Entry] = {
 
 # in the order in which auto tries them where it does not measure
 ENGINES: dict[str, Engine] = {
-    "folded": Engine("hyperopt_cli.engines.folded:folded", "our own rules, one a operator, for K columns", "forward"),
+    "folded": Engine(
+        "hyperopt_cli.engines.folded:folded", "our own rules for each operator, K columns at once", "forward"
+    ),
     "forward_over_reverse": Engine(
         "hyperopt_cli.engines.forward_over_reverse:forward_over_reverse",
         "forward-mode AD of the backward, K columns by vmap",

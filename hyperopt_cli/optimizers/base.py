@@ -152,12 +152,12 @@ class InnerOptimizer:
     @classmethod
     def argument_names(cls) -> tuple[str, ...]:
         """Returns the names of the arguments that a key of `hyper` may drive."""
-        return tuple(field.name for field in fields(cls) if field.type in (float, "float") or _is_share(field.type))
+        return tuple(_arguments_of(cls))  # type: ignore[arg-type]
 
     @classmethod
     def shares(cls) -> tuple[str, ...]:
         """Returns the names of the arguments that lie in [0, 1)."""
-        return tuple(field.name for field in fields(cls) if _is_share(field.type))
+        return tuple(name for name, is_share in _arguments_of(cls).items() if is_share)  # type: ignore[arg-type]
 
     def slots(self, params: Params, driven: frozenset[str]) -> Slots:
         """Makes the slots at t = 0, each a dictionary like `params`.
@@ -267,9 +267,15 @@ class InnerOptimizer:
         return as_arguments(chosen)
 
 
-def _is_share(annotation: object) -> bool:
-    """Whether a field is annotated so; with postponed annotations that is text, such as `base.Share`."""
-    return annotation == Share or (isinstance(annotation, str) and annotation.rpartition(".")[2] == "Share")
+@lru_cache  # it is asked for every parameter at every step
+def _arguments_of(optimizer: Any) -> dict[str, bool]:
+    """Returns whether each argument of a rule is a `Share`; with postponed annotations a field's is text."""
+    found = {}
+    for field in fields(optimizer):
+        last = field.type.rpartition(".")[2] if isinstance(field.type, str) else field.type
+        if last in (float, "float", Share, "Share"):
+            found[field.name] = last in (Share, "Share")
+    return found
 
 
 def _fitting(value: Tensor, like: Tensor) -> Tensor:

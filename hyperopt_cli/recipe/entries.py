@@ -92,15 +92,15 @@ class _Shape(Section):
 
 
 class Constant(_Shape):
-    """The same at every step."""
+    """Is the same at every step."""
 
 
 class PerStep(_Shape):
-    """One number for every step."""
+    """Has one number for every step."""
 
 
 class WarmupCosine(_Shape):
-    """Linear warmup, then half a cosine down to `final`."""
+    """Warms up linearly, then follows half a cosine down to `final`."""
 
     defaults: ClassVar[dict[str, Any]] = {"warmup": {"value": 0.1}, "final": {"value": 0.01}}
 
@@ -109,7 +109,7 @@ class WarmupCosine(_Shape):
 
 
 class WarmupLinear(_Shape):
-    """Linear warmup, then a line down to `final`."""
+    """Warms up linearly, then follows a line down to `final`."""
 
     defaults: ClassVar[dict[str, Any]] = WarmupCosine.defaults
 
@@ -118,7 +118,7 @@ class WarmupLinear(_Shape):
 
 
 class OneCycle(_Shape):
-    """Up from `initial` and down to `final`."""
+    """Goes up from `initial`, then down to `final`."""
 
     defaults: ClassVar[dict[str, Any]] = {
         "warmup": {"value": 0.3},
@@ -132,7 +132,7 @@ class OneCycle(_Shape):
 
 
 class Exponential(_Shape):
-    """Geometric decay to `final`."""
+    """Decays geometrically to `final`."""
 
     defaults: ClassVar[dict[str, Any]] = {"final": {"value": 0.1}}
 

@@ -16,6 +16,7 @@ from hyperopt_cli.callback import Callback
 from hyperopt_cli.checks import choice, examination, timing
 from hyperopt_cli.checks.verdict import Verdict
 from hyperopt_cli.commands.run import execute
+from hyperopt_cli.dynamics.chunked_loss import ChunkedLoss
 from hyperopt_cli.engines import ENGINES, Engine, Tangents
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.instantiate import build
@@ -96,6 +97,27 @@ def test_the_quickest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verdict.step_s["slow"] < verdict.step_s[REFERENCE] < verdict.step_s["slower"]
     assert "ms a step of 2 columns, the quickest of 3 (" + REFERENCE in verdict.why
     assert not verdict.disqualified
+
+
+class Elsewhere:
+    """Another process, on which some engines are wrong."""
+
+    def __init__(self, *wrong: float) -> None:
+        self.wrong = torch.tensor(wrong)
+
+    def summed(self, tree: Tensor) -> Tensor:
+        return tree + self.wrong
+
+    def from_lead(self, value: Any) -> Any:
+        raise AssertionError("nothing is timed here")
+
+
+def test_processes_that_sum_over_their_chunks_time_the_engines_that_are_right_on_all() -> None:
+    names = ["a", "b", "c"]
+    here = dict.fromkeys(("a", "b"), ENGINES[REFERENCE])
+    shared = ChunkedLoss(lambda: iter(()), Elsewhere(0.0, 1.0, 0.0))
+    assert list(timing.right_everywhere(here, names, shared)) == ["a"]
+    assert list(timing.right_everywhere(here, names, ChunkedLoss(lambda: iter(())))) == ["a", "b"]
 
 
 WRONG = {
