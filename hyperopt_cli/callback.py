@@ -18,7 +18,10 @@ class Callback:
         """
 
     def on_outer_step(self, step: Any) -> None:
-        """An outer step was measured, an `outer.descent.OuterStep`; what belongs to it is on the disk."""
+        """An outer step was measured, an `outer.outer_step.OuterStep`; what belongs to it is on the disk."""
+
+    def on_trial(self, trial: Any) -> None:
+        """A plain training run was taken, an `outer.outer_step.Trial`; its line is on the disk."""
 
     def on_message(self, text: str) -> None:
         """Something happened that is no step; `text` says what."""
@@ -54,6 +57,11 @@ class Callbacks(Callback):
         """Passes a measured outer step on to every callback."""
         for each in self._all:
             each.on_outer_step(step)
+
+    def on_trial(self, trial: Any) -> None:
+        """Passes a trial on to every callback."""
+        for each in self._all:
+            each.on_trial(trial)
 
     def on_message(self, text: str) -> None:
         """Passes a message on to every callback."""

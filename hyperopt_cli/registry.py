@@ -55,6 +55,22 @@ class Loss(NamedTuple):
     needs_data: bool = True
 
 
+class Outer(NamedTuple):
+    """A method of the outer loop.
+
+    Attributes:
+        path: `package.module:attribute`.
+        help: what it is for.
+        settings: keys of the recipe's `outer` that it alone, or with others, takes, with their defaults.
+        compares: whether it compares values of E, which then are of the same seeds.
+    """
+
+    path: str
+    help: str
+    settings: dict[str, Any] = {}  # noqa: RUF012 - of a NamedTuple, and never written to
+    compares: bool = True
+
+
 class DataSet(NamedTuple):
     """A data set.
 
@@ -136,6 +152,23 @@ OPTIMIZERS: dict[str, Entry] = {
     "adam": Entry("hyperopt_cli.optimizers.adam:Adam", "lr, beta1, beta2, eps, weight_decay (L2)"),
     "adamw": Entry("hyperopt_cli.optimizers.adamw:AdamW", "lr, beta1, beta2, eps, weight_decay (decoupled)"),
     "rmsprop": Entry("hyperopt_cli.optimizers.rmsprop:RMSprop", "lr, alpha, eps, weight_decay, momentum"),
+}
+
+RULE: dict[str, Any] = {"lr": 0.05, "clip_norm": None, "on_nonfinite": "backtrack"}
+
+OUTER: dict[str, Outer] = {
+    "auto": Outer("hyperopt_cli.outer.auto:Auto", "a scan of plain runs, then BFGS in a trust region from its best"),
+    "lbfgs": Outer("hyperopt_cli.outer.lbfgs:LBFGS", "L-BFGS with bounds and a line search, from the recipe's start"),
+    "adam": Outer("hyperopt_cli.outer.rules:Adam", "Adam in raw coordinates", RULE, False),
+    "sgd": Outer(
+        "hyperopt_cli.outer.rules:SGD", "gradient descent in raw coordinates", {**RULE, "momentum": 0.0}, False
+    ),
+    "sign": Outer(
+        "hyperopt_cli.outer.rules:Sign",
+        "fixed steps along the sign, halved where it flips; with grow: 1.2 it is Rprop",
+        {**RULE, "grow": 1.0},
+        False,
+    ),
 }
 
 LOSSES: dict[str, Loss] = {

@@ -12,7 +12,8 @@ from hyperopt_cli import Forward, Problem, Reverse, Reversible
 from hyperopt_cli.errors import NoMemoryError, Stopped
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.optimizers import SGD
-from hyperopt_cli.outer.descent import Descent, OuterStep, descend
+from hyperopt_cli.outer.descent import Descent, descend
+from hyperopt_cli.outer.outer_step import OuterStep
 from hyperopt_cli.run_directory.signals import StopFlag
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests.heard import Heard

@@ -2,6 +2,7 @@
 
 import json as json_format
 import logging
+import math
 import os
 import shlex
 import sys
@@ -17,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperopt_cli.callback import Callback
-from hyperopt_cli.cli.tables import FEW_DIGITS, bias_line, brief, duration, outcome_table, sources_lines
+from hyperopt_cli.cli.tables import FEW_DIGITS, bias_line, brief, duration, loss, outcome_table, sources_lines
 from hyperopt_cli.instantiate import Experiment
-from hyperopt_cli.outer.descent import OuterStep
+from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.run_directory.directory import TRUSTED, RunDirectory
 from hyperopt_cli.run_directory.json_files import to_text
 from hyperopt_cli.run_directory.measured import factors_text
@@ -107,9 +108,9 @@ def _head(experiment: Experiment, directory: RunDirectory) -> str:
     )
 
 
-def _choices(step: OuterStep) -> list[str]:
-    """Returns lines on what was chosen by measuring, and why; only outer step 0 has any."""
-    if step.outer_step != 0:
+def _choices(step: OuterStep, is_first: bool) -> list[str]:
+    """Returns lines on what was chosen by measuring, and why; only the first hypergradient has any."""
+    if not is_first or step.hypergradient is None:
         return []
     reasons = (("mode", "plan"), ("engine", "engine_why"))
     lines = [f"{what} {step.stats[what]}: {step.stats[why]}" for what, why in reasons if why in step.stats]
@@ -131,10 +132,11 @@ class JsonLines(Callback):
     def on_outer_step(self, step: OuterStep) -> None:
         """Prints the step's point, its hypergradient and its cost."""
         line = {
-            **json_format.loads(to_text(Point.of(step).__dict__)),
-            "training_loss": step.training_loss,
+            **json_format.loads(to_text(Point.of(step).to_json())),
+            "training_loss": None if step.training_loss == math.inf else step.training_loss,
             "hypergradient": step.hypergradient,
             "wall_s": step.stats["wall_s"],
+            "price": step.stats["price"],
             **{
                 key: step.stats[key]
                 for key in (*TRUSTED, "bias", "checks", "mode", "plan", "engine", "engine_why", "compiled_why")
@@ -143,6 +145,10 @@ class JsonLines(Callback):
             **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
         }
         _echo(to_text(line))
+
+    def on_trial(self, trial: Trial) -> None:
+        """Prints the trial's point and its price."""
+        _echo(to_text(trial.to_json()))
 
     def on_message(self, text: str) -> None:
         """Prints the message as a JSON object of its own."""
@@ -153,7 +159,7 @@ class PlainLines(Callback):
     """Prints one line of text for each outer step."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._clock = Clock(experiment)
+        self._clock, self._is_first = Clock(experiment), True
 
     def on_inner_step(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
         """Counts the inner step, from which the time that is left is estimated.
@@ -169,8 +175,9 @@ class PlainLines(Callback):
 
     def on_outer_step(self, step: OuterStep) -> None:
         """Prints the losses, the hyperparameters and the time that is left."""
-        for line in _choices(step):
+        for line in _choices(step, self._is_first):
             _echo(line)
+        self._is_first = self._is_first and step.hypergradient is None
         if step.outer_step == 0 and "factors" in step.stats:
             shown = ", ".join(f"{label} {text}" for label, text in factors_text(step.stats["factors"]).items())
             _echo(f"exact arithmetic multiplies by {shown} (metrics.jsonl has those of every outer step)")
@@ -178,9 +185,16 @@ class PlainLines(Callback):
         left, trust = self._clock.left_s(), _trust(step)
         values += f"  {trust}" if trust else ""
         _echo(
-            f"outer {step.outer_step}/{self._clock.last}  validation {step.validation_loss:.5g}  "
-            f"training {step.training_loss:.5g}  {values}  ({step.stats['wall_s']:.1f} s, {duration(left)} left)"
+            f"outer {step.outer_step}/{self._clock.last}  validation {loss(step.validation_loss)}  "
+            f"training {loss(step.training_loss)}  {values}  "
+            f"(price {step.stats['price']:g}, {step.stats['wall_s']:.1f} s, {duration(left)} left)"
         )
+
+    def on_trial(self, trial: Trial) -> None:
+        """Prints a plain run: what it was for, its loss and its values."""
+        values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in trial.hyperparameters.items())
+        what = "refused" if trial.refused else trial.kind
+        _echo(f"{what}  validation {loss(trial.validation_loss)}  {values}  (price {trial.price_so_far:g})")
 
     def on_message(self, text: str) -> None:
         """Prints the message as a line of its own."""
@@ -233,8 +247,9 @@ class LiveDisplay(Callback):
         )
         self._outer = self._progress.add_task("outer", total=self._clock.last + 1, note="")
         self._inner = self._progress.add_task("inner", total=1.0, note="")
-        self._steps: list[OuterStep] = []
+        self._steps: list[OuterStep | Trial] = []
         self._choices: list[str] = []
+        self._is_first = True
 
     def on_inner_step(self, outer_step: int, replica: int, phase: str, done: int, steps: int) -> None:
         """Moves the bars of both loops.
@@ -254,9 +269,14 @@ class LiveDisplay(Callback):
 
     def on_outer_step(self, step: OuterStep) -> None:
         """Adds a row for the outer step, and drops the oldest row where there are too many."""
-        self._choices += _choices(step)
+        self._choices += _choices(step, self._is_first)
+        self._is_first = self._is_first and step.hypergradient is None
         self._steps = [*self._steps, step][-NUM_ROWS:]
         self._progress.update(self._outer, completed=step.outer_step + 1)
+
+    def on_trial(self, trial: Trial) -> None:
+        """Adds a row for a plain run."""
+        self._steps = [*self._steps, trial][-NUM_ROWS:]
 
     def on_message(self, text: str) -> None:
         """Adds a line of text above the rows."""
@@ -267,10 +287,14 @@ class LiveDisplay(Callback):
         if not self._steps:
             return Group(*map(Text, self._choices), Text("measuring the start"), self._progress)
         names = list(self._steps[0].hyperparameters)
-        table = Table("outer", "validation", "training", *names, box=None)
+        table = Table("outer", "price", "validation", "training", *names, box=None)
         for step in self._steps:
             values = [brief(value.tolist()) for value in step.hyperparameters.values()]
-            trust = _trust(step)
+            if isinstance(step, Trial):
+                what = "refused" if step.refused else step.kind
+                table.add_row(what, f"{step.price_so_far:g}", loss(step.validation_loss), "", *values)
+                continue
+            trust, price = _trust(step), f"{step.stats['price']:g}"
             number = f"{step.outer_step} {trust}" if trust else str(step.outer_step)
-            table.add_row(number, f"{step.validation_loss:.5g}", f"{step.training_loss:.5g}", *values)
+            table.add_row(number, price, loss(step.validation_loss), loss(step.training_loss), *values)
         return Group(*map(Text, self._choices), table, self._progress)

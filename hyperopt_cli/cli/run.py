@@ -183,8 +183,10 @@ def _gentler(asked: _Asked, result: "Result") -> str:
     lr = asked.loaded.hyperparameters.get("lr")
     if result.best is None and lr is not None and len(lr.starts) == 1:
         lower = f"hyperparameters.lr.{'initial' if lr.tuned else 'value'}={lr.starts[0] / 10:g}"
-    else:
+    elif asked.loaded.outer.lr is not None:
         lower = f"outer.lr={asked.loaded.outer.lr / 10:g}"
+    else:
+        return "Bounds keep it from going there. "
     return f"{advice} a tenth of the step: {again(lower, drop=('--out', '--resume'), recipe=asked.missing)}"
 
 

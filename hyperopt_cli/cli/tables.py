@@ -1,5 +1,6 @@
 """Tables and texts that show a run: its outer steps, and what was tuned, before and after."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,25 +57,31 @@ def _flat(value: Any) -> Iterator[float]:
 
 def steps_table(metrics: Sequence["Metrics"]) -> Table:
     """Returns a table with one row for each outer step."""
-    table = Table("outer step", "validation loss", "training loss", "seconds", box=None)
+    table = Table("outer step", "price", "validation loss", "training loss", "seconds", box=None)
     for line in metrics:
-        table.add_row(
-            str(line.outer_step), f"{line.validation_loss:.5g}", f"{line.training_loss:.5g}", f"{line.wall_s:.1f}"
-        )
+        price = "-" if line.price is None else f"{line.price:g}"
+        losses = loss(line.validation_loss), loss(line.training_loss)
+        table.add_row(str(line.outer_step), price, *losses, f"{line.wall_s:.1f}")
     return table
+
+
+def loss(value: float) -> str:
+    """Returns a loss with five digits, or that its run diverged."""
+    return "diverged" if value == math.inf else f"{value:.5g}"
 
 
 def outcome_table(result: "Result") -> Table:
     """Returns a table of what was tuned, before and after, and of the losses at both."""
     assert result.initial is not None
     assert result.best is not None
-    table = Table("", "before", f"after (outer step {result.best.outer_step})", box=None)
+    table = Table("", "before", f"after ({result.best.label})", box=None)
     for name, before in result.initial.hyperparameters.items():
         table.add_row(name, brief(before), brief(result.best.hyperparameters[name]))
-    table.add_row("validation loss", f"{result.initial.validation_loss:.5g}", f"{result.best.validation_loss:.5g}")
+    table.add_row("validation loss", loss(result.initial.validation_loss), loss(result.best.validation_loss))
     if result.test is not None:
         before_test, after_test = result.test.initial, result.test.best
-        table.add_row("test loss", f"{before_test.loss:.5g}", f"{after_test.loss:.5g}")
-        if before_test.accuracy is not None and after_test.accuracy is not None:
-            table.add_row("test accuracy", f"{before_test.accuracy:.2%}", f"{after_test.accuracy:.2%}")
+        table.add_row("test loss", loss(before_test.loss if before_test else math.inf), loss(after_test.loss))
+        if after_test.accuracy is not None:
+            was = "-" if before_test is None or before_test.accuracy is None else f"{before_test.accuracy:.2%}"
+            table.add_row("test accuracy", was, f"{after_test.accuracy:.2%}")
     return table

@@ -15,7 +15,7 @@ from hyperopt_cli.comparison import Comparison, OnModeStep, Outcome, compare, me
 from hyperopt_cli.comparison.common_factors import Runs
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.modes import Mode
-from hyperopt_cli.outer.descent import OuterStep, step_of
+from hyperopt_cli.outer.outer_step import OuterStep, step_of
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.run_directory.directory import RunDirectory

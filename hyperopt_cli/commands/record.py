@@ -9,9 +9,9 @@ from hyperopt_cli.errors import HyperoptError, UsageError
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.outer.descent import OuterStep
+from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.run_directory.directory import SOURCES_CHANGED
-from hyperopt_cli.run_directory.result import HeldOut, Point, Result, Score
+from hyperopt_cli.run_directory.result import HeldOut, Point, Result, Score, Values
 from hyperopt_cli.run_directory.status import State
 
 
@@ -26,10 +26,11 @@ class Record:
         self._experiment, self._start_s = experiment, time.perf_counter()
         self._initial: Point | None = None
         self._initial_score: Score | None = None
+        self._start_params: Params | None = None  # as long as the test split is not measured with them
         self._best: Point | None = None
         self._best_params: Params = {}
         self._mode: str | None = None  # what `auto` has chosen
-        self._saved_best: int | None = None  # the best that is in a checkpoint
+        self._saved_best: str | None = None  # the best that is in a checkpoint
         self.sources_changed: list[dict[str, Any]] = []
 
     @property
@@ -43,6 +44,7 @@ class Record:
             "wall_s": time.perf_counter() - self._start_s,
             "initial": self._initial and asdict(self._initial),
             "initial_score": self._initial_score and asdict(self._initial_score),
+            "start_params": self._start_params,
             "best": self._best and asdict(self._best),
             "best_params": self._best_params,
             "mode": self._mode,
@@ -55,9 +57,13 @@ class Record:
         self._start_s -= state["wall_s"]
         self._initial, self._best = (point and Point(**point) for point in (state["initial"], state["best"]))
         self._initial_score = state["initial_score"] and Score(**state["initial_score"])
-        self._best_params = {name: w.to(self._experiment.device) for name, w in state["best_params"].items()}
+        self._best_params = self._here(state["best_params"])
+        self._start_params = None if state["start_params"] is None else self._here(state["start_params"])
         self._mode, self._saved_best = state["mode"], state["saved_best"]
         self.sources_changed += state[SOURCES_CHANGED]
+
+    def _here(self, params: Params) -> Params:
+        return {name: w.to(self._experiment.device) for name, w in params.items()}
 
     def files_changed(self) -> list[str]:
         """Returns all files of the user's code that differ, or differed for a while, from when the run began."""
@@ -65,32 +71,37 @@ class Record:
 
     def best_is_new(self) -> bool:
         """Returns whether the best is in no checkpoint yet, and takes it to be in one from now on."""
-        best = None if self._best is None else self._best.outer_step
+        best = None if self._best is None else self._best.label
         is_new, self._saved_best = best != self._saved_best, best
         return is_new
 
-    def add(self, step: OuterStep) -> None:
-        """Takes in an outer step; of the best so far it keeps w_T."""
-        point, self._mode = Point.of(step), step.stats.get("mode")
-        if self._initial is None:
-            self._initial = point
-        if self._best is None or point.validation_loss < self._best.validation_loss:
+    def add(self, step: OuterStep | Trial) -> None:
+        """Takes in an outer step, or a trial; of the best so far it keeps w_T."""
+        if isinstance(step, Trial):
+            values: dict[str, Values] = {name: value.tolist() for name, value in step.hyperparameters.items()}
+            point = Point(None, step.validation_loss, values, step.number)
+        else:
+            point = Point.of(step)
+            self._mode = step.stats.get("mode", self._mode)
+            if self._initial is None:
+                self._initial, self._start_params = point, step.params
+        better = self._best is None or point.validation_loss < self._best.validation_loss
+        again = self._best is not None and self._best.trial is not None and point.trial is None
+        if better or (again and self._best is not None and self._best.hyperparameters == point.hyperparameters):
             self._best, self._best_params = point, step.params
 
     def score_start(self) -> None:
-        """Measures the test split at the start, if that is still to be done; then the start is the best so far."""
-        if self._initial is not None and self._initial_score is None:
-            self._initial_score = self._score(self._best_params, 0)
+        """Measures the test split at the start, if that is still to be done and its run did not diverge."""
+        if self._start_params:
+            self._initial_score = self._score(self._start_params, 0)
+        self._start_params = None
 
     def result(self, status: State, mode: str, scored: bool = True) -> Result:
         """Returns the result so far; with `scored` the test split is measured at the best."""
         held_out = None
-        if scored and self._initial_score is not None and self._best is not None:
-            best = (
-                self._initial_score
-                if self._best == self._initial
-                else self._score(self._best_params, self._best.outer_step)
-            )
+        if scored and self._best_params and self._best is not None:
+            is_start = self._best == self._initial
+            best = self._initial_score if is_start else self._score(self._best_params, self._best.outer_step or 0)
             held_out = HeldOut(self._initial_score, best) if best is not None else None
         wall_s = time.perf_counter() - self._start_s
         bias = self._experiment.mode.bias(self._experiment.steps)

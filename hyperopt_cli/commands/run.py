@@ -25,7 +25,8 @@ from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.account import listed
-from hyperopt_cli.outer.descent import OuterStep, Together, descend
+from hyperopt_cli.outer.descent import Together, descend
+from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.recipe.sources import changed
@@ -100,11 +101,12 @@ def execute(
     bits = bits_depend_on(experiment.device, ranks)
     digest = experiment.data_digest()
     tree = ranks.each(lambda: _resume_from(checkpoints, bits, digest, code, callback) if continued else {})
-    num_measured = tree["outer"]["n"] if tree else 0
+    at = ("n", "num_trials", "num_gradients")
+    num_measured, num_trials, num_gradients = (tree["outer"][key] if tree else 0 for key in at)
     if continued:
-        directory.rewind_metrics(num_measured)
-    if num_measured > experiment.descent.steps + 1:
-        callback.on_message(f"outer.steps is {experiment.descent.steps}; {num_measured - 1} were made before")
+        directory.rewind(num_measured, num_trials)
+    if num_gradients > experiment.descent.steps + 1:
+        callback.on_message(f"outer.steps is {experiment.descent.steps}; {num_gradients - 1} were made before")
     directory.write_recipe(written, recipe.to_yaml())
     directory.write_environment(environment(str(experiment.device)) | {"sources": dict(code.sources)})
     record = Record(experiment)
@@ -159,7 +161,7 @@ def execute(
 
 
 def _written_down(
-    steps: Iterator[OuterStep],
+    steps: Iterator[OuterStep | Trial],
     record: Record,
     directory: RunDirectory,
     measurements: Measurements,
@@ -169,6 +171,11 @@ def _written_down(
     try:
         record.score_start()
         for step in steps:
+            if isinstance(step, Trial):
+                record.add(step)
+                directory.append_trial(step.to_json())
+                callback.on_trial(step)
+                continue
             if files := record.files_changed():
                 step.stats[SOURCES_CHANGED] = files
             record.add(step)

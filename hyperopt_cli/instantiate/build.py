@@ -203,9 +203,14 @@ def _parts(recipe: Recipe, allow: Sequence[str]) -> tuple[Parts | None, list[Iss
         issues.append(Issue(("optimizer",), str(error)))
     if mode is None or optimizer is None or loss is None:
         return None, issues
-    shares = frozenset(optimizer.shares()) | loss.shares
+    betas = frozenset(optimizer.shares())
     names = Names(
-        optimizer.argument_names(), loss.tunable, numbers=loss.numbers, loss_name=recipe.loss.call, shares=shares
+        optimizer.argument_names(),
+        loss.tunable,
+        numbers=loss.numbers,
+        loss_name=recipe.loss.call,
+        shares=betas | loss.shares,
+        betas=betas,
     )
     return Parts(optimizer, loss, names, mode), issues
 

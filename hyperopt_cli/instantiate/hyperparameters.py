@@ -29,6 +29,7 @@ class Names(NamedTuple):
         numbers: those that take a number alone, which is not differentiated in.
         loss_name: how the recipe calls the loss.
         shares: those that are tuned by their logit unless the recipe says otherwise; the others by their logarithm.
+        betas: those of the optimizer among them, whose distance from 1 is what counts.
         complete: whether these are all; if not, only what looks like a slip of the pen is refused.
     """
 
@@ -38,6 +39,7 @@ class Names(NamedTuple):
     numbers: frozenset[str] = frozenset()
     loss_name: str = "the loss"
     shares: frozenset[str] = frozenset()
+    betas: frozenset[str] = frozenset()
 
     def known(self) -> list[str]:
         """Returns all names that are known to be right."""
@@ -149,7 +151,7 @@ def _hyperparameter(
         issues.append(Issue(path, "groups fix it for every parameter; nothing is left to tune"))
     # a list whose schedule was refused has no windows to go to: the first number stands for it
     starts = written.starts if schedule.size is not None else written.starts[:1]
-    knob = Knob(_start(starts, shape), transform, written.tuned)
+    knob = Knob(_start(starts, shape), transform, written.tuned, written.step, name in names.betas)
     _check_start(written, transform, path, issues)
 
     parameters = {}
@@ -162,7 +164,7 @@ def _hyperparameter(
         at = (*path, "schedule", kind, key)
         shape_transform = _transform(given, otherwise.transform.name, otherwise.transform.bounds, at, issues)
         _check_start(given, shape_transform, at, issues)
-        parameters[key] = Knob(_start(given.starts, []), shape_transform, given.tuned)
+        parameters[key] = Knob(_start(given.starts, []), shape_transform, given.tuned, given.step)
     return Hyperparameter(name, knob, schedule, parameters, grouping, fixed, in_step=name != "init_scale")
 
 

@@ -9,6 +9,7 @@
 """
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -63,6 +64,7 @@ def hypergradient(
     resume_from: dict[str, Any] | None = None,
     measurements: Measurements | None = None,
     ranks: Ranks = ALONE,
+    wanted: Callable[[float], bool] | None = None,
 ) -> Hypergradient:
     """Returns E at the end of the run and its derivative in all of `hyper`: exact unless `stats["bias"]` is there.
 
@@ -77,6 +79,8 @@ def hypergradient(
         measurements: what hypergradients of this training run have measured before: the engine is chosen once, a step
             compiled once. Whoever takes many gives one object to all of them; None: nothing is known.
         ranks: the processes that take this run together; where they divide its batches, they are `Chunked` across them.
+        wanted: asked, by modes with a backward sweep, whether the derivative is wanted once E is known; if not, the
+            sweep is spared, and `grad` is empty.
 
     Returns:
         `value` [], `grad` like `hyper`, `params` (w_T) and `stats`.
@@ -128,16 +132,17 @@ def hypergradient(
         if first is None:
             first, kept = first_loss(dynamics, hyper)
         check_kept(measurements.losses, dynamics, hyper, kept)
-        account = Account(problem.steps, dynamics.like, on_step, keeper, resume_from, ranks)
+        account = Account(problem.steps, dynamics.like, on_step, keeper, resume_from, ranks, wanted)
         names = set(dynamics.layout.shapes)
         del dynamics  # its s_0, before the mode makes its own
         began_s = time.perf_counter()
         result = mode.differentiate(problem, hyper, account, measurements)
         run_s = time.perf_counter() - began_s
-        _check_result(mode, result, hyper, names)
         check_still(problem, hyper, first, account.inner_loss[0])
-        check_order(measurements.losses, problem, hyper, run_s)
-        result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
+        if result.grad or wanted is None:
+            _check_result(mode, result, hyper, names)
+            check_order(measurements.losses, problem, hyper, run_s)
+            result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})
 

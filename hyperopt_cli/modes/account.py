@@ -142,6 +142,7 @@ class Account:
         keeper: saves what another process can go on from.
         resume_from: what it saved.
         ranks: the processes that take the run together.
+        wanted: tells by E whether its derivative is wanted.
 
     Attributes:
         counts, finite, progress: what is recorded.
@@ -159,14 +160,20 @@ class Account:
         keeper: Keeper | None = None,
         resume_from: dict[str, Any] | None = None,
         ranks: Ranks = ALONE,
+        wanted: Callable[[float], bool] | None = None,
     ) -> None:
         self.counts, self.finite, self.progress = Counts(), Finite(like.device), Progress(on_step)
+        self._wanted = wanted
         self.inner_loss = like.new_full((steps,), float("nan"))
         self.growth, self.ranks = Growth(steps, like), ranks
         self._keeper, self._resume_from, self._before_s = keeper, resume_from, 0.0
         self._saved_at: int | None = None  # the progress that was saved last
         self._device, self._start_s = like.device, time.perf_counter()
         reset_peak(like.device)
+
+    def wants_more_than(self, value: Tensor) -> bool:
+        """Returns whether the derivative is wanted of a run that ends at E = `value`; if not, it ends there."""
+        return self._wanted is None or self._wanted(float(value))
 
     def ask_due(self) -> bool:
         """Counts a step, and returns whether what is done so far is to be saved now.

@@ -74,6 +74,17 @@ class Mode(ABC):
         """Whether its steps are compiled where the horizon repays it."""
         return False
 
+    def price(self, num: int, steps: int) -> float:
+        """Returns what a hypergradient costs in plain training runs: a gradient is 1, a product or a tangent is 2.
+
+        Counted alike whatever is kept, recomputed, divided or compiled, so that it is the same on every machine.
+
+        Args:
+            num: the number of hyperparameters K.
+            steps: the horizon T.
+        """
+        return 4.0 if self.has_backward else 2.0 * num + 1.0
+
     def predictions(self, basis: "Basis") -> Iterable["Prediction"]:
         """Yields a row of the plan for each of its settings that is worth listing, with exact counts.
 

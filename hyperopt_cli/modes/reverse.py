@@ -114,6 +114,15 @@ class Reverse(Mode):
         """Whether its steps are compiled where the horizon repays it."""
         return self.compile == "auto"
 
+    def price(self, num: int, steps: int) -> float:
+        """Returns 1 plain run for the way there, and 3 for the steps that are swept.
+
+        Args:
+            num: the number of hyperparameters.
+            steps: the horizon T.
+        """
+        return 1.0 + 3.0 * self._num_swept(steps) / steps
+
     def predictions(self, basis: Basis) -> Iterable[Prediction]:
         """Predicts all states kept, and ever fewer slots.
 

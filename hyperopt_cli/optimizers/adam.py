@@ -45,6 +45,7 @@ class Adam(InnerOptimizer):
     """
 
     elementwise: ClassVar[bool] = True
+    rates: ClassVar[tuple[float, ...]] = (1e-4, 1e-3, 1e-2, 1e-1)
     taken_from_1: ClassVar[tuple[str, ...]] = ("beta1", "beta2")
     contraction: ClassVar[Factor | None] = None  # of w itself
 

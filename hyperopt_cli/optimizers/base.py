@@ -121,10 +121,12 @@ class InnerOptimizer:
             called with all parameters laid end to end as one vector under one name, which costs a few large operations
             instead of many small ones.
         taken_from_1: arguments x of which the rule uses 1 - x, so that float32 would lose digits near 1.
+        rates: learning rates that a scan begins with, a decade apart.
     """
 
     elementwise: ClassVar[bool] = False
     taken_from_1: ClassVar[tuple[str, ...]] = ()
+    rates: ClassVar[tuple[float, ...]] = (1e-3, 1e-2, 1e-1, 1.0)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuses a rule that states nothing."""

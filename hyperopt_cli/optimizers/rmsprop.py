@@ -46,6 +46,7 @@ class RMSprop(InnerOptimizer):
     """
 
     elementwise: ClassVar[bool] = True
+    rates: ClassVar[tuple[float, ...]] = (1e-4, 1e-3, 1e-2, 1e-1)
     taken_from_1: ClassVar[tuple[str, ...]] = ("alpha",)
 
     lr: float = 1e-2

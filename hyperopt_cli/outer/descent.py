@@ -1,36 +1,40 @@
-"""The outer loop: hypergradients, and the steps that they make in raw coordinates.
+"""The outer loop: it takes the training runs that a method asks for, and yields what was measured.
 
-    raw_{n+1} = project(raw_n - step(dE/draw)),      dE/draw = dE/dnatural dnatural/draw
+    method --points--> training runs --E, dE/dpoint--> method        (`method.py`)
 
-Where a step leads to a run that diverges, or whose hypergradient is noise (`noise.py`), it is halved, five times at the
-most. A generator of what was measured: it neither prints nor writes.
+A generator of outer steps, which are points with a hypergradient, and of trials, which are plain runs beside them: it
+neither prints nor writes. What a run has cost is counted in plain training runs (`price`), and decides when a budget is
+used up: gradients and products with the Hessian are counted, never seconds, so that it is the same on every machine.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hyperopt_cli.callback import Callback
 from hyperopt_cli.data.seeds import derive
-from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped
+from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped, UsageError
 from hyperopt_cli.keeper import Keeper, Within
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes import Hypergradient, Measurements, Mode
 from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.modes.base import mode_from_state_dict
 from hyperopt_cli.modes.fitting import in_short, smaller
-from hyperopt_cli.modes.plain_run import objective_after
-from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.modes.plain_run import check_differentiable, objective_after
+from hyperopt_cli.outer.method import Answer, Ask, Method
 from hyperopt_cli.outer.noise import CONFIRMED_TO, Ends, judge
-from hyperopt_cli.outer.replicas import SUMMED, Replicas
-from hyperopt_cli.outer.sign_descent import SignDescent
+from hyperopt_cli.outer.outer_step import OuterStep, Trial, step_of
+from hyperopt_cli.outer.replicas import Replicas
+from hyperopt_cli.outer.rules import Rule
+from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import ALONE, Ranks
+from hyperopt_cli.registry import OUTER, load
 from hyperopt_cli.space import Space
 
 # Does the work of this process; the second one saves where the others are to save and the work of this one is done.
@@ -38,93 +42,46 @@ Together = Callable[[Callable[[], None], Callable[[], None]], None]
 
 _LOG = logging.getLogger(__name__)
 
-MOST_HALVINGS = 5
-
-TOLD = (
-    "bias",
-    "checks",
-    "mode",
-    "plan",
-    "engine",
-    "engine_why",
-    "compiled_why",
-    "factors",
-)  # of a mode's stats what is reported where it is there
-
-
-class OuterStep(NamedTuple):
-    """What was measured before update `outer_step`; 0 is the start.
-
-    Attributes:
-        outer_step: n.
-        validation_loss: E, the mean over the replicas.
-        training_loss: the mean inner loss over the last tenth of the horizon.
-        hyperparameters: natural values.
-        hypergradient: dE/dnatural.
-        raw_hyperparameters: where the outer optimizer stands.
-        raw_hypergradient: dE/draw, before clipping.
-        inner_loss: L at every step, [T], of the first replica.
-        schedules: the value of every scheduled name over the horizon, [T] or [T, groups].
-        params: w_T of the first replica.
-        stats: of all replicas: `wall_s`, `num_steps`, `num_gradients`, `num_hvps` summed, `peak_bytes` their maximum;
-            `growth` and `digits` of the hypergradient; only where there is one: `bias`, what biases it, `noise`,
-            why it is noise, `num_asked_steps`, plain inner steps that were taken to find that out, `halvings` and
-            `halved_for`, what was found where the longer steps had led.
-    """
-
-    outer_step: int
-    validation_loss: float
-    training_loss: float
-    hyperparameters: Hyper
-    hypergradient: Hyper
-    raw_hyperparameters: Hyper
-    raw_hypergradient: Hyper
-    inner_loss: Tensor
-    schedules: dict[str, Tensor]
-    params: Params
-    stats: dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Descent:
     """How the outer loop moves the hyperparameters.
 
     Attributes:
-        optimizer: adam and sgd of `torch.optim`, or sign (`SignDescent`).
-        lr: its step in raw coordinates.
-        momentum: the momentum of sgd.
+        optimizer: a name in `registry.OUTER`.
+        lr: the step of adam, sgd and sign in raw coordinates.
+        momentum: of sgd.
+        grow: of sign: what a step is multiplied by where the sign stays.
         steps: updates; one more hypergradient is measured than updates are made.
-        clip_norm: the largest norm of dE/draw, over all hyperparameters together.
+        budget: the price at which the run ends, in plain training runs; None: any.
+        clip_norm: of adam, sgd and sign: the largest norm of dE/draw, over all hyperparameters together.
         patience: stop after so many outer steps without a new lowest validation loss.
-        on_nonfinite: where a step leads to what is not finite, or to noise, `backtrack`, halving it, or `stop`.
+        on_nonfinite: of adam, sgd and sign: where a step leads to what is not finite, or to noise, `backtrack`, halving
+            it, or `stop`.
         seed: `fixed`, the same training run each time, or `fresh`, other initial weights and batches.
         replicas: seeds that E and its hypergradient are averaged over.
     """
 
-    optimizer: Literal["adam", "sgd", "sign"] = "adam"
+    optimizer: str = "adam"
     lr: float = 0.05
     momentum: float = 0.0
+    grow: float = 1.0
     steps: int = 10
+    budget: float | None = None
     clip_norm: float | None = None
     patience: int | None = None
     on_nonfinite: Literal["backtrack", "stop"] = "backtrack"
     seed: Literal["fixed", "fresh"] = "fixed"
     replicas: int = 1
 
-    def rule(self, raw: list[Tensor]) -> torch.optim.Optimizer:
-        """Returns an outer optimizer that moves `raw`."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(raw, lr=self.lr)
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(raw, lr=self.lr, momentum=self.momentum)
-        return SignDescent(raw, lr=self.lr)
-
-    def smallest_step(self, grad: Hyper) -> Hyper:
-        """Returns the step that is left after all halvings that are allowed, with the signs of dE/draw."""
-        share = self.lr / 2**MOST_HALVINGS
-        if self.optimizer != "sgd":
-            return {key: share * g.sign() for key, g in grad.items()}
-        return {key: share * _scale(grad, self.clip_norm) * g for key, g in grad.items()}
+    def method(self) -> Method:
+        """Makes the method that `optimizer` names."""
+        made = load(OUTER[self.optimizer].path)
+        if issubclass(made, Rule):
+            backtrack = self.on_nonfinite == "backtrack"
+            made = partial(made, self.lr, self.momentum, self.grow, self.clip_norm, backtrack)
+        method: Method = made()
+        return method
 
     def seeds(self, seed: int, outer_step: int) -> list[int]:
         """Returns the seeds of the replicas of one outer step."""
@@ -145,8 +102,8 @@ def descend(
     measurements: Measurements | None = None,
     ranks: Ranks = ALONE,
     together: Together | None = None,
-) -> Iterator[OuterStep]:
-    """Yields the outer steps of a descent: it measures and updates `descent.steps` times, and measures once more.
+) -> Iterator[OuterStep | Trial]:
+    """Yields what a descent measures, until its steps or its budget are used up or its method has converged.
 
     Args:
         problem: seed -> the training run.
@@ -157,7 +114,7 @@ def descend(
         callback: hears of inner steps, of steps that are halved, of a mode that is made smaller because memory was
             lacking, and of a run that is begun again because what was saved of it could not be reversed.
         keeper: is asked after each step, inner or outer, whether to save what another process can go on from; the state
-            has `n`, how many outer steps are measured, and `progress`, inner steps of the next one.
+            has `n`, how many outer steps are measured, `num_trials`, and `progress`, inner steps since the last one.
         resume_from: what it saved, with the mode that was in use.
         measurements: of earlier hypergradients of this run; what is measured now is added.
         ranks: the processes that descend together, each of them with the same bits; several need the next.
@@ -165,49 +122,23 @@ def descend(
 
     Raises:
         NoMemoryError: memory was lacking, and the mode cannot do with less.
-        NonFiniteError: the run diverged, and did so after five halved steps too, or at
-            once; what was yielded stays good.
+        NonFiniteError: the run diverged, and the method has no other point to go on from; what was yielded stays good.
         NoiseError: likewise, of a hypergradient that is noise; the last that was measured is yielded first, and its
             stats say so.
     """
     measurements = Measurements() if measurements is None else measurements
-    walk = _Walk(space, descent, mode, seed, callback or Callback(), keeper, measurements, ranks, together)
+    walk = _Walk(problem, space, descent, mode, seed, callback or Callback(), keeper, measurements, ranks, together)
     if resume_from is not None:
         walk.load_state_dict(resume_from)
-    while walk.goes_on:
-        walk.update()
-        measured = None
-        while measured is None:
-            lacking = None
-            try:
-                measured = walk.measured(problem)
-            except NonFiniteError as error:
-                walk.halve(error)
-            except Stopped:
-                walk.save_the_rest()
-                raise
-            except Exception as error:
-                if not is_lacking(error) or ranks.divides("batch"):  # of which the others know nothing
-                    raise
-                lacking = in_short(error)
-            if lacking is not None:  # not above: as long as the error is there, it holds what took the memory
-                walk.make_mode_smaller(problem, lacking)
-        yield measured
-        if "noise" in measured.stats:
-            raise NoiseError(len(measured.inner_loss), measured.stats["noise"])
-        walk.save_if_due()
+    yield from walk.measured()
 
 
 class _Walk:
-    """The state of the outer loop, and the moves that change it.
-
-    Attributes:
-        n: how many outer steps are measured.
-        raw: where the next one is measured, once `update` has been made.
-    """
+    """The state of the outer loop, and the moves that change it."""
 
     def __init__(
         self,
+        problem: Callable[[int], Problem],
         space: Space,
         descent: Descent,
         mode: Mode,
@@ -218,142 +149,292 @@ class _Walk:
         ranks: Ranks,
         together: Together | None,
     ) -> None:
-        self._space, self._descent, self._mode, self._seed = space, descent, mode, seed
-        self._callback = callback
+        self._problem, self._space, self._descent, self._mode, self._seed = problem, space, descent, mode, seed
+        self._callback, self._ranks, self._in_ranks, self._measurements = callback, ranks, together, measurements
         self._keeper = None if keeper is None else Within(keeper, self._around)
-        self._in_ranks, self._measurements = together, measurements
-        self.n = 0
-        self.raw = {key: value.clone() for key, value in space.initial().items()}
-        self._rule = descent.rule(list(self.raw.values()))
-        self._good: Hyper = {}  # the last raw values that were measured
-        self._grad: Hyper | None = None  # there, as long as the update is not made
-        self._best, self._best_step, self._halvings = float("inf"), 0, 0
-        self._halved_for: list[str] = []
-        self._asked_steps, self._confirmed = 0, 0.0  # of this outer step; up to which growth, by all before
-        self._ranks = ranks
+        self._method, first = descent.method(), problem(descent.seeds(seed, 0)[0])
+        rates = first.optimizer.rates
+        self._terrain = Terrain.of(space, first.steps, self._method.in_units, rates)
+        self._steps = first.steps
         self._replicas = Replicas(ranks)
-        self._last_saved = 0, 0  # outer steps, and runs of the next one
+        self._n = self._num_trials = self._num_gradients = 0
+        self._price = 0.0
+        self._told: list[tuple[Tensor, Answer]] = []
+        self._start: OuterStep | None = None  # where the descent may not begin: measured without a hypergradient
+        self._judged: float | None = None  # E at the point that is asked for, by the plain runs before its gradient
+        self._best, self._best_step = float("inf"), 0
+        self._steps_since, self._asked_steps, self._confirmed = 0, 0, 0.0
+        self._last_saved = 0, 0, 0  # outer steps, trials, and runs of the next point
+
+    def measured(self) -> Iterator[OuterStep | Trial]:
+        """Yields what is measured from here on."""
+        walk = self._method.walk(self._terrain)
+        asks, num = next(walk), 0
+        while asks:
+            answers = []
+            for ask in asks:
+                if num == len(self._told):
+                    if self._is_over(ask):
+                        yield from self._closed()
+                        return
+                    yield from self._answered(ask)
+                point, answer = self._told[num]
+                if not torch.equal(point, ask.point):
+                    raise UsageError(
+                        "outer: the method asks for other points than those that the run has measured; resume it with "
+                        "the recipe and the version that it was begun with, or start another run"
+                    )
+                answers.append(answer)
+                num += 1
+            try:
+                asks = walk.send(answers)
+            except StopIteration:
+                asks = []
+        yield from self._closed()
+
+    def _closed(self) -> Iterator[OuterStep]:
+        """Yields the start, if the descent never got under way, and saves what is not saved yet."""
+        yield from self._start_if_pending()
+        if self._keeper is not None and self._measured_so_far > self._last_saved:
+            self._save()
+
+    def _start_if_pending(self) -> Iterator[OuterStep]:
+        if self._start is not None:
+            step, self._start, self._n = self._start, None, self._n + 1
+            yield step
 
     @property
-    def goes_on(self) -> bool:
-        """Whether another outer step is to be measured."""
-        patience, since = self._descent.patience, self.n - 1 - self._best_step
-        return self.n <= self._descent.steps and (self.n == 0 or patience is None or since < patience)
+    def _has_backward(self) -> bool:
+        return self._mode.chosen(self._measurements).has_backward
 
-    def update(self) -> None:
-        """Makes the update that is due, if any: it moves `raw` to where the next outer step is measured."""
-        if self._grad is None:
-            return
-        self._good = {key: value.clone() for key, value in self.raw.items()}
-        _update(self._rule, self.raw, self._grad, self._descent.clip_norm)
-        self._grad, self._halvings, self._halved_for, self._asked_steps = None, 0, [], 0
-        self._project()
+    @property
+    def _gradient_price(self) -> float:
+        num = sum(knob.initial.numel() for knob in self._space.tuned().values())
+        return self._mode.chosen(self._measurements).price(num, self._steps)
 
-    def halve(self, error: NonFiniteError) -> None:
-        """Moves half the way back to the last point where the run was good.
+    def _is_over(self, ask: Ask) -> bool:
+        """Whether the steps, the patience or the budget are used up before this point."""
+        descent = self._descent
+        if self._num_gradients > descent.steps:
+            return True
+        if descent.patience is not None and self._n and self._n - 1 - self._best_step >= descent.patience:
+            return True
+        if descent.budget is None:
+            return False
+        least = 1.0
+        if ask.gradient and ask.below == float("inf"):
+            least = self._gradient_price + (0.0 if self._has_backward else 1.0)
+        return self._price + descent.replicas * least > descent.budget
 
-        Raises:
-            NonFiniteError: this is `error`, if backtracking is off or was done often enough, or nothing was good yet.
-        """
-        if not self._may_halve:
+    def _answered(self, ask: Ask) -> Iterator[OuterStep | Trial]:
+        """Measures a point, yields what there is to write down of it, and keeps the answer."""
+        if not self._told and not ask.gradient:
+            seeds = self._descent.seeds(self._seed, 0)
+            check_differentiable(self._problem(seeds[0]), self._terrain.natural(ask.point))
+        if ask.message is not None:
+            self._say(ask.message)
+        if ask.gradient and ask.below < float("inf") and self._is_over(ask._replace(below=float("inf"))):
+            ask = ask._replace(gradient=False)  # the budget has room for a plain run alone
+        runs: list[Hypergradient] = []
+        error: NonFiniteError | None = None
+        while not runs and error is None:
+            lacking = None
+            try:
+                runs = self._runs(ask)
+            except NonFiniteError as diverged:
+                error = diverged
+            except Stopped:
+                self._save_the_rest()
+                raise
+            except Exception as failed:
+                if not is_lacking(failed) or self._ranks.divides("batch"):  # of which the others know nothing
+                    raise
+                lacking = in_short(failed)
+            if lacking is not None:  # not above: as long as the error is there, it holds what took the memory
+                self._make_mode_smaller(ask, lacking)
+        if error is not None and not ask.has_fallback:
+            yield from self._start_if_pending()
             raise error
-        self._halvings += 1
-        self._halved_for.append(str(error))
+        yield from self._taken_in(ask, runs, error)
         self._replicas.clear()
-        for key, value in self.raw.items():
-            value.copy_((value + self._good[key]) / 2)
-        self._project()
-        what = "" if isinstance(error, NoiseError) else f"{error}; "  # noise is in the log, which is told too
-        self._say(f"{what}its step is halved ({self._halvings} of {MOST_HALVINGS})")
+        self._judged = None
+        if self._keeper is not None and self._keeper.due():
+            self._save()
 
-    @property
-    def _may_halve(self) -> bool:
-        return self._descent.on_nonfinite == "backtrack" and bool(self._good) and self._halvings < MOST_HALVINGS
+    def _runs(self, ask: Ask) -> list[Hypergradient]:
+        """Takes the training runs of a point: plain ones, or hypergradients where these are wanted.
+
+        Where E decides whether the gradient is wanted, a single run with a backward sweep asks on its way; else plain
+        runs go before.
+        """
+        gated = ask.gradient and ask.below < float("inf")
+        alone = self._descent.replicas == 1 and not self._ranks.divides("replicas")
+        on_its_way = alone and self._has_backward
+        if gated and not on_its_way and self._judged is None:
+            plain = self._replicas_of(ask, None)
+            value = float(torch.stack([run.value for run in plain]).mean())
+            if value >= ask.below:
+                return plain
+            self._judged = value
+            self._price += len(plain)
+            self._steps_since += sum(run.stats["num_steps"] for run in plain)
+            self._replicas.clear()
+        wanted = (lambda value: value < ask.below) if gated and on_its_way else None
+        return self._replicas_of(ask, self._mode if ask.gradient else None, wanted)
+
+    def _replicas_of(
+        self, ask: Ask, mode: Mode | None, wanted: Callable[[float], bool] | None = None
+    ) -> list[Hypergradient]:
+        def on_step(replica: int) -> OnStep:
+            return partial(self._callback.on_inner_step, self._n, replica)
+
+        def begun_again(error: ReversalError) -> None:
+            self._callback.on_message(f"outer step {self._n} starts again without its checkpoint: {error}")
+
+        return self._replicas.taken(
+            self._problem,
+            self._descent.seeds(self._seed, self._n),
+            self._terrain.natural(ask.point),
+            mode,
+            self._measurements,
+            self._keeper,
+            self._together,
+            on_step,
+            begun_again,
+            wanted,
+        )
+
+    def _taken_in(
+        self, ask: Ask, runs: list[Hypergradient], error: NonFiniteError | None
+    ) -> Iterator[OuterStep | Trial]:
+        """Counts what a point's runs cost, yields the outer step or the trial that they are, and keeps the answer."""
+        seeds = self._descent.seeds(self._seed, self._n)
+        hyper, raw = self._terrain.natural(ask.point), self._terrain.raw(ask.point)
+        has_grad = bool(runs) and bool(runs[0].grad)
+        took_backward = has_grad or (error is not None and ask.gradient)
+        price = len(seeds) * (self._gradient_price if took_backward else 1.0)
+        self._price += price
+        grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper} if has_grad else None
+        step = step_of(self._space, self._n, raw, hyper, grad, runs)
+        step.stats["price"] = self._price
+        if grad is not None:
+            yield from self._taken_as_step(ask, step, runs)
+            return
+        self._told.append((ask.point, Answer(step.validation_loss, None, error)))
+        if not self._method.compares:  # a step that is halved: the outer step tells of it
+            return
+        self._num_trials, self._steps_since = self._num_trials + 1, self._steps_since + step.stats["num_steps"]
+        if len(self._told) == 1:
+            self._start = step
+        yield Trial(
+            number=self._num_trials - 1,
+            outer_step=self._n,
+            kind=ask.kind,
+            validation_loss=step.validation_loss,
+            hyperparameters=hyper,
+            raw_hyperparameters=raw,
+            price=price,
+            price_so_far=self._price,
+            steps=self._steps,
+            seeds=seeds,
+            refused=ask.kind == "step" and not step.validation_loss < ask.below,
+            why=None if error is None else str(error),
+            params=step.params,
+            wall_s=step.stats["wall_s"],
+        )
+        if ask.kind == "search":
+            yield from self._start_if_pending()
+
+    def _taken_as_step(self, ask: Ask, step: OuterStep, runs: list[Hypergradient]) -> Iterator[OuterStep]:
+        """Yields the outer step of a point with its hypergradient, and before it the start, if that is pending."""
+        if torch.equal(ask.point, self._terrain.start):
+            self._start = None
+        yield from self._start_if_pending()
+        step = step._replace(outer_step=self._n)
+        halved = {"halvings": len(ask.halved_for), "halved_for": list(ask.halved_for)}
+        step.stats.update(halved if ask.halved_for else {})
+        assert step.hypergradient is not None
+        vector = self._terrain.pull_back(ask.point, step.hypergradient)
+        if all("growth" in run.stats for run in runs):
+            step.stats.update(self._trusted(ask, step, vector, runs))
+        noise = None
+        if "noise" in step.stats:
+            if self._ranks.is_lead:
+                _LOG.warning("outer step %d: the hypergradient is noise: %s", self._n, step.stats["noise"])
+            noise = NoiseError(len(step.inner_loss), step.stats["noise"])
+            if ask.has_fallback:
+                self._told.append((ask.point, Answer(step.validation_loss, None, noise)))
+                return
+            yield step
+            raise noise
+        if step.validation_loss < self._best:
+            self._best, self._best_step = step.validation_loss, self._n
+        self._told.append((ask.point, Answer(step.validation_loss, vector)))
+        self._n, self._num_gradients, self._steps_since = self._n + 1, self._num_gradients + 1, 0
+        self._replicas.clear()
+        self._judged, self._asked_steps = None, 0
+        yield step
+
+    def _trusted(self, ask: Ask, step: OuterStep, vector: Tensor, runs: list[Hypergradient]) -> dict[str, Any]:
+        """Returns the stats that say how many digits the hypergradient has, and whether it is noise."""
+        smallest = self._method.smallest_step(vector)
+        if smallest is None:
+            return {
+                "growth": max(run.stats["growth"] for run in runs),
+                "digits": min(run.stats["digits"] for run in runs),
+            }
+        seeds = self._descent.seeds(self._seed, self._n)
+
+        def objective(point: Hyper) -> float:
+            hyper, total = self._terrain.natural(point["point"]), 0.0
+            for replica, seed in enumerate(seeds):
+
+                def on_step(phase: str, done: int, steps: int, replica: int = replica) -> None:
+                    self._callback.on_inner_step(self._n, replica, "digits", done, steps)
+
+                run = self._problem(seed)
+                total += objective_after(run, hyper, on_step) / len(seeds)
+                self._asked_steps += run.steps
+                self._price += 1.0
+            return float(self._ranks.from_lead(total))
+
+        ends = Ends.of(
+            {"point": ask.point},
+            {"point": vector},
+            {"point": smallest},
+            lambda point: {"point": self._terrain.project(point["point"])},
+        )
+        judgement = judge([run.stats for run in runs], step.validation_loss, ends, objective, self._confirmed)
+        if judgement.num_asked and judgement.noise is None:
+            self._confirmed = CONFIRMED_TO * judgement.growth
+        stats: dict[str, Any] = {"growth": judgement.growth, "digits": judgement.digits, "price": self._price}
+        stats |= {} if judgement.noise is None else {"noise": judgement.noise}
+        return stats | ({"num_asked_steps": self._asked_steps} if self._asked_steps else {})
 
     def _say(self, text: str) -> None:
-        self._callback.on_message(f"outer step {self.n}: {text}")
+        self._callback.on_message(f"outer step {self._n}: {text}")
 
-    def make_mode_smaller(self, problem: Callable[[int], Problem], lacking: str) -> None:
+    def _make_mode_smaller(self, ask: Ask, lacking: str) -> None:
         """Takes a mode that needs less memory, for the hypergradient that is begun again and those after it.
 
         Raises:
             NoMemoryError: the mode can't do with less.
         """
         self._replicas.begin_again()
-        seed = self._descent.seeds(self._seed, self.n)[0]
-        hyper, ranks = self._space.natural(self.raw), self._ranks.of_one_run
-        self._mode, message = smaller(self._mode, problem(seed), hyper, lacking, self._measurements, ranks)
+        seed = self._descent.seeds(self._seed, self._n)[0]
+        hyper, ranks = self._terrain.natural(ask.point), self._ranks.of_one_run
+        self._mode, message = smaller(self._mode, self._problem(seed), hyper, lacking, self._measurements, ranks)
         self._say(message)
 
-    def measured(self, problem: Callable[[int], Problem]) -> OuterStep:
-        """Measures the next outer step; if its stats say that it is noise, it is the last one.
-
-        Raises:
-            NonFiniteError: the run is not finite, or its hypergradient is noise and the step can be halved.
-        """
-        raw = {key: value.clone() for key, value in self.raw.items()}  # the next update moves the original in place
-        hyper, seeds = self._space.natural(raw), self._descent.seeds(self._seed, self.n)
-
-        def on_step(replica: int) -> OnStep:
-            return partial(self._callback.on_inner_step, self.n, replica)
-
-        def begun_again(error: ReversalError) -> None:
-            self._callback.on_message(f"outer step {self.n} starts again without its checkpoint: {error}")
-
-        runs = self._replicas.hypergradients(
-            problem, seeds, hyper, self._mode, self._measurements, self._keeper, self._together, on_step, begun_again
-        )
-        grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper}
-        step = step_of(self._space, self.n, raw, hyper, grad, runs)
-        step.stats.update({"halvings": self._halvings, "halved_for": self._halved_for} if self._halvings else {})
-        if all("growth" in run.stats for run in runs):
-            step.stats.update(self._judged(step, runs, problem, seeds))
-        self._replicas.clear()
-        if "noise" in step.stats:
-            if self._ranks.is_lead:
-                _LOG.warning("outer step %d: the hypergradient is noise: %s", self.n, step.stats["noise"])
-            if self._may_halve:
-                raise NoiseError(len(step.inner_loss), step.stats["noise"])
-            return step
-        if step.validation_loss < self._best:
-            self._best, self._best_step = step.validation_loss, self.n
-        self.n, self._grad = self.n + 1, step.raw_hypergradient
-        return step
-
-    def _judged(
-        self,
-        step: OuterStep,
-        runs: list[Hypergradient],
-        problem: Callable[[int], Problem],
-        seeds: list[int],
-    ) -> dict[str, Any]:
-        """Returns the stats that say how many digits the hypergradient has, and whether it is noise."""
-
-        def objective(raw: Hyper) -> float:
-            hyper, total = self._space.natural(raw), 0.0
-            for replica, seed in enumerate(seeds):
-
-                def on_step(phase: str, done: int, steps: int, replica: int = replica) -> None:
-                    self._callback.on_inner_step(self.n, replica, "digits", done, steps)
-
-                run = problem(seed)
-                total += objective_after(run, hyper, on_step) / len(seeds)
-                self._asked_steps += run.steps
-            return float(self._ranks.from_lead(total))
-
-        raw, grad = step.raw_hyperparameters, step.raw_hypergradient
-        ends = Ends.of(raw, grad, self._descent.smallest_step(grad), self._space.project)
-        judgement = judge([run.stats for run in runs], step.validation_loss, ends, objective, self._confirmed)
-        if judgement.num_asked and judgement.noise is None:
-            self._confirmed = CONFIRMED_TO * judgement.growth
-        stats: dict[str, Any] = {"growth": judgement.growth, "digits": judgement.digits}
-        stats |= {} if judgement.noise is None else {"noise": judgement.noise}
-        return stats | ({"num_asked_steps": self._asked_steps} if self._asked_steps else {})
+    @property
+    def _measured_so_far(self) -> tuple[int, int, int]:
+        return self._n, self._num_trials, self._replicas.num_done
 
     def _around(self, run: dict[str, Any] | None) -> dict[str, Any]:
         """Returns the state of the descent, with that of the run that is under way, and notes that it is saved."""
-        self._last_saved = self.n, self._replicas.num_done
-        return {**self.state_dict(), **self._replicas.state_dict(run)}
+        self._last_saved = self._measured_so_far
+        runs = self._replicas.state_dict(run)
+        return {**self.state_dict(), **runs, "progress": runs["progress"] + self._steps_since}
 
     def _save(self) -> None:
         """Saves the state at a time when this process is in the middle of no training run."""
@@ -363,98 +444,45 @@ class _Walk:
     def _together(self, work: Callable[[], None]) -> None:
         work() if self._in_ranks is None else self._in_ranks(work, self._save)
 
-    def save_the_rest(self) -> None:
-        """Saves what was measured since the last time, before the run ends inside of a hypergradient."""
-        if self._keeper is not None and (self.n, self._replicas.num_done) > self._last_saved:
-            self._save()
-
-    def save_if_due(self) -> None:
-        """Saves after an outer step if that is due; the last one is always saved, so that a run can be made longer."""
-        if self._keeper is not None and (self._keeper.due() or not self.goes_on):
+    def _save_the_rest(self) -> None:
+        """Saves what was measured since the last time, before the run ends inside of a training run."""
+        if self._keeper is not None and self._measured_so_far > self._last_saved:
             self._save()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the descent, without the runs of the next outer step."""
+        """Returns the state of the descent, without the runs of the next point."""
         return {
-            "n": self.n,
+            "n": self._n,
+            "num_trials": self._num_trials,
+            "num_gradients": self._num_gradients,
+            "price": self._price,
             "mode": self._mode.state_dict(),
-            "raw": self.raw,
-            "rule": self._rule.state_dict(),
-            "good": self._good,
-            "grad": self._grad,
+            "told": [
+                [point, told.value, told.grad, told.error and [told.error.step, told.error.what, str(told.error)]]
+                for point, told in self._told
+            ],
+            "start": None if self._start is None else self._start._asdict(),
+            "judged": self._judged,
             "best": self._best,
             "best_step": self._best_step,
-            "halvings": self._halvings,
-            "halved_for": self._halved_for,
+            "steps_since": self._steps_since,
             "asked_steps": self._asked_steps,
             "confirmed": self._confirmed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state that was saved, and goes on from there."""
-        self.n, self._good, self._grad, self._halvings = (state[key] for key in ("n", "good", "grad", "halvings"))
-        self._mode = mode_from_state_dict(state["mode"])
-        self._best, self._best_step = state["best"], state["best_step"]
-        self._halved_for = list(state.get("halved_for", ()))
-        self._asked_steps, self._confirmed = state.get("asked_steps", 0), state.get("confirmed", 0.0)
+        self._n, self._num_trials, self._num_gradients = state["n"], state["num_trials"], state["num_gradients"]
+        self._price, self._mode = state["price"], mode_from_state_dict(state["mode"])
+        for point, value, grad, of_error in state["told"]:
+            error = None
+            if of_error is not None:
+                error = NonFiniteError(*of_error[:2])
+                error.args = (of_error[2],)
+            self._told.append((point, Answer(value, grad, error)))
+        self._start = None if state["start"] is None else OuterStep(**state["start"])
+        self._judged, self._best, self._best_step = state["judged"], state["best"], state["best_step"]
+        self._steps_since, self._asked_steps = state["steps_since"], state["asked_steps"]
+        self._confirmed = state["confirmed"]
         self._replicas.load_state_dict(state)
-        self._last_saved = self.n, self._replicas.num_done
-        for key, value in self.raw.items():
-            value.copy_(state["raw"][key])
-        self._rule.load_state_dict(state["rule"])
-
-    def _project(self) -> None:
-        for key, value in self._space.project(self.raw).items():
-            self.raw[key].copy_(value)
-
-
-def step_of(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper, runs: list[Hypergradient]) -> OuterStep:
-    """Returns outer step `n`, in which E and the training loss are means over its runs.
-
-    Args:
-        space: the hyperparameters.
-        n: how many updates came before.
-        raw: the point where it was measured, in raw coordinates.
-        hyper: the same point in natural values.
-        grad: dE/dnatural, the mean over the runs.
-        runs: the hypergradients of the replicas; w_T and the inner loss are those of the first.
-    """
-    first = runs[0]
-    losses = [_last_tenth(run.stats["inner_loss"].to(first.value.device)) for run in runs]
-    return OuterStep(
-        outer_step=n,
-        validation_loss=float(torch.stack([run.value for run in runs]).mean()),
-        training_loss=sum(losses) / len(losses),
-        hyperparameters=hyper,
-        hypergradient=grad,
-        raw_hyperparameters=raw,
-        raw_hypergradient=space.pull_back(raw, grad),
-        inner_loss=first.stats["inner_loss"].cpu(),
-        schedules=space.courses(hyper),
-        params=first.params,
-        stats=_added(runs),
-    )
-
-
-def _last_tenth(inner_loss: Tensor) -> float:
-    return float(inner_loss[-max(1, len(inner_loss) // 10) :].mean())
-
-
-def _added(runs: list[Hypergradient]) -> dict[str, Any]:
-    summed = {key: sum(run.stats[key] for run in runs) for key in SUMMED}
-    alike: dict[str, Any] = {key: runs[-1].stats[key] for key in TOLD if key in runs[-1].stats}  # alike in all of them
-    return {**summed, "peak_bytes": max(run.stats["peak_bytes"] for run in runs), **alike}
-
-
-def _update(rule: torch.optim.Optimizer, raw: Hyper, grad: Hyper, clip_norm: float | None) -> None:
-    """Takes one step of the outer optimizer, on a hypergradient that is clipped by its norm."""
-    scale = _scale(grad, clip_norm)
-    for key, value in raw.items():
-        value.grad = grad[key] * scale
-    rule.step()
-
-
-def _scale(grad: Hyper, clip_norm: float | None) -> float:
-    """Returns the factor that clips a hypergradient by its norm, over all hyperparameters together."""
-    norm = float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in grad.values()])))
-    return 1.0 if clip_norm is None or norm <= clip_norm else clip_norm / norm
+        self._last_saved = self._measured_so_far

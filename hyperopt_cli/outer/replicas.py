@@ -16,6 +16,7 @@ from hyperopt_cli.errors import ReversalError, VerificationError
 from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.modes import Hypergradient, Measurements, Mode, hypergradient
 from hyperopt_cli.modes.account import OnStep, listed
+from hyperopt_cli.modes.plain_run import plain_run
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import Ranks
 
@@ -23,7 +24,7 @@ SUMMED = ("wall_s", "num_steps", "num_gradients", "num_hvps")  # of a mode's sta
 
 
 class Replicas:
-    """Takes the hypergradients of one outer step, and keeps those that are done or begun.
+    """Takes the training runs of one point, and keeps those that are done or begun.
 
     Args:
         ranks: the processes that share the outer step.
@@ -48,43 +49,48 @@ class Replicas:
         """Forgets the runs that are begun, because they were taken in another mode."""
         self._begun = {}
 
-    def hypergradients(
+    def taken(
         self,
         problem: Callable[[int], Problem],
         seeds: Sequence[int],
         hyper: Hyper,
-        mode: Mode,
+        mode: Mode | None,
         measurements: Measurements,
         keeper: Keeper | None,
         together: Callable[[Callable[[], None]], None],
         on_step: Callable[[int], OnStep],
         begun_again: Callable[[ReversalError], None],
+        wanted: Callable[[float], bool] | None = None,
     ) -> list[Hypergradient]:
-        """Returns a hypergradient for each seed; they are kept until `clear`, so that a run that stops has them.
+        """Returns the run of each seed; they are kept until `clear`, so that a run that stops has them.
 
         Args:
             problem: seed -> the training run.
             seeds: the seeds of all replicas.
             hyper: lambda.
-            mode: how to differentiate.
+            mode: how to differentiate; None: not at all, these are plain runs.
             measurements: what earlier hypergradients of this run have measured.
             keeper: saves the state of the run that is under way.
             together: does the work of this process, and waits for others that share it.
             on_step: replica -> the function that is called at each of its inner steps.
             begun_again: is told of a run that is begun again, because what was saved of it could not be reversed.
+            wanted: tells by E whether its derivative is wanted, for a mode with a backward sweep.
         """
 
         def run_of(replica: int, resume_from: dict[str, Any] | None) -> Hypergradient:
-            run = problem(seeds[replica])
+            run, told, ranks = problem(seeds[replica]), on_step(replica), self._ranks.of_one_run
+            if mode is None:
+                return plain_run(run, hyper, on_step=told, keeper=keeper, resume_from=resume_from, ranks=ranks)
             return hypergradient(
                 run,
                 hyper,
                 mode,
-                on_step=on_step(replica),
+                on_step=told,
                 keeper=keeper,
                 resume_from=resume_from,
                 measurements=measurements,
-                ranks=self._ranks.of_one_run,
+                ranks=ranks,
+                wanted=wanted,
             )
 
         def work() -> None:

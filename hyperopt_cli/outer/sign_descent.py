@@ -1,10 +1,10 @@
 """FDS's outer rule: a step of fixed size in the direction of the sign, halved where the sign flips.
 
-    raw <- raw - gamma sign(g),      gamma <- gamma / 2 where sign(g) differs from the last one's
+    raw <- raw - gamma sign(g),      gamma <- gamma / 2 where sign(g) differs from the last one's, else grow gamma
 
 Micaelli and Storkey 2021, "Gradient-based Hyperparameter Optimization Over Long Horizons",
-https://arxiv.org/abs/2007.07869. It is Rprop without growth; `torch.optim.Rprop` is no substitute, because it skips
-the step on a flip.
+https://arxiv.org/abs/2007.07869. It does not grow; with growth by 1.2 it is Rprop of Riedmiller and Braun 1993
+without weight-backtracking. `torch.optim.Rprop` is no substitute, because it skips the step on a flip.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,10 +20,11 @@ class SignDescent(torch.optim.Optimizer):
     Args:
         params: the raw hyperparameters.
         lr: the first step gamma, of each element.
+        grow: what gamma is multiplied by where the sign stays.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.1) -> None:
-        super().__init__(params, {"lr": lr})
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1, grow: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr, "grow": grow})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -35,8 +36,8 @@ class SignDescent(torch.optim.Optimizer):
                     continue
                 state, direction = self.state[p], p.grad.sign()
                 gamma = state.get("gamma", torch.full_like(p, group["lr"]))
-                flipped = direction * state.get("direction", direction) < 0
-                state["gamma"] = torch.where(flipped, gamma / 2, gamma)
+                agree = direction * state.get("direction", torch.zeros_like(direction))
+                state["gamma"] = torch.where(agree < 0, gamma / 2, torch.where(agree > 0, group["grow"] * gamma, gamma))
                 state["direction"] = torch.where(direction == 0, state.get("direction", direction), direction)
                 p.sub_(state["gamma"] * direction)
         return loss

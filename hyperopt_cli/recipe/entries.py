@@ -14,7 +14,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from hyperopt_cli.recipe.fields import Bounds, Integer, Invalid, Number, Numbers, Section, is_number
+from hyperopt_cli.recipe.fields import Bounds, Integer, Invalid, Number, Numbers, Positive, Section, is_number
 from hyperopt_cli.recipe.limits import MAX_POINTS
 from hyperopt_cli.recipe.wording import did_you_mean, shown
 
@@ -26,6 +26,7 @@ class Entry(Section):
     value: Number | None = None
     transform: Literal["log", "logit", "softplus", "identity"] | None = None
     bounds: Bounds | None = None
+    step: Positive | None = None
 
     @model_validator(mode="before")
     @classmethod

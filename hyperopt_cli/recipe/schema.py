@@ -36,7 +36,7 @@ from hyperopt_cli.recipe.limits import MAX_POINTS
 from hyperopt_cli.recipe.mode_section import Mode
 from hyperopt_cli.recipe.positions import KeyPath, Positions
 from hyperopt_cli.recipe.wording import did_you_mean, shown
-from hyperopt_cli.registry import LOSSES, OPTIMIZERS
+from hyperopt_cli.registry import LOSSES, OPTIMIZERS, OUTER
 
 
 class Call(Section):
@@ -140,29 +140,44 @@ class Group(Section):
 
 
 class Outer(Section):
-    """The outer optimizer, which moves the hyperparameters."""
+    """The outer loop: the method that moves the hyperparameters, how long, and over which seeds."""
 
-    optimizer: Literal["adam", "sgd", "sign"] = "adam"
-    lr: Positive = 0.05
+    optimizer: Annotated[str, *one_of(OUTER)] = "auto"
+    lr: Positive | None = None
     steps: Natural = 10
+    budget: Positive | None = None
     momentum: Share | None = None
+    grow: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] | None = None
     clip_norm: Positive | None = None
     patience: Count | None = None
-    on_nonfinite: Literal["backtrack", "stop"] = "backtrack"
+    on_nonfinite: Literal["backtrack", "stop"] | None = None
     seed: Literal["fixed", "fresh"] = "fixed"
     replicas: Count = 1
 
     @model_validator(mode="before")
     @classmethod
-    def _default_momentum(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("optimizer") == "sgd" and given.get("momentum") is None:
-            return given | {"momentum": 0.0}
-        return given
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        method = OUTER.get(given.get("optimizer", "auto"))
+        defaults = {} if method is None else method.settings
+        return given | {key: value for key, value in defaults.items() if given.get(key) is None}
 
     @model_validator(mode="after")
-    def _check_momentum(self) -> Self:
-        if self.momentum is not None and self.optimizer != "sgd":
-            raise Invalid(f"the outer optimizer {self.optimizer} takes no momentum; only sgd does", "momentum")
+    def _check_settings(self) -> Self:
+        method = OUTER[self.optimizer]
+        for key in dict.fromkeys(key for each in OUTER.values() for key in each.settings):
+            if getattr(self, key) is not None and key not in method.settings:
+                takers = [name for name, each in OUTER.items() if key in each.settings]
+                does = f"only {takers[0]} does" if len(takers) == 1 else f"{', '.join(takers)} do"
+                raise Invalid(f"the outer optimizer {self.optimizer} takes no {key}; {does}", key)
+        if self.seed == "fresh" and method.compares:
+            others = ", ".join(name for name, each in OUTER.items() if not each.compares)
+            raise Invalid(
+                f"got fresh; the outer optimizer {self.optimizer} compares runs of the same seeds: take replicas, or "
+                f"{others}",
+                "seed",
+            )
         return self
 
 

@@ -1,16 +1,19 @@
 """The directory of one run: every path in it, and every file that is written while the run goes on.
 
-    recipe.yaml resolved.yaml environment.json status.json metrics.jsonl result.json measurements.json tensorboard/
-    checkpoints/
+    recipe.yaml resolved.yaml environment.json status.json metrics.jsonl trials.jsonl result.json model.pt
+    measurements.json tensorboard/ checkpoints/
 
-(measurements.json where `engine: auto` chose, checkpoints/ where there were any).
+(trials.jsonl where plain training runs were taken beside the outer steps, measurements.json where `engine: auto` chose,
+checkpoints/ where there were any).
 
-A document is renamed into place when it is complete; metrics.jsonl grows by one line an outer step.
+A document is renamed into place when it is complete; metrics.jsonl grows by one line an outer step, trials.jsonl by one
+a plain training run.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shlex
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from hyperopt_cli.run_directory.measured import Measured
     from hyperopt_cli.run_directory.result import Result
 
-WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps")
+WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps", "price")
 # Only there where the hypergradient is not exact.
 BIAS, MODE = "bias", "mode"
 # Only there where the comparison with central differences has something to say.
@@ -112,6 +115,16 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def trials(self) -> Path:
+        """The path of trials.jsonl, which has one line for each plain training run beside the outer steps."""
+        return self.root / "trials.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The path of model.pt, the state_dict of the model as the best outer step has trained it."""
+        return self.root / "model.pt"
+
+    @property
     def result(self) -> Path:
         """The path of result.json, which holds the result of the run."""
         return self.root / "result.json"
@@ -164,25 +177,40 @@ class RunDirectory:
         """Adds the line of one outer step; it is on the disk when this returns."""
         line = {
             "outer_step": step.outer_step,
-            "validation_loss": step.validation_loss,
-            "training_loss": step.training_loss,
+            "validation_loss": None if step.validation_loss == math.inf else step.validation_loss,
+            "training_loss": None if step.training_loss == math.inf else step.training_loss,
             "hyperparameters": step.hyperparameters,
             "hypergradient": step.hypergradient,
             "raw_hyperparameters": step.raw_hyperparameters,
             "raw_hypergradient": step.raw_hypergradient,
-            **{key: step.stats[key] for key in WRITTEN_STATS},
+            **{key: step.stats[key] for key in WRITTEN_STATS if key in step.stats},
             **{key: step.stats[key] for key in (*TRUSTED, BIAS, MODE, CHECKS, SOURCES_CHANGED) if key in step.stats},
             **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
         }
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(to_text(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.metrics, line)
 
-    def rewind_metrics(self, outer_step: int) -> None:
-        """Drops the lines from `outer_step` on, and a half-written last one, so that a resumed run can add them."""
-        kept = [line for line in whole_lines(self.metrics) if json.loads(line)["outer_step"] < outer_step]
-        write_text(self.metrics, "".join(kept))
+    def append_trial(self, line: Mapping[str, Any]) -> None:
+        """Adds the line of a plain training run; it is on the disk when this returns."""
+        _append(self.trials, line)
+
+    def rewind(self, outer_step: int, trial: int) -> None:
+        """Drops the lines from `outer_step` and `trial` on, so that a resumed run can add them.
+
+        Args:
+            outer_step: the first line of metrics.jsonl to drop; a half-written last one is dropped too.
+            trial: likewise of trials.jsonl.
+        """
+        for path, key, number in ((self.metrics, "outer_step", outer_step), (self.trials, "trial", trial)):
+            if path.exists() or path == self.metrics:
+                kept = [line for line in whole_lines(path) if json.loads(line)[key] < number]
+                write_text(path, "".join(kept))
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(to_text(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def new_folder(out: Path | None, name: str) -> Path:

@@ -45,16 +45,16 @@ class Measured(Protocol):
         """Natural values, e.g. a learning rate."""
 
     @property
-    def hypergradient(self) -> Mapping[str, Tensor]:
-        """The derivative of the validation loss by the natural values."""
+    def hypergradient(self) -> Mapping[str, Tensor] | None:
+        """The derivative of the validation loss by the natural values; None at a start that was left without one."""
 
     @property
     def raw_hyperparameters(self) -> Mapping[str, Tensor]:
         """The values that the outer optimizer moves, e.g. the logarithm of a learning rate."""
 
     @property
-    def raw_hypergradient(self) -> Mapping[str, Tensor]:
-        """The derivative of the validation loss by the raw values."""
+    def raw_hypergradient(self) -> Mapping[str, Tensor] | None:
+        """The derivative of the validation loss by the raw values; None as above."""
 
     @property
     def inner_loss(self) -> Tensor:

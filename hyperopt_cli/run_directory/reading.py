@@ -1,6 +1,7 @@
 """Runs read back from their files, for `hyperopt show`."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,20 +21,23 @@ class Metrics(NamedTuple):
     central differences has to say of the hypergradient; None where that is nothing.
     `digits` are the decimal digits that the hypergradient has, `growth` is what the run amplifies perturbations by,
     `noise` is why the hypergradient says nothing, `num_asked_steps` are plain inner steps that were taken to find out;
-    `halvings` of the outer step that led here, and in `halved_for` the reason of each.
+    `halvings` of the outer step that led here, and in `halved_for` the reason of each. The two losses are infinite
+    where the run of the start diverged, and its hypergradients None where the descent began elsewhere. `price` is what
+    the run has cost so far, in plain training runs.
     """
 
     outer_step: int
     validation_loss: float
     training_loss: float
     hyperparameters: dict[str, Values]
-    hypergradient: dict[str, Values]
+    hypergradient: dict[str, Values] | None
     raw_hyperparameters: dict[str, Values]
-    raw_hypergradient: dict[str, Values]
+    raw_hypergradient: dict[str, Values] | None
     wall_s: float
     peak_bytes: int
     num_gradients: int
     num_hvps: int
+    price: float | None = None
     bias: str | None = None
     mode: str | None = None
     factors: dict[str, str] | None = None
@@ -84,7 +88,9 @@ def read_metrics(path: Path) -> list[Metrics]:
     for n, line in enumerate(whole_lines(path), start=1):
         try:
             content: dict[str, Any] = revive(json.loads(line))
+            for key in ("validation_loss", "training_loss"):
+                content[key] = math.inf if content[key] is None else content[key]
             metrics.append(Metrics(**content))
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UsageError(f"{path}:{n} is damaged ({error}); restore the file, or delete that line") from None
     return metrics

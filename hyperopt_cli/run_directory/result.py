@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,23 +18,49 @@ Values: TypeAlias = "float | list[Values]"
 
 @dataclass(frozen=True)
 class Point:
-    """Where the search stood at one outer step.
+    """Where the search stood at one outer step, or in a trial.
 
     Attributes:
-        outer_step: the number of updates before it.
-        validation_loss: the outer objective there.
+        outer_step: its line of metrics.jsonl, from 0; None where it is a trial.
+        validation_loss: the outer objective there; infinite where the run of the start diverged.
         hyperparameters: natural values, nested lists for what has a shape.
+        trial: its line of trials.jsonl, from 0; None where it is an outer step.
     """
 
-    outer_step: int
+    outer_step: int | None
     validation_loss: float
     hyperparameters: dict[str, Values]
+    trial: int | None = None
 
     @classmethod
     def of(cls, step: Measured) -> Point:
         """Returns the point of a measured outer step."""
         values: dict[str, Values] = {name: value.tolist() for name, value in step.hyperparameters.items()}
         return cls(step.outer_step, step.validation_loss, values)
+
+    @property
+    def label(self) -> str:
+        """How it is called in a table: `outer step 3`, `trial 12`."""
+        return f"outer step {self.outer_step}" if self.trial is None else f"trial {self.trial}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what result.json holds of it: a loss of null where the run diverged, `trial` only where it is one."""
+        content = asdict(self)
+        if content["trial"] is None:
+            del content["trial"]
+        if self.validation_loss == math.inf:
+            content["validation_loss"] = None
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Point:
+        """Makes a point from what `to_json` returned.
+
+        Raises:
+            KeyError, TypeError: a key is missing or unknown.
+        """
+        diverged = {"validation_loss": math.inf} if content["validation_loss"] is None else {}
+        return cls(**{**content, **diverged})
 
 
 @dataclass(frozen=True)
@@ -46,9 +73,9 @@ class Score:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test split, measured once at the start and once at the best."""
+    """The test split, measured once at the start, unless its run diverged, and once at the best."""
 
-    initial: Score
+    initial: Score | None
     best: Score
 
 
@@ -86,6 +113,7 @@ class Result:
         for key in ("bias", "fixed", "sources_changed"):
             if not content[key]:
                 del content[key]
+        content |= {"initial": self.initial and self.initial.to_json(), "best": self.best and self.best.to_json()}
         return dict(plain(content))
 
     @classmethod
@@ -98,7 +126,8 @@ class Result:
         fields = revive(dict(content))
         try:
             initial, best, test = fields.pop("initial"), fields.pop("best"), fields.pop("test")
-            held_out = test and HeldOut(Score(**test["initial"]), Score(**test["best"]))
-            return cls(**fields, initial=initial and Point(**initial), best=best and Point(**best), test=held_out)
+            held_out = test and HeldOut(test["initial"] and Score(**test["initial"]), Score(**test["best"]))
+            points = [point and Point.from_json(point) for point in (initial, best)]
+            return cls(**fields, initial=points[0], best=points[1], test=held_out)
         except (KeyError, TypeError) as error:
             raise UsageError(f"result.json was written by another version, or by hand: {error}") from None

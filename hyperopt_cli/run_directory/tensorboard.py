@@ -4,6 +4,8 @@
     hyperparameters/<name> hypergradients/<name>  natural values; <name>/<index> for each element of a small vector,
                                                   mean, min, max and a histogram for a large one
     cost/wall_s cost/peak_bytes                   of each outer step
+    cost/price                                    of the run so far, in plain training runs
+    trials/validation                             of plain runs beside the outer steps, over their number
     inner_loss                                    over the inner step, one TensorBoard run an outer step
     schedules/<name>                              a picture: the start in grey, now in colour
     best/validation_loss test/loss test/accuracy  at the end
@@ -96,6 +98,11 @@ class TensorBoardLog(Callback):
             for t in _thinned(len(step.inner_loss)):
                 writer.add_scalar("inner_loss", step.inner_loss[t].item(), t)
 
+    def on_trial(self, trial: Any) -> None:
+        """Adds the loss of a plain run, unless it diverged."""
+        if trial.validation_loss != math.inf:
+            self._writer.add_scalar("trials/validation", trial.validation_loss, trial.number)
+
     def on_end(self, result: Result) -> None:
         """Adds the test split, and what the hparams page compares runs by: initial settings and best loss."""
         if result.initial is None or result.best is None:
@@ -110,17 +117,22 @@ class TensorBoardLog(Callback):
         scores = []
         if result.test is not None:
             scores = [(result.initial, result.test.initial), (result.best, result.test.best)]
+        last = max((p.outer_step for p in (result.initial, result.best) if p.outer_step is not None), default=0)
 
         _remove_end(self._folder)
         with SummaryWriter(self._folder, filename_suffix=END) as writer:
             for point, score in scores:
-                writer.add_scalar("test/loss", score.loss, point.outer_step)
+                if score is None:  # its run diverged
+                    continue
+                at = last + 1 if point.outer_step is None else point.outer_step
+                writer.add_scalar("test/loss", score.loss, at)
                 if score.accuracy is not None:
-                    writer.add_scalar("test/accuracy", score.accuracy, point.outer_step)
+                    writer.add_scalar("test/accuracy", score.accuracy, at)
             best = {"best/validation_loss": result.best.validation_loss}
             for summary in hparams(settings, best):  # type: ignore[no-untyped-call]
                 writer.file_writer.add_summary(summary)
-            writer.add_scalar("best/validation_loss", result.best.validation_loss, result.best.outer_step)
+            at = last + 1 if result.best.outer_step is None else result.best.outer_step
+            writer.add_scalar("best/validation_loss", result.best.validation_loss, at)
 
     def close(self) -> None:
         """Closes the event file, after which nothing can be added."""
@@ -160,7 +172,8 @@ class TensorBoardLog(Callback):
         }
         if "growth" in step.stats:
             scalars |= {"trust/digits": step.stats["digits"], "trust/log10_growth": math.log10(step.stats["growth"])}
-        for group, entries in (("hyperparameters", step.hyperparameters), ("hypergradients", step.hypergradient)):
+        scalars |= {"cost/price": step.stats["price"]} if "price" in step.stats else {}
+        for group, entries in (("hyperparameters", step.hyperparameters), ("hypergradients", step.hypergradient or {})):
             for name, value in entries.items():
                 scalars |= {f"{group}/{tag}": number for tag, number in _elements(name, value).items()}
                 finite = value[value.isfinite()]

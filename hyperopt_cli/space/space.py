@@ -27,11 +27,16 @@ class Knob:
         initial: natural values, float64: [], [size], [groups] or [size, groups].
         transform: how it is tuned.
         tuned: whether it is tuned at all.
+        step: how far a step of 1 of the outer loop goes: decades, or for identity so much of the value; None: as
+            `outer/terrain.py` has it.
+        is_beta: whether it is a momentum or a beta, whose distance from 1 is what counts.
     """
 
     initial: Tensor
     transform: Transform
     tuned: bool = True
+    step: float | None = None
+    is_beta: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from hyperopt_cli.callback import Callback
 from hyperopt_cli.commands.run import execute
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.instantiate import build
-from hyperopt_cli.outer.descent import OuterStep, descend
+from hyperopt_cli.outer.descent import descend
+from hyperopt_cli.outer.outer_step import OuterStep
 from hyperopt_cli.run_directory.directory import RunDirectory
 from hyperopt_cli.run_directory.reading import read
 from tests.instantiate.recipes import recipe_of

@@ -30,7 +30,8 @@ from hyperopt_cli.modes.adjoint.places import Places, SnapshotStack
 from hyperopt_cli.modes.adjoint.sweep import Sweep
 from hyperopt_cli.modes.reversal import kernels
 from hyperopt_cli.modes.reversal.factors import at_factors
-from hyperopt_cli.outer.descent import Descent, OuterStep, descend
+from hyperopt_cli.outer.descent import Descent, descend
+from hyperopt_cli.outer.outer_step import OuterStep
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.program import CompiledStep, compiled_step
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform

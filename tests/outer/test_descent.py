@@ -11,7 +11,8 @@ from hyperopt_cli import Problem, Reverse, hypergradient
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params
-from hyperopt_cli.outer.descent import Descent, OuterStep, descend
+from hyperopt_cli.outer.descent import Descent, descend
+from hyperopt_cli.outer.outer_step import OuterStep
 from hyperopt_cli.outer.sign_descent import SignDescent
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform

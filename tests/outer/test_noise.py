@@ -10,8 +10,9 @@ import torch
 from hyperopt_cli import Problem, Reverse
 from hyperopt_cli.errors import NoiseError
 from hyperopt_cli.optimizers import SGD
-from hyperopt_cli.outer.descent import Descent, OuterStep, descend
+from hyperopt_cli.outer.descent import Descent, descend
 from hyperopt_cli.outer.noise import Ends, found_to_predicted, judge
+from hyperopt_cli.outer.outer_step import OuterStep
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests.heard import Heard
 
@@ -163,7 +164,7 @@ def test_the_ends_lie_within_the_bounds_and_predict_between_them() -> None:
     ],
 )
 def test_the_smallest_step_is_that_which_five_halvings_leave(descent: Descent, length: float) -> None:
-    assert float(descent.smallest_step({"c": scalar(-4.0)})["c"]) == pytest.approx(-length)
+    assert float(descent.method().smallest_step(scalar(-4.0))) == pytest.approx(-length)
 
 
 @pytest.mark.parametrize("mode", ["forward", "reverse"])

@@ -16,7 +16,8 @@ from hyperopt_cli.commands.agreement import Agreement
 from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped, StorageError, VerificationError
 from hyperopt_cli.instantiate import build
 from hyperopt_cli.memory import is_lacking
-from hyperopt_cli.outer.descent import OuterStep, descend
+from hyperopt_cli.outer.descent import descend
+from hyperopt_cli.outer.outer_step import OuterStep
 from hyperopt_cli.ranks.group import Ranks, Shard
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.run_directory.checkpoints import on_host

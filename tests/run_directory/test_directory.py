@@ -121,7 +121,7 @@ def test_a_resumed_run_repeats_no_line(tmp_path: Path) -> None:
         directory.append_metrics(step(n))
     with directory.metrics.open("a") as file:
         file.write('{"outer_st')
-    directory.rewind_metrics(2)
+    directory.rewind(2, 0)
     directory.append_metrics(step(2))
     assert [line.outer_step for line in read_metrics(directory.metrics)] == [0, 1, 2]
 

@@ -401,6 +401,8 @@ def backward_sweep(
 
     if sweep is None:
         at_end = Sweep.at_end(dynamics, hyper, past.forward(save), account, save, judge)
+        if not account.wants_more_than(at_end.value):
+            return account.close(at_end.value, {}, at_end.params)
         account.growth.adjoint(dynamics.problem.steps, at_end.adjoint.params)
         sweep = at_end
     for t, backward in past.backward(save):
