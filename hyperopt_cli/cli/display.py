@@ -21,6 +21,7 @@ from hyperopt_cli.callback import Callback
 from hyperopt_cli.cli.tables import FEW_DIGITS, bias_line, brief, duration, loss, outcome_table, sources_lines
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
+from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.run_directory.directory import TRUSTED, RunDirectory
 from hyperopt_cli.run_directory.json_files import to_text
 from hyperopt_cli.run_directory.measured import factors_text
@@ -102,9 +103,15 @@ def _head(experiment: Experiment, directory: RunDirectory) -> str:
     mode = experiment.mode.name
     numbers = "1 number" if num == 1 else f"{num} numbers"
     bias = experiment.mode.bias(experiment.steps)
+    method, axes = experiment.descent.method(), {}
+    if method.in_units:
+        axes = Terrain.of(experiment.space, experiment.steps, True).axes
+    steps = "; ".join(f"{name} {axis.meaning}" for name, axis in axes.items())
     return (
         f"tuning {numbers} ({', '.join(tuned)}) over {experiment.steps} steps, mode {mode}, "
-        f"on {experiment.device}; writing {directory.root}" + (f"\n{bias_line(bias)}" if bias is not None else "")
+        f"by {experiment.descent.optimizer}, on {experiment.device}; writing {directory.root}"
+        + (f"\na step of 1: {steps}" if steps else "")
+        + (f"\n{bias_line(bias)}" if bias is not None else "")
     )
 
 
