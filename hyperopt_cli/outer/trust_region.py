@@ -13,8 +13,9 @@ together by one is a step of one, however many entries it has. A coordinate at a
 leaves the model until that turns.
 
 Short steps meet the roughness of E, of which the gradient tells nothing: after two refusals in a row the descent goes
-on from the next best start, while there is one that may lead lower, or else from the best point with a fresh matrix. It
-ends where a third of its price has gone into steps that were refused.
+on from the next best start, while there is one that may lead lower, or else from the best point with a fresh matrix;
+with a fresh one too where the model promises next to nothing. It ends where a fresh one promises no more, or where a
+third of its price has gone into steps that were refused.
 """
 
 import math
@@ -31,6 +32,7 @@ FIRST_RADIUS, LARGEST_RADIUS = 0.5, 2.0
 GOOD, BAD = 0.75, 0.25
 MOST_REFUSALS = 2  # in a row
 FRESH = 4.0  # what the radius is divided by with a fresh matrix
+WORTHWHILE = 1e-4  # of E: what a step has to promise
 MOST_WASTED = 1 / 3  # of the price, on steps that were refused
 GRADIENT = 4.0  # the price of a point with its gradient
 WORTH = 3.0  # a start is worth a descent if its E is at most so many times the best
@@ -82,8 +84,12 @@ def descend_from(terrain: Terrain, starts: list[Start], radius: float = FIRST_RA
             step, predicted = model_step(now, pairs, within, radius, low, high)
             step = terrain.shortened(step * scale) / scale
             length = float(step.norm())
-            if length == 0.0 or predicted <= 0.0:
-                break
+            if predicted <= WORTHWHILE * abs(now.value):
+                if is_fresh:
+                    break
+                pairs.clear()
+                within, is_fresh = radius / FRESH, True
+                continue
             point = terrain.project((now.x + step) * scale)
             (answer,) = yield [Ask(point, gradient=True, below=now.value)]
             if answer.grad is not None:

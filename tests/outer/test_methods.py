@@ -176,7 +176,7 @@ def test_a_coordinate_that_is_pushed_against_its_bound_leaves_the_model() -> Non
     terrain = terrain_of(a=knob(0.0, bounds=(0.0, 1.0)), b=knob(0.0, step=1.0))
     asked = followed(Auto().walk(terrain), lambda x: (x[0] + 2) ** 2 + x[0] * x[1] + (x[1] - 1) ** 2, most=30).asks
     assert all(0 <= float(ask.point[0]) <= 1 for ask in asked)
-    assert float(asked[-1].point[1]) == pytest.approx(1.0, abs=1e-3)
+    assert float(asked[-1].point[1]) == pytest.approx(1.0, abs=1e-2)
 
 
 def test_a_step_is_as_long_for_a_schedule_of_any_length() -> None:
