@@ -219,6 +219,7 @@ DATA_SETS: dict[str, DataSet] = {
 # in the order of `hyperopt --help`; a command's help is its docstring
 COMMANDS: dict[str, str] = {
     "run": "hyperopt_cli.cli.run:run",
+    "train": "hyperopt_cli.cli.train:train",
     "compare": "hyperopt_cli.cli.compare:compare",
     "plan": "hyperopt_cli.cli.plan:plan",
     "bench": "hyperopt_cli.cli.bench:bench",

@@ -72,7 +72,7 @@ def compare(
         error.remedied(Remedy("to write into a new one below runs/", drop=("--out",)))
         raise
     try:
-        with _watching(json) as on_step:
+        with steps_bar(json, "warming up") as on_step:
             comparison = execute_comparison(experiment, candidates, written, root, tolerance, on_step, sources(allow))
     except KeyboardInterrupt:
         anew = again(drop=("--out",))
@@ -113,8 +113,8 @@ def _candidates(
 
 
 @contextmanager
-def _watching(json: bool) -> Iterator[Callable[[str, str, int, int], None]]:
-    """Yields a function that shows, on a terminal alone, which mode is at which step."""
+def steps_bar(json: bool, begin: str) -> Iterator[Callable[[str, str, int, int], None]]:
+    """A context with a function that shows, on a terminal alone, which mode (or training run) is at which step."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -122,7 +122,7 @@ def _watching(json: bool) -> Iterator[Callable[[str, str, int, int], None]]:
     quiet = json or not console.is_terminal
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-        task = progress.add_task("warming up", total=None)
+        task = progress.add_task(begin, total=None)
 
         def on_step(mode: str, phase: str, done: int, steps: int) -> None:
             progress.update(task, description=f"{mode}: {phase} {done}/{steps}", completed=done, total=steps)

@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperopt_cli.callback import Callback
-from hyperopt_cli.cli.tables import FEW_DIGITS, bias_line, brief, duration, loss, outcome_table, sources_lines
+from hyperopt_cli.cli.tables import FEW_DIGITS, bias_line, brief, duration, loss, outcome_table, share, sources_lines
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.outer.terrain import Terrain
-from hyperopt_cli.run_directory.directory import TRUSTED, RunDirectory
+from hyperopt_cli.run_directory.directory import ACCURACY, TRUSTED, RunDirectory
 from hyperopt_cli.run_directory.json_files import to_text
 from hyperopt_cli.run_directory.measured import factors_text
 from hyperopt_cli.run_directory.result import Point, Result
@@ -191,8 +191,9 @@ class PlainLines(Callback):
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
         left, trust = self._clock.left_s(), _trust(step)
         values += f"  {trust}" if trust else ""
+        accuracy = f"accuracy {share(step.stats[ACCURACY])}  " if ACCURACY in step.stats else ""
         _echo(
-            f"outer {step.outer_step}/{self._clock.last}  validation {loss(step.validation_loss)}  "
+            f"outer {step.outer_step}/{self._clock.last}  validation {loss(step.validation_loss)}  {accuracy}"
             f"training {loss(step.training_loss)}  {values}  "
             f"(price {step.stats['price']:g}, {step.stats['wall_s']:.1f} s, {duration(left)} left)"
         )
@@ -294,14 +295,15 @@ class LiveDisplay(Callback):
         if not self._steps:
             return Group(*map(Text, self._choices), Text("measuring the start"), self._progress)
         names = list(self._steps[0].hyperparameters)
-        table = Table("outer", "price", "validation", "training", *names, box=None)
+        table = Table("outer", "price", "validation", "accuracy", "training", *names, box=None)
         for step in self._steps:
             values = [brief(value.tolist()) for value in step.hyperparameters.values()]
             if isinstance(step, Trial):
                 what = "refused" if step.refused else step.kind
-                table.add_row(what, f"{step.price_so_far:g}", loss(step.validation_loss), "", *values)
+                table.add_row(what, f"{step.price_so_far:g}", loss(step.validation_loss), "", "", *values)
                 continue
             trust, price = _trust(step), f"{step.stats['price']:g}"
             number = f"{step.outer_step} {trust}" if trust else str(step.outer_step)
-            table.add_row(number, price, loss(step.validation_loss), loss(step.training_loss), *values)
+            accuracy = share(step.stats.get(ACCURACY))
+            table.add_row(number, price, loss(step.validation_loss), accuracy, loss(step.training_loss), *values)
         return Group(*map(Text, self._choices), table, self._progress)

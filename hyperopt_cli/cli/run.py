@@ -159,7 +159,7 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
             print(f"hyperopt: with any number of ranks, {_how_to_go_on(directory, asked)}", file=sys.stderr)
             raise
         print(f"hyperopt: {stopped}; {_how_to_go_on(directory, asked)}", file=sys.stderr)
-        return _code(stopped)
+        return exit_code(stopped)
     except (DatasetError, NoMemoryError, StorageError) as error:
         if directory is None:
             raise
@@ -208,12 +208,13 @@ def _follow(loaded: "Recipe", allow: Sequence[str], ranks: "Ranks", local_rank: 
         raise
     except HyperoptError as error:
         if hasattr(error, TOLD_BY_LEAD) or isinstance(error, Stopped | NonFiniteError | VerificationError):
-            return _code(error)
+            return exit_code(error)
         print(f"hyperopt: rank {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
-        raise typer.Exit(_code(error)) from None  # at once: the others do not know of it
+        raise typer.Exit(exit_code(error)) from None  # at once: the others do not know of it
 
 
-def _code(error: HyperoptError) -> int:
+def exit_code(error: HyperoptError) -> int:
+    """Returns the exit code of a command that ended by an error, or by a signal."""
     return 130 if isinstance(error, Stopped) and error.signal == "SIGINT" else error.exit_code
 
 

@@ -10,14 +10,21 @@ def show(directory: Annotated[Path, typer.Argument(help="The directory of a run.
     """Show a run (its state, its outer steps, what was tuned)."""
     from rich.console import Console
 
-    from hyperopt_cli.cli.tables import bias_line, outcome_table, sources_lines, steps_table
+    from hyperopt_cli.cli.tables import bias_line, outcome_table, sources_lines, steps_table, training_table
+    from hyperopt_cli.run_directory.directory import TRAIN, RunDirectory
     from hyperopt_cli.run_directory.reading import read
-    from hyperopt_cli.run_directory.status import read_status
+    from hyperopt_cli.run_directory.status import read_status, state_of
+    from hyperopt_cli.run_directory.trained import read_trained
 
+    opened, console = RunDirectory.open(directory), Console()
+    status, state = read_status(opened), state_of(opened)
+    reason = status.get("reason")
+    console.print(f"{directory}: {state}" + (f" ({reason})" if reason else ""), highlight=False, soft_wrap=True)
+    if status.get("mode") == TRAIN:
+        trained = read_trained(opened.metrics)
+        console.print(training_table(trained) if trained else "no training run has ended")
+        return
     run = read(directory)
-    console = Console()
-    reason = read_status(run.directory).get("reason")
-    console.print(f"{directory}: {run.state}" + (f" ({reason})" if reason else ""), highlight=False, soft_wrap=True)
     if not run.metrics:
         console.print("no outer step was measured")
         return

@@ -1,14 +1,17 @@
 """Tables and texts that show a run: its outer steps, and what was tuned, before and after."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from hyperopt_cli.run_directory.trained import FIGURES, Spread
+
 if TYPE_CHECKING:
     from hyperopt_cli.run_directory.reading import Metrics
     from hyperopt_cli.run_directory.result import Result
+    from hyperopt_cli.run_directory.trained import Trained
 
 MAX_ELEMENTS = 10
 NEAR_ONE = 0.995  # from here on three digits would hide what a beta is
@@ -62,17 +65,54 @@ def _flat(value: Any) -> Iterator[float]:
 
 def steps_table(metrics: Sequence["Metrics"]) -> Table:
     """Returns a table with one row for each outer step."""
-    table = Table("outer step", "price", "validation loss", "training loss", "seconds", box=None)
+    table = Table("outer step", "price", "validation loss", "accuracy", "training loss", "seconds", box=None)
     for line in metrics:
         price = "-" if line.price is None else f"{line.price:g}"
-        losses = loss(line.validation_loss), loss(line.training_loss)
-        table.add_row(str(line.outer_step), price, *losses, f"{line.wall_s:.1f}")
+        validation = loss(line.validation_loss), share(line.validation_accuracy)
+        table.add_row(str(line.outer_step), price, *validation, loss(line.training_loss), f"{line.wall_s:.1f}")
     return table
+
+
+def share(value: float | None) -> str:
+    """Returns a share in percent, such as an accuracy; `-` where there is none."""
+    return "-" if value is None else f"{value:.2%}"
 
 
 def loss(value: float) -> str:
     """Returns a loss with five digits, or that its run diverged."""
     return "diverged" if value == math.inf else f"{value:.5g}"
+
+
+def training_line(run: "Trained") -> str:
+    """Returns a line on a plain training run that has ended."""
+    if run.why is not None:
+        return f"{run.values}, seed {run.seed}: diverged: {run.why}"
+    figures = {field: getattr(run, field) for field in FIGURES if getattr(run, field) is not None}
+    told = (f"{field.replace('_', ' ')} {written_as(field)(value)}" for field, value in figures.items())
+    return f"{run.values}, seed {run.seed}: {'  '.join(told)}  ({run.wall_s:.1f} s)"
+
+
+def written_as(field: str) -> Callable[[float], str]:
+    """Returns how a figure of a training run is written: an accuracy in percent, a loss with five digits."""
+    return share if field.endswith("accuracy") else loss
+
+
+def training_table(runs: Sequence["Trained"]) -> Table:
+    """Returns a table of plain training runs: of tuned and untuned values each, the mean and spread over the seeds."""
+    kinds = {kind: [run for run in runs if run.values == kind] for kind in dict.fromkeys(run.values for run in runs)}
+    titles = [f"{kind} ({len(of)} seed{'s' if len(of) > 1 else ''})" for kind, of in kinds.items()]
+    table = Table("", *titles, box=None)
+    for name in runs[0].hyperparameters:
+        table.add_row(name, *(brief(of[0].hyperparameters[name]) for of in kinds.values()))
+    for field in FIGURES:
+        spreads = [Spread.over(of, field) for of in kinds.values()]
+        if any(spreads):
+            table.add_row(
+                field.replace("_", " "), *("-" if each is None else each.text(written_as(field)) for each in spreads)
+            )
+    if any(run.why for run in runs):
+        table.add_row("diverged", *(f"{sum(run.why is not None for run in of)} of {len(of)}" for of in kinds.values()))
+    return table
 
 
 def outcome_table(result: "Result") -> Table:
@@ -83,10 +123,13 @@ def outcome_table(result: "Result") -> Table:
     for name, before in result.initial.hyperparameters.items():
         table.add_row(name, brief(before), brief(result.best.hyperparameters[name]))
     table.add_row("validation loss", loss(result.initial.validation_loss), loss(result.best.validation_loss))
+    accuracies = result.initial.validation_accuracy, result.best.validation_accuracy
+    if any(each is not None for each in accuracies):
+        table.add_row("validation accuracy", *map(share, accuracies))
     if result.test is not None:
         before_test, after_test = result.test.initial, result.test.best
         table.add_row("test loss", loss(before_test.loss if before_test else math.inf), loss(after_test.loss))
         if after_test.accuracy is not None:
-            was = "-" if before_test is None or before_test.accuracy is None else f"{before_test.accuracy:.2%}"
-            table.add_row("test accuracy", was, f"{after_test.accuracy:.2%}")
+            was = None if before_test is None else before_test.accuracy
+            table.add_row("test accuracy", share(was), share(after_test.accuracy))
     return table

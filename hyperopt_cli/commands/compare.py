@@ -19,7 +19,7 @@ from hyperopt_cli.modes import Mode
 from hyperopt_cli.outer.outer_step import OuterStep, step_of
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.recipe.schema import Recipe
-from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.directory import ACCURACY, RunDirectory
 from hyperopt_cli.run_directory.environment import environment
 from hyperopt_cli.run_directory.naming import folder_name
 from hyperopt_cli.run_directory.result import Point, Result
@@ -80,7 +80,7 @@ def execute_comparison(
             status.finish(_state(outcome), **why)
         return outcome
 
-    problem = experiment.problem(experiment.descent.seeds(experiment.seed, 0)[0])
+    problem = experiment.problem(experiment.first_seed(0))
     hyper = experiment.space.natural(experiment.space.initial())
     modes = {name: candidate.mode for name, candidate in candidates.items()}
     return compare(problem, hyper, modes, tolerance=tolerance, on_step=on_step, measure=measure)
@@ -106,6 +106,8 @@ def _write(
         step = step_of(space, 0, raw, space.natural(raw), found.grad, [found])
         step.stats.update({key: found.stats[key] for key in ("growth", "digits") if key in found.stats})
         step.stats["price"] = make_mode(recipe).price(sum(value.numel() for value in raw.values()), experiment.steps)
+        accuracy = experiment.validation_accuracy(step.params, experiment.first_seed(0))
+        step.stats.update({} if accuracy is None else {ACCURACY: accuracy})
     point = None if step is None else Point.of(step)
     bias = None if step is None else step.stats.get("bias")
     result = Result(

@@ -7,10 +7,11 @@ from typing import Any
 
 from hyperopt_cli.errors import HyperoptError, UsageError
 from hyperopt_cli.instantiate import Experiment
+from hyperopt_cli.instantiate.models import state_on_host
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
-from hyperopt_cli.run_directory.directory import SOURCES_CHANGED
+from hyperopt_cli.run_directory.directory import ACCURACY, SOURCES_CHANGED
 from hyperopt_cli.run_directory.result import HeldOut, Point, Result, Score, Values
 from hyperopt_cli.run_directory.status import State
 
@@ -76,11 +77,17 @@ class Record:
         return is_new
 
     def add(self, step: OuterStep | Trial) -> None:
-        """Takes in an outer step, or a trial; of the best so far it keeps w_T."""
+        """Takes in an outer step, or a trial; of the best so far it keeps w_T.
+
+        The stats of an outer step get its accuracy on the validation split, where there are classes.
+        """
+        seed = self._experiment.first_seed(step.outer_step)
+        accuracy = self._experiment.validation_accuracy(step.params, seed)
         if isinstance(step, Trial):
             values: dict[str, Values] = {name: value.tolist() for name, value in step.hyperparameters.items()}
-            point = Point(None, step.validation_loss, values, step.number)
+            point = Point(None, step.validation_loss, values, step.number, accuracy)
         else:
+            step.stats.update({} if accuracy is None else {ACCURACY: accuracy})
             point = Point.of(step)
             self._mode = step.stats.get("mode", self._mode)
             if self._initial is None:
@@ -89,6 +96,13 @@ class Record:
         again = self._best is not None and self._best.trial is not None and point.trial is None
         if better or (again and self._best is not None and self._best.hyperparameters == point.hyperparameters):
             self._best, self._best_params = point, step.params
+
+    def model(self) -> dict[str, Any] | None:
+        """Returns the state_dict of the best so far as it is evaluated, on the CPU; None where there is none."""
+        if self._best is None or not self._best_params:
+            return None
+        seed = self._experiment.first_seed(self._best.outer_step or 0)
+        return state_on_host(self._experiment.evaluated(self._best_params, seed))
 
     def score_start(self) -> None:
         """Measures the test split at the start, if that is still to be done and its run did not diverge."""

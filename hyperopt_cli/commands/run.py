@@ -246,9 +246,16 @@ def _interruptible(record: Record, directory: RunDirectory, mode: str, flag: Sto
 
 
 def _scored(record: Record, directory: RunDirectory, status: State, mode: str, scored: bool = True) -> Result:
-    """Writes and returns the result; it is written first without the test split, in case measuring that fails."""
+    """Writes and returns the result; it is written first without the test split, in case measuring that fails.
+
+    The model of the best is written in between, after a signal too; a second Ctrl-C leaves it out.
+    """
     result = record.result(status, mode, scored=False)
     directory.write_result(result)
+    with only_after_steps():
+        state = record.model()
+    if state is not None:
+        directory.write_model(state)
     if scored:
         result = record.result(status, mode)
         directory.write_result(result)

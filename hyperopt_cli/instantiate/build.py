@@ -1,6 +1,7 @@
 """`check` and `build`: a recipe's names looked up, bound and called."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, cast, get_args
 
 import torch
@@ -17,7 +18,7 @@ from hyperopt_cli.instantiate.foreseen import Facts, filled, foreseen, lacking
 from hyperopt_cli.instantiate.hyperparameters import Names, make_space
 from hyperopt_cli.instantiate.loss import Loss, make_loss
 from hyperopt_cli.instantiate.mixing import mixes_examples
-from hyperopt_cli.instantiate.models import prepared
+from hyperopt_cli.instantiate.models import UnfitStateError, prepared, read_state_dict
 from hyperopt_cli.modes import MODES, Mode
 from hyperopt_cli.optimizers.base import InnerOptimizer
 from hyperopt_cli.outer.descent import Descent
@@ -70,6 +71,9 @@ def _found(recipe: Recipe, allow: Sequence[str], may_open: bool, rest: Rest | No
     parts, issues = _parts(recipe, allow)
     model, lacks = foreseen(recipe, allow, may_open)
     issues += lacks
+    if (weights := recipe.model.state_dict) is not None and not Path(weights).is_file():
+        message = f"got {weights}, which is no file seen from {Path.cwd()}; give the path of a state_dict"
+        issues.append(Issue(("model", "state_dict"), f"{message}, such as model.pt of a run"))
     if parts is None:
         return issues
     names = parts.names
@@ -249,12 +253,20 @@ def _data(
 def _model_maker(
     recipe: Recipe, data: Data | None, device: torch.device, dtype: torch.dtype, allow: Sequence[str]
 ) -> Callable[[int], nn.Module]:
-    """seed -> the model, initialised from it, with batch statistics in place of running ones."""
+    """seed -> the model, initialised from it or from the recipe's state_dict, with batch statistics."""
     function = resolve(recipe.model.call, "model", allow)
     facts = Facts() if data is None else Facts(data.input_shape, data.num_classes)
     arguments = filled(function, facts, recipe.model.arguments)
     if issues := lacking(function, facts, arguments):
         raise recipe.located(RecipeError(issues))
+
+    def refused(error: UnfitStateError) -> RecipeError:
+        return recipe.located(RecipeError([Issue(("model", "state_dict"), str(error))]))
+
+    try:
+        state = None if recipe.model.state_dict is None else read_state_dict(recipe.model.state_dict)
+    except UnfitStateError as error:
+        raise refused(error) from None
 
     def example() -> tuple[Tensor, ...]:
         return () if data is None else (data.train_chunks[0][0].inputs[:2],)
@@ -264,9 +276,11 @@ def _model_maker(
             try:
                 model = function(**arguments)
                 if isinstance(model, nn.Module):
-                    model = prepared(model, device, dtype, example)
+                    model = prepared(model, device, dtype, example, state)
             except HyperoptError:
                 raise
+            except UnfitStateError as error:
+                raise refused(UnfitStateError(f"{recipe.model.state_dict} {error}")) from None
             except Exception as error:
                 issue = Issue(("model",), f"{recipe.model.call} raised {type(error).__name__}: {error}")
                 raise recipe.located(RecipeError([issue])) from error

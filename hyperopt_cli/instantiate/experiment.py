@@ -72,6 +72,14 @@ class Experiment:
     ranks: Ranks = ALONE
     class_dim: int = 1
 
+    def first_seed(self, outer_step: int) -> int:
+        """Returns the seed of the first training run of an outer step."""
+        return self.descent.seeds(self.seed, outer_step)[0]
+
+    def seeds(self, num: int) -> list[int]:
+        """Returns the recipe's seed and others derived from it, of plain training runs; all share one split."""
+        return [self.seed, *(derive(self.seed, "train", k) for k in range(1, num))]
+
     def problem(self, seed: int) -> Problem:
         """Returns the training run of one seed, which decides its initial weights, its batches and its dropout.
 
@@ -163,9 +171,23 @@ class Experiment:
         """
         if self.data is None or self.data.test is None:
             return None
-        seed = self.descent.seeds(self.seed, outer_step)[0]
-        batches = (batch for batch, _ in stoppable(self.data.train_chunks))
-        model = estimate_running_statistics(self.make_model(derive(seed, "init")), params, batches)
+        return self.test_figures(self.evaluated(params, self.first_seed(outer_step)))
+
+    def evaluated(self, params: Params, seed: int) -> nn.Module:
+        """Returns the model of a training run as it is evaluated, with running statistics from training data.
+
+        Args:
+            params: w_T.
+            seed: of the run, which made the rest of the model (buffers, frozen parameters).
+        """
+        chunks = () if self.data is None else self.data.train_chunks
+        batches = (batch for batch, _ in stoppable(chunks))
+        return estimate_running_statistics(self.make_model(derive(seed, "init")), params, batches)
+
+    def test_figures(self, model: nn.Module) -> TestFigures | None:
+        """Returns the figures of a model that is evaluated on the test split; None without one."""
+        if self.data is None or self.data.test is None:
+            return None
         loss, right, num = 0.0, 0, 0
         with products_in(None), torch.no_grad(), uncompiled():
             for batch, weight in stoppable(self.data.test):
@@ -174,6 +196,25 @@ class Experiment:
                 if (counts := self.counts(outputs, batch.targets)) is not None:
                     right, num = right + counts.right, num + counts.num
         return TestFigures(loss, right / num if num else None)
+
+    def validation_accuracy(self, params: Params, seed: int) -> float | None:
+        """Returns the accuracy on the validation split, of the outputs of which E takes the loss; None without classes.
+
+        Args:
+            params: w_T.
+            seed: of the training run, as in `evaluated`.
+        """
+        if self.data is None or self.data.num_classes is None or not params:
+            return None
+        model, right, num = self.make_model(derive(seed, "init")).eval(), 0, 0
+        with products_in(None), torch.no_grad(), uncompiled():
+            for batch, _ in self.data.validation:
+                with seeded(batch.seed, self.device):
+                    outputs = functional_call(model, params, (batch.inputs,))
+                if (counts := self.counts(outputs, batch.targets)) is None:
+                    return None
+                right, num = right + counts.right, num + counts.num
+        return right / num if num else None
 
     def counts(self, outputs: Tensor, targets: Tensor) -> Counts | None:
         """Returns how many targets a model's outputs meet; None where there are no classes."""

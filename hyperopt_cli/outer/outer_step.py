@@ -41,6 +41,7 @@ class OuterStep(NamedTuple):
             `price` of the run so far in plain training runs; `growth` and `digits` of the hypergradient; only where
             there is one: `bias`, what biases it, `noise`, why it is noise, `num_asked_steps`, plain inner steps that
             were taken to find that out, `halvings` and `halved_for`, what was found where the longer steps had led.
+            Whoever writes the step down adds `validation_accuracy`, of the first replica, where there are classes.
     """
 
     outer_step: int
@@ -99,6 +100,12 @@ class Trial(NamedTuple):
         return line | ({"validation_loss": None} if self.validation_loss == float("inf") else {})
 
 
+def training_loss(run: Hypergradient) -> float:
+    """Returns the mean inner loss over the last tenth of the horizon of a training run."""
+    loss: Tensor = run.stats["inner_loss"]
+    return float(loss[-max(1, len(loss) // 10) :].to(run.value.device).mean())
+
+
 def step_of(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper | None, runs: list[Hypergradient]) -> OuterStep:
     """Returns outer step `n`, in which E and the training loss are means over its runs.
 
@@ -113,17 +120,15 @@ def step_of(space: Space, n: int, raw: Hyper, hyper: Hyper, grad: Hyper | None, 
     num, stats = len(runs), {key: sum(run.stats[key] for run in runs) for key in SUMMED}
     stats["peak_bytes"] = max((run.stats["peak_bytes"] for run in runs), default=0)
     stats |= {key: runs[-1].stats[key] for key in TOLD if runs and key in runs[-1].stats}  # alike in all of them
-    losses = [run.stats["inner_loss"] for run in runs]
-    last_tenth = [float(loss[-max(1, len(loss) // 10) :].to(runs[0].value.device).mean()) for loss in losses]
     return OuterStep(
         outer_step=n,
         validation_loss=float(torch.stack([run.value for run in runs]).mean()) if num else float("inf"),
-        training_loss=sum(last_tenth) / num if num else float("inf"),
+        training_loss=sum(map(training_loss, runs)) / num if num else float("inf"),
         hyperparameters=hyper,
         hypergradient=grad,
         raw_hyperparameters=raw,
         raw_hypergradient=None if grad is None else space.pull_back(raw, grad),
-        inner_loss=losses[0].cpu() if num else torch.empty(0),
+        inner_loss=runs[0].stats["inner_loss"].cpu() if num else torch.empty(0),
         schedules=space.courses(hyper),
         params=runs[0].params if num else {},
         stats=stats,

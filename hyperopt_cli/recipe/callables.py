@@ -9,7 +9,7 @@ from hyperopt_cli.recipe.binding import bind
 from hyperopt_cli.recipe.names import NoLeaveError, device_problem, resolve
 from hyperopt_cli.recipe.permitted import Kind
 from hyperopt_cli.recipe.positions import Finding, KeyPath
-from hyperopt_cli.recipe.schema import Dataset
+from hyperopt_cli.recipe.schema import Dataset, Model
 from hyperopt_cli.registry import LOSSES, OPTIMIZERS
 
 FILLED = ("input_shape", "num_classes")  # the builder knows them from the data set
@@ -19,7 +19,8 @@ def check_callables(data: dict[str, Any], allow: Sequence[str]) -> list[Finding]
     """Returns what is wrong with the callables of a recipe's plain data, as far as the data goes."""
     sections = {name: section for name, section in data.items() if isinstance(section, dict)}
     tuned = list(sections.get("hyperparameters", {}))
-    findings = _check("model", sections.get("model", {}), ("call",), allow, filled=FILLED)
+    keys = tuple(Model.model_fields)
+    findings = _check("model", sections.get("model", {}), keys, allow, filled=FILLED, known=["state_dict"])
 
     keys = tuple(Dataset.model_fields)
     loading = [name for name in keys if name != "call"]

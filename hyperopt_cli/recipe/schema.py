@@ -52,6 +52,12 @@ class Call(Section):
         return dict(self.__pydantic_extra__ or {})
 
 
+class Model(Call):
+    """A callable that returns the model, and where its initial weights come from."""
+
+    state_dict: Text | None = None
+
+
 def _batch_size(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Refuses a value that fits none of the forms by one message that names them all."""
     if given != "all" and not (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
@@ -184,7 +190,7 @@ class Outer(Section):
 class Recipe(Section):
     """What one run of `hyperopt run` does. Equal recipes say the same, wherever they were read from."""
 
-    model: Call
+    model: Model
     loss: Loss = Loss(call="cross_entropy")
     dataset: Dataset | None = Field(default=None, validate_default=True)
     optimizer: Optimizer

@@ -198,7 +198,7 @@ def _write(folder: Path, tree: Mapping[str, Any], what: Mapping[str, Any], depen
 
     def put(name: str, content: Any) -> str:
         with (folder / name).open("xb") as file:
-            _save(content, file)
+            save(content, file)
             file.flush()
             os.fsync(file.fileno())
             files[name] = {"bytes": file.tell(), "sha256": _sha256(folder / name)}
@@ -212,7 +212,7 @@ def _write(folder: Path, tree: Mapping[str, Any], what: Mapping[str, Any], depen
     _sync(folder)
 
 
-def _save(content: Any, file: IO[bytes]) -> None:
+def save(content: Any, file: IO[bytes]) -> None:
     """Saves like `torch.save`, but raises the file's own OSError, of which torch may make a RuntimeError."""
     wrapped = _Remembering(file)
     try:

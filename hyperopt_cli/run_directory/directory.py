@@ -23,8 +23,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperopt_cli.errors import UsageError
-from hyperopt_cli.run_directory.json_files import read_json, revive, to_text, whole_lines, write_json, write_text
+from hyperopt_cli.errors import StorageError, UsageError
+from hyperopt_cli.run_directory.json_files import (
+    read_json,
+    replacing,
+    revive,
+    to_text,
+    whole_lines,
+    write_json,
+    write_text,
+)
 from hyperopt_cli.run_directory.measured import factors_text
 from hyperopt_cli.run_directory.naming import folder_name
 
@@ -33,6 +41,8 @@ if TYPE_CHECKING:
     from hyperopt_cli.run_directory.result import Result
 
 WRITTEN_STATS = ("wall_s", "peak_bytes", "num_gradients", "num_hvps", "price")
+# Only there where the outputs are of classes.
+ACCURACY = "validation_accuracy"
 # Only there where the hypergradient is not exact.
 BIAS, MODE = "bias", "mode"
 # Only there where the comparison with central differences has something to say.
@@ -41,6 +51,7 @@ CHECKS = "checks"
 SOURCES_CHANGED = "sources_changed"
 # How far the hypergradient can be trusted (`outer/noise.py`); the last four only there where they say something.
 TRUSTED = ("digits", "growth", "noise", "num_asked_steps", "halvings", "halved_for")
+TRAIN = "train"  # the mode in status.json of a run without hypergradients
 LATEST = "LATEST"  # in `checkpoints`: the name of the newest
 
 
@@ -153,6 +164,23 @@ class RunDirectory:
         """Writes environment.json, what the run runs on."""
         write_json(self.environment, environment)
 
+    def write_model(self, state: Mapping[str, Any]) -> None:
+        """Writes model.pt, a state_dict with tensors on the CPU, which `torch.load(weights_only=True)` reads.
+
+        Raises:
+            StorageError: it cannot be written; a model that was there before is intact.
+        """
+        from hyperopt_cli.run_directory.checkpoints import save  # not above: it needs torch
+
+        try:
+            with replacing(self.model, "xb") as file:
+                save(dict(state), file)
+        except OSError as error:
+            raise StorageError(
+                f"{self.model} can't be written ({error.strerror or error}); result.json is intact. Make room or make "
+                "it writable"
+            ) from error
+
     def write_result(self, result: Result) -> None:
         """Writes result.json, the result of the run."""
         write_json(self.result, result.to_json())
@@ -178,6 +206,7 @@ class RunDirectory:
         line = {
             "outer_step": step.outer_step,
             "validation_loss": None if step.validation_loss == math.inf else step.validation_loss,
+            **{key: step.stats[key] for key in (ACCURACY,) if key in step.stats},
             "training_loss": None if step.training_loss == math.inf else step.training_loss,
             "hyperparameters": step.hyperparameters,
             "hypergradient": step.hypergradient,
@@ -187,11 +216,11 @@ class RunDirectory:
             **{key: step.stats[key] for key in (*TRUSTED, BIAS, MODE, CHECKS, SOURCES_CHANGED) if key in step.stats},
             **({"factors": factors_text(step.stats["factors"])} if "factors" in step.stats else {}),
         }
-        _append(self.metrics, line)
+        append_line(self.metrics, line)
 
     def append_trial(self, line: Mapping[str, Any]) -> None:
         """Adds the line of a plain training run; it is on the disk when this returns."""
-        _append(self.trials, line)
+        append_line(self.trials, line)
 
     def rewind(self, outer_step: int, trial: int) -> None:
         """Drops the lines from `outer_step` and `trial` on, so that a resumed run can add them.
@@ -206,7 +235,8 @@ class RunDirectory:
                 write_text(path, "".join(kept))
 
 
-def _append(path: Path, line: Mapping[str, Any]) -> None:
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line of JSON to a file; it is on the disk when this returns."""
     with path.open("a", encoding="utf-8") as file:
         file.write(to_text(line) + "\n")
         file.flush()

@@ -8,9 +8,10 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hyperopt_cli.errors import UsageError
 
@@ -48,18 +49,31 @@ def to_text(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` under a temporary name beside `path`, then renames it."""
+@contextmanager
+def replacing(path: Path, mode: str, **how: Any) -> Iterator[IO[Any]]:
+    """A context with a file under a temporary name beside `path`, which is renamed to it at the end.
+
+    Args:
+        path: the file that is replaced, or made.
+        mode: how the new one is opened, `x` for text and `xb` for bytes.
+        **how: further arguments of `open`.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open(mode, **how) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` under a temporary name beside `path`, then renames it."""
+    with replacing(path, "x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -68,5 +68,6 @@ class Measured(Protocol):
     def stats(self) -> Mapping[str, Any]:
         """What it cost: wall_s, peak_bytes, num_steps, num_gradients, num_hvps; `bias` only where there is one.
 
-        Where they are known, `digits` and `growth` of the hypergradient, and `noise` if that is what it is.
+        Where they are known, `digits` and `growth` of the hypergradient, and `noise` if that is what it is; where there
+        are classes, `validation_accuracy`.
         """

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO
 
 from hyperopt_cli.errors import ANOTHER_RUN, Remedy, UsageError
-from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.directory import TRAIN, RunDirectory
 from hyperopt_cli.run_directory.naming import folder_name
-from hyperopt_cli.run_directory.status import state_of
+from hyperopt_cli.run_directory.status import read_status, state_of
 
 LOCK = ".lock"
 # what a run may have written that was killed before it had a status
@@ -57,6 +57,10 @@ def opened(resume: str, out: Path | None, name: str, difference: Difference) -> 
         found = RunDirectory(out) if there <= BEGUN else RunDirectory.open(out)
     else:
         return RunDirectory.create(out, name), False
+    if found.status.is_file() and read_status(found).get("mode") == TRAIN:
+        raise UsageError(
+            f"{found.root}: hyperopt train has written there, which leaves nothing to continue; start another run"
+        ).remedied(ANOTHER_RUN)
     # A run that was killed before it had written anything has no recipe yet.
     if found.resolved.is_file() and (differs := _differs(found, difference)):
         raise UsageError(
@@ -99,7 +103,9 @@ def _newest_unfinished(name: str, difference: Difference) -> RunDirectory | None
         if not directory.status.is_file() or not directory.resolved.is_file():
             continue
         with suppress(UsageError):  # a damaged one
-            if state_of(directory) not in ("done", "running") and not _differs(directory, difference):
+            is_of_train = read_status(directory).get("mode") == TRAIN
+            ended = state_of(directory) not in ("done", "running")
+            if ended and not is_of_train and not _differs(directory, difference):
                 return directory
     return None
 

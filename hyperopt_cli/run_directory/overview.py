@@ -2,16 +2,18 @@
 
 import math
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperopt_cli.errors import HyperoptError
-from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.directory import TRAIN, RunDirectory
 from hyperopt_cli.run_directory.json_files import read_json
 from hyperopt_cli.run_directory.reading import read_metrics
 from hyperopt_cli.run_directory.result import Result
 from hyperopt_cli.run_directory.status import read_status, state_of
+from hyperopt_cli.run_directory.trained import read_trained
 
 DAMAGED = "damaged"
 CONTINUED = ("interrupted", "killed", "failed")  # what is worth to be continued as it is
@@ -25,7 +27,7 @@ class RunRow(NamedTuple):
     Attributes:
         name: its folder, seen from the folder that is listed.
         directory: its folder, seen from the working directory.
-        mode: the recipe's mode, or the one that `auto` has chosen; None where neither is known.
+        mode: the recipe's, or the one that `auto` has chosen; `train` of plain training; None where it is not known.
         state: running, done, diverged, failed, interrupted, killed, or damaged.
         reason: why, where it ended by itself or is damaged.
         outer_step: the one that is measured, or the last one.
@@ -83,25 +85,40 @@ def _row(name: str, root: Path) -> RunRow:
 
 def _told(row: RunRow, directory: RunDirectory) -> RunRow:
     """Returns the row with what the run's files say."""
-    status, metrics = read_status(directory), read_metrics(directory.metrics)
-    result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
+    status = read_status(directory)
     started = datetime.fromisoformat(status["started"])
+    row = row._replace(
+        mode=status.get("mode"),
+        state=state_of(directory),
+        reason=status.get("reason"),
+        started=started.isoformat(),
+        age_s=max(0.0, (datetime.now(UTC) - started).total_seconds()),
+    )
+    if row.mode == TRAIN:
+        runs = read_trained(directory.metrics)
+        losses = [run.validation_loss for run in runs]
+        return row._replace(best=_least(losses), wall_s=sum(run.wall_s for run in runs))
+    metrics = read_metrics(directory.metrics)
+    result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
     chosen = [line.mode for line in metrics if line.mode is not None]
     return row._replace(
         mode=chosen[-1] if chosen else status.get("mode", result.mode if result is not None else None),
-        state=state_of(directory),
-        reason=status.get("reason"),
         outer_step=status.get("outer_step"),
-        best=min((line.validation_loss for line in metrics if math.isfinite(line.validation_loss)), default=None),
-        started=started.isoformat(),
-        age_s=max(0.0, (datetime.now(UTC) - started).total_seconds()),
+        best=_least([line.validation_loss for line in metrics]),
         wall_s=result.wall_s if result is not None else sum(line.wall_s for line in metrics),
     )
 
 
+def _least(losses: Iterable[float]) -> float | None:
+    return min(filter(math.isfinite, losses), default=None)
+
+
 def to_continue(rows: list[RunRow]) -> RunRow | None:
-    """Returns the newest run that was stopped before its end; one that failed before any measurement is passed over."""
-    ended = (row for row in rows if row.state in CONTINUED)
+    """Returns the newest run that was stopped before its end and can be continued.
+
+    One that failed before any measurement is passed over, and so is one of `hyperopt train`.
+    """
+    ended = (row for row in rows if row.state in CONTINUED and row.mode != TRAIN)
     return next((row for row in ended if row.state != "failed" or row.best is not None), None)
 
 

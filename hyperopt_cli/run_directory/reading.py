@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.run_directory.directory import RunDirectory
+from hyperopt_cli.run_directory.directory import TRAIN, RunDirectory
 from hyperopt_cli.run_directory.json_files import read_json, revive, whole_lines
 from hyperopt_cli.run_directory.result import Result, Values
-from hyperopt_cli.run_directory.status import state_of
+from hyperopt_cli.run_directory.status import read_status, state_of
 
 
 class Metrics(NamedTuple):
@@ -23,7 +23,7 @@ class Metrics(NamedTuple):
     `noise` is why the hypergradient says nothing, `num_asked_steps` are plain inner steps that were taken to find out;
     `halvings` of the outer step that led here, and in `halved_for` the reason of each. The two losses are infinite
     where the run of the start diverged, and its hypergradients None where the descent began elsewhere. `price` is what
-    the run has cost so far, in plain training runs.
+    the run has cost so far, in plain training runs. `validation_accuracy` is of the first seed, None without classes.
     """
 
     outer_step: int
@@ -49,6 +49,7 @@ class Metrics(NamedTuple):
     num_asked_steps: int = 0
     halvings: int = 0
     halved_for: tuple[str, ...] | list[str] = ()
+    validation_accuracy: float | None = None
 
 
 class Run(NamedTuple):
@@ -76,6 +77,23 @@ def read(root: Path) -> Run:
     directory = RunDirectory.open(root)
     result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
     return Run(directory, state_of(directory), read_metrics(directory.metrics), result)
+
+
+def best_hyperparameters(directory: RunDirectory) -> dict[str, Values]:
+    """Returns the natural values of what was tuned, at the best point of a run.
+
+    Raises:
+        UsageError: the run has no result yet, or none that is a best.
+    """
+    root = directory.root
+    if read_status(directory).get("mode") == TRAIN:
+        raise UsageError(f"{root}: hyperopt train has written there, and tunes nothing; give the run that has tuned")
+    if not directory.result.exists():
+        raise UsageError(f"{root} has no result.json yet; wait for the run, continue it, or give --untuned")
+    best = Result.from_json(read_json(directory.result)).best
+    if best is None or best.validation_loss == math.inf:
+        raise UsageError(f"{root}: the run diverged before anything was measured; give --untuned, or another run")
+    return best.hyperparameters
 
 
 def read_metrics(path: Path) -> list[Metrics]:

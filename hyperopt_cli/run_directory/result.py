@@ -25,18 +25,21 @@ class Point:
         validation_loss: the outer objective there; infinite where the run of the start diverged.
         hyperparameters: natural values, nested lists for what has a shape.
         trial: its line of trials.jsonl, from 0; None where it is an outer step.
+        validation_accuracy: of the first seed on the validation split; None where there are no classes.
     """
 
     outer_step: int | None
     validation_loss: float
     hyperparameters: dict[str, Values]
     trial: int | None = None
+    validation_accuracy: float | None = None
 
     @classmethod
     def of(cls, step: Measured) -> Point:
         """Returns the point of a measured outer step."""
         values: dict[str, Values] = {name: value.tolist() for name, value in step.hyperparameters.items()}
-        return cls(step.outer_step, step.validation_loss, values)
+        accuracy = step.stats.get("validation_accuracy")
+        return cls(step.outer_step, step.validation_loss, values, validation_accuracy=accuracy)
 
     @property
     def label(self) -> str:
@@ -44,10 +47,11 @@ class Point:
         return f"outer step {self.outer_step}" if self.trial is None else f"trial {self.trial}"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what result.json holds of it: a loss of null where the run diverged, `trial` only where it is one."""
+        """Returns what result.json holds of it: a loss of null where the run diverged, the last two where they are."""
         content = asdict(self)
-        if content["trial"] is None:
-            del content["trial"]
+        for key in ("trial", "validation_accuracy"):
+            if content[key] is None:
+                del content[key]
         if self.validation_loss == math.inf:
             content["validation_loss"] = None
         return content

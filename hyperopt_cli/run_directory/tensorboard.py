@@ -1,6 +1,7 @@
 """The TensorBoard log of a run.
 
     loss/validation loss/training                 over the outer step
+    accuracy/validation                           likewise, where there are classes
     hyperparameters/<name> hypergradients/<name>  natural values; <name>/<index> for each element of a small vector,
                                                   mean, min, max and a histogram for a large one
     cost/wall_s cost/peak_bytes                   of each outer step
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from hyperopt_cli.callback import Callback
 from hyperopt_cli.errors import needing
+from hyperopt_cli.run_directory.directory import ACCURACY
 from hyperopt_cli.run_directory.measured import Measured
 from hyperopt_cli.run_directory.pictures import schedule_figure
 from hyperopt_cli.run_directory.result import Result
@@ -94,10 +96,13 @@ class TensorBoardLog(Callback):
         self._add_pictures(step)
         self._writer.flush()
 
-        folder = self._folder / "inner_loss" / f"outer_{step.outer_step:04d}"
-        with SummaryWriter(folder, purge_step=0) as writer:
-            for t in _thinned(len(step.inner_loss)):
-                writer.add_scalar("inner_loss", step.inner_loss[t].item(), t)
+        self.add_inner_loss(f"outer_{step.outer_step:04d}", step.inner_loss)
+
+    def add_inner_loss(self, name: str, inner_loss: Tensor) -> None:
+        """Adds the curve of a training run, L at every step [T], as a TensorBoard run of that name."""
+        with SummaryWriter(self._folder / "inner_loss" / name, purge_step=0) as writer:
+            for t in _thinned(len(inner_loss)):
+                writer.add_scalar("inner_loss", inner_loss[t].item(), t)
 
     def on_trial(self, trial: Any) -> None:
         """Adds the loss of a plain run, unless it diverged."""
@@ -180,6 +185,7 @@ class TensorBoardLog(Callback):
         if "growth" in step.stats:
             scalars |= {"trust/digits": step.stats["digits"], "trust/log10_growth": math.log10(step.stats["growth"])}
         scalars |= {"cost/price": step.stats["price"]} if "price" in step.stats else {}
+        scalars |= {"accuracy/validation": step.stats[ACCURACY]} if ACCURACY in step.stats else {}
         for group, entries in (("hyperparameters", step.hyperparameters), ("hypergradients", step.hypergradient or {})):
             for name, value in entries.items():
                 scalars |= {f"{group}/{tag}": number for tag, number in _elements(name, value).items()}

@@ -16,6 +16,7 @@ def test_help_loads_no_torch():
     assert done.returncode == 0, done.stderr
     for command in (
         "run",
+        "train",
         "validate",
         "ls",
         "cat",

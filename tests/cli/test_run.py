@@ -68,6 +68,7 @@ def test_the_run_directory_holds_what_the_contract_names(hyperopt, tmp_path, rec
         "status.json",
         "metrics.jsonl",
         "result.json",
+        "model.pt",
         "measurements.json",
         "tensorboard",
         "checkpoints",

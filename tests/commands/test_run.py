@@ -8,12 +8,14 @@ import torch
 
 from hyperopt_cli.callback import Callback
 from hyperopt_cli.commands.run import execute
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.errors import Stopped, UsageError
 from hyperopt_cli.instantiate import build
 from hyperopt_cli.outer.descent import descend
 from hyperopt_cli.outer.outer_step import OuterStep
 from hyperopt_cli.run_directory.directory import RunDirectory
 from hyperopt_cli.run_directory.reading import read
+from hyperopt_cli.run_directory.signals import StopFlag
+from hyperopt_cli.stopping import stopped_by
 from tests.instantiate.recipes import recipe_of
 
 # The rate grows by a factor of e^2.5 at each outer step, past what is stable: there the hypergradient becomes noise,
@@ -108,6 +110,25 @@ def test_dropout_and_augmentation_differ_from_step_to_step(tmp_path: Path) -> No
     order = [unmoved.batch(t).inputs.flatten(1).sum(dim=1).argsort() for t in (0, 1)]
     change = [(problem.batch(t).inputs - unmoved.batch(t).inputs)[order[t]] for t in (0, 1)]
     assert not torch.equal(change[0], change[1]), "each step draws its own"
+
+
+def test_an_interrupted_run_leaves_its_best_model_too(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, outer={"steps": 3, "lr": 0.3})
+    experiment, directory, flag = build(recipe), RunDirectory.create(tmp_path / "out", "run"), StopFlag()
+
+    class Stopping(Callback):
+        def on_outer_step(self, step: Any) -> None:
+            flag.signal = "SIGTERM" if step.outer_step == 1 else None
+
+    with stopped_by(flag.check), pytest.raises(Stopped):
+        execute(experiment, recipe, "as written", directory, Stopping(), flag)
+    run = read(tmp_path / "out")
+    assert (run.result.status, run.result.best.outer_step) == ("interrupted", 1)
+    model = experiment.evaluated({}, 0)
+    model.load_state_dict(torch.load(directory.model, weights_only=True))
+    params = dict(model.named_parameters())
+    assert experiment.validation_accuracy(params, 0) == run.result.best.validation_accuracy
+    assert run.metrics[0].validation_accuracy != run.metrics[1].validation_accuracy, "it has to bite"
 
 
 FAILING = """
