@@ -22,10 +22,9 @@ from hyperopt_cli.errors import (
     UsageError,
 )
 from hyperopt_cli.instantiate import Experiment
-from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.account import listed
-from hyperopt_cli.outer.descent import Together, descend
+from hyperopt_cli.outer.descent import descend
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.recipe.schema import Recipe
@@ -127,11 +126,8 @@ def execute(
         state = {"record": record.state_dict(), "measurements": measured, "data": digest, "sources": dict(code.sources)}
         return state, record.best_is_new()
 
-    keeper: Keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, beside_outer)
-    together: Together | None = None
-    if ranks.size > 1:
-        keeper = agreement = Agreement(ranks, flag, keeper)
-        together = agreement.together
+    keeper = RunKeeper(checkpoints, recipe.checkpoint_every_s, flag, bits, beside_outer)
+    agreement = Agreement(ranks, flag, keeper) if ranks.size > 1 else None
     with (
         reported(status),
         _log(experiment, directory, written, num_measured if continued else None) as log,
@@ -146,11 +142,11 @@ def execute(
             experiment.mode,
             experiment.seed,
             callback=callbacks,
-            keeper=keeper,
+            keeper=agreement or keeper,
             resume_from=tree.get("outer"),
             measurements=measurements,
             ranks=ranks,
-            together=together,
+            together=None if agreement is None else agreement.together,
         )
         error = _written_down(steps, record, directory, measurements, callbacks)
         state: State = "done" if error is None else "diverged"

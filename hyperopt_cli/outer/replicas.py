@@ -115,18 +115,38 @@ class Replicas:
         # what another process did lies on the host
         devices = [run["value"].device for run in self._done.values()]
         device = next((each for each in devices if each.type != "cpu"), devices[0])
-        return [_on(device, self._done[replica]) for replica in range(len(seeds))]
+        done = [self._done[replica] for replica in range(len(seeds))]
+        here = tree_map_only(Tensor, lambda x: x.to(device), [(run["value"], run["params"]) for run in done])
+        return [
+            Hypergradient(value, run["grad"], params, run["stats"])
+            for (value, params), run in zip(here, done, strict=True)
+        ]
 
     def _is_own(self, replica: int) -> bool:
         """Returns whether this process takes the run of that replica."""
         return not self._ranks.divides("replicas") or replica % self._ranks.size == self._ranks.rank
 
     def _share(self, num: int) -> None:
-        """Gives all results to every process; where all took each run together, it checks that they are the same."""
+        """Gives all results to every process; where all took each run together, it checks that they are the same.
+
+        Raises:
+            VerificationError: E, the hypergradient, w_T or a loss on the way has other bits elsewhere.
+        """
         if self._ranks.divides("replicas"):
             self._done = dict(pair for part in self._ranks.gathered(_on_host(self._done)) for pair in part.items())
         elif self._ranks.size > 1:
-            _check_equal(self._ranks.gathered(_digest([self._done[replica] for replica in range(num)])))
+            digest = hashlib.sha256()
+            for run in (self._done[replica] for replica in range(num)):
+                for x in tree_leaves((run["value"], run["grad"], run["params"], run["stats"]["inner_loss"])):
+                    digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digests = self._ranks.gathered(digest.hexdigest())
+            others = [f"rank {rank}" for rank, each in enumerate(digests) if each != digests[0]]
+            if others:
+                raise VerificationError(
+                    f"the training run of rank 0 had other bits than that of {', '.join(others)}; ranks that share a "
+                    "run need the same processor or GPU, torch and number of threads, and deterministic operators; a "
+                    "data set and a model of one's own must be the same each time they are made"
+                )
 
     def state_dict(self, run: dict[str, Any] | None) -> dict[str, Any]:
         """Returns what is done or begun by all processes; `run` is the state of the run that is under way here.
@@ -153,29 +173,5 @@ class Replicas:
         self._done, self._begun = dict(state["replicas"]), dict(state["inner"])
 
 
-def _on(device: torch.device, run: Mapping[str, Any]) -> Hypergradient:
-    value, params = tree_map_only(Tensor, lambda x: x.to(device), (run["value"], run["params"]))
-    return Hypergradient(value, run["grad"], params, run["stats"])
-
-
 def _on_host(tree: Any) -> Any:
     return tree_map_only(Tensor, lambda x: x.cpu(), listed(tree))
-
-
-def _digest(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the SHA-256 digest of E, the hypergradient, w_T and every loss on the way."""
-    digest = hashlib.sha256()
-    for run in runs:
-        for x in tree_leaves((run["value"], run["grad"], run["params"], run["stats"]["inner_loss"])):
-            digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_equal(digests: Sequence[str]) -> None:
-    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if others:
-        raise VerificationError(
-            f"the training run of rank 0 had other bits than that of {', '.join(f'rank {rank}' for rank in others)}; "
-            "ranks that share a run need the same processor or GPU, torch and number of threads, and deterministic "
-            "operators; a data set and a model of one's own must be the same each time they are made"
-        )

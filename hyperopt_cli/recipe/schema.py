@@ -165,8 +165,8 @@ class Outer(Section):
     def _fill_in(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        method = OUTER.get(given.get("optimizer", "auto"))
-        defaults = {} if method is None else method.settings
+        name = given.get("optimizer", "auto")
+        defaults = OUTER[name].settings if isinstance(name, str) and name in OUTER else {}
         return given | {key: value for key, value in defaults.items() if given.get(key) is None}
 
     @model_validator(mode="after")

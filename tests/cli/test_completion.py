@@ -130,7 +130,7 @@ def test_keys_are_those_of_the_schema_and_those_of_the_recipe():
 
 def test_values_are_the_recipes_own_the_default_and_all_that_can_be_listed():
     assert value_completions(DATA, "steps") == ["7"]
-    assert value_completions(DATA, "outer.lr") == ["0.05"]
+    assert value_completions(DATA, "outer.steps") == ["10"]
     assert value_completions(DATA, "dataset.flip") == ["false", "true"]
     assert value_completions(DATA, "model.hidden") == []  # a shell would take brackets for a pattern
     assert value_completions(DATA, "unknown") == []
