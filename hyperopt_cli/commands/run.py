@@ -25,6 +25,7 @@ from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.account import listed
+from hyperopt_cli.outer.ahead import Pool
 from hyperopt_cli.outer.descent import Together, descend
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.ranks.group import ALONE, Ranks
@@ -77,6 +78,7 @@ def execute(
     continued: bool = False,
     ranks: Ranks = ALONE,
     code: Code = NO_CODE,
+    pool: Pool | None = None,
 ) -> Execution:
     """Runs `experiment` and writes everything into `directory`.
 
@@ -90,6 +92,7 @@ def execute(
         continued: from the newest checkpoint that can be used, or from the start if there is none at all.
         ranks: the processes that share the run; this is the lead, and the others `follow`.
         code: the user's own; other code than the checkpoint was made with is refused unless it says to go on.
+        pool: other processes that take plain runs.
 
     Raises:
         Stopped: the flag was set; what there was to keep is in a checkpoint.
@@ -151,6 +154,7 @@ def execute(
             measurements=measurements,
             ranks=ranks,
             together=together,
+            pool=pool,
         )
         error = _written_down(steps, record, directory, measurements, callbacks)
         state: State = "done" if error is None else "diverged"
