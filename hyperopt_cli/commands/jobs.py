@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +27,7 @@ from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.stopping import may_stop
 
 NOT_FOR_THEM = {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
-LOOKS_EVERY_S = 0.1
+LOOKS_EVERY_S, LAST_WAIT_S = 0.1, 5.0
 
 _experiment: Experiment | None = None  # of one of the processes
 
@@ -55,6 +55,8 @@ class Jobs:
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.kill()  # there is nothing that they keep
+        for process in processes:
+            process.join(timeout=LAST_WAIT_S)
 
     def begin(self, seed: int, hyper: Hyper) -> Future[bytes]:
         """Begins the run of a seed at lambda, or has it wait for a process that is free."""
@@ -70,14 +72,18 @@ class Jobs:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._waiting[-1]
 
-    def outcome(self, future: Future[bytes]) -> Outcome | None:
-        """Waits for a run that was begun; None where its process has ended, and no other will be begun.
+    def outcome(self, future: Future[bytes], beat: Callable[[], None]) -> Outcome | None:
+        """Waits for a run that was begun, and calls `beat` several times a second meanwhile.
+
+        Returns:
+            How it ended; None where its process has ended, and no other run will be taken.
 
         Raises:
             Stopped: the run was asked to end meanwhile.
         """
         while True:
             may_stop()
+            beat()
             try:
                 packed = future.result(timeout=LOOKS_EVERY_S)
             except StillRunning:

@@ -63,8 +63,11 @@ class Pool(Protocol):
     def begin(self, seed: int, hyper: Hyper) -> Future[Any]:
         """Begins the run of a seed at lambda, or has it wait for a process that is free."""
 
-    def outcome(self, future: Future[Any]) -> Outcome | None:
-        """Waits for a run that was begun; None where its process has ended, and no other will be begun.
+    def outcome(self, future: Future[Any], beat: Callable[[], None]) -> Outcome | None:
+        """Waits for a run that was begun, and calls `beat` several times a second meanwhile.
+
+        Returns:
+            How it ended; None where its process has ended, and no other run will be taken.
 
         Raises:
             Stopped: the run was asked to end meanwhile.
@@ -97,9 +100,19 @@ class Ahead:
             self._pool.drop()
 
     def runs(
-        self, num: int, hopeless: Callable[[int, Tensor], bool] | None, say: Callable[[str], None]
+        self,
+        num: int,
+        hopeless: Callable[[int, Tensor], bool] | None,
+        say: Callable[[str], None],
+        beat: Callable[[], None],
     ) -> list[Hypergradient] | None:
-        """Returns the runs of answer `num`, one for each seed; None if they were not begun, or cannot be had.
+        """Returns the runs of an answer, one for each seed; None if they were not begun, or cannot be had.
+
+        Args:
+            num: the number of the answer.
+            hopeless: the median rule, where it is applied.
+            say: is told that the runs cannot be had.
+            beat: is called while it waits.
 
         Raises:
             NonFiniteError: a run diverged, or was hopeless.
@@ -108,7 +121,7 @@ class Ahead:
         runs = []
         for future in self._begun.pop(num, ()):
             assert self._pool is not None
-            outcome = self._pool.outcome(future)
+            outcome = self._pool.outcome(future, beat)
             if outcome is None:
                 say("a process of --jobs has ended, perhaps for lack of memory; goes on without them")
                 self._pool = None

@@ -288,7 +288,8 @@ class _Walk:
         """
         # of several replicas, a part would be compared with the whole
         hopeless = self._median.hopeless if ask.stops_hopeless and self._descent.replicas == 1 else None
-        if (taken := self._ahead.runs(len(self._told), hopeless, self._say)) is not None:
+        beat = partial(self._callback.on_inner_step, self._n, 0, "forward", 0, self._steps)
+        if (taken := self._ahead.runs(len(self._told), hopeless, self._say, beat)) is not None:
             return taken
         gated = ask.gradient and ask.below < float("inf")
         alone = self._descent.replicas == 1 and not self._ranks.divides("replicas")

@@ -1,6 +1,7 @@
 """`hyperopt run --search`: a search by plain runs in a run directory like any other."""
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ from hyperopt_cli.run_directory.reading import read
 from tests.instantiate.recipes import DIGITS
 
 TRIALS = 12
-SAME_EVERYWHERE = ("wall_s",)
+DIFFERS = ("wall_s", "peak_bytes", "engine_why", "plan")
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """Digits in float64, which Adam would tune at a rate of its own."""
     path = tmp_path / "small.yaml"
-    tuned = {"lr": {"initial": 0.1, "schedule": {"windows": 3}}, "momentum": {"initial": 0.9}}
+    tuned = {"lr": {"initial": 0.01, "schedule": {"windows": 3}}, "momentum": {"initial": 0.9}}
     content = {**DIGITS, "steps": 12, "hyperparameters": tuned, "outer": {"optimizer": "adam", "lr": 0.05, "steps": 1}}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
@@ -26,7 +27,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     read_lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in SAME_EVERYWHERE} for line in read_lines]
+    return [{key: value for key, value in line.items() if key not in DIFFERS} for line in read_lines]
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
@@ -85,6 +86,29 @@ def test_a_search_prints_a_line_a_trial_with_its_price_and_the_time_left(hyperop
     assert all(line.endswith(" s left)") and "price" in line for line in printed)
     assert printed[-1].endswith(" 0 s left)")
     assert any("stopped at step 3: worse than the median" in line for line in printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [("--search", "random", "--trials", TRIALS), ("outer.optimizer=auto", "outer.lr=null")]
+)
+def test_runs_at_the_same_time_leave_what_runs_one_after_the_other_leave(
+    method: tuple[Any, ...], hyperopt: Any, tmp_path: Path, recipe: Path
+) -> None:
+    assert hyperopt("run", recipe, *method, "--out", "one").code == 0
+    code, out, err = hyperopt("run", recipe, *method, "--out", "two", "--jobs", 2)
+    assert (code, err) == (0, "")
+    assert "--jobs has ended" not in out
+    for name in ("trials.jsonl", "metrics.jsonl"):
+        one, two = (lines(tmp_path / folder / name) for folder in ("one", "two"))
+        assert one == two
+    assert not multiprocessing.active_children()
+
+
+def test_jobs_are_for_a_run_that_no_other_processes_share(hyperopt: Any, recipe: Path) -> None:
+    code, out, err = hyperopt("run", recipe, "--jobs", 2, "--nproc", 2)
+    assert (code, out) == (2, "")
+    assert "--jobs: the run is shared by several processes already" in err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -15,12 +17,14 @@ from hyperopt_cli.modes.account import listed
 from hyperopt_cli.modes.plain_run import plain_run
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params
+from hyperopt_cli.outer.ahead import Outcome
 from hyperopt_cli.outer.descent import Descent, descend
 from hyperopt_cli.outer.median_rule import LEAST_COMPLETED, MedianRule
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
+from tests.heard import Heard
 
 STEPS, REVERSE = 8, Reverse()
 RATES = torch.tensor([0.01, 0.02, 0.08, 0.01], dtype=torch.float64)
@@ -226,6 +230,61 @@ def test_a_run_is_stopped_where_its_mean_loss_is_above_the_median_of_those_compl
     assert {2, 6} <= set(stopped_at), "the rule has to bite"
     prices = list(itertools.accumulate(trial.price for trial in measured))
     assert [trial.price_so_far for trial in measured] == prices
+
+
+class Pooled:
+    """Takes the runs of a pool in this process, as soon as they are begun, and is gone after some of them."""
+
+    def __init__(self, lasts: int = 1000) -> None:
+        self.num_begun, self.num_asked, self.num_beats, self._lasts = 0, 0, 0, lasts
+
+    def begin(self, seed: int, hyper: Hyper) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        self.num_begun += 1
+        future.set_result(Outcome.of(self.problem(seed), hyper))
+        return future
+
+    problem = staticmethod(bowl)
+
+    def outcome(self, future: Future[Outcome], beat: Callable[[], None]) -> Outcome | None:
+        beat()
+        self.num_asked += 1
+        return future.result() if self.num_asked <= self._lasts else None
+
+    def drop(self) -> None:
+        pass
+
+
+def shaky(seed: int) -> Problem:
+    """As `bowl`, but the training loss is not finite once w has grown."""
+    given = bowl(seed)
+    return Problem(
+        given.init,
+        lambda params, hyper, batch: torch.where(params["w"].abs() < 2, params["w"] ** 2, float("nan")),
+        given.outer_loss,
+        given.batch,
+        given.optimizer,
+        STEPS,
+        given.schedule,
+    )
+
+
+@pytest.mark.parametrize("problem", [bowl, shaky])
+@pytest.mark.parametrize("lasts", [1000, 9, 0])
+def test_runs_that_are_taken_ahead_change_nothing_even_if_the_processes_end(problem: Any, lasts: int) -> None:
+    def taken(pool: Pooled | None, heard: Heard) -> list[Trial]:
+        descent = Descent("random", trials=30)
+        return trials(list(descend(problem, space(), descent, REVERSE, pool=pool, callback=heard)))
+
+    pool, heard = Pooled(lasts), Heard()
+    pool.problem = problem  # type: ignore[method-assign]
+    one, ahead = taken(None, Heard()), taken(pool, heard)
+    check_equal(one, ahead)
+    assert pool.num_begun == 29, "all but the start"
+    assert pool.num_asked == min(29, lasts + 1)
+    assert [("--jobs has ended" in said) for said in heard.messages] == ([True] if lasts < 29 else [])
+    assert any(each.why is not None and "median" in each.why for each in one)
+    assert any(each.why is not None and "not finite" in each.why for each in one) == (problem is shaky)
 
 
 def test_the_rule_waits_for_five_runs_and_for_its_steps() -> None:
