@@ -91,7 +91,7 @@ class DataSet(NamedTuple):
 
 # a new one at the end: a plan measures from the last to the first, forward mode after what keeps less
 MODES: dict[str, Entry] = {
-    "auto": Entry("hyperopt_cli.modes.auto:Auto", "the quickest exact mode that fits into the memory"),
+    "auto": Entry("hyperopt_cli.modes.auto:Auto", "the mode of the lowest price: reverse, or forward for one number"),
     "forward": Entry("hyperopt_cli.modes.forward:Forward", "few hyperparameters, horizons of any length"),
     "reverse": Entry("hyperopt_cli.modes.reverse:Reverse", "many hyperparameters; keeps the states of the run"),
     "reversible": Entry(

@@ -20,6 +20,7 @@ ROOT = Path(hyperopt_cli.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "stopping": set(),
+    "byte_sizes": set(),
     "allocator": set(),
     "memory": {"errors"},
     "keeper": set(),
@@ -46,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "registry",
     },
     "modes": {
+        "byte_sizes",
         "keeper",
         "checks",
         "engines",

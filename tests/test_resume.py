@@ -33,8 +33,18 @@ MODES: dict[str, dict[str, Any]] = {
     "reversible": {"name": "reversible", "compile": False},
 }
 STEPS, OUTER, ADAM = 12, 3, {"optimizer": "adam", "lr": 0.1, "replicas": 2}
+# Methods of the outer loop, in reverse mode; the others are walked by adam.
+METHODS: dict[str, dict[str, Any]] = {
+    "auto": {"optimizer": "auto", "steps": OUTER},
+    "auto over replicas": {"optimizer": "auto", "steps": OUTER, "replicas": 2, "budget": 30},
+    "lbfgs": {"optimizer": "lbfgs", "steps": OUTER},
+}
 # Steps there and back, each told of.
-NUM_WATCHED = {name: (OUTER + 1) * 2 * STEPS * (1 if name == "forward" else 2) for name in MODES}
+NUM_WATCHED = {name: (OUTER + 1) * 2 * STEPS * (1 if name == "forward" else 2) for name in MODES} | {
+    "auto": 6 * STEPS + (OUTER + 1) * 2 * STEPS,
+    "auto over replicas": 20 * STEPS,
+    "lbfgs": (OUTER + 1) * 2 * STEPS,
+}
 
 
 class Watching(Callback):
@@ -49,6 +59,13 @@ class Watching(Callback):
 
     def on_message(self, text: str) -> None:
         self.heard.append(text)
+
+
+def recipe_named(folder: Path, name: str, **changed: Any) -> Any:
+    """By a mode, or by a method."""
+    if name in METHODS:
+        return recipe(folder, MODES["reverse"], outer=METHODS[name], **changed)
+    return recipe(folder, MODES[name], **changed)
 
 
 def recipe(folder: Path, mode: dict[str, Any], **changed: Any) -> Any:
@@ -78,23 +95,27 @@ def written(folder: Path) -> dict[str, Any]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((folder / "result.json").read_text())
-    for each in (*lines, result):
+    result, trials = json.loads((folder / "result.json").read_text()), []
+    if (folder / "trials.jsonl").exists():
+        trials = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    for line in (*lines, *trials, result):
         for key in ("wall_s", "peak_bytes"):
-            each.pop(key, None)
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    curves = {tag: curve for tag, curve in curves.items() if not tag.startswith("cost/")}
-    return {"metrics": lines, "result": result, "curves": curves}
+            line.pop(key, None)
+    curves = {}
+    for each in (folder / "tensorboard", *(folder / "tensorboard").glob("trials")):
+        events = EventAccumulator(str(each), size_guidance={"scalars": 0})
+        events.Reload()
+        curves |= {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    curves = {tag: curve for tag, curve in curves.items() if tag not in ("cost/wall_s", "cost/peak_bytes")}
+    return {"metrics": lines, "trials": trials, "result": result, "curves": curves}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = {}
-    for name, mode in MODES.items():
+    for name in [*MODES, *METHODS]:
         folder = tmp_path_factory.mktemp(name)
-        run(folder / "run", recipe(folder, mode))
+        run(folder / "run", recipe_named(folder, name))
         out[name] = written(folder / "run")
     return out
 
@@ -116,11 +137,11 @@ def in_a_process(work: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, *METHODS])
 def test_killed_at_random_moments_and_continued_it_ends_with_the_same_bits(
     mode: str, kills: int, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
-    draw, made, folder = random.Random(kills), recipe(tmp_path, MODES[mode]), tmp_path / "run"
+    draw, made, folder = random.Random(kills), recipe_named(tmp_path, mode), tmp_path / "run"
     heard, moments = tmp_path / "heard", [draw.uniform(0.0, 0.4) for _ in range(kills)]
     pause_s = 1.2 * sum(moments) / NUM_WATCHED[mode]  # so that the last kill comes before the end
 
@@ -141,9 +162,9 @@ def test_killed_at_random_moments_and_continued_it_ends_with_the_same_bits(
     assert written(folder) == undisturbed[mode]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, *METHODS])
 def test_a_signal_ends_it_after_a_step_and_a_checkpoint(mode: str, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    made, folder, num = recipe(tmp_path, MODES[mode], checkpoint_every_s=1e9), tmp_path / "run", 0
+    made, folder, num = recipe_named(tmp_path, mode, checkpoint_every_s=1e9), tmp_path / "run", 0
     draw = random.Random(1)
     while True:
         flag, at = StopFlag(), draw.randrange(1, 40)

@@ -29,7 +29,6 @@ PLACES: dict[str, tuple[dict[str, Any], str, str, int, int]] = {
     "E, of reversible": (REVERSIBLE, "hyperopt_cli.modes.adjoint.sweep", "outer_objective", 4, 1),
     "the choice of an engine": ({"name": "forward"}, "hyperopt_cli.checks.engine_judge", "chosen", 1, 0),
     "the choice to compile": ({"name": "reverse"}, "hyperopt_cli.modes.compilation", "decide", 1, 0),
-    "planning": ({"name": "auto"}, "hyperopt_cli.modes.auto", "planned", 1, 0),
     "the test split at the start": (FORWARD, "hyperopt_cli.instantiate", "Experiment.test", 1, 1),
     "the test split at the end": (FORWARD, "hyperopt_cli.instantiate", "Experiment.test", 2, 4),
 }

@@ -9,8 +9,9 @@ from rich.table import Table
 from hyperopt_cli.bench.machine import described
 from hyperopt_cli.bench.measuring import Ratio
 from hyperopt_cli.bench.report import Case, Figure, Report
+from hyperopt_cli.byte_sizes import bytes_text
 from hyperopt_cli.cli.comparison_table import PIPE_WIDTH
-from hyperopt_cli.modes.planning.plan import bytes_text, seconds_text
+from hyperopt_cli.modes.planning.plan import seconds_text
 
 MISSING = "-"
 

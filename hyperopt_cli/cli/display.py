@@ -21,6 +21,7 @@ from hyperopt_cli.callback import Callback
 from hyperopt_cli.cli.tables import FEW_DIGITS, bias_line, brief, duration, loss, outcome_table, sources_lines
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
+from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.run_directory.directory import TRUSTED, RunDirectory
 from hyperopt_cli.run_directory.json_files import to_text
 from hyperopt_cli.run_directory.measured import factors_text
@@ -99,14 +100,20 @@ def _echo(text: str) -> None:
 def _head(experiment: Experiment, directory: RunDirectory) -> str:
     tuned = experiment.space.tuned()
     num = sum(knob.initial.numel() for knob in tuned.values())
-    descent, mode = experiment.descent, f"mode {experiment.mode.name}"
+    descent, axes = experiment.descent, {}
+    how = f"mode {experiment.mode.name}, by {descent.optimizer}"
     if descent.trials is not None:
-        mode = f"{descent.trials} trials by {descent.optimizer}"
+        how = f"{descent.trials} trials by {descent.optimizer}"
+    elif descent.method().in_units:
+        axes = Terrain.of(experiment.space, experiment.steps, True).axes
     numbers = "1 number" if num == 1 else f"{num} numbers"
     bias = experiment.mode.bias(experiment.steps)
+    steps = "; ".join(f"{name} {axis.meaning}" for name, axis in axes.items())
     return (
-        f"tuning {numbers} ({', '.join(tuned)}) over {experiment.steps} steps, {mode}, "
-        f"on {experiment.device}; writing {directory.root}" + (f"\n{bias_line(bias)}" if bias is not None else "")
+        f"tuning {numbers} ({', '.join(tuned)}) over {experiment.steps} steps, {how}, "
+        f"on {experiment.device}; writing {directory.root}"
+        + (f"\na step of 1: {steps}" if steps else "")
+        + (f"\n{bias_line(bias)}" if bias is not None else "")
     )
 
 

@@ -1,10 +1,10 @@
 """`hyperopt plan`: what every mode would take, before any is run."""
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hyperopt_cli.byte_sizes import parsed_bytes
 from hyperopt_cli.cli.again import allowing, command
 from hyperopt_cli.cli.options import AllowImport, Device, Overrides, RecipeName, load_recipe, with_options
 from hyperopt_cli.errors import UsageError
@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from hyperopt_cli.instantiate import Experiment
     from hyperopt_cli.modes import Plan
     from hyperopt_cli.modes.planning.prediction import Prediction
-
-_UNITS = {"": 1, "b": 1} | {
-    f"{letter}{suffix}": base**power
-    for power, letter in enumerate("kmgt", start=1)
-    for suffix, base in (("b", 1000), ("ib", 1024))
-}
 
 
 def plan(
@@ -38,7 +32,10 @@ def plan(
 
     Example: hyperopt plan mnist_lr steps=10000 --memory 8GiB
     """
-    available = None if memory is None else parsed_bytes(memory)
+    try:
+        available = None if memory is None else parsed_bytes(memory)
+    except ValueError as error:
+        raise UsageError(f"--memory: {error}") from None
     loaded = load_recipe(recipe, with_options(overrides, device=device), allow_import)
 
     from rich.console import Console
@@ -61,24 +58,12 @@ def plan(
     typer.echo(f"\nrun it: {command('run', recipe, *kept, mode, *allowing(allow_import))}")
 
 
-def parsed_bytes(text: str) -> int:
-    """Returns the bytes that a text such as `8GiB`, `512 MB` or `1000` stands for.
-
-    Raises:
-        UsageError: the text is none of these.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if size < 1:
-        raise UsageError(f"--memory: got {text!r}; give a number of bytes with a unit, such as 8GiB, 512MiB or 16GB")
-    return size
-
-
 def _show(made: "Plan", experiment: "Experiment") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hyperopt_cli.modes.planning.plan import bytes_text, seconds_text
+    from hyperopt_cli.byte_sizes import bytes_text
+    from hyperopt_cli.modes.planning.plan import seconds_text
 
     console, num = Console(), _num_hypergradients(experiment)
     console.print(

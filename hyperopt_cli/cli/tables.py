@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from hyperopt_cli.run_directory.result import Result
 
 MAX_ELEMENTS = 10
+NEAR_ONE = 0.995  # from here on three digits would hide what a beta is
 FEW_DIGITS = 2.0  # fewer of a hypergradient are told; products in bf16 leave 2.7
 
 
 def number(value: float) -> str:
-    """Returns the number with three significant digits."""
-    return f"{value:.3g}"
+    """Returns the number with three significant digits; of one just below 1 those of its distance from 1.
+
+    >>> number(0.99986), number(0.9)
+    ('1 - 0.00014', '0.9')
+    """
+    return f"1 - {1 - value:.3g}" if NEAR_ONE < value < 1 else f"{value:.3g}"
 
 
 def brief(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from hyperopt_cli.comparison import Comparison, OnModeStep, Outcome, compare, measured
 from hyperopt_cli.comparison.common_factors import Runs
 from hyperopt_cli.instantiate import Experiment
+from hyperopt_cli.instantiate.build import make_mode
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.outer.outer_step import OuterStep, step_of
 from hyperopt_cli.problem import Hyper
@@ -104,6 +105,7 @@ def _write(
         raw = {name: value.clone() for name, value in space.initial().items()}
         step = step_of(space, 0, raw, space.natural(raw), found.grad, [found])
         step.stats.update({key: found.stats[key] for key in ("growth", "digits") if key in found.stats})
+        step.stats["price"] = make_mode(recipe).price(sum(value.numel() for value in raw.values()), experiment.steps)
     point = None if step is None else Point.of(step)
     bias = None if step is None else step.stats.get("bias")
     result = Result(

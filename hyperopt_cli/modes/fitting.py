@@ -4,12 +4,13 @@ import re
 from textwrap import shorten
 from typing import NamedTuple
 
+from hyperopt_cli.byte_sizes import bytes_text
 from hyperopt_cli.dynamics.surroundings import surroundings
 from hyperopt_cli.errors import HyperoptError, NoMemoryError
 from hyperopt_cli.memory import is_lacking, tidy_up
 from hyperopt_cli.modes.base import Mode
 from hyperopt_cli.modes.measurements import Measurements
-from hyperopt_cli.modes.planning.plan import bytes_text, plan, seconds_text
+from hyperopt_cli.modes.planning.plan import plan, seconds_text
 from hyperopt_cli.modes.planning.prediction import Prediction
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import ALONE, Ranks

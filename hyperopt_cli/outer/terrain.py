@@ -76,6 +76,15 @@ class Axis(NamedTuple):
         ends = [float(self.coordinate(torch.tensor(end, dtype=torch.float64))) for end in bounds]
         return self._replace(low=min(ends), high=max(ends))
 
+    @property
+    def meaning(self) -> str:
+        """What a step of 1 does to the value, in words."""
+        if self.near_one:
+            return f"its distance from 1 times {10**self.unit:.3g}"
+        if self.transform.name == "identity":
+            return f"plus {self.unit:.3g}"
+        return f"{'its odds ' if self.transform.name == 'logit' else ''}times {math.exp(self.unit):.3g}"
+
     def coordinate(self, natural: Tensor) -> Tensor:
         """Returns the coordinate of a natural value."""
         return (torch.log10(1 - natural) if self.near_one else self.transform.raw(natural)) / self.unit

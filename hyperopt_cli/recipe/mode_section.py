@@ -119,7 +119,7 @@ def _renamed(given: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "columns_at_once": given["chunk_size"]}
 
 
-_FIELDS: dict[str, Any] = {"name": (Annotated[str, *one_of(MODES)], "forward")} | {
+_FIELDS: dict[str, Any] = {"name": (Annotated[str, *one_of(MODES)], "auto")} | {
     key: (FORMS.get(key, _form(setting.annotation)) | None, None)
     for taken in SETTINGS.values()
     for key, setting in taken.items()
@@ -140,7 +140,7 @@ class Mode(_Settings):  # type: ignore[misc]
             raise Invalid(f"got {shown(given)}{close}; must be one of {', '.join(MODES)}, or {{name: NAME, ...}}")
         if isinstance(given, dict):
             given = _renamed(given)
-            name = given.get("name", "forward")
+            name = given.get("name", "auto")
             taken = SETTINGS.get(name, {}) if isinstance(name, str) else {}
             return given | {key: setting.default for key, setting in taken.items() if given.get(key) is None}
         return given

@@ -194,7 +194,7 @@ class Recipe(Section):
     hyperparameters: dict[str, Hyperparameter]
     groups: tuple[Group, ...] = ()
     outer: Outer = Outer()
-    mode: Mode = Mode(engine="auto", compile="auto")
+    mode: Mode = Mode(name="auto")
     precision: Literal["float64", "float32", "tf32", "bf16"] = "float32"
     device: Text = "auto"
     seed: Natural = 0

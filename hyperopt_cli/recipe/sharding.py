@@ -35,8 +35,6 @@ def shard_of(recipe: Recipe, size: int) -> Shard:
         reason = "batch: there is no data set to take batches of"
     elif shard == "batch" and dataset is not None and _num_parts(dataset) < size:
         reason = f"batch: {_num_parts(dataset)} examples or chunks of a batch for {size} ranks; each needs one"
-    elif mode == "auto":
-        reason = f"{shard}: mode: auto measures on one process; name a mode (`hyperopt plan` says which)"
     elif shard != "replicas" and recipe.mode.arguments.get("compile") is True:
         reason = f"{shard}: ranks that take a run together do not compile its steps; leave mode.compile out"
     if reason is not None and size > 1:

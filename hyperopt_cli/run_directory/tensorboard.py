@@ -5,7 +5,7 @@
                                                   mean, min, max and a histogram for a large one
     cost/wall_s cost/peak_bytes                   of each outer step
     cost/price                                    of the run so far, in plain training runs
-    trials/validation                             of plain runs beside the outer steps, over their number
+    loss/trials                                   of plain runs beside the outer steps, over their number
     inner_loss                                    over the inner step, one TensorBoard run an outer step
     schedules/<name>                              a picture: the start in grey, now in colour
     best/validation_loss test/loss test/accuracy  at the end
@@ -77,6 +77,7 @@ class TensorBoardLog(Callback):
         self._writer = SummaryWriter(folder, purge_step=purge_step)
         self._start, self._start_label = start, "start"
         self._laid_out = False
+        self._trials: Any = None  # the writer of plain runs, in a folder of their own, for they have steps of their own
         if recipe:
             as_code = "".join(f"    {line}\n" for line in recipe.splitlines())  # in Markdown
             self._writer.add_text("recipe", as_code, purge_step or 0)
@@ -100,8 +101,12 @@ class TensorBoardLog(Callback):
 
     def on_trial(self, trial: Any) -> None:
         """Adds the loss of a plain run, unless it diverged."""
+        if self._trials is None:  # what an interrupted process wrote from this trial on is hidden
+            _await_a_later_name(self._folder / "trials")
+            self._trials = SummaryWriter(self._folder / "trials", purge_step=trial.number)
         if trial.validation_loss != math.inf:
-            self._writer.add_scalar("trials/validation", trial.validation_loss, trial.number)
+            self._trials.add_scalar("loss/trials", trial.validation_loss, trial.number)
+            self._trials.flush()
 
     def on_end(self, result: Result) -> None:
         """Adds the test split, and what the hparams page compares runs by: initial settings and best loss."""
@@ -135,7 +140,9 @@ class TensorBoardLog(Callback):
             writer.add_scalar("best/validation_loss", result.best.validation_loss, at)
 
     def close(self) -> None:
-        """Closes the event file, after which nothing can be added."""
+        """Closes the event files, after which nothing can be added."""
+        if self._trials is not None:
+            self._trials.close()
         self._writer.close()
 
     def __enter__(self) -> TensorBoardLog:

@@ -21,6 +21,7 @@ from hyperopt_cli.engines import ENGINES, Engine, Tangents
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.instantiate import build
 from hyperopt_cli.modes import Measurements
+from hyperopt_cli.modes.auto import Choice
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params
 from hyperopt_cli.problem import Hyper
@@ -389,19 +390,13 @@ def test_a_remembered_verdict_is_obeyed(make: Any, monkeypatch: pytest.MonkeyPat
     told = replace(verdict_of(10), engine="forward_over_reverse_loop", why="it was told")
     monkeypatch.setattr(choice, "decide", lambda *arguments: pytest.fail("decided again"))
     if make is Auto:
-        monkeypatch.setattr("hyperopt_cli.modes.auto.planned", lambda *arguments: _forward_plan())
+        monkeypatch.setattr("hyperopt_cli.modes.auto.choice", lambda *arguments: Choice(Forward(), "as told"))
     mode, known = make(), Measurements()
     state = Measurements(verdicts={told.made_for: told}).state_dict()
     known.load_state_dict(json.loads(json.dumps(state)))
     got = hypergradient(problem(10), HYPER, mode, measurements=known)
     assert (got.stats["engine"], got.stats["engine_why"]) == ("forward_over_reverse_loop", "it was told")
     assert list(known.verdicts.values()) == [told]
-
-
-def _forward_plan() -> Any:
-    from types import SimpleNamespace
-
-    return SimpleNamespace(choice=SimpleNamespace(mode=Forward(), name="forward"), why="as told")
 
 
 def test_a_verdict_of_an_engine_that_is_gone_is_not_obeyed() -> None:

@@ -120,8 +120,23 @@ def test_json_is_one_object_and_the_runs_of_the_modes_say_the_same(hyperopt, rec
 
 
 def test_the_directory_of_a_mode_is_that_of_a_run(hyperopt, recipe, tmp_path):
-    assert hyperopt("compare", recipe, *BOTH, "--steps", "4", "outer.lr=0.1", "--out", "there").code == 0
-    assert hyperopt("run", recipe, "steps=4", "outer.lr=0.1", "outer.steps=0", "mode=forward", "--out", "run").code == 0
+    assert (
+        hyperopt("compare", recipe, *BOTH, "--steps", "4", "outer={optimizer: adam, lr: 0.1}", "--out", "there").code
+        == 0
+    )
+    assert (
+        hyperopt(
+            "run",
+            recipe,
+            "steps=4",
+            "outer={optimizer: adam, lr: 0.1}",
+            "outer.steps=0",
+            "mode=forward",
+            "--out",
+            "run",
+        ).code
+        == 0
+    )
     assert {path.name for path in (tmp_path / "there").iterdir()} == {"forward", "reverse"}
     there, run = tmp_path / "there/forward", tmp_path / "run"
     assert {path.name for path in there.iterdir()} == {path.name for path in run.iterdir()} - {"checkpoints"}
@@ -134,7 +149,7 @@ def test_the_directory_of_a_mode_is_that_of_a_run(hyperopt, recipe, tmp_path):
 
 
 def test_the_run_of_a_mode_can_be_continued_as_one(hyperopt, recipe):
-    assert hyperopt("compare", recipe, *BOTH, "--out", "there").code == 0
+    assert hyperopt("compare", recipe, *BOTH, "outer.optimizer=adam", "--out", "there").code == 0
     (before,) = read(Path("there/reverse")).metrics
     assert hyperopt("run", "outer.steps=1", "--resume", "there/reverse").code == 0
     first, _ = read(Path("there/reverse")).metrics
@@ -186,8 +201,8 @@ def test_an_option_and_an_override_that_say_the_same_are_refused(hyperopt, recip
 
 
 def test_the_start_is_that_of_a_run(hyperopt, recipe, tmp_path):
-    changes = ["outer.seed=fresh", "outer.steps=0", "precision=float64"]
-    assert hyperopt("run", recipe, *changes, "--out", "run").code == 0
+    changes = ["outer={optimizer: adam, seed: fresh}", "outer.steps=0", "precision=float64"]
+    assert hyperopt("run", recipe, *changes, "--mode", "forward", "--out", "run").code == 0
     (line,) = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     out = hyperopt("compare", recipe, *changes, "--modes", "forward", "--json").out
     (forward,) = json.loads(out)["comparison"]["modes"]

@@ -5,8 +5,7 @@ import shlex
 
 import pytest
 
-from hyperopt_cli.cli.plan import parsed_bytes
-from hyperopt_cli.errors import UsageError
+from hyperopt_cli.byte_sizes import parsed_bytes
 from hyperopt_cli.recipe import load
 
 SMALL = ("digits_lr", "steps=12", "model.hidden=[5]", "outer.steps=3", "device=cpu")
@@ -100,5 +99,5 @@ def test_sizes_are_read_with_their_units(text, size):
 
 @pytest.mark.parametrize("text", ["", "much", "8 GiBs", "-1GiB", "0", "1e9", "GiB"])
 def test_other_sizes_are_refused(text):
-    with pytest.raises(UsageError, match="--memory: got"):
+    with pytest.raises(ValueError, match="got"):
         parsed_bytes(text)

@@ -27,8 +27,9 @@ DIGITS: dict[str, Any] = {
 
 
 def recipe_of(folder: Path, allow: tuple[str, ...] = (), **changed: Any) -> Recipe:
-    """`DIGITS` with sections replaced (None: left out), tuned by adam, written as a file and loaded."""
+    """`DIGITS` with sections replaced (None: left out), tuned by adam in forward mode, written as a file and loaded."""
     data = {name: value for name, value in {**copy.deepcopy(DIGITS), **changed}.items() if value is not None}
+    data.setdefault("mode", "forward")
     data["outer"] = {"optimizer": "adam", **data.get("outer", {})}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")

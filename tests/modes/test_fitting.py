@@ -12,7 +12,7 @@ from hyperopt_cli.checks import choice
 from hyperopt_cli.errors import NoMemoryError, UsageError
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes import Measurements, Mode
-from hyperopt_cli.modes.auto import Auto
+from hyperopt_cli.modes.auto import Auto, Choice
 from hyperopt_cli.modes.base import mode_from_state_dict
 from hyperopt_cli.modes.fitting import in_short, smaller
 from hyperopt_cli.optimizers import SGD
@@ -71,30 +71,22 @@ def test_of_auto_slots_half_of_those_that_fit_are_taken(monkeypatch: pytest.Monk
     assert smaller(Reverse(slots="auto"), PROBLEM, HYPER, "", Measurements()).mode == Reverse(slots=4)
 
 
-def planned_as(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> Measurements:
+def chosen_as(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> Measurements:
     """Those of an auto that has chosen `mode`, and has run it."""
-    from hyperopt_cli.modes import auto
-
-    plan = auto.planned
-
-    def chosen(*given: Any) -> Any:
-        made = plan(*given)
-        return made._replace(choice=made.choice._replace(mode=mode, name=type(mode).__name__.lower()))
-
-    monkeypatch.setattr(auto, "planned", chosen)
+    monkeypatch.setattr("hyperopt_cli.modes.auto.choice", lambda *given: Choice(mode, "for a test"))
     known = Measurements()
     hypergradient(PROBLEM, {"lr": scalar(0.1)}, Auto(), measurements=known)
     return known
 
 
 def test_auto_makes_what_it_has_chosen_smaller_and_plans_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    hyper, known = {"lr": scalar(0.1)}, planned_as(monkeypatch, Reverse())
+    hyper, known = {"lr": scalar(0.1)}, chosen_as(monkeypatch, Reverse())
     assert Auto().chosen(known) == Reverse()
     less, said = smaller(Auto(), PROBLEM, hyper, "no memory left", known)
     assert said == "reverse ran out of memory (no memory left); reverse:slots=6 takes its place"
     again = Measurements()
     again.load_state_dict(known.state_dict())
-    monkeypatch.setattr("hyperopt_cli.modes.auto.planned", None)
+    monkeypatch.setattr("hyperopt_cli.modes.auto.choice", None)
     for each in (known, again):
         stats = hypergradient(PROBLEM, hyper, less, measurements=each).stats
         assert (stats["mode"], stats["slots"]) == ("reverse:slots=6", 6)

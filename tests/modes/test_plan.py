@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from hyperopt_cli import Forward, Problem, Reverse, hypergradient, optimizers
+from hyperopt_cli.byte_sizes import bytes_text
 from hyperopt_cli.dynamics.dynamics import Dynamics
 from hyperopt_cli.engines import ENGINES
 from hyperopt_cli.errors import DetachedHyperparameterError, UsageError
+from hyperopt_cli.memory import state_bytes
 from hyperopt_cli.modes import MODES, Auto, Hypergradient, Measurements, Mode, Reversible, auto, plan
 from hyperopt_cli.modes.planning.counts import Counts, columns_carried, numbers_of_slots
 from hyperopt_cli.modes.planning.forward_cost import Point, at
-from hyperopt_cli.modes.planning.plan import bytes_text, plan_from, seconds_text
+from hyperopt_cli.modes.planning.plan import plan_from, planned, seconds_text
 from hyperopt_cli.modes.planning.prediction import Prediction
 from hyperopt_cli.modes.planning.probe import carrying, shortened, spread
 from hyperopt_cli.modes.reversal.factors import Factors
@@ -263,7 +265,6 @@ def test_auto_gives_the_bits_of_the_mode_that_it_chose(kind) -> None:
     assert again.stats["mode"] == mode.spelled
     assert same(again, hypergradient(problem, hyper, mode))
     assert out.stats["plan"]
-    assert out.stats["mode"] in {p.name for p in plan(problem, hyper).predictions}
 
 
 @pytest.mark.parametrize("steps", [40, 4000])
@@ -289,38 +290,64 @@ def test_planning_leaves_the_generators_alone() -> None:
     dynamics = Dynamics.of(problem, MOMENTUM)
     before = torch.get_rng_state()
     with torch.no_grad():
-        auto.planned(dynamics, MOMENTUM)
+        planned(dynamics, MOMENTUM)
     assert torch.equal(torch.get_rng_state(), before)
     problem.inner_loss(problem.initial(MOMENTUM), MOMENTUM, problem.batch(0))
     assert not torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.fixture
-def plans(monkeypatch) -> list[int]:
-    """The horizons that were planned for."""
+def choices(monkeypatch) -> list[int]:
+    """The horizons that a mode was chosen for."""
     made: list[int] = []
-    planned = auto.planned
+    choice = auto.choice
 
-    def counting(dynamics, hyper):
+    def counting(dynamics, hyper, memory_bytes):
         made.append(dynamics.problem.steps)
-        return planned(dynamics, hyper)
+        return choice(dynamics, hyper, memory_bytes)
 
-    monkeypatch.setattr(auto, "planned", counting)
+    monkeypatch.setattr(auto, "choice", counting)
     return made
 
 
-def test_an_outer_loop_is_planned_once(plans: list[int]) -> None:
+def test_an_outer_loop_chooses_once(choices: list[int]) -> None:
     space = Space((Hyperparameter("lr", Knob(scalar(0.1), Transform("log")), Schedule("constant", T)),))
     steps = list(descend(lambda seed: net_problem(optimizers.SGD()), space, Descent(steps=3), Auto()))
     assert len(steps) == 4
-    assert plans == [T]
+    assert choices == [T]
 
 
-def test_another_horizon_is_planned_anew(plans: list[int]) -> None:
+def test_another_horizon_is_chosen_for_anew(choices: list[int]) -> None:
     known = Measurements()
     for steps in (4, 5, 4):
         hypergradient(net_problem(optimizers.SGD(), steps=steps), MOMENTUM, Auto(), measurements=known)
-    assert plans == [4, 5]
+    assert choices == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("num", "states", "nesterov", "mode"),
+    [
+        (1, 1, False, Forward()),
+        (2, 20, False, Reverse()),
+        (2, 19, False, Reverse(slots=19)),
+        (2, 1, False, Reversible()),
+        (2, 1, True, Reverse(slots=1)),
+    ],
+)
+def test_the_mode_follows_from_counts_and_the_size_of_a_state(num, states, nesterov, mode) -> None:
+    """With a single slot, 20 steps are taken 190 times, more than three times 20; Nesterov's cannot be reversed."""
+    problem = net_problem(optimizers.SGD(momentum=0.9, nesterov=nesterov), steps=20)
+    hyper = dict(list({"lr": scalar(0.05), "momentum": scalar(0.9)}.items())[:num])
+    dynamics = Dynamics.of(problem, hyper)
+    made = auto.choice(dynamics, hyper, states * state_bytes(dynamics.start))
+    assert made.mode == mode
+    assert "in plain runs forward costs" in made.why
+
+
+@pytest.mark.parametrize("memory", ["much", "0", True, -1])
+def test_other_memories_are_refused(memory) -> None:
+    with pytest.raises(ValueError, match="memory: got"):
+        Auto(memory=memory)
 
 
 def test_auto_is_a_mode_by_name() -> None:

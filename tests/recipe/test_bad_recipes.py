@@ -113,7 +113,7 @@ MISTAKES = [  # top-level key, its text, line and column, fragment of the messag
     ("groups", "groups: [{parameters: norms, l2: 0}]", "9:23", "got 'norms'; must be a list, each item a string"),
     ("groups", "groups: [{parameters: [norms], l2: none}]", "9:36", "groups.0.l2: got 'none'; must be a finite number"),
     ("groups", "groups: [{parameters: [norms]}]", "9:10", "fixes no hyperparameter"),
-    ("outer", "outer: {optimizer: lbfg}", "9:20", "got 'lbfg'; did you mean lbfgs? must be one of"),
+    ("outer", "outer: {optimizer: lbfg}", "9:20", "got 'lbfg'; did you mean lbfgs?; must be one of"),
     ("outer", "outer: {lr: 0}", "9:13", "got 0; must be a number above 0"),
     ("outer", "outer: {momentum: 0.9}", "9:19", "the outer optimizer auto takes no momentum; only sgd does"),
     ("outer", "outer: {replicas: 0}", "9:19", "must be an integer of at least 1"),

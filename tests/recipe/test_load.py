@@ -22,10 +22,12 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     recipe = good(tmp_path)
     assert (recipe.loss.call, recipe.mode.name, recipe.mode.arguments) == (
         "cross_entropy",
-        "forward",
-        {"engine": "auto", "compile": "auto"},
+        "auto",
+        {"memory": "2GiB"},
     )
-    assert (recipe.outer.optimizer, recipe.outer.lr, recipe.outer.steps) == ("adam", 0.05, 10)
+    assert (recipe.outer.optimizer, recipe.outer.lr, recipe.outer.steps) == ("auto", None, 10)
+    by_adam = good(tmp_path, "outer.optimizer=adam").outer
+    assert (by_adam.lr, by_adam.momentum, by_adam.on_nonfinite) == (0.05, None, "backtrack")
     assert recipe.dataset is not None
     assert (recipe.dataset.batch_size, recipe.dataset.outer_batch_size) == (32, 1000)
 
@@ -75,7 +77,7 @@ def test_schedules_have_one_form(
     ("override", "path", "value"),
     [
         ("steps=5", "steps", 5),
-        ("outer.lr=1e-2", "outer.lr", 0.01),
+        ("outer={optimizer: adam, lr: 1e-2}", "outer.lr", 0.01),
         ("outer={optimizer: sgd}", "outer.momentum", 0.0),
         ("hyperparameters.lr.initial=2", "hyperparameters.lr.initial", 2.0),
         ("hyperparameters.momentum.transform=logit", "hyperparameters.momentum.initial", 0.9),
@@ -87,7 +89,11 @@ def test_schedules_have_one_form(
             0.0,
         ),
         ("mode=reverse", "mode", {"name": "reverse"}),
-        ("mode.columns_at_once=4", "mode", {"name": "forward", "engine": "auto", "columns_at_once": 4}),
+        (
+            "mode={name: forward, columns_at_once: 4}",
+            "mode",
+            {"name": "forward", "engine": "auto", "columns_at_once": 4},
+        ),
         ("loss=mse", "loss.call", "mse"),
         ("loss.label_smoothing=0.1", "loss", {"call": "cross_entropy", "label_smoothing": 0.1}),
         ("model.hidden.0=3", "model.hidden", [3]),
@@ -116,7 +122,7 @@ def test_later_overrides_win(tmp_path: Path) -> None:
         (),
         ("hyperparameters.lr.schedule=warmup_cosine", "outer.optimizer=sgd", "mode=reverse"),
         ("hyperparameters.lr.schedule={step_decay: {milestones: [0.5], factor: {value: 0.1}}}", "loss=mse"),
-        ("hyperparameters.lr.initial=[1, 2]", "groups=[{parameters: [norms], l2: 0}]", "mode.columns_at_once=2"),
+        ("hyperparameters.lr.initial=[1, 2]", "groups=[{parameters: [norms], l2: 0}]", "mode.memory=2000"),
         ("model={call: torch.nn.Sequential}", "device=cpu"),
         ("model={call: torchvision.models.resnet18, weights: null, odd: '0o17'}",),
     ],
@@ -148,7 +154,7 @@ def test_a_tuned_argument_of_the_loss_need_not_be_given(tmp_path: Path) -> None:
 
 
 def test_later_stages_find_the_position(tmp_path: Path) -> None:
-    recipe = load(written(tmp_path, GOOD), ["outer.lr=1"])
+    recipe = load(written(tmp_path, GOOD), ["outer.optimizer=sign", "outer.lr=1"])
     paths: list[tuple[str | int, ...]] = [("hyperparameters", "lr", "bounds"), ("outer", "lr"), ("seed",)]
     path = tmp_path / "recipe.yaml"
     assert [recipe.locate(key) for key in paths] == [f"{path}:6:7", "command line", f"{path}:1:1"]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from hyperopt_cli import memory
+from hyperopt_cli.byte_sizes import bytes_text
 from hyperopt_cli.checks.connectivity import check_connected
 from hyperopt_cli.checks.constructs import check_constructs
 from hyperopt_cli.dynamics.dynamics import Dynamics
@@ -147,15 +148,6 @@ def _nothing_fits(predicted: Sequence[Prediction], available_bytes: int) -> str:
         f"mode: none fits into {bytes_text(available_bytes)}: {', '.join(needs)}; "
         "take a device with more memory, smaller batches or a smaller model"
     )
-
-
-def bytes_text(num_bytes: float) -> str:
-    """Writes bytes with three digits and a binary unit: `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.3g} TiB"
 
 
 def seconds_text(seconds: float) -> str:
