@@ -131,7 +131,7 @@ class MissingPackageError(UsageError):
 
 
 # what is imported where it is used, and what pip calls it
-_PACKAGES = {name: name for name in ("matplotlib", "pydantic", "rich", "tensorboard", "torchvision", "typer")}
+_PACKAGES = {name: name for name in ("matplotlib", "optuna", "pydantic", "rich", "tensorboard", "torchvision", "typer")}
 _PACKAGES |= {"pydantic_core": "pydantic", "transformers": "transformers", "yaml": "pyyaml"}
 
 
@@ -240,6 +240,18 @@ class NoiseError(NonFiniteError):
             f"the hypergradient is noise: {why}; make the training run stable or shorter: a smaller learning rate "
             "or momentum, fewer steps",
         )
+
+
+class HopelessError(NonFiniteError):
+    """A plain run of a search was stopped before its end, and counts as one that diverges.
+
+    Attributes:
+        step: how many of its steps it had taken.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step, "the training loss")
+        self.args = (f"stopped at step {step}: worse than the median",)
 
 
 class FixedPointRangeError(NonFiniteError):

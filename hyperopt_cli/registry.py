@@ -156,6 +156,8 @@ OPTIMIZERS: dict[str, Entry] = {
 
 RULE: dict[str, Any] = {"lr": 0.05, "clip_norm": None, "on_nonfinite": "backtrack"}
 
+SEARCH: dict[str, Any] = {"trials": 100, "tied": False}
+
 OUTER: dict[str, Outer] = {
     "auto": Outer("hyperopt_cli.outer.auto:Auto", "a scan of plain runs, then BFGS in a trust region from its best"),
     "lbfgs": Outer("hyperopt_cli.outer.lbfgs:LBFGS", "L-BFGS with bounds and a line search, from the recipe's start"),
@@ -169,6 +171,10 @@ OUTER: dict[str, Outer] = {
         {**RULE, "grow": 1.0},
         False,
     ),
+    "random": Outer(
+        "hyperopt_cli.outer.random_search:RandomSearch", "a random search by plain runs, as a baseline", SEARCH
+    ),
+    "tpe": Outer("hyperopt_cli.outer.tpe:TPE", "Optuna's tree-structured Parzen estimator, as a baseline", SEARCH),
 }
 
 LOSSES: dict[str, Loss] = {

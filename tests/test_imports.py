@@ -358,6 +358,7 @@ def test_the_library_takes_torch_and_numpy_alone() -> None:
         ("matplotlib", ["run", "quadratic"], "the picture of a schedule in a run's log needs matplotlib"),
         ("matplotlib", ["bench", "reversal", "--plot", "a.svg"], "a picture needs matplotlib"),
         ("tensorboard", ["run", "quadratic"], "a log for TensorBoard needs tensorboard"),
+        ("optuna", ["run", "quadratic", "--search", "tpe"], "the search tpe needs optuna"),
         ("rich", ["show", "a"], "this command needs rich"),
         ("pydantic", ["validate", "quadratic"], "this command needs pydantic"),
         ("yaml", ["validate", "quadratic"], "this command needs pyyaml"),

@@ -100,16 +100,18 @@ def _echo(text: str) -> None:
 def _head(experiment: Experiment, directory: RunDirectory) -> str:
     tuned = experiment.space.tuned()
     num = sum(knob.initial.numel() for knob in tuned.values())
-    mode = experiment.mode.name
+    descent, axes = experiment.descent, {}
+    how = f"mode {experiment.mode.name}, by {descent.optimizer}"
+    if descent.trials is not None:
+        how = f"{descent.trials} trials by {descent.optimizer}"
+    elif descent.method().in_units:
+        axes = Terrain.of(experiment.space, experiment.steps, True).axes
     numbers = "1 number" if num == 1 else f"{num} numbers"
     bias = experiment.mode.bias(experiment.steps)
-    method, axes = experiment.descent.method(), {}
-    if method.in_units:
-        axes = Terrain.of(experiment.space, experiment.steps, True).axes
     steps = "; ".join(f"{name} {axis.meaning}" for name, axis in axes.items())
     return (
-        f"tuning {numbers} ({', '.join(tuned)}) over {experiment.steps} steps, mode {mode}, "
-        f"by {experiment.descent.optimizer}, on {experiment.device}; writing {directory.root}"
+        f"tuning {numbers} ({', '.join(tuned)}) over {experiment.steps} steps, {how}, "
+        f"on {experiment.device}; writing {directory.root}"
         + (f"\na step of 1: {steps}" if steps else "")
         + (f"\n{bias_line(bias)}" if bias is not None else "")
     )
@@ -189,20 +191,28 @@ class PlainLines(Callback):
             shown = ", ".join(f"{label} {text}" for label, text in factors_text(step.stats["factors"]).items())
             _echo(f"exact arithmetic multiplies by {shown} (metrics.jsonl has those of every outer step)")
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
+        self._clock.measured(step.outer_step, step.stats["price"])
         left, trust = self._clock.left_s(), _trust(step)
         values += f"  {trust}" if trust else ""
         accuracy = f"accuracy {share(step.stats[ACCURACY])}  " if ACCURACY in step.stats else ""
         _echo(
-            f"outer {step.outer_step}/{self._clock.last}  validation {loss(step.validation_loss)}  {accuracy}"
+            f"{self._clock.unit} {step.outer_step}/{self._clock.last}  validation {loss(step.validation_loss)}  {accuracy}"
             f"training {loss(step.training_loss)}  {values}  "
             f"(price {step.stats['price']:g}, {step.stats['wall_s']:.1f} s, {duration(left)} left)"
         )
 
     def on_trial(self, trial: Trial) -> None:
         """Prints a plain run: what it was for, its loss and its values."""
+        self._clock.measured(trial.number, trial.price_so_far)
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in trial.hyperparameters.items())
         what = "refused" if trial.refused else trial.kind
-        _echo(f"{what}  validation {loss(trial.validation_loss)}  {values}  (price {trial.price_so_far:g})")
+        found, left = f"validation {loss(trial.validation_loss)}", ""
+        if self._clock.is_search:
+            if trial.number == 0:  # the line of the start follows, which is an outer step too
+                return
+            what, left = f"trial {trial.number}/{self._clock.last}", f", {duration(self._clock.left_s())} left"
+            found = found if trial.why is None else trial.why
+        _echo(f"{what}  {found}  {values}  (price {trial.price_so_far:g}{left})")
 
     def on_message(self, text: str) -> None:
         """Prints the message as a line of its own."""
@@ -210,12 +220,28 @@ class PlainLines(Callback):
 
 
 class Clock:
-    """Counts how far a run is, and estimates how long it will still take at the rate so far."""
+    """Counts how far a run is, and estimates how long it will still take at the rate so far.
+
+    It goes by hypergradients, in a search by trials, and by the price where there is a budget that is nearer.
+
+    Attributes:
+        is_search: whether the run is a search.
+        unit: what is counted, "trial" or "outer".
+        last: the number of the last.
+        num_trials: of a search, how many are measured.
+        share: how far the training run is that is under way.
+    """
 
     def __init__(self, experiment: Experiment) -> None:
-        self.last = experiment.descent.steps
-        self.replicas = experiment.descent.replicas
+        descent = experiment.descent
+        self.is_search = descent.trials is not None
+        self.unit = "trial" if self.is_search else "outer"
+        self.last = descent.steps if descent.trials is None else descent.trials - 1
+        self.replicas, self._budget = descent.replicas, descent.budget
+        self.num_trials = 0
         self._began = time.monotonic()
+        self._priced_from: tuple[float, float] | None = None  # a price, and the time when it was reached
+        self._priced = 0.0, self._began  # the last one
         self.share = 0.0  # of the current hypergradient
         self._total = (self.last + 1) * self.replicas
         self._complete = 0
@@ -232,17 +258,32 @@ class Clock:
             done: steps that this part has taken.
             steps: steps that it takes in all.
         """
-        self._complete = outer_step * self.replicas + replica
+        self._complete = (self.num_trials if self.is_search else outer_step) * self.replicas + replica
         there = done / steps
         self._sweeps = self._sweeps or phase == "backward"  # auto may have chosen any
         self.share = there if not self._sweeps else there / 3 if phase == "forward" else (1 + 2 * there) / 3
         self._begin = self._complete + self.share if self._begin is None else self._begin
 
+    def measured(self, number: int, price: float) -> None:
+        """Counts a trial or an outer step, by its number and by the price of the run so far."""
+        self._priced = price, time.monotonic()
+        if self._priced_from is None:  # the first that this process measures
+            self._priced_from = (0.0, self._began) if number == 0 else self._priced
+            if self.is_search:
+                self._begin = (self._begin or 0.0) + number * self.replicas
+        if self.is_search:
+            self.num_trials = max(self.num_trials, number + 1)
+            self._complete, self.share = self.num_trials * self.replicas, 0.0
+
     def left_s(self) -> float:
         """Returns the seconds that are left at the rate so far; 0 as long as nothing is counted."""
-        complete = self._complete + self.share
+        complete, now = self._complete + self.share, time.monotonic()
         done = complete - (self._begin or 0.0)
-        return 0.0 if not done else (time.monotonic() - self._began) * (self._total - complete) / done
+        left = 0.0 if not done else (now - self._began) * (self._total - complete) / done
+        (first, first_s), (price, price_s) = self._priced_from or (0.0, 0.0), self._priced
+        if self._budget is None or price <= first:
+            return left
+        return min(left, max(0.0, (price_s - first_s) * (self._budget - price) / (price - first) - (now - price_s)))
 
 
 class LiveDisplay(Callback):
@@ -253,7 +294,7 @@ class LiveDisplay(Callback):
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
         )
-        self._outer = self._progress.add_task("outer", total=self._clock.last + 1, note="")
+        self._outer = self._progress.add_task(self._clock.unit, total=self._clock.last + 1, note="")
         self._inner = self._progress.add_task("inner", total=1.0, note="")
         self._steps: list[OuterStep | Trial] = []
         self._choices: list[str] = []
@@ -272,19 +313,25 @@ class LiveDisplay(Callback):
         self._clock.inner(outer_step, replica, phase, done, steps)
         replicas = f", replica {replica + 1}/{self._clock.replicas}" if self._clock.replicas > 1 else ""
         self._progress.update(self._inner, completed=self._clock.share, note=f"{phase} {done}/{steps}{replicas}")
-        note = f"{outer_step}/{self._clock.last}, {duration(self._clock.left_s())} left"
-        self._progress.update(self._outer, completed=outer_step, note=note)
+        number = self._clock.num_trials if self._clock.is_search else outer_step
+        note = f"{number}/{self._clock.last}, {duration(self._clock.left_s())} left"
+        self._progress.update(self._outer, completed=number, note=note)
 
     def on_outer_step(self, step: OuterStep) -> None:
         """Adds a row for the outer step, and drops the oldest row where there are too many."""
         self._choices += _choices(step, self._is_first)
         self._is_first = self._is_first and step.hypergradient is None
         self._steps = [*self._steps, step][-NUM_ROWS:]
+        self._clock.measured(step.outer_step, step.stats["price"])
         self._progress.update(self._outer, completed=step.outer_step + 1)
 
     def on_trial(self, trial: Trial) -> None:
-        """Adds a row for a plain run."""
-        self._steps = [*self._steps, trial][-NUM_ROWS:]
+        """Adds a row for a plain run; that of the start of a search is an outer step too, and its row follows."""
+        self._clock.measured(trial.number, trial.price_so_far)
+        if self._clock.is_search:
+            self._progress.update(self._outer, completed=trial.number + 1)
+        if not self._clock.is_search or trial.number:
+            self._steps = [*self._steps, trial][-NUM_ROWS:]
 
     def on_message(self, text: str) -> None:
         """Adds a line of text above the rows."""
@@ -295,12 +342,14 @@ class LiveDisplay(Callback):
         if not self._steps:
             return Group(*map(Text, self._choices), Text("measuring the start"), self._progress)
         names = list(self._steps[0].hyperparameters)
-        table = Table("outer", "price", "validation", "accuracy", "training", *names, box=None)
+        table = Table(self._clock.unit, "price", "validation", "accuracy", "training", *names, box=None)
         for step in self._steps:
             values = [brief(value.tolist()) for value in step.hyperparameters.values()]
             if isinstance(step, Trial):
-                what = "refused" if step.refused else step.kind
-                table.add_row(what, f"{step.price_so_far:g}", loss(step.validation_loss), "", "", *values)
+                what = "refused" if step.refused else str(step.number) if self._clock.is_search else step.kind
+                stopped = step.why is not None and step.price < 1
+                found = "stopped" if stopped else loss(step.validation_loss)
+                table.add_row(what, f"{step.price_so_far:g}", found, "", "", *values)
                 continue
             trust, price = _trust(step), f"{step.stats['price']:g}"
             number = f"{step.outer_step} {trust}" if trust else str(step.outer_step)

@@ -10,7 +10,7 @@ import typer
 
 from hyperopt_cli.cli import completion
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.registry import MODES
+from hyperopt_cli.registry import MODES, OUTER
 
 if TYPE_CHECKING:
     from hyperopt_cli.recipe import Recipe
@@ -44,6 +44,20 @@ Device = Annotated[
         autocompletion=lambda: ["auto", "cpu", "cuda"],
     ),
 ]
+SEARCHES = tuple(name for name, method in OUTER.items() if "trials" in method.settings)
+Search = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(SEARCHES)}: search by plain runs, a baseline under the same recipe.",
+        metavar="METHOD",
+        autocompletion=lambda: list(SEARCHES),
+    ),
+]
+Trials = Annotated[int | None, typer.Option(help="Of a search: plain runs, that of the start among them.", metavar="N")]
+SearchTied = Annotated[
+    bool | None, typer.Option("--search-tied", help="Of a search: one number for all entries of a hyperparameter.")
+]
+_SHORT_FOR = {"search": "outer.optimizer", "trials": "outer.trials", "search_tied": "outer.tied"}
 ALLOW_IMPORT = "HYPEROPT_ALLOW_IMPORT"
 
 
@@ -67,15 +81,25 @@ AllowImport = Annotated[
 def with_options(overrides: list[str] | None, **options: object) -> list[str]:
     """Returns the overrides, with those that an option is short for: `mode=reverse` for `--mode reverse`.
 
+    `--search` also takes away what the recipe sets for another method of the outer loop.
+
     Raises:
-        UsageError: an override sets the same key.
+        UsageError: an override sets the same key, or there is no such search.
     """
-    given = {key: value for key, value in options.items() if value is not None}
-    for key in given:
+    given = {name: value for name, value in options.items() if value is not None}
+    keys = {name: _SHORT_FOR.get(name, name) for name in given}
+    for name, key in keys.items():
         for override in overrides or ():
             if override.partition("=")[0] in (key, f"{key}.name"):
-                raise UsageError(f"--{key} {given[key]}: got {override} too; give one of them")
-    return [*(f"{key}={value}" for key, value in given.items()), *(overrides or [])]
+                raise UsageError(f"--{name.replace('_', '-')} {given[name]}: got {override} too; give one of them")
+    taken_away: list[str] = []
+    if (search := given.get("search")) is not None:
+        if search not in SEARCHES:
+            raise UsageError(f"--search: got {search}; must be one of {', '.join(SEARCHES)}")
+        others = dict.fromkeys(key for method in OUTER.values() for key in method.settings)
+        taken_away = [f"outer.{key}=null" for key in others if key not in OUTER[str(search)].settings]
+    set_to = {key: str(given[name]).lower() if given[name] is True else given[name] for name, key in keys.items()}
+    return [*taken_away, *(f"{key}={value}" for key, value in set_to.items()), *(overrides or [])]
 
 
 def load_recipe(name: str, overrides: list[str] | None, allow_import: list[str] | None) -> "Recipe":

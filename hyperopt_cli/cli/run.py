@@ -11,7 +11,18 @@ import typer
 
 from hyperopt_cli.cli import completion
 from hyperopt_cli.cli.again import again, allowing, command, ways_out
-from hyperopt_cli.cli.options import AllowImport, Device, ModeName, Out, Overrides, load_recipe, with_options
+from hyperopt_cli.cli.options import (
+    AllowImport,
+    Device,
+    ModeName,
+    Out,
+    Overrides,
+    Search,
+    SearchTied,
+    Trials,
+    load_recipe,
+    with_options,
+)
 from hyperopt_cli.errors import (
     DatasetError,
     HyperoptError,
@@ -49,6 +60,7 @@ class _Asked(NamedTuple):
         json: as given.
         allow: the patterns of `--allow-import`.
         anyway: go on with other code.
+        jobs: plain runs at the same time.
         options: what continues a run beside `--resume DIR`, as it is given here.
     """
 
@@ -60,6 +72,7 @@ class _Asked(NamedTuple):
     json: bool
     allow: Sequence[str]
     anyway: bool
+    jobs: int
     options: tuple[str, ...]
 
 
@@ -69,6 +82,9 @@ def run(
     ] = None,
     overrides: Overrides = None,
     mode: ModeName = None,
+    search: Search = None,
+    trials: Trials = None,
+    search_tied: SearchTied = None,
     out: Out = None,
     resume: Annotated[
         str,
@@ -88,6 +104,10 @@ def run(
         int,
         typer.Option(help="Processes on this machine that share the work (shard: in the recipe).", metavar="N"),
     ] = 1,
+    jobs: Annotated[
+        int,
+        typer.Option(help="Plain runs of a scan or a random search at the same time.", metavar="N", min=1),
+    ] = 1,
 ) -> None:
     """Tune the hyperparameters of a recipe.
 
@@ -97,16 +117,24 @@ def run(
     given, overrides = _told_apart(recipe, overrides, resume)
     with nullcontext() if given is not None else _naming_the_recipe(resume):
         path, name = _recipe_of(given, resume)
-        loaded = load_recipe(name, with_options(overrides, mode=mode, device=device), allow_import)
-        options = (*(("--nproc", str(nproc)) if nproc != 1 else ()), *allowing(allow_import))
+        changes = with_options(
+            overrides, mode=mode, device=device, search=search, trials=trials, search_tied=search_tied
+        )
+        loaded = load_recipe(name, changes, allow_import)
+        counts = {"--nproc": nproc, "--jobs": jobs}
+        options = (*(x for key, num in counts.items() if num != 1 for x in (key, str(num))), *allowing(allow_import))
         allow = tuple(allow_import or ())
-        asked = _Asked(loaded, path, name if given is None else "", resume, out, json, allow, resume_anyway, options)
+        asked = _Asked(
+            loaded, path, name if given is None else "", resume, out, json, allow, resume_anyway, jobs, options
+        )
 
         from hyperopt_cli.ranks.launching import launched, this_command
         from hyperopt_cli.ranks.place import place
         from hyperopt_cli.recipe.sharding import shard_of
 
         own = place()
+        if jobs != 1 and (own is not None or nproc != 1):
+            raise UsageError("--jobs: the run is shared by several processes already; give it no --jobs, or no --nproc")
         if own is None and nproc != 1:
             shard_of(loaded, nproc)
             code, lost = launched(this_command(), nproc)
@@ -136,6 +164,7 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
     try:
         with flag:
             from hyperopt_cli.cli.display import summary, watching
+            from hyperopt_cli.commands.jobs import Jobs
             from hyperopt_cli.commands.run import Code, execute
             from hyperopt_cli.instantiate import build, check_dividing
             from hyperopt_cli.recipe.difference import difference
@@ -148,9 +177,13 @@ def _lead(asked: _Asked, ranks: "Ranks") -> int:
             code, differs = Code(sources(asked.allow), asked.anyway), partial(difference, now=loaded.to_yaml())
             made, continued = ranks.each(lambda: opened(asked.resume, asked.out, asked.path.stem, differs))
             directory = made
-            with ranks.each(lambda: locked(made)), watching(experiment, made, asked.json) as display:
+            with (
+                ranks.each(lambda: locked(made)),
+                watching(experiment, made, asked.json) as display,
+                nullcontext() if asked.jobs == 1 else Jobs(asked.jobs, loaded, asked.allow) as jobs,
+            ):
                 written = read_text(asked.path, str(asked.path))
-                result, error = execute(experiment, loaded, written, made, display, flag, continued, ranks, code)
+                result, error = execute(experiment, loaded, written, made, display, flag, continued, ranks, code, jobs)
     except KeyboardInterrupt:
         print(f"hyperopt: interrupted; {_how_to_go_on(directory, asked)}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -24,6 +24,7 @@ from hyperopt_cli.errors import (
 from hyperopt_cli.instantiate import Experiment
 from hyperopt_cli.modes import Measurements
 from hyperopt_cli.modes.account import listed
+from hyperopt_cli.outer.ahead import Pool
 from hyperopt_cli.outer.descent import descend
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.ranks.group import ALONE, Ranks
@@ -76,6 +77,7 @@ def execute(
     continued: bool = False,
     ranks: Ranks = ALONE,
     code: Code = NO_CODE,
+    pool: Pool | None = None,
 ) -> Execution:
     """Runs `experiment` and writes everything into `directory`.
 
@@ -89,6 +91,7 @@ def execute(
         continued: from the newest checkpoint that can be used, or from the start if there is none at all.
         ranks: the processes that share the run; this is the lead, and the others `follow`.
         code: the user's own; other code than the checkpoint was made with is refused unless it says to go on.
+        pool: other processes that take plain runs.
 
     Raises:
         Stopped: the flag was set; what there was to keep is in a checkpoint.
@@ -147,6 +150,7 @@ def execute(
             measurements=measurements,
             ranks=ranks,
             together=None if agreement is None else agreement.together,
+            pool=pool,
         )
         error = _written_down(steps, record, directory, measurements, callbacks)
         state: State = "done" if error is None else "diverged"

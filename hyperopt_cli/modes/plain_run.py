@@ -3,14 +3,17 @@
 Cost: T steps with 1 gradient each. Memory: 1 state.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from hyperopt_cli.checks.connectivity import check_connected
 from hyperopt_cli.checks.constructs import check_constructs
 from hyperopt_cli.dynamics.dynamics import Dynamics, State, train_step
 from hyperopt_cli.dynamics.surroundings import surroundings
-from hyperopt_cli.errors import NonFiniteError
+from hyperopt_cli.errors import HopelessError, NonFiniteError
 from hyperopt_cli.keeper import Keeper
 from hyperopt_cli.modes.account import Account, OnStep
 from hyperopt_cli.modes.objective import outer_objective
@@ -27,6 +30,7 @@ def plain_run(
     keeper: Keeper | None = None,
     resume_from: dict[str, Any] | None = None,
     ranks: Ranks = ALONE,
+    hopeless: Callable[[int, Tensor], bool] | None = None,
 ) -> Hypergradient:
     """Trains, and returns what a hypergradient does, with an empty `grad`.
 
@@ -37,9 +41,11 @@ def plain_run(
         keeper: asked after each inner step whether it wants what another process can go on from.
         resume_from: what it saved, of the same problem and lambda.
         ranks: the processes that take this run together.
+        hopeless: tells, after t steps and by their training losses [t], whether the run is to be stopped.
 
     Raises:
         NonFiniteError: a training loss or E is not finite.
+        HopelessError: `hopeless` said so.
     """
     hyper = {name: value.detach() for name, value in hyper.items()}
     with surroundings(problem.precision):
@@ -52,6 +58,9 @@ def plain_run(
             state, value = train_step(dynamics, problem.batch(t), t, state, dynamics.hyper_at(hyper, t))
             account.counts.add_steps(1)
             account.step_done(t, value)
+            if hopeless is not None and hopeless(t + 1, account.inner_loss[: t + 1]):
+                account.finite.check()
+                raise HopelessError(t + 1)
             account.save_if_due(partial(dict, t=t + 1, state=state.state_dict()))
         params = dynamics.layout.unpack(dynamics.result(state))
         account.finite.check()

@@ -9,6 +9,7 @@ used up: gradients and products with the Hessian are counted, never seconds, so 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hyperopt_cli.callback import Callback
 from hyperopt_cli.data.seeds import derive
-from hyperopt_cli.errors import NoiseError, NonFiniteError, ReversalError, Stopped, UsageError
+from hyperopt_cli.errors import HopelessError, NoiseError, NonFiniteError, ReversalError, Stopped, UsageError
 from hyperopt_cli.keeper import Keeper, Within
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.modes import Hypergradient, Measurements, Mode
@@ -26,11 +27,14 @@ from hyperopt_cli.modes.account import OnStep
 from hyperopt_cli.modes.base import mode_from_state_dict
 from hyperopt_cli.modes.fitting import in_short, smaller
 from hyperopt_cli.modes.plain_run import check_differentiable, objective_after
+from hyperopt_cli.outer.ahead import Ahead, Pool
+from hyperopt_cli.outer.median_rule import MedianRule
 from hyperopt_cli.outer.method import Answer, Ask, Method
 from hyperopt_cli.outer.noise import CONFIRMED_TO, Ends, judge
 from hyperopt_cli.outer.outer_step import OuterStep, Trial, step_of
-from hyperopt_cli.outer.replicas import Replicas
+from hyperopt_cli.outer.replicas import Replicas, one_thread
 from hyperopt_cli.outer.rules import Rule
+from hyperopt_cli.outer.search import Search
 from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import ALONE, Ranks
@@ -60,6 +64,8 @@ class Descent:
             it, or `stop`.
         seed: `fixed`, the same training run each time, or `fresh`, other initial weights and batches.
         replicas: seeds that E and its hypergradient are averaged over.
+        trials: of random and tpe: how many plain runs, that of the start among them; None: until the budget is used up.
+        tied: of random and tpe: whether all entries of a hyperparameter move together.
     """
 
     optimizer: str = "adam"
@@ -73,13 +79,17 @@ class Descent:
     on_nonfinite: Literal["backtrack", "stop"] = "backtrack"
     seed: Literal["fixed", "fresh"] = "fixed"
     replicas: int = 1
+    trials: int | None = None
+    tied: bool = False
 
-    def method(self) -> Method:
-        """Makes the method that `optimizer` names."""
+    def method(self, seed: int = 0) -> Method:
+        """Makes the method that `optimizer` names; a search draws from the recipe's seed."""
         made = load(OUTER[self.optimizer].path)
         if issubclass(made, Rule):
             backtrack = self.on_nonfinite == "backtrack"
             made = partial(made, self.lr, self.momentum, self.grow, self.clip_norm, backtrack)
+        elif issubclass(made, Search):
+            made = partial(made, self.trials, self.tied, seed)
         method: Method = made()
         return method
 
@@ -102,6 +112,7 @@ def descend(
     measurements: Measurements | None = None,
     ranks: Ranks = ALONE,
     together: Together | None = None,
+    pool: Pool | None = None,
 ) -> Iterator[OuterStep | Trial]:
     """Yields what a descent measures, until its steps or its budget are used up or its method has converged.
 
@@ -119,6 +130,7 @@ def descend(
         measurements: of earlier hypergradients of this run; what is measured now is added.
         ranks: the processes that descend together, each of them with the same bits; several need the next.
         together: does the work of this process for an outer step, and waits for others that share it.
+        pool: other processes, which take the plain runs that the method asks for at once.
 
     Raises:
         NoMemoryError: memory was lacking, and the mode cannot do with less.
@@ -127,7 +139,9 @@ def descend(
             stats say so.
     """
     measurements = Measurements() if measurements is None else measurements
-    walk = _Walk(problem, space, descent, mode, seed, callback or Callback(), keeper, measurements, ranks, together)
+    walk = _Walk(
+        problem, space, descent, mode, seed, callback or Callback(), keeper, measurements, ranks, together, pool
+    )
     if resume_from is not None:
         walk.load_state_dict(resume_from)
     yield from walk.measured()
@@ -148,15 +162,16 @@ class _Walk:
         measurements: Measurements,
         ranks: Ranks,
         together: Together | None,
+        pool: Pool | None,
     ) -> None:
         self._problem, self._space, self._descent, self._mode, self._seed = problem, space, descent, mode, seed
         self._callback, self._ranks, self._in_ranks, self._measurements = callback, ranks, together, measurements
         self._keeper = None if keeper is None else Within(keeper, self._around)
-        self._method, first = descent.method(), problem(descent.seeds(seed, 0)[0])
+        self._method, first = descent.method(seed), problem(descent.seeds(seed, 0)[0])
         rates = first.optimizer.rates
         self._terrain = Terrain.of(space, first.steps, self._method.in_units, rates)
         self._steps = first.steps
-        self._replicas = Replicas(ranks)
+        self._replicas, self._median, self._ahead = Replicas(ranks), MedianRule(first.steps), Ahead(pool)
         self._n = self._num_trials = self._num_gradients = 0
         self._price = 0.0
         self._told: list[tuple[Tensor, Answer]] = []
@@ -172,9 +187,13 @@ class _Walk:
         asks, num = next(walk), 0
         while asks:
             answers = []
+            new = {at: ask.point for at, ask in enumerate(asks, num) if at >= len(self._told) and ask.kind != "step"}
+            seeds = self._descent.seeds(self._seed, self._n)
+            self._ahead.begin({at: self._terrain.natural(point) for at, point in new.items()}, seeds)
             for ask in asks:
                 if num == len(self._told):
                     if self._is_over(ask):
+                        self._ahead.drop()
                         yield from self._closed()
                         return
                     yield from self._answered(ask)
@@ -267,6 +286,11 @@ class _Walk:
         Where E decides whether the gradient is wanted, a single run with a backward sweep asks on its way; else plain
         runs go before.
         """
+        # of several replicas, a part would be compared with the whole
+        hopeless = self._median.hopeless if ask.stops_hopeless and self._descent.replicas == 1 else None
+        beat = partial(self._callback.on_inner_step, self._n, 0, "forward", 0, self._steps)
+        if (taken := self._ahead.runs(len(self._told), hopeless, self._say, beat)) is not None:
+            return taken
         gated = ask.gradient and ask.below < float("inf")
         alone = self._descent.replicas == 1 and not self._ranks.divides("replicas")
         on_its_way = alone and self._has_backward
@@ -280,10 +304,14 @@ class _Walk:
             self._steps_since += sum(run.stats["num_steps"] for run in plain)
             self._replicas.clear()
         wanted = (lambda value: value < ask.below) if gated and on_its_way else None
-        return self._replicas_of(ask, self._mode if ask.gradient else None, wanted)
+        return self._replicas_of(ask, self._mode if ask.gradient else None, wanted, hopeless)
 
     def _replicas_of(
-        self, ask: Ask, mode: Mode | None, wanted: Callable[[float], bool] | None = None
+        self,
+        ask: Ask,
+        mode: Mode | None,
+        wanted: Callable[[float], bool] | None = None,
+        hopeless: Callable[[int, Tensor], bool] | None = None,
     ) -> list[Hypergradient]:
         def on_step(replica: int) -> OnStep:
             return partial(self._callback.on_inner_step, self._n, replica)
@@ -291,18 +319,20 @@ class _Walk:
         def begun_again(error: ReversalError) -> None:
             self._callback.on_message(f"outer step {self._n} starts again without its checkpoint: {error}")
 
-        return self._replicas.taken(
-            self._problem,
-            self._descent.seeds(self._seed, self._n),
-            self._terrain.natural(ask.point),
-            mode,
-            self._measurements,
-            self._keeper,
-            self._together,
-            on_step,
-            begun_again,
-            wanted,
-        )
+        with nullcontext() if ask.kind == "step" else one_thread():
+            return self._replicas.taken(
+                self._problem,
+                self._descent.seeds(self._seed, self._n),
+                self._terrain.natural(ask.point),
+                mode,
+                self._measurements,
+                self._keeper,
+                self._together,
+                on_step,
+                begun_again,
+                wanted,
+                hopeless,
+            )
 
     def _taken_in(
         self, ask: Ask, runs: list[Hypergradient], error: NonFiniteError | None
@@ -313,6 +343,10 @@ class _Walk:
         has_grad = bool(runs) and bool(runs[0].grad)
         took_backward = has_grad or (error is not None and ask.gradient)
         price = len(seeds) * (self._gradient_price if took_backward else 1.0)
+        if isinstance(error, HopelessError):
+            price = error.step / self._steps
+        elif ask.stops_hopeless and runs:
+            self._median.add(runs[0].stats["inner_loss"])
         self._price += price
         grad = {key: torch.stack([run.grad[key] for run in runs]).mean(dim=0) for key in hyper} if has_grad else None
         step = step_of(self._space, self._n, raw, hyper, grad, runs)
@@ -468,6 +502,7 @@ class _Walk:
             "steps_since": self._steps_since,
             "asked_steps": self._asked_steps,
             "confirmed": self._confirmed,
+            "curves": list(self._median.curves),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -483,6 +518,6 @@ class _Walk:
         self._start = None if state["start"] is None else OuterStep(**state["start"])
         self._judged, self._best, self._best_step = state["judged"], state["best"], state["best_step"]
         self._steps_since, self._asked_steps = state["steps_since"], state["asked_steps"]
-        self._confirmed = state["confirmed"]
+        self._confirmed, self._median.curves = state["confirmed"], list(state["curves"])
         self._replicas.load_state_dict(state)
         self._last_saved = self._measured_so_far

@@ -31,6 +31,8 @@ class Ask(NamedTuple):
             the outer loop ends there with that error.
         halved_for: why the longer steps were given up that led to here.
         message: said when it is asked for, not when it is told again.
+        stops_hopeless: whether its run, a plain one, may be stopped by the median rule (`median_rule.py`); the answer
+            is then that of a run that diverged.
     """
 
     point: Tensor
@@ -40,6 +42,7 @@ class Ask(NamedTuple):
     has_fallback: bool = True
     halved_for: tuple[str, ...] = ()
     message: str | None = None
+    stops_hopeless: bool = False
 
 
 class Answer(NamedTuple):

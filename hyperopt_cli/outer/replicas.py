@@ -5,7 +5,8 @@ results at the end, and goes on with the same numbers.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class Replicas:
         on_step: Callable[[int], OnStep],
         begun_again: Callable[[ReversalError], None],
         wanted: Callable[[float], bool] | None = None,
+        hopeless: Callable[[int, Tensor], bool] | None = None,
     ) -> list[Hypergradient]:
         """Returns the run of each seed; they are kept until `clear`, so that a run that stops has them.
 
@@ -75,12 +77,15 @@ class Replicas:
             on_step: replica -> the function that is called at each of its inner steps.
             begun_again: is told of a run that is begun again, because what was saved of it could not be reversed.
             wanted: tells by E whether its derivative is wanted, for a mode with a backward sweep.
+            hopeless: tells by the training losses so far whether a plain run is to be stopped.
         """
 
         def run_of(replica: int, resume_from: dict[str, Any] | None) -> Hypergradient:
             run, told, ranks = problem(seeds[replica]), on_step(replica), self._ranks.of_one_run
             if mode is None:
-                return plain_run(run, hyper, on_step=told, keeper=keeper, resume_from=resume_from, ranks=ranks)
+                return plain_run(
+                    run, hyper, on_step=told, keeper=keeper, resume_from=resume_from, ranks=ranks, hopeless=hopeless
+                )
             return hypergradient(
                 run,
                 hyper,
@@ -171,6 +176,17 @@ class Replicas:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state that was saved, and goes on from there."""
         self._done, self._begun = dict(state["replicas"]), dict(state["inner"])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A context in which torch computes in one thread: the number of threads changes the bits of a run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _on_host(tree: Any) -> Any:

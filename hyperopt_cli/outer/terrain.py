@@ -28,6 +28,7 @@ from hyperopt_cli.space import Knob, Space, Transform
 LN10 = math.log(10.0)
 LEAST_BETA = 1e-4  # the raw value of 0 is minus infinity
 RATE, MOMENTUM = "lr", "momentum"
+SEARCHED = 2.0  # units to either side of the start, where a search has no bounds
 
 
 class Axis(NamedTuple):
@@ -144,6 +145,17 @@ class Terrain:
         """Returns the upper bounds, infinity where there is none, [K]."""
         return self._spread({key: axis.high for key, axis in self.axes.items()})
 
+    def box(self) -> tuple[Tensor, Tensor]:
+        """Returns where a search draws, its lowest and its highest vector, [K] each.
+
+        These are the bounds or, where there is none, two units from the recipe's start: two decades of a learning rate.
+        """
+        start, low, high = self.start, self.low, self.high
+        return (
+            torch.where(low.isfinite(), low, start - SEARCHED),
+            torch.where(high.isfinite(), high, start + SEARCHED),
+        )
+
     @property
     def sizes(self) -> Tensor:
         """How many entries the hyperparameter of each entry has, [K]."""
@@ -200,6 +212,9 @@ class Terrain:
         most = max((float(x) for x in found), default=0.0)
         return step * min(1.0, math.log(2.0) / most) if most else step
 
+    def spread(self, numbers: Tensor) -> Tensor:
+        """Returns a number for each hyperparameter, [hyperparameters], as one for each of their entries, [K]."""
+        return numbers.repeat_interleave(torch.tensor([shape.numel() for shape in self.shapes.values()]))
+
     def _spread(self, numbers: dict[str, float]) -> Tensor:
-        parts = [torch.full((self.shapes[key].numel(),), x, dtype=torch.float64) for key, x in numbers.items()]
-        return torch.cat(parts)
+        return self.spread(torch.tensor([numbers[key] for key in self.axes], dtype=torch.float64))

@@ -159,6 +159,8 @@ class Outer(Section):
     on_nonfinite: Literal["backtrack", "stop"] | None = None
     seed: Literal["fixed", "fresh"] = "fixed"
     replicas: Count = 1
+    trials: Count | None = None
+    tied: Boolean | None = None
 
     @model_validator(mode="before")
     @classmethod
