@@ -195,8 +195,9 @@ class PlainLines(Callback):
         left, trust = self._clock.left_s(), _trust(step)
         values += f"  {trust}" if trust else ""
         accuracy = f"accuracy {share(step.stats[ACCURACY])}  " if ACCURACY in step.stats else ""
+        number = f"{self._clock.unit} {step.outer_step}/{self._clock.last}"
         _echo(
-            f"{self._clock.unit} {step.outer_step}/{self._clock.last}  validation {loss(step.validation_loss)}  {accuracy}"
+            f"{number}  validation {loss(step.validation_loss)}  {accuracy}"
             f"training {loss(step.training_loss)}  {values}  "
             f"(price {step.stats['price']:g}, {step.stats['wall_s']:.1f} s, {duration(left)} left)"
         )
