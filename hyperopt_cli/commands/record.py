@@ -1,5 +1,6 @@
 """What a run has found so far: its start and its best, with what the test split says of them."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -92,6 +93,8 @@ class Record:
             self._mode = step.stats.get("mode", self._mode)
             if self._initial is None:
                 self._initial, self._start_params = point, step.params
+        if point.validation_loss == math.inf:  # it diverged
+            return
         better = self._best is None or point.validation_loss < self._best.validation_loss
         again = self._best is not None and self._best.trial is not None and point.trial is None
         if better or (again and self._best is not None and self._best.hyperparameters == point.hyperparameters):

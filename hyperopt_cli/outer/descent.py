@@ -196,6 +196,11 @@ class _Walk:
                         self._ahead.drop()
                         yield from self._closed()
                         return
+                    if ask.below < float("inf") and self._is_over(ask._replace(below=float("inf"))):
+                        # there is room for a plain run alone, of which a run with a larger budget is not told
+                        yield from self._answered(ask._replace(gradient=False), is_told=False)
+                        yield from self._closed()
+                        return
                     yield from self._answered(ask)
                 point, answer = self._told[num]
                 if not torch.equal(point, ask.point):
@@ -245,15 +250,13 @@ class _Walk:
             least = self._gradient_price + (0.0 if self._has_backward else 1.0)
         return self._price + descent.replicas * least > descent.budget
 
-    def _answered(self, ask: Ask) -> Iterator[OuterStep | Trial]:
+    def _answered(self, ask: Ask, is_told: bool = True) -> Iterator[OuterStep | Trial]:
         """Measures a point, yields what there is to write down of it, and keeps the answer."""
         if not self._told and not ask.gradient:
             seeds = self._descent.seeds(self._seed, 0)
             check_differentiable(self._problem(seeds[0]), self._terrain.natural(ask.point))
         if ask.message is not None:
             self._say(ask.message)
-        if ask.gradient and ask.below < float("inf") and self._is_over(ask._replace(below=float("inf"))):
-            ask = ask._replace(gradient=False)  # the budget has room for a plain run alone
         runs: list[Hypergradient] = []
         error: NonFiniteError | None = None
         while not runs and error is None:
@@ -274,7 +277,7 @@ class _Walk:
         if error is not None and not ask.has_fallback:
             yield from self._start_if_pending()
             raise error
-        yield from self._taken_in(ask, runs, error)
+        yield from self._taken_in(ask, runs, error, is_told)
         self._replicas.clear()
         self._judged = None
         if self._keeper is not None and self._keeper.due():
@@ -335,7 +338,7 @@ class _Walk:
             )
 
     def _taken_in(
-        self, ask: Ask, runs: list[Hypergradient], error: NonFiniteError | None
+        self, ask: Ask, runs: list[Hypergradient], error: NonFiniteError | None, is_told: bool
     ) -> Iterator[OuterStep | Trial]:
         """Counts what a point's runs cost, yields the outer step or the trial that they are, and keeps the answer."""
         seeds = self._descent.seeds(self._seed, self._n)
@@ -354,7 +357,7 @@ class _Walk:
         if grad is not None:
             yield from self._taken_as_step(ask, step, runs)
             return
-        self._told.append((ask.point, Answer(step.validation_loss, None, error)))
+        self._told += [(ask.point, Answer(step.validation_loss, None, error))] if is_told else []
         if not self._method.compares:  # a step that is halved: the outer step tells of it
             return
         self._num_trials, self._steps_since = self._num_trials + 1, self._steps_since + step.stats["num_steps"]

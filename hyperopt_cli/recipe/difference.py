@@ -7,7 +7,7 @@ import yaml
 from hyperopt_cli.recipe.document import dump
 from hyperopt_cli.recipe.validate import validate
 
-FREE = (("outer", "steps"), ("outer", "trials"), ("checkpoint_every_s",), ("shard",))
+FREE = (("outer", "steps"), ("outer", "budget"), ("outer", "trials"), ("checkpoint_every_s",), ("shard",))
 
 
 def difference(before: str, now: str) -> str:

@@ -64,9 +64,9 @@ def opened(resume: str, out: Path | None, name: str, difference: Difference) -> 
     # A run that was killed before it had written anything has no recipe yet.
     if found.resolved.is_file() and (differs := _differs(found, difference)):
         raise UsageError(
-            f"{found.root}: the run there has another recipe; only outer.steps, checkpoint_every_s and shard may "
-            f"change:\n{differs}\nContinue it with its own recipe, which lies there (hyperopt run --resume "
-            f"{shlex.quote(str(found.root))}), or start another run"
+            f"{found.root}: the run there has another recipe; only outer.steps, outer.budget, outer.trials, "
+            f"checkpoint_every_s and shard may change:\n{differs}\nContinue it with its own recipe, which lies there "
+            f"(hyperopt run --resume {shlex.quote(str(found.root))}), or start another run"
         ).remedied(ANOTHER_RUN)
     return found, True
 

@@ -146,7 +146,7 @@ def test_a_run_of_another_recipe_is_not_continued_and_the_difference_shown(hyper
     assert code == 2
     assert "-steps: 20" in err
     assert "+steps: 21" in err
-    assert "only outer.steps, checkpoint_every_s and shard may change" in err
+    assert "only outer.steps, outer.budget, outer.trials, checkpoint_every_s and shard may change" in err
     assert {path: path.read_bytes() for path in Path("there").rglob("*") if path.is_file()} == before
 
 
