@@ -17,7 +17,7 @@ from hyperopt_cli.errors import NonFiniteError, RankLostError, Stopped, StorageE
 from hyperopt_cli.instantiate import build
 from hyperopt_cli.memory import is_lacking
 from hyperopt_cli.outer.descent import descend
-from hyperopt_cli.outer.outer_step import OuterStep
+from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.ranks.group import Ranks, Shard
 from hyperopt_cli.recipe.schema import Recipe
 from hyperopt_cli.run_directory.checkpoints import on_host
@@ -103,7 +103,7 @@ def descended(
             if signalled == (ranks.rank, num):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    steps: list[OuterStep] = []
+    steps: list[OuterStep | Trial] = []
     error = None
     with flag:
         try:
@@ -124,8 +124,11 @@ def descended(
             raise
         except Exception as raised:
             error = raised
-    figures = [(step.validation_loss, step.hypergradient, step.raw_hyperparameters) for step in steps]
-    counts = [(step.stats["num_hvps"], step.stats["growth"]) for step in steps]
+    with_grad = [step for step in steps if isinstance(step, OuterStep) and step.hypergradient is not None]
+    figures = [
+        (step.validation_loss, getattr(step, "hypergradient", None) or {}, step.raw_hyperparameters) for step in steps
+    ]
+    counts = [(step.stats["num_hvps"], step.stats["growth"]) for step in with_grad]
     return Ended(figures=figures, error=error, tree=keeper.tree, progress=keeper.progress, num=num, counts=counts)
 
 
@@ -223,6 +226,25 @@ def test_kept_at_one_step_by_some_ranks_it_goes_on_with_any_number(
                 assert num != 2 or equal(figures, others)
                 assert shard == "batch" or equal(figures, others)
                 close(figures, others)
+
+
+@pytest.mark.parametrize(("shard", "optimizer"), [("columns", "auto"), ("batch", "auto"), ("replicas", "lbfgs")])
+def test_a_method_that_compares_runs_walks_alike_on_any_number_and_goes_on_where_it_was_stopped(
+    shard: Shard, optimizer: str, tmp_path: Path
+) -> None:
+    outer = {"optimizer": optimizer, "steps": 2, "replicas": 3 if shard == "replicas" else 1}
+    made = recipe(tmp_path, MODES[shard][0] if shard != "batch" else MODES[shard][1], outer=outer)
+    expected = whole(made, shard, 2)
+    assert sum(bool(grad) for _, grad, _ in expected) == 3
+    assert optimizer != "auto" or len(expected) >= 8  # and a scan
+    before = raised(on_ranks(2, shard, lambda ranks: descended(made, ranks, Kept(25, Stopped("SIGTERM")))))
+    tree = before[0]["tree"]
+    assert tree["inner"]
+    for num in (1, 2):
+        for result in raised(on_ranks(num, shard, lambda ranks: descended(made, ranks, resume_from=tree))):
+            got = result["figures"]
+            for figures, others in zip(got, expected[-len(got) :], strict=True):
+                assert equal(figures, others) if num == 2 or shard != "batch" else close(figures, others) is None
 
 
 @pytest.mark.parametrize(("shard", "mode"), CASES)
