@@ -306,10 +306,10 @@ def test_auto_goes_on_with_the_mode_that_it_had_chosen(tmp_path: Path, monkeypat
     made, folder = recipe(tmp_path, {"name": "auto"}), tmp_path / "run"
     interrupted(folder, made, 20)
 
-    def plans_again(*given: Any) -> Any:
-        raise AssertionError("it planned again")
+    def chooses_again(*given: Any) -> Any:
+        raise AssertionError("it chose again")
 
-    monkeypatch.setattr("hyperopt_cli.modes.auto.planned", plans_again)
+    monkeypatch.setattr("hyperopt_cli.modes.auto.choice", chooses_again)
     run(folder, made)
     modes = {json.loads(line)["mode"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
     assert len(modes) == 1

@@ -70,8 +70,8 @@ class CurvaturePairs:
         if self._size <= MOST_DENSE:
             return torch.eye(self._size, dtype=torch.float64)[:, free]
         vectors = torch.cat([self._basis, grad[:, None]], dim=1) * free[:, None]
-        q, r = torch.linalg.qr(vectors)
-        kept: Tensor = q[:, r.diagonal().abs() > 1e-12 * r.diagonal().abs().max()]
+        basis, sizes, _ = torch.linalg.svd(vectors, full_matrices=False)
+        kept: Tensor = basis[:, sizes > 1e-12 * sizes.max()]
         return kept
 
 

@@ -176,6 +176,7 @@ class _Walk:
         self._price = 0.0
         self._told: list[tuple[Tensor, Answer]] = []
         self._start: OuterStep | None = None  # where the descent may not begin: measured without a hypergradient
+        self._is_rest = False  # the run under way is a plain one, in place of a hypergradient that has no room
         self._judged: float | None = None  # E at the point that is asked for, by the plain runs before its gradient
         self._best, self._best_step = float("inf"), 0
         self._steps_since, self._asked_steps, self._confirmed = 0, 0, 0.0
@@ -196,11 +197,12 @@ class _Walk:
                         self._ahead.drop()
                         yield from self._closed()
                         return
-                    if ask.below < float("inf") and self._is_over(ask._replace(below=float("inf"))):
-                        # there is room for a plain run alone, of which a run with a larger budget is not told
-                        yield from self._answered(ask._replace(gradient=False), is_told=False)
-                        yield from self._closed()
+                    if self._is_over(ask, whole=True):
+                        yield from self._with_the_rest(ask)
                         return
+                    if self._is_rest:  # the budget was raised: what was begun is no hypergradient
+                        self._replicas.clear()
+                        self._is_rest = False
                     yield from self._answered(ask)
                 point, answer = self._told[num]
                 if not torch.equal(point, ask.point):
@@ -217,10 +219,24 @@ class _Walk:
         yield from self._closed()
 
     def _closed(self) -> Iterator[OuterStep]:
-        """Yields the start, if the descent never got under way, and saves what is not saved yet."""
-        yield from self._start_if_pending()
+        """Saves what is not saved yet, and yields the start if the descent never got under way.
+
+        The start is saved as pending, for with a larger budget the descent may begin there.
+        """
         if self._keeper is not None and self._measured_so_far > self._last_saved:
             self._save()
+        yield from self._start_if_pending()
+
+    def _with_the_rest(self, ask: Ask) -> Iterator[OuterStep | Trial]:
+        """Yields a plain run where the budget has no room for its gradient, and ends.
+
+        The state is that of before, so that a run with a larger budget, which takes the gradient, goes on from there.
+        """
+        if self._keeper is not None and self._measured_so_far > self._last_saved:
+            self._save()
+        self._is_rest = True
+        yield from self._answered(ask._replace(gradient=False), is_told=False)
+        yield from self._start_if_pending()
 
     def _start_if_pending(self) -> Iterator[OuterStep]:
         if self._start is not None:
@@ -228,17 +244,20 @@ class _Walk:
             yield step
 
     @property
-    def _has_backward(self) -> bool:
-        return self._mode.chosen(self._measurements).has_backward
-
-    @property
     def _gradient_price(self) -> float:
         num = sum(knob.initial.numel() for knob in self._space.tuned().values())
         return self._mode.chosen(self._measurements).price(num, self._steps)
 
-    def _is_over(self, ask: Ask) -> bool:
-        """Whether the steps, the patience or the budget are used up before this point."""
+    def _asks_on_its_way(self, ask: Ask) -> bool:
+        """Whether the backward sweep of a single run asks if its gradient is wanted; else plain runs go before."""
+        alone = self._descent.replicas == 1 and not self._ranks.divides("replicas")
+        return alone and self._mode.chosen(self._measurements).has_backward
+
+    def _is_over(self, ask: Ask, whole: bool = False) -> bool:
+        """Whether the steps, the patience or the budget are used up before this point, or before its gradient."""
         descent = self._descent
+        if self._judged is not None:  # it is under way, and was decided
+            return False
         if self._num_gradients > descent.steps:
             return True
         if descent.patience is not None and self._n and self._n - 1 - self._best_step >= descent.patience:
@@ -246,8 +265,8 @@ class _Walk:
         if descent.budget is None:
             return False
         least = 1.0
-        if ask.gradient and ask.below == float("inf"):
-            least = self._gradient_price + (0.0 if self._has_backward else 1.0)
+        if ask.gradient and (whole or not ask.is_gated):
+            least = self._gradient_price + (1.0 if ask.is_gated and not self._asks_on_its_way(ask) else 0.0)
         return self._price + descent.replicas * least > descent.budget
 
     def _answered(self, ask: Ask, is_told: bool = True) -> Iterator[OuterStep | Trial]:
@@ -280,7 +299,7 @@ class _Walk:
         yield from self._taken_in(ask, runs, error, is_told)
         self._replicas.clear()
         self._judged = None
-        if self._keeper is not None and self._keeper.due():
+        if is_told and self._keeper is not None and self._keeper.due():
             self._save()
 
     def _runs(self, ask: Ask) -> list[Hypergradient]:
@@ -294,10 +313,8 @@ class _Walk:
         beat = partial(self._callback.on_inner_step, self._n, 0, "forward", 0, self._steps)
         if (taken := self._ahead.runs(len(self._told), hopeless, self._say, beat)) is not None:
             return taken
-        gated = ask.gradient and ask.below < float("inf")
-        alone = self._descent.replicas == 1 and not self._ranks.divides("replicas")
-        on_its_way = alone and self._has_backward
-        if gated and not on_its_way and self._judged is None:
+        on_its_way = self._asks_on_its_way(ask)
+        if ask.is_gated and not on_its_way and self._judged is None:
             plain = self._replicas_of(ask, None)
             value = float(torch.stack([run.value for run in plain]).mean())
             if value >= ask.below:
@@ -306,8 +323,10 @@ class _Walk:
             self._price += len(plain)
             self._steps_since += sum(run.stats["num_steps"] for run in plain)
             self._replicas.clear()
-        wanted = (lambda value: value < ask.below) if gated and on_its_way else None
-        return self._replicas_of(ask, self._mode if ask.gradient else None, wanted, hopeless)
+        if not (ask.is_gated and on_its_way):
+            return self._replicas_of(ask, self._mode if ask.gradient else None, None, hopeless)
+        (run,) = self._replicas_of(ask, self._mode, lambda value: value < ask.below, hopeless)
+        return [run if run.value < ask.below else run._replace(grad={})]
 
     def _replicas_of(
         self,
@@ -344,7 +363,8 @@ class _Walk:
         seeds = self._descent.seeds(self._seed, self._n)
         hyper, raw = self._terrain.natural(ask.point), self._terrain.raw(ask.point)
         has_grad = bool(runs) and bool(runs[0].grad)
-        took_backward = has_grad or (error is not None and ask.gradient)
+        # a step that diverges has done so in the run that judges it
+        took_backward = has_grad or (error is not None and ask.gradient and not (ask.is_gated and self._judged is None))
         price = len(seeds) * (self._gradient_price if took_backward else 1.0)
         if isinstance(error, HopelessError):
             price = error.step / self._steps
@@ -494,12 +514,10 @@ class _Walk:
             "num_gradients": self._num_gradients,
             "price": self._price,
             "mode": self._mode.state_dict(),
-            "told": [
-                [point, told.value, told.grad, told.error and [told.error.step, told.error.what, str(told.error)]]
-                for point, told in self._told
-            ],
+            "told": [[point, told.value, told.grad, told.error and _as_list(told.error)] for point, told in self._told],
             "start": None if self._start is None else self._start._asdict(),
             "judged": self._judged,
+            "is_rest": self._is_rest,
             "best": self._best,
             "best_step": self._best_step,
             "steps_since": self._steps_since,
@@ -515,12 +533,22 @@ class _Walk:
         for point, value, grad, of_error in state["told"]:
             error = None
             if of_error is not None:
-                error = NonFiniteError(*of_error[:2])
-                error.args = (of_error[2],)
+                is_noise, step, what, text = of_error
+                error = NoiseError(step, "") if is_noise else NonFiniteError(step, what)
+                error.args = (text,)
             self._told.append((point, Answer(value, grad, error)))
         self._start = None if state["start"] is None else OuterStep(**state["start"])
-        self._judged, self._best, self._best_step = state["judged"], state["best"], state["best_step"]
+        self._is_rest, self._judged, self._best, self._best_step = (
+            state["is_rest"],
+            state["judged"],
+            state["best"],
+            state["best_step"],
+        )
         self._steps_since, self._asked_steps = state["steps_since"], state["asked_steps"]
         self._confirmed, self._median.curves = state["confirmed"], list(state["curves"])
         self._replicas.load_state_dict(state)
         self._last_saved = self._measured_so_far
+
+
+def _as_list(error: NonFiniteError) -> list[Any]:
+    return [isinstance(error, NoiseError), error.step, error.what, str(error)]

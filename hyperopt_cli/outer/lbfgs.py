@@ -104,13 +104,21 @@ def line_search(
     Returns:
         The point; the lowest one where no point met the conditions; None where none was lower than the start.
     """
+    assert start.grad is not None
     low, high, a = start, None, first
+    to_bound = torch.where(direction > 0, terrain.high - start.x, terrain.low - start.x) / direction
+    longest = float(torch.where(direction == 0, 0.0, to_bound).max())  # from there on every coordinate is held
     for _ in range(MOST_TRIES):
+        a = min(a, longest)
         x = terrain.project(start.x + a * direction)
+        if torch.equal(x, low.x):
+            break
+        free = x == start.x + a * direction
         (answer,) = yield [Ask(x, gradient=True)]
-        slope = math.nan if answer.grad is None else float(answer.grad @ direction)
+        slope = math.nan if answer.grad is None else float(answer.grad @ torch.where(free, direction, 0.0))
         now = Point(a, x, answer.value, answer.grad, slope)
-        rises = now.value > start.value + FALL * a * start.slope or (now.value >= low.value and low.a > 0)
+        promised = FALL * float(start.grad @ (x - start.x))
+        rises = now.value > start.value + promised or (now.value >= low.value and low.a > 0)
         if answer.grad is None or rises:
             high = now
         elif abs(slope) <= -FLAT * start.slope:

@@ -44,6 +44,11 @@ class Ask(NamedTuple):
     message: str | None = None
     stops_hopeless: bool = False
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether E decides if the gradient is taken."""
+        return self.gradient and self.below < float("inf")
+
 
 class Answer(NamedTuple):
     """What a method is told of one point.

@@ -17,6 +17,7 @@ from hyperopt_cli.outer.method import Ask
 from hyperopt_cli.outer.terrain import RATE, Terrain
 
 NUM_SOBOL = 4
+MOST_SOBOL = 21201  # coordinates that torch has Sobol numbers for
 MOST_FURTHER = 2
 
 
@@ -27,14 +28,13 @@ def scan_points(terrain: Terrain) -> list[Tensor]:
     if RATE in terrain.axes:
         points += [at_rate(terrain, rate) for rate in terrain.rates]
     else:
-        bounded = low.isfinite() & high.isfinite()
-        draws = torch.quasirandom.SobolEngine(
-            len(start)
-        ).draw(  # type: ignore[no-untyped-call]
-            NUM_SOBOL + 1, dtype=torch.float64
-        )[1:]
-        inside = low.nan_to_num(neginf=0.0) + draws * (high - low).nan_to_num(posinf=0.0)
-        points += [torch.where(bounded, point, start) for point in inside] if bounded.any() else []
+        bounded = terrain.bounded.nonzero().flatten()[:MOST_SOBOL]
+        if len(bounded):
+            engine = torch.quasirandom.SobolEngine(len(bounded))  # type: ignore[no-untyped-call]
+            for draw in engine.draw(NUM_SOBOL + 1, dtype=torch.float64)[1:]:  # the first is a corner
+                point = start.clone()
+                point[bounded] = low[bounded] + draw * (high - low)[bounded]
+                points.append(point)
     different: list[Tensor] = []
     for point in points:
         if not any(torch.allclose(point, other, rtol=0.0, atol=1e-3) for other in different):
@@ -45,8 +45,9 @@ def scan_points(terrain: Terrain) -> list[Tensor]:
 def at_rate(terrain: Terrain, rate: float) -> Tensor:
     """Returns the recipe's start with a mean learning rate of `rate`, and all of its schedule moved together."""
     point, entries, axis = terrain.start, terrain.entries(RATE), terrain.axes[RATE]
-    wanted = axis.coordinate(torch.tensor(rate, dtype=torch.float64))
-    point[entries] += wanted - point[entries].mean()
+    values = axis.natural(point[entries])
+    mean = values.log().mean().exp() if bool((values > 0).all()) else None
+    point[entries] = axis.coordinate(torch.full_like(values, rate) if mean is None else values * (rate / mean))
     return terrain.project(point)
 
 

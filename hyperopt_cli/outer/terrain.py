@@ -61,6 +61,9 @@ class Axis(NamedTuple):
         if in_units and knob.is_beta:
             least = 0.0 if name == "identity" else LEAST_BETA
             low, high = bounds or (least, max(1 - 1 / steps, float(start.max())))
+            if bounds is not None and name == "logit":  # whose raw value is infinite at its ends
+                low, high = low + LEAST_BETA * (high - low), high - LEAST_BETA * (high - low)
+                low, high = min(low, float(start.min())), max(high, float(start.max()))
             return cls(transform, step, near_one=True).within((min(max(low, least), float(start.min())), high))
         unit = step
         if in_units and name != "identity":
@@ -160,6 +163,12 @@ class Terrain:
     def sizes(self) -> Tensor:
         """How many entries the hyperparameter of each entry has, [K]."""
         return self._spread({key: float(shape.numel()) for key, shape in self.shapes.items()})
+
+    @property
+    def bounded(self) -> Tensor:
+        """Returns which entries the recipe gives bounds that are finite coordinates, [K] of bool."""
+        given = self._spread({key: float(axis.transform.bounds is not None) for key, axis in self.axes.items()})
+        return given.bool() & self.low.isfinite() & self.high.isfinite()
 
     def entries(self, key: str) -> slice:
         """Returns where the entries of a knob stand in the vector."""

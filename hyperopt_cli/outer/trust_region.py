@@ -71,7 +71,7 @@ def descend_from(terrain: Terrain, starts: list[Start], radius: float = FIRST_RA
         assert answer.grad is not None
         return Model(point / scale, answer.value, answer.grad * scale)
 
-    while waiting:
+    while waiting and wasted <= MOST_WASTED * spent and (best is None or is_worth(waiting[0], best)):
         start = waiting.pop(0)
         (answer,) = yield [Ask(start.point, gradient=True, has_fallback=bool(waiting) or best is not None)]
         spent += GRADIENT
@@ -82,8 +82,11 @@ def descend_from(terrain: Terrain, starts: list[Start], radius: float = FIRST_RA
         pairs, within, refused, is_fresh = CurvaturePairs(len(scale)), radius, 0, False
         while wasted <= MOST_WASTED * spent:
             step, predicted = model_step(now, pairs, within, radius, low, high)
+            whole, slope = float(step.norm()), -float(now.grad @ step)
             step = terrain.shortened(step * scale) / scale
             length = float(step.norm())
+            share = length / whole if whole else 1.0  # the model at the shortened step
+            predicted = share * slope - share**2 * (slope - predicted)
             if predicted <= WORTHWHILE * abs(now.value):
                 if is_fresh:
                     break
@@ -105,11 +108,16 @@ def descend_from(terrain: Terrain, starts: list[Start], radius: float = FIRST_RA
                 continue
             spent, wasted, refused = spent + 1, wasted + 1, refused + 1
             within = length / (2 if math.isfinite(answer.value) else 4)
-            if refused == MOST_REFUSALS and waiting and waiting[0].value < WORTH * best.value:
+            if refused == MOST_REFUSALS and waiting and is_worth(waiting[0], best):
                 break
             if refused == MOST_REFUSALS and not is_fresh:
                 pairs.clear()
                 now, within, refused, is_fresh = best, radius / FRESH, 0, True
+
+
+def is_worth(start: Start, best: Model) -> bool:
+    """Returns whether a start may lead lower than the best: its E is at most `WORTH` times as high."""
+    return start.value - best.value < (WORTH - 1) * abs(best.value)
 
 
 def model_step(

@@ -1,5 +1,6 @@
 """What the outer loop yields, what it has cost, and where it ends."""
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from hyperopt_cli import Forward, Problem, Reverse, Reversible
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes import Auto, Mode
+from hyperopt_cli.modes.account import listed
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.outer.descent import Descent, descend
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
@@ -126,24 +128,67 @@ def test_a_budget_ends_a_run_that_begins_as_that_of_a_larger_one(budget: int) ->
     assert figures[0][: len(part) - last] == figures[1][: len(part) - last]
 
 
-def test_a_budget_that_is_raised_goes_on_as_if_it_had_been_larger() -> None:
-    """But for the price of a plain run that the smaller one had room for alone, at its end."""
+class Saving:
+    """Keeps every state."""
 
-    class Kept:
-        state: Any = None
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
 
-        def due(self) -> bool:
-            return True
+    def due(self) -> bool:
+        return True
 
-        def save(self, state: dict[str, Any]) -> None:
-            self.state = state
+    def save(self, state: dict[str, Any]) -> None:
+        self.states.append(copy.deepcopy(listed(state)))
 
-        def barrier(self) -> None:
-            pass
+    def barrier(self) -> None:
+        pass
 
-    kept, whole = Kept(), walked(steps=6, budget=40)
-    first = list(descend(bowl, space_from(1e-3), Descent("auto", steps=6, budget=16), Reverse(), keeper=kept))
-    rest = list(descend(bowl, space_from(1e-3), Descent("auto", steps=6, budget=40), Reverse(), resume_from=kept.state))
-    losses = [[step.validation_loss for step in run if isinstance(step, OuterStep)] for run in (first + rest, whole)]
-    assert losses[0] == losses[1]
-    assert len(first) < len(whole)
+
+def figures(run: list[OuterStep | Trial]) -> list[Any]:
+    return [(type(each), each.validation_loss, price_of(each)) for each in run]
+
+
+@pytest.mark.parametrize("budget", [12, 15.5, 18, 19, 24])
+@pytest.mark.parametrize("name", ["forward", "reverse", "reverse over replicas"])
+def test_a_budget_is_kept_to_and_a_run_resumed_from_any_state_ends_alike(name: str, budget: float) -> None:
+    mode: Mode = Forward() if name == "forward" else Reverse()
+    descent = Descent("auto", steps=6, budget=budget, replicas=2 if name == "reverse over replicas" else 1)
+    saving = Saving()
+    whole = list(descend(bowl, space_from(1e-3), descent, mode, keeper=saving))
+    assert max(map(price_of, whole)) <= budget
+    assert len(saving.states) > len(whole)
+    for state in saving.states[::5]:
+        rest = list(descend(bowl, space_from(1e-3), descent, mode, resume_from=copy.deepcopy(state)))
+        trials = [each for each in rest if isinstance(each, Trial)]
+        steps = [each for each in rest if isinstance(each, OuterStep)]
+        assert figures(trials) == figures([each for each in whole if isinstance(each, Trial)])[state["num_trials"] :]
+        assert figures(steps) == figures([each for each in whole if isinstance(each, OuterStep)])[state["n"] :]
+
+
+@pytest.mark.parametrize("budget", [3, 6, 15.5, 16])
+def test_a_budget_that_is_raised_goes_on_as_if_it_had_been_larger(budget: float) -> None:
+    saving, whole = Saving(), walked(steps=6, budget=40)
+    list(descend(bowl, space_from(1e-3), Descent("auto", steps=6, budget=budget), Reverse(), keeper=saving))
+    larger = Descent("auto", steps=6, budget=40)
+    for state in (saving.states[-1], saving.states[-2]):  # the last plain run may be under way
+        rest = list(descend(bowl, space_from(1e-3), larger, Reverse(), resume_from=copy.deepcopy(state)))
+        assert figures(rest) == figures(whole)[state["n"] + state["num_trials"] :]
+
+
+@pytest.mark.parametrize(("mode", "budget"), [(Forward(), 5), (Forward(), 10), (Auto(), 4), (Reverse(), 8)])
+def test_a_rule_takes_as_many_hypergradients_as_the_budget_has_room_for(mode: Mode, budget: int) -> None:
+    num = budget // (5 if isinstance(mode, Forward) else 4)
+    assert len(walked(optimizer="adam", mode=mode, steps=9, budget=budget)) == num
+
+
+def test_a_step_that_diverges_costs_the_run_that_judges_it() -> None:
+    """Only forward of the cliff is the loss finite; the first step leads over it."""
+
+    def cliff(seed: int) -> Problem:
+        far = lambda p, hyper: (hyper["lr"] - 5).abs() + torch.where(hyper["lr"] > 1.5, math.inf, 0) * p["x"].sum()  # noqa: E731
+        return replace(bowl(seed), outer_loss=far)
+
+    seen = list(descend(cliff, space_from(1.0), Descent("auto", steps=1), Reverse()))
+    diverged = [each for each in seen if isinstance(each, Trial) and each.kind == "step" and each.why is not None]
+    assert diverged
+    assert all(each.price == 1.0 for each in diverged)

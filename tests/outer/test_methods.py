@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -299,3 +300,46 @@ def test_the_first_step_goes_half_a_unit_along_the_gradient() -> None:
     terrain = free(torch.tensor([1.0, 1.0]))
     asked = followed(descend_from(terrain, [Start(terrain.start, 2.0)]), lambda x: (x**2).sum(), most=2).asks
     assert float((asked[1].point - asked[0].point).norm()) == pytest.approx(0.5)
+
+
+def test_a_start_that_is_too_high_is_never_descended_from() -> None:
+    starts = [Start(torch.tensor([x], dtype=F64), 1 + x**2) for x in (0.1, 100.0)]
+    seen = followed(descend_from(free(torch.zeros(1)), starts), lambda x: (1 + x**2).sum(), most=200)
+    assert len(seen.values) < 60, "it ends where nothing is promised any more"
+    assert all(abs(float(ask.point)) < 50 for ask in seen.asks)
+
+
+def test_a_shortened_step_is_judged_by_what_the_model_says_of_it() -> None:
+    """E is linear in one of 100 entries of a momentum: what is predicted is found, so the steps never shrink."""
+    terrain = terrain_of(momentum=knob([0.5] * 100, "logit", is_beta=True))
+    walk = descend_from(terrain, [Start(terrain.start, 0.0)])
+    asked = followed(walk, lambda x: x[0], most=4).asks
+    steps = [float(b.point[0] - a.point[0]) for a, b in pairwise(asked)]
+    assert steps == pytest.approx([-math.log10(2)] * 3)
+
+
+def test_a_run_that_diverges_quarters_the_step_and_one_that_rises_halves_it() -> None:
+    for wall, share in ((math.inf, 4), (10.0, 2)):
+        walk = descend_from(free(torch.zeros(1)), [Start(torch.zeros(1, dtype=F64), 0.0)])
+        seen = followed(walk, lambda x, wall=wall: torch.where(x < -0.01, wall, x).sum(), most=3)  # type: ignore[misc]
+        first, second = (abs(float(ask.point)) for ask in seen.asks[1:3])
+        assert second == pytest.approx(first / share)
+
+
+def test_a_line_search_ends_at_a_bound() -> None:
+    terrain = terrain_of(a=knob(0.5, bounds=(0.0, 1.0)))
+    seen = followed(LBFGS().walk(terrain), lambda x: x.sum() + 5, most=50)
+    assert [float(ask.point) for ask in seen.asks] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(("start", "bounds"), [(0.9, (0.8, 0.99)), (0.5, (0.1, 0.7)), (0.7, (0.5, 0.9))])
+def test_a_beta_at_its_bounds_has_finite_raw_values(start: float, bounds: tuple[float, float]) -> None:
+    terrain = terrain_of(momentum=knob(start, "logit", bounds, is_beta=True))
+    for end in (terrain.low, terrain.high):
+        assert bounds[0] < float(terrain.natural(end)["momentum"]) < bounds[1]
+        assert bool(terrain.raw(end)["momentum"].isfinite())
+
+
+def test_rates_of_a_schedule_are_scanned_by_a_factor_whatever_their_transform() -> None:
+    terrain = terrain_of(rates=(1e-2,), lr=knob([0.1, 0.4], step=1.0))
+    assert [[round(float(x), 6) for x in point] for point in scan_points(terrain)] == [[0.1, 0.4], [0.005, 0.02]]
