@@ -177,7 +177,7 @@ loss: {call: squared_hinge, margin: 0.5}
 optimizer: {name: shrinking}
 steps: 5
 hyperparameters: {lr: 0.05, shrink: 0.01}
-outer: {steps: 1}
+outer: {optimizer: adam, steps: 1}
 mode: {name: differences, spread: 1.0e-4}
 precision: float64
 device: cpu

@@ -34,7 +34,7 @@ def speaks_of(text: str, name: str) -> bool:
 def test_the_walks_are_read_and_a_checkpoint_takes_four_hops_at_most() -> None:
     assert {title: len(steps) for title, steps in WALKS.items()} == {
         "A hyperparameter, from the recipe to the update rule": 15,
-        "A derivative by reverse mode, from the update rule to the record": 10,
+        "A derivative by reverse mode, from the update rule to the record": 13,
         "A derivative by forward mode": 5,
         "Whether a checkpoint is due, asked after each step": 4,
         "A checkpoint, from the step to the file": 5,

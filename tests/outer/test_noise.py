@@ -319,7 +319,7 @@ def test_digits_at_a_rate_that_is_too_high_are_noise_in_every_mode(mode: str, pr
     from hyperopt_cli.recipe.load import load
 
     def started(*overrides: str) -> tuple[list[OuterStep], Any]:
-        given = ["steps=100", "outer.steps=0", f"mode={mode}", f"precision={precision}", *overrides]
+        given = ["steps=100", "outer={optimizer: sign, steps: 0}", f"mode={mode}", f"precision={precision}", *overrides]
         experiment = build(load("digits_lr", given))
         return walked(experiment.problem, experiment.space, experiment.descent, experiment.mode)
 
