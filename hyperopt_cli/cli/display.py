@@ -186,10 +186,10 @@ class PlainLines(Callback):
         """Prints the losses, the hyperparameters and the time that is left."""
         for line in _choices(step, self._is_first):
             _echo(line)
-        self._is_first = self._is_first and step.hypergradient is None
-        if step.outer_step == 0 and "factors" in step.stats:
+        if self._is_first and "factors" in step.stats:
             shown = ", ".join(f"{label} {text}" for label, text in factors_text(step.stats["factors"]).items())
             _echo(f"exact arithmetic multiplies by {shown} (metrics.jsonl has those of every outer step)")
+        self._is_first = self._is_first and step.hypergradient is None
         values = "  ".join(f"{name} {brief(value.tolist())}" for name, value in step.hyperparameters.items())
         self._clock.measured(step.outer_step, step.stats["price"])
         left, trust = self._clock.left_s(), _trust(step)

@@ -18,8 +18,10 @@ from tests.forked import forked
 @pytest.mark.slow
 def test_runs_are_listed_and_a_killed_one_is_seen_as_dead(hyperopt: Any, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(GOOD)
-    assert hyperopt("run", "small.yaml", "steps=20", "outer.steps=1", "--out", "runs/first").code == 0
-    command = ["run", "small.yaml", "steps=50", "outer.steps=1000", "--out", "runs/second"]
+    assert (
+        hyperopt("run", "small.yaml", "steps=20", "outer.steps=1", "--mode", "forward", "--out", "runs/first").code == 0
+    )
+    command = ["run", "small.yaml", "steps=50", "outer.steps=1000", "--mode", "forward", "--out", "runs/second"]
     with forked(*command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (tmp_path / "runs/second/metrics.jsonl").exists():
