@@ -22,7 +22,7 @@ def test_the_plan_is_a_table_a_reason_and_a_line_for_the_recipe(hyperopt, tmp_pa
     assert chosen in out.splitlines()[-5]
     recipe = tmp_path / "mine.yaml"
     hyperopt("cp", "digits_lr", recipe)
-    recipe.write_text(recipe.read_text().replace("mode: forward", line))
+    recipe.write_text(f"{recipe.read_text()}{line}\n")
     assert load(recipe).mode.name == chosen.partition(":")[0]
     words = shlex.split(out.rstrip().splitlines()[-1].removeprefix("run it: "))
     assert words[:3] == ["hyperopt", "run", "digits_lr"]
