@@ -82,8 +82,11 @@ class Record:
 
         The stats of an outer step get its accuracy on the validation split, where there are classes.
         """
-        seed = self._experiment.first_seed(step.outer_step)
-        accuracy = self._experiment.validation_accuracy(step.params, seed)
+        is_better = self._best is None or step.validation_loss < self._best.validation_loss
+        accuracy = None
+        if is_better or isinstance(step, OuterStep):  # of a trial that is not the best nobody asks it
+            seed = self._experiment.first_seed(step.outer_step)
+            accuracy = self._experiment.validation_accuracy(step.params, seed)
         if isinstance(step, Trial):
             values: dict[str, Values] = {name: value.tolist() for name, value in step.hyperparameters.items()}
             point = Point(None, step.validation_loss, values, step.number, accuracy)
@@ -95,9 +98,8 @@ class Record:
                 self._initial, self._start_params = point, step.params
         if point.validation_loss == math.inf:  # it diverged
             return
-        better = self._best is None or point.validation_loss < self._best.validation_loss
         again = self._best is not None and self._best.trial is not None and point.trial is None
-        if better or (again and self._best is not None and self._best.hyperparameters == point.hyperparameters):
+        if is_better or (again and self._best is not None and self._best.hyperparameters == point.hyperparameters):
             self._best, self._best_params = point, step.params
 
     def model(self) -> dict[str, Any] | None:

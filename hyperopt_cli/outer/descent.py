@@ -248,7 +248,7 @@ class _Walk:
         num = sum(knob.initial.numel() for knob in self._space.tuned().values())
         return self._mode.chosen(self._measurements).price(num, self._steps)
 
-    def _asks_on_its_way(self, ask: Ask) -> bool:
+    def _asks_on_its_way(self) -> bool:
         """Whether the backward sweep of a single run asks if its gradient is wanted; else plain runs go before."""
         alone = self._descent.replicas == 1 and not self._ranks.divides("replicas")
         return alone and self._mode.chosen(self._measurements).has_backward
@@ -266,7 +266,7 @@ class _Walk:
             return False
         least = 1.0
         if ask.gradient and (whole or not ask.is_gated):
-            least = self._gradient_price + (1.0 if ask.is_gated and not self._asks_on_its_way(ask) else 0.0)
+            least = self._gradient_price + (1.0 if ask.is_gated and not self._asks_on_its_way() else 0.0)
         return self._price + descent.replicas * least > descent.budget
 
     def _answered(self, ask: Ask, is_told: bool = True) -> Iterator[OuterStep | Trial]:
@@ -313,7 +313,7 @@ class _Walk:
         beat = partial(self._callback.on_inner_step, self._n, 0, "forward", 0, self._steps)
         if (taken := self._ahead.runs(len(self._told), hopeless, self._say, beat)) is not None:
             return taken
-        on_its_way = self._asks_on_its_way(ask)
+        on_its_way = self._asks_on_its_way()
         if ask.is_gated and not on_its_way and self._judged is None:
             plain = self._replicas_of(ask, None)
             value = float(torch.stack([run.value for run in plain]).mean())

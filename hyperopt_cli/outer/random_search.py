@@ -20,7 +20,7 @@ AT_ONCE = 64  # what a list has; the draws are the same with any number
 
 
 class RandomSearch(Search):
-    """Draws uniformly."""
+    """Draws points uniformly in the box, whatever came of the others."""
 
     def chosen(self, start: Tensor, low: Tensor, high: Tensor) -> Generator[list[Tensor], list[float], None]:
         """Yields the start and then lists of uniform draws, which don't depend on what it is sent.

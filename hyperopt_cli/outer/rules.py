@@ -7,6 +7,7 @@ Every point costs a hypergradient. Where a step leads to a run that diverges, or
 hyperparameter; take these to reproduce a paper, or where every outer step has other seeds.
 """
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -45,9 +46,9 @@ class Rule(Method):
         self._lr, self._momentum, self._grow, self._clip_norm = lr, momentum, grow, clip_norm
         self._backtrack = backtrack
 
+    @abstractmethod
     def rule(self, point: Tensor) -> torch.optim.Optimizer:
-        """Returns the optimizer that moves `point`."""
-        raise NotImplementedError
+        """Returns the optimizer that moves `point`, [K], in place."""
 
     def walk(self, terrain: Terrain) -> Walk:
         """Yields one point after the other, each with a hypergradient."""

@@ -133,7 +133,7 @@ class OneCycle(_Shape):
 
 
 class Exponential(_Shape):
-    """Decays geometrically to `final`."""
+    """Decays geometrically to `final`, a share of the first value."""
 
     defaults: ClassVar[dict[str, Any]] = {"final": {"value": 0.1}}
 
