@@ -138,7 +138,7 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         ranks=ranks,
         class_dim=class_dim,
     )
-    experiment.descent.method(recipe.seed)  # before anything is written it says which package it lacks
+    experiment.descent.method()  # before anything is written it says which package it lacks
     if (issue := incompatibility(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
     return experiment

@@ -33,8 +33,6 @@ from hyperopt_cli.outer.method import Answer, Ask, Method
 from hyperopt_cli.outer.noise import CONFIRMED_TO, Ends, judge
 from hyperopt_cli.outer.outer_step import OuterStep, Trial, step_of
 from hyperopt_cli.outer.replicas import Replicas, one_thread
-from hyperopt_cli.outer.rules import Rule
-from hyperopt_cli.outer.search import Search
 from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.problem import Hyper, Problem
 from hyperopt_cli.ranks.group import ALONE, Ranks
@@ -82,15 +80,10 @@ class Descent:
     trials: int | None = None
     tied: bool = False
 
-    def method(self, seed: int = 0) -> Method:
-        """Makes the method that `optimizer` names; a search draws from the recipe's seed."""
-        made = load(OUTER[self.optimizer].path)
-        if issubclass(made, Rule):
-            backtrack = self.on_nonfinite == "backtrack"
-            made = partial(made, self.lr, self.momentum, self.grow, self.clip_norm, backtrack)
-        elif issubclass(made, Search):
-            made = partial(made, self.trials, self.tied, seed)
-        method: Method = made()
+    def method(self) -> Method:
+        """Makes the method that `optimizer` names, of those settings that the registry lists for it."""
+        entry = OUTER[self.optimizer]
+        method: Method = load(entry.path)(**{key: getattr(self, key) for key in entry.settings})
         return method
 
     def seeds(self, seed: int, outer_step: int) -> list[int]:
@@ -167,9 +160,9 @@ class _Walk:
         self._problem, self._space, self._descent, self._mode, self._seed = problem, space, descent, mode, seed
         self._callback, self._ranks, self._in_ranks, self._measurements = callback, ranks, together, measurements
         self._keeper = None if keeper is None else Within(keeper, self._around)
-        self._method, first = descent.method(seed), problem(descent.seeds(seed, 0)[0])
+        self._method, first = descent.method(), problem(descent.seeds(seed, 0)[0])
         rates = first.optimizer.rates
-        self._terrain = Terrain.of(space, first.steps, self._method.in_units, rates)
+        self._terrain = Terrain.of(space, first.steps, self._method.in_units, rates, seed)
         self._steps = first.steps
         self._replicas, self._median, self._ahead = Replicas(ranks), MedianRule(first.steps), Ahead(pool)
         self._n = self._num_trials = self._num_gradients = 0
@@ -378,7 +371,7 @@ class _Walk:
             yield from self._taken_as_step(ask, step, runs)
             return
         self._told += [(ask.point, Answer(step.validation_loss, None, error))] if is_told else []
-        if not self._method.compares:  # a step that is halved: the outer step tells of it
+        if not OUTER[self._descent.optimizer].compares:  # a step that is halved: the outer step tells of it
             return
         self._num_trials, self._steps_since = self._num_trials + 1, self._steps_since + step.stats["num_steps"]
         if len(self._told) == 1:

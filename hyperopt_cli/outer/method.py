@@ -72,11 +72,9 @@ class Method(ABC):
 
     Attributes:
         in_units: whether it walks in steps of every hyperparameter's own size (`terrain.py`), or in raw coordinates.
-        compares: whether it compares values of E, which then have to be of the same seeds.
     """
 
     in_units: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
 
     @abstractmethod
     def walk(self, terrain: "Terrain") -> Walk:

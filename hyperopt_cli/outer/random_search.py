@@ -22,15 +22,16 @@ AT_ONCE = 64  # what a list has; the draws are the same with any number
 class RandomSearch(Search):
     """Draws points uniformly in the box, whatever came of the others."""
 
-    def chosen(self, start: Tensor, low: Tensor, high: Tensor) -> Generator[list[Tensor], list[float], None]:
+    def chosen(self, start: Tensor, low: Tensor, high: Tensor, seed: int) -> Generator[list[Tensor], list[float], None]:
         """Yields the start and then lists of uniform draws, which don't depend on what it is sent.
 
         Args:
             start: the only vector of the first list, [n].
             low: the lowest vector, [n].
             high: the highest vector, [n].
+            seed: what is drawn is a function of it.
         """
-        draws = generator(self._seed, "search")
+        draws = generator(seed, "search")
         yield [start]
         while True:
             shares = [torch.rand(len(low), generator=draws, dtype=torch.float64) for _ in range(AT_ONCE)]

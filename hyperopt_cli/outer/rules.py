@@ -8,7 +8,7 @@ hyperparameter; take these to reproduce a paper, or where every outer step has o
 """
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,25 +26,14 @@ class Rule(Method):
 
     Args:
         lr: the size of a step in raw coordinates.
-        momentum: of sgd.
-        grow: of sign: what a step is multiplied by where the sign stays.
         clip_norm: the largest norm of dE/draw, over all hyperparameters together; None: any.
-        backtrack: whether a step that leads to what is not finite, or to noise, is halved.
+        on_nonfinite: where a step leads to what is not finite, or to noise, `backtrack`, halving it, or `stop`.
     """
 
     in_units: ClassVar[bool] = False
-    compares: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        lr: float = 0.05,
-        momentum: float = 0.0,
-        grow: float = 1.0,
-        clip_norm: float | None = None,
-        backtrack: bool = True,
-    ) -> None:
-        self._lr, self._momentum, self._grow, self._clip_norm = lr, momentum, grow, clip_norm
-        self._backtrack = backtrack
+    def __init__(self, lr: float = 0.05, clip_norm: float | None = None, on_nonfinite: str = "backtrack") -> None:
+        self._lr, self._clip_norm, self._backtrack = lr, clip_norm, on_nonfinite == "backtrack"
 
     @abstractmethod
     def rule(self, point: Tensor) -> torch.optim.Optimizer:
@@ -95,7 +84,16 @@ class Adam(Rule):
 
 
 class SGD(Rule):
-    """Gradient descent with or without momentum, by `torch.optim.SGD`."""
+    """Gradient descent with or without momentum, by `torch.optim.SGD`.
+
+    Args:
+        momentum: of the rule.
+        **others: those of `Rule`.
+    """
+
+    def __init__(self, momentum: float = 0.0, **others: Any) -> None:
+        super().__init__(**others)
+        self._momentum = momentum
 
     def rule(self, point: Tensor) -> torch.optim.Optimizer:
         """Returns the optimizer that moves `point`."""
@@ -108,7 +106,16 @@ class SGD(Rule):
 
 
 class Sign(Rule):
-    """FDS's rule (`sign_descent.py`); with `grow` above 1 it is Rprop."""
+    """FDS's rule (`sign_descent.py`); with `grow` above 1 it is Rprop.
+
+    Args:
+        grow: what a step is multiplied by where the sign stays.
+        **others: those of `Rule`.
+    """
+
+    def __init__(self, grow: float = 1.0, **others: Any) -> None:
+        super().__init__(**others)
+        self._grow = grow
 
     def rule(self, point: Tensor) -> torch.optim.Optimizer:
         """Returns the optimizer that moves `point`."""

@@ -22,20 +22,20 @@ class Search(Method):
     Args:
         trials: how many runs, that of the start among them; None: it goes on until the loop stops asking.
         tied: whether all entries of a hyperparameter move together.
-        seed: of the recipe, from which the draws are derived.
     """
 
-    def __init__(self, trials: int | None = None, tied: bool = False, seed: int = 0) -> None:
-        self._trials, self._tied, self._seed = trials, tied, seed
+    def __init__(self, trials: int | None = None, tied: bool = False) -> None:
+        self._trials, self._tied = trials, tied
 
     @abstractmethod
-    def chosen(self, start: Tensor, low: Tensor, high: Tensor) -> Generator[list[Tensor], list[float], None]:
+    def chosen(self, start: Tensor, low: Tensor, high: Tensor, seed: int) -> Generator[list[Tensor], list[float], None]:
         """Yields lists of vectors, without end, and is sent E at each, infinite where the run came to no end.
 
         Args:
             start: the only vector of the first list, [n].
             low: the lowest vector that it may yield, [n].
             high: the highest vector that it may yield, [n].
+            seed: what is drawn is a function of it.
         """
 
     def walk(self, terrain: Terrain) -> Walk:
@@ -47,7 +47,7 @@ class Search(Method):
             low = torch.stack([(low - start)[part].max() for part in parts])
             high = torch.stack([(high - start)[part].min() for part in parts])
             first = torch.zeros_like(low)
-        chosen = self.chosen(first, low, high)
+        chosen = self.chosen(first, low, high, terrain.seed)
         next(chosen)
         points, num = [start], 0
         while True:

@@ -110,14 +110,16 @@ class Terrain:
         space: the hyperparameters.
         axes: of every tuned knob, by its key.
         rates: natural values of `lr` that a scan tries.
+        seed: of the recipe, from which a method derives what it draws.
     """
 
     space: Space
     axes: dict[str, Axis]
     rates: tuple[float, ...] = ()
+    seed: int = 0
 
     @classmethod
-    def of(cls, space: Space, steps: int, in_units: bool, rates: tuple[float, ...] = ()) -> "Terrain":
+    def of(cls, space: Space, steps: int, in_units: bool, rates: tuple[float, ...] = (), seed: int = 0) -> "Terrain":
         """Returns the terrain of a space.
 
         Args:
@@ -125,8 +127,9 @@ class Terrain:
             steps: the horizon T.
             in_units: in steps of every hyperparameter's own size, or in raw coordinates.
             rates: natural values of `lr` that a scan tries.
+            seed: of the recipe.
         """
-        return cls(space, {key: Axis.of(knob, steps, in_units) for key, knob in space.tuned().items()}, rates)
+        return cls(space, {key: Axis.of(knob, steps, in_units) for key, knob in space.tuned().items()}, rates, seed)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:

@@ -30,29 +30,29 @@ class TPE(Search):
     Args:
         trials: how many runs, that of the start among them; None: it goes on until the loop stops asking.
         tied: whether all entries of a hyperparameter move together.
-        seed: of the recipe, from which the sampler's seed is derived.
 
     Raises:
         MissingPackageError: Optuna is not installed.
     """
 
-    def __init__(self, trials: int | None = None, tied: bool = False, seed: int = 0) -> None:
-        super().__init__(trials, tied, seed)
+    def __init__(self, trials: int | None = None, tied: bool = False) -> None:
+        super().__init__(trials, tied)
         with needing("the search tpe"):
             import optuna  # noqa: F401 - missed here, before anything is measured
 
-    def chosen(self, start: Tensor, low: Tensor, high: Tensor) -> Generator[list[Tensor], list[float], None]:
+    def chosen(self, start: Tensor, low: Tensor, high: Tensor, seed: int) -> Generator[list[Tensor], list[float], None]:
         """Yields the start and then what the sampler suggests, one at a time, and tells it what came of each.
 
         Args:
             start: the only vector of the first list, [n].
             low: the lowest vector, [n].
             high: the highest vector, [n].
+            seed: what is drawn is a function of it.
         """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=derive(self._seed, "search") % 2**32))
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=derive(seed, "search") % 2**32))
         box = {
             str(entry): optuna.distributions.FloatDistribution(*ends)
             for entry, ends in enumerate(zip(low.tolist(), high.tolist(), strict=True))

@@ -8,13 +8,14 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from hyperopt_cli.errors import UsageError
 
+T = TypeVar("T")
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -104,3 +105,18 @@ def whole_lines(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", newline="\n") as file:
         return [line for line in file if line.endswith("\n")]
+
+
+def read_lines(path: Path, made: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Returns what `made` makes of each line, NaN and infinities revived; the lines are those of `whole_lines`.
+
+    Raises:
+        UsageError: a line is damaged; with its number.
+    """
+    results = []
+    for n, line in enumerate(whole_lines(path), start=1):
+        try:
+            results.append(made(revive(json.loads(line))))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UsageError(f"{path}:{n} is damaged ({error}); restore the file, or delete that line") from None
+    return results

@@ -1,13 +1,12 @@
 """Runs read back from their files, for `hyperopt show`."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperopt_cli.errors import UsageError
 from hyperopt_cli.run_directory.directory import TRAIN, RunDirectory
-from hyperopt_cli.run_directory.json_files import read_json, revive, whole_lines
+from hyperopt_cli.run_directory.json_files import read_json, read_lines
 from hyperopt_cli.run_directory.result import Result, Values
 from hyperopt_cli.run_directory.status import read_status, state_of
 
@@ -102,13 +101,10 @@ def read_metrics(path: Path) -> list[Metrics]:
     Raises:
         UsageError: a line is damaged.
     """
-    metrics = []
-    for n, line in enumerate(whole_lines(path), start=1):
-        try:
-            content: dict[str, Any] = revive(json.loads(line))
-            for key in ("validation_loss", "training_loss"):
-                content[key] = math.inf if content[key] is None else content[key]
-            metrics.append(Metrics(**content))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UsageError(f"{path}:{n} is damaged ({error}); restore the file, or delete that line") from None
-    return metrics
+
+    def made(content: dict[str, Any]) -> Metrics:
+        for key in ("validation_loss", "training_loss"):
+            content[key] = math.inf if content[key] is None else content[key]
+        return Metrics(**content)
+
+    return read_lines(path, made)

@@ -1,14 +1,12 @@
 """What `hyperopt train` has measured: a line of metrics.jsonl for each training run, mean and spread over the seeds."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from hyperopt_cli.errors import UsageError
-from hyperopt_cli.run_directory.json_files import revive, whole_lines
+from hyperopt_cli.run_directory.json_files import read_lines
 from hyperopt_cli.run_directory.result import Values
 
 # of which mean and spread are told
@@ -56,14 +54,7 @@ def read_trained(path: Path) -> list[Trained]:
     Raises:
         UsageError: a line is damaged.
     """
-    runs = []
-    for n, line in enumerate(whole_lines(path), start=1):
-        try:
-            content: dict[str, Any] = revive(json.loads(line))
-            runs.append(Trained(**{key: value for key, value in content.items() if value is not None}))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UsageError(f"{path}:{n} is damaged ({error}); restore the file, or delete that line") from None
-    return runs
+    return read_lines(path, lambda content: Trained(**{key: each for key, each in content.items() if each is not None}))
 
 
 class Spread(NamedTuple):

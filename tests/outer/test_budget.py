@@ -11,11 +11,11 @@ import torch
 from hyperopt_cli import Forward, Problem, Reverse, Reversible
 from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.modes import Auto, Mode
-from hyperopt_cli.modes.account import listed
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.outer.descent import Descent, descend
 from hyperopt_cli.outer.outer_step import OuterStep, Trial
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
+from tests.outer.saving import Saving
 
 F64, STEPS = torch.float64, 4
 PRICES = {  # of a hypergradient for K = 2
@@ -126,22 +126,6 @@ def test_a_budget_ends_a_run_that_begins_as_that_of_a_larger_one(budget: int) ->
     figures = [[(type(each), each.validation_loss, price_of(each)) for each in run] for run in (part, whole)]
     last = 1 if isinstance(part[-1], Trial) or part[-1].hypergradient is None else 0  # for want of room
     assert figures[0][: len(part) - last] == figures[1][: len(part) - last]
-
-
-class Saving:
-    """Keeps every state."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, Any]] = []
-
-    def due(self) -> bool:
-        return True
-
-    def save(self, state: dict[str, Any]) -> None:
-        self.states.append(copy.deepcopy(listed(state)))
-
-    def barrier(self) -> None:
-        pass
 
 
 def figures(run: list[OuterStep | Trial]) -> list[Any]:

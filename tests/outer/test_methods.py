@@ -125,7 +125,8 @@ def test_no_more_evaluations_than_those_of_scipy_and_a_fifth(name: str, method: 
 def test_the_rules_are_those_of_the_papers(rule: Any, grow: float) -> None:
     """Written out once more, on numbers: Adam's algorithm 1, heavy ball, and Rprop without backtracking."""
     start, lr, momentum = torch.tensor([1.0, -2.0], dtype=F64), 0.1, 0.9
-    made = rule(lr, momentum, grow)
+    own = {Adam: {}, SGD: {"momentum": momentum}, Sign: {"grow": grow}}
+    made = rule(lr=lr, **own[rule])
     asked = followed(made.walk(free(start)), lambda x: (torch.tensor([1.0, 5.0]) * x**2).sum(), most=12).asks
     x, m, v, velocity, gamma, before = start.clone(), 0.0, 0.0, None, torch.full((2,), lr, dtype=F64), torch.zeros(2)
     for t, ask in enumerate(asked, start=1):

@@ -1,6 +1,5 @@
 """Random search and TPE: where they look, that a run of them comes again, and which of their runs are stopped."""
 
-import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from hyperopt_cli import Problem, Reverse
 from hyperopt_cli.errors import HopelessError
-from hyperopt_cli.modes.account import listed
 from hyperopt_cli.modes.plain_run import plain_run
 from hyperopt_cli.optimizers import SGD
 from hyperopt_cli.optimizers.base import Params
@@ -25,6 +23,7 @@ from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.problem import Hyper
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 from tests.heard import Heard
+from tests.outer.saving import Saving
 
 STEPS, REVERSE = 8, Reverse()
 RATES = torch.tensor([0.01, 0.02, 0.08, 0.01], dtype=torch.float64)
@@ -57,22 +56,6 @@ def bowl(seed: int) -> Problem:
         STEPS,
         schedule=space().at,
     )
-
-
-class Saving:
-    """Keeps every state, between the runs and in the middle of them."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, Any]] = []
-
-    def due(self) -> bool:
-        return True
-
-    def save(self, state: dict[str, Any]) -> None:
-        self.states.append(copy.deepcopy(listed(state)))
-
-    def barrier(self) -> None:
-        pass
 
 
 def search(method: str, trials: int | None = 14, tied: bool = False, **more: Any) -> list[OuterStep | Trial]:
