@@ -138,7 +138,11 @@ def build(recipe: Recipe, allow_import: Sequence[str] = (), ranks: Ranks = ALONE
         ranks=ranks,
         class_dim=class_dim,
     )
-    experiment.descent.method()  # before anything is written it says which package it lacks
+    least = experiment.least_price()  # before anything is written it says which package the method lacks
+    budget = recipe.outer.budget
+    if budget is not None and budget < least:
+        what = f"got {budget:g}; the first point of {recipe.outer.optimizer} costs {least:g} plain training runs"
+        raise recipe.located(RecipeError([Issue(("outer", "budget"), f"{what}; give at least that")]))
     if (issue := incompatibility(experiment)) is not None:
         raise recipe.located(RecipeError([issue]))
     return experiment

@@ -21,6 +21,7 @@ from hyperopt_cli.models.batch_norm import estimate_running_statistics
 from hyperopt_cli.modes import Mode
 from hyperopt_cli.optimizers.base import InnerOptimizer, Params, StepHyper
 from hyperopt_cli.outer.descent import Descent
+from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.problem import Chunked, Hyper, Precision, Problem, uncompiled
 from hyperopt_cli.ranks.group import ALONE, Ranks
 from hyperopt_cli.space import Space
@@ -75,6 +76,18 @@ class Experiment:
     def first_seed(self, outer_step: int) -> int:
         """Returns the seed of the first training run of an outer step."""
         return self.descent.seeds(self.seed, outer_step)[0]
+
+    def least_price(self) -> float:
+        """Returns what the first point of the outer loop costs, in plain training runs.
+
+        Raises:
+            MissingPackageError: the method needs a package that is not there.
+        """
+        method = self.descent.method()
+        terrain = Terrain.of(self.space, self.steps, method.in_units, self.optimizer.rates, self.seed)
+        (first, *_) = next(method.walk(terrain))
+        num = sum(knob.initial.numel() for knob in self.space.tuned().values())
+        return self.descent.replicas * (self.mode.price(num, self.steps) if first.gradient else 1.0)
 
     def seeds(self, num: int) -> list[int]:
         """Returns the recipe's seed and others derived from it, of plain training runs; all share one split."""

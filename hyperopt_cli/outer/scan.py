@@ -9,12 +9,14 @@ Cost: a plain run for each point, about five; no hypergradient.
 """
 
 import math
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
 
-from hyperopt_cli.outer.method import Ask
+from hyperopt_cli.outer.method import Answer, Ask
 from hyperopt_cli.outer.terrain import RATE, Terrain
+from hyperopt_cli.outer.trust_region import Start
 
 NUM_SOBOL = 4
 MOST_SOBOL = 21201  # coordinates that torch has Sobol numbers for
@@ -45,27 +47,44 @@ def scan_points(terrain: Terrain) -> list[Tensor]:
 def at_rate(terrain: Terrain, rate: float) -> Tensor:
     """Returns the recipe's start with a mean learning rate of `rate`, and all of its schedule moved together."""
     point, entries, axis = terrain.start, terrain.entries(RATE), terrain.axes[RATE]
-    values = axis.natural(point[entries])
-    mean = values.log().mean().exp() if bool((values > 0).all()) else None
-    point[entries] = axis.coordinate(torch.full_like(values, rate) if mean is None else values * (rate / mean))
+    values, mean = axis.natural(point[entries]), rate_of(terrain, point)
+    point[entries] = axis.coordinate(values * (rate / mean) if mean > 0 else torch.full_like(values, rate))
     return terrain.project(point)
 
 
-def further(terrain: Terrain, tried: dict[float, float]) -> float | None:
+def rate_of(terrain: Terrain, point: Tensor) -> float:
+    """Returns the mean learning rate of a point, the geometric mean where all are above 0, as `at_rate` sets it."""
+    values = terrain.axes[RATE].natural(point[terrain.entries(RATE)])
+    return float(values.log().mean().exp() if bool((values > 0).all()) else values.mean())
+
+
+def further(tried: dict[float, float]) -> float | None:
     """Returns the next rate to try: a decade beyond the best, where that is the last on its side; None: there is none.
 
     Args:
-        terrain: where the scan is made.
         tried: rate -> E there, infinite where the run diverged.
+
+    Example:
+        >>> further({0.1: 2.0, 1.0: 1.0}), further({0.1: 1.0, 1.0: 2.0, 0.01: 3.0})
+        (10.0, None)
     """
     best = min(tried, key=lambda rate: tried[rate])
-    if not math.isfinite(tried[best]) and len(tried) >= len(terrain.rates):
-        return min(tried) / 10  # everything diverges: lower
-    if best == max(tried):
+    if math.isfinite(tried[best]) and best == max(tried):
         return best * 10
-    return best / 10 if best == min(tried) else None
+    return min(tried) / 10 if best == min(tried) or not math.isfinite(tried[best]) else None
 
 
-def asks(points: list[Tensor]) -> list[Ask]:
-    """Returns what asks for plain runs at `points`."""
-    return [Ask(point, kind="scan") for point in points]
+def scan(terrain: Terrain) -> Generator[list[Ask], list[Answer], list[Start]]:
+    """Yields the points of a scan at once, then further rates one by one, and returns all of them with their E."""
+    starts: list[Start] = []
+    points = scan_points(terrain)
+    for _ in range(1 + MOST_FURTHER):
+        answers = yield [Ask(point, kind="scan") for point in points]
+        starts += [Start(point, answer.value) for point, answer in zip(points, answers, strict=True)]
+        if RATE not in terrain.axes or not terrain.rates:
+            break
+        rate = further({rate_of(terrain, start.point): start.value for start in starts})
+        points = [] if rate is None else [at_rate(terrain, rate)]
+        if not points or any(points[0].equal(start.point) for start in starts):  # held back by bounds
+            break
+    return starts

@@ -4,12 +4,13 @@ import math
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperopt_cli.errors import HyperoptError
 from hyperopt_cli.run_directory.directory import TRAIN, RunDirectory
-from hyperopt_cli.run_directory.json_files import read_json
+from hyperopt_cli.run_directory.json_files import read_json, read_lines
 from hyperopt_cli.run_directory.reading import read_metrics
 from hyperopt_cli.run_directory.result import Result
 from hyperopt_cli.run_directory.status import read_status, state_of
@@ -101,10 +102,13 @@ def _told(row: RunRow, directory: RunDirectory) -> RunRow:
     metrics = read_metrics(directory.metrics)
     result = Result.from_json(read_json(directory.result)) if directory.result.exists() else None
     chosen = [line.mode for line in metrics if line.mode is not None]
+    losses = [line.validation_loss for line in metrics]
+    losses += [loss for loss in read_lines(directory.trials, itemgetter("validation_loss")) if loss is not None]
     return row._replace(
         mode=chosen[-1] if chosen else status.get("mode", result.mode if result is not None else None),
-        outer_step=status.get("outer_step"),
-        best=_least([line.validation_loss for line in metrics]),
+        # of a run that goes on, the one that is measured now
+        outer_step=metrics[-1].outer_step if metrics and row.state == "done" else status.get("outer_step"),
+        best=_least(losses),
         wall_s=result.wall_s if result is not None else sum(line.wall_s for line in metrics),
     )
 

@@ -54,6 +54,8 @@ def test_a_search_leaves_a_run_directory_with_its_trials(
     assert best["outer_step"] is None
     assert trials[best["trial"]]["hyperparameters"] == best["hyperparameters"]
     assert run.result.test is not None
+    row = json.loads(hyperopt("runs", ".", "--json").out)
+    assert (row["best_validation_loss"], row["outer_step"]) == (min(finite), 0)
     printed = [json.loads(line) for line in out.splitlines()]
     assert [line["trial"] for line in printed if "trial" in line] == list(range(TRIALS))
     assert "result" in printed[-1]
@@ -130,3 +132,19 @@ def test_a_search_that_does_not_hold_together_is_refused(
     code, out, err = hyperopt("run", recipe, *arguments)
     assert (code, out) == (2, "")
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("given", "least"),
+    [
+        (["outer.budget=0.5"], "auto costs 1 "),
+        (["outer={optimizer: adam, budget: 3}", "--mode", "reverse"], "adam costs 4 "),
+    ],
+)
+def test_a_budget_without_room_for_the_first_point_is_refused_before_anything_is_written(
+    given: list[str], least: str, hyperopt: Any, tmp_path: Path
+) -> None:
+    done = hyperopt("run", "digits_lr", *given, "--out", "there")
+    assert done.code == 2
+    assert f"the first point of {least}plain training runs" in done.err
+    assert not (tmp_path / "there").exists()
