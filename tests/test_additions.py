@@ -19,7 +19,7 @@ import hyperopt_cli
 from hyperopt_cli import registry
 
 ROOT = Path(hyperopt_cli.__file__).parent
-DICTIONARIES = ("MODES", "ENGINES", "OPTIMIZERS", "LOSSES", "MODELS", "DATA_SETS", "COMMANDS")
+DICTIONARIES = ("MODES", "ENGINES", "OPTIMIZERS", "OUTER", "LOSSES", "MODELS", "DATA_SETS", "COMMANDS")
 
 # file of the package -> the dictionary of the registry, the line there, what the file has
 ADDED: dict[str, tuple[str, str, str]] = {
@@ -156,6 +156,25 @@ def rings(num_examples: int = 60, seed: int = 0) -> Splits:
     return Splits(part, part, (2,), 2)
 ''',
     ),
+    "outer/nudge.py": (
+        "OUTER",
+        '"nudge": Outer("hyperopt_cli.outer.nudge:Nudge", "a hundredth of a step against the sign"),',
+        '''
+from hyperopt_cli.outer.method import Ask, Method, Walk
+from hyperopt_cli.outer.terrain import Terrain
+
+
+class Nudge(Method):
+    """Moves every coordinate by a hundredth of a step."""
+
+    def walk(self, terrain: Terrain) -> Walk:
+        """Yields one point after the other."""
+        point = terrain.start
+        while True:
+            (answer,) = yield [Ask(point, gradient=True, has_fallback=False)]
+            point = terrain.project(point - 0.01 * answer.grad.sign())
+''',
+    ),
     "cli/hello.py": (
         "COMMANDS",
         '"hello": "hyperopt_cli.cli.hello:hello",',
@@ -177,7 +196,7 @@ loss: {call: squared_hinge, margin: 0.5}
 optimizer: {name: shrinking}
 steps: 5
 hyperparameters: {lr: 0.05, shrink: 0.01}
-outer: {optimizer: adam, steps: 1}
+outer: {optimizer: nudge, steps: 1}
 mode: {name: differences, spread: 1.0e-4}
 precision: float64
 device: cpu
@@ -216,7 +235,7 @@ def said(house: Path) -> dict[str, str]:
     """What each command said, in one fresh process."""
     commands = [
         "hello",
-        *(f"ls {kind}" for kind in ("modes", "engines", "optimizers", "losses", "models", "datasets")),
+        *(f"ls {kind}" for kind in ("modes", "engines", "optimizers", "outer", "losses", "models", "datasets")),
         "schema",
         "validate added.yaml",
         "run added.yaml --out run",
@@ -260,6 +279,7 @@ def test_a_command_that_was_added_runs(said: dict[str, str]) -> None:
         ("modes", "differences"),
         ("engines", "in_turn"),
         ("optimizers", "shrinking"),
+        ("outer", "nudge"),
         ("losses", "squared_hinge"),
         ("models", "bilinear"),
         ("datasets", "rings"),
@@ -284,7 +304,9 @@ def test_a_recipe_runs_with_all_that_was_added(house: Path, said: dict[str, str]
     assert said["validate added.yaml"].startswith("added.yaml: valid (tunes lr, shrink over 5 steps, mode differences)")
     resolved = (house / "run" / "resolved.yaml").read_text(encoding="utf-8")
     assert "spread: 0.0001" in resolved
-    first = json.loads((house / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    first, after = map(json.loads, (house / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    moved = after["hyperparameters"]["lr"] / first["hyperparameters"]["lr"]
+    assert max(moved, 1 / moved) == pytest.approx(10**0.01)
     other = json.loads((house / "by_engine" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert other["validation_loss"] == pytest.approx(first["validation_loss"], rel=1e-12)
     for name, value in first["hypergradient"].items():

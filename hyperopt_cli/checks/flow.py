@@ -33,8 +33,8 @@ READERS = ("numpy", "tolist", "__array__", "__dlpack__", "storage", "__repr__", 
 MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)  # of lists of tensors, likewise
 SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 CONSTANT = frozenset({"round", "floor", "ceil", "trunc", "sign", "sgn", "signbit", "heaviside"})  # nearly everywhere
-FACTORS = (1.0, 1e3, 1e-3, -1.0, 1e9, 1e-9)  # by which a number is changed that is handed to Python
-FINE = (1.5, 0.7, 1.1, 0.9, 3.0, 0.3, -0.3, -3.0, 10.0, 0.1, 30.0, 0.03, -30.0, -1e3)  # where that takes little time
+FACTORS = (1.0, 1e3, 1e-3, -1.0, -1e3, 1e9, 1e-9)  # by which a number is changed that is handed to Python
+FINE = (1.5, 0.7, 1.1, 0.9, 3.0, 0.3, -0.3, -3.0, 10.0, 0.1, 30.0, 0.03, -30.0)  # where that takes little time
 LITTLE_S = 0.1
 BESIDE = {torch.float64: 1e-6}  # what is used differs at both neighbours, what many are compared with at one of them
 BESIDE_BELOW = 1e-3
@@ -243,7 +243,6 @@ class Cuts:
     ) -> None:
         self._leaves, self._most, self._values = leaves, float("inf"), values or function
         self._beside = BESIDE_BELOW if any(x.dtype not in BESIDE for x in leaves) else BESIDE[torch.float64]
-        began_s = time.perf_counter()
         try:
             found, flow = self._evaluated(function, Change())
         except Exception:  # no second derivative, no memory for its graph: what can be cut may be
@@ -255,6 +254,7 @@ class Cuts:
                 return
         else:
             self.is_cut, self.uses_numbers = any(flow.is_cut(x) for x in found), False
+        began_s = time.perf_counter()  # what the first evaluation loads is no part of it
         self._most = RUNAWAY * flow.num + 1000
         changes = [Change(factor) for factor in FACTORS] if flow.reads else []
         changes += [Change(is_flipped=True)] if flow.decisions else []

@@ -8,11 +8,12 @@ import typer
 
 from hyperopt_cli.cli.options import RecipeName
 from hyperopt_cli.errors import UsageError
-from hyperopt_cli.registry import DATA_SETS, ENGINES, LOSSES, MODELS, MODES, OPTIMIZERS
+from hyperopt_cli.registry import DATA_SETS, ENGINES, LOSSES, MODELS, MODES, OPTIMIZERS, OUTER
 
 KINDS: dict[str, dict[str, Any]] = {
     "modes": MODES,
     "optimizers": OPTIMIZERS,
+    "outer": OUTER,
     "models": MODELS,
     "datasets": DATA_SETS,
     "losses": LOSSES,
@@ -30,7 +31,7 @@ def ls(
         ),
     ] = "recipes",
 ) -> None:
-    """List the recipes that ship, or what a recipe may name: modes, optimizers, models, data sets, losses, engines.
+    """List the recipes that ship, or what a recipe may name: modes, methods of the outer loop, and so on.
 
     Example: hyperopt ls modes
     """

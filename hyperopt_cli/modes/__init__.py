@@ -139,16 +139,23 @@ def hypergradient(
         result = mode.differentiate(problem, hyper, account, measurements)
         run_s = time.perf_counter() - began_s
         check_still(problem, hyper, first, account.inner_loss[0])
-        if result.grad or wanted is None:
-            _check_result(mode, result, hyper, names)
+        _check_result(mode, result, hyper, names, wanted is not None)
+        if result.grad:
             check_order(measurements.losses, problem, hyper, run_s)
             result = result._replace(stats={**result.stats, **account.growth.stats(problem.precision)})
     bias = mode.bias(problem.steps)
     return result if bias is None else result._replace(stats={**result.stats, "bias": bias})
 
 
-def _check_result(mode: Mode, result: object, hyper: Hyper, names: set[str]) -> None:
+def _check_result(mode: Mode, result: object, hyper: Hyper, names: set[str], may_lack: bool) -> None:
     """Refuses what a mode of one's own returns in another form, or without a derivative or a parameter.
+
+    Args:
+        mode: what returned it.
+        result: what was returned.
+        hyper: lambda.
+        names: of the parameters of the run.
+        may_lack: whether E may have been found not worth its derivatives, so that there are none.
 
     Raises:
         TypeError: with what is missing.
@@ -157,7 +164,7 @@ def _check_result(mode: Mode, result: object, hyper: Hyper, names: set[str]) -> 
         raise TypeError(f"mode {mode.name}: it returned {result!r}; return account.close(value, grad, params)")
     shapes = {name: list(value.shape) for name, value in hyper.items()}
     got = {name: list(value.shape) for name, value in result.grad.items()}
-    if got != shapes:
+    if got != shapes and not (may_lack and not got):
         raise TypeError(f"mode {mode.name}: it returned derivatives of shapes {got}; return those of hyper, {shapes}")
     if set(result.params) != names:
         missing = ", ".join(sorted(names ^ set(result.params)))

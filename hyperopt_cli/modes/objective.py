@@ -36,6 +36,7 @@ def outer_objective(
     hyper: Hyper,
     between: Callable[[], None] = may_stop,
     judge: OuterJudge | None = None,
+    differentiated: bool = True,
 ) -> Objective:
     """Evaluates E and its gradients in w_T and lambda.
 
@@ -45,6 +46,7 @@ def outer_objective(
         hyper: lambda.
         between: called between two chunks, where all of them are here; may raise.
         judge: says how each chunk is differentiated; None: by autograd, whatever that gives.
+        differentiated: whether the gradients are wanted; else they are zeros.
     """
     w = {name: p.detach().requires_grad_() for name, p in params.items()}
     h = {name: p.detach().requires_grad_() for name, p in hyper.items()}
@@ -65,7 +67,8 @@ def outer_objective(
                 leaving.mark(value)
                 return weight * value
 
-            part, grads = by_autograd(term, leaves) if judge is None else judge.gradient(term, leaves, i == drawn)
+            unjudged = by_autograd if differentiated else without_derivatives
+            part, grads = unjudged(term, leaves) if judge is None else judge.gradient(term, leaves, i == drawn)
             totals = [total + grad for total, grad in zip(totals, grads, strict=True)]
             value = part if value is None else value + part
     if across is not None:  # some of its chunks are here, or none
@@ -74,6 +77,12 @@ def outer_objective(
     assert value is not None
     named = dict(zip([*w, *(f"lambda/{name}" for name in h)], totals, strict=True))
     return Objective(value, {name: named[name] for name in w}, {name: named[f"lambda/{name}"] for name in h})
+
+
+def without_derivatives(objective: Callable[..., Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    """Returns E, or a term of it, and zeros in place of its derivatives in `leaves`; no graph is made."""
+    with torch.no_grad():
+        return objective(*leaves), [torch.zeros_like(x) for x in leaves]
 
 
 def by_autograd(objective: Callable[..., Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:

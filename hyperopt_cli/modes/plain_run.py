@@ -64,7 +64,7 @@ def plain_run(
             account.save_if_due(partial(dict, t=t + 1, state=state.state_dict()))
         params = dynamics.layout.unpack(dynamics.result(state))
         account.finite.check()
-        value = outer_objective(problem, params, hyper).value
+        value = outer_objective(problem, params, hyper, differentiated=False).value
         return account.close(value, {}, params)
 
 

@@ -38,6 +38,8 @@ def recipe(tmp_path: Path):
         (["mode=forward", "outer.replicas=3"], "replicas"),
         (["mode=forward", "shard=batch"], "batch"),
         (["mode=forward", "shard=columns", "outer.replicas=2"], "columns"),
+        (["mode=auto", "outer.replicas=2"], "replicas"),
+        (["mode=auto", "shard=batch"], "batch"),
     ],
 )
 def test_auto_takes_replicas_then_columns_then_batches_and_a_word_is_kept(recipe, overrides, shard):
@@ -47,10 +49,8 @@ def test_auto_takes_replicas_then_columns_then_batches_and_a_word_is_kept(recipe
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["mode=auto", "outer.replicas=2"], "mode: auto measures on one process"),
         (["shard=replicas"], r"replicas: 2 ranks for 1 \(outer.replicas\)"),
         (["mode=reverse", "shard=columns"], "only mode: forward has columns, not reverse"),
-        (["mode=auto", "shard=batch"], "measures on one process; name a mode"),
         (["mode={name: reverse, compile: true}"], "leave mode.compile out"),
     ],
 )
