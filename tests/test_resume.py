@@ -38,12 +38,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "auto": {"optimizer": "auto", "steps": OUTER},
     "auto over replicas": {"optimizer": "auto", "steps": OUTER, "replicas": 2, "budget": 30},
     "lbfgs": {"optimizer": "lbfgs", "steps": OUTER},
+    "bayes": {"optimizer": "bayes", "steps": OUTER, "budget": 16},
 }
 # Steps there and back, each told of.
 NUM_WATCHED = {name: (OUTER + 1) * 2 * STEPS * (1 if name == "forward" else 2) for name in MODES} | {
     "auto": 6 * STEPS + (OUTER + 1) * 2 * STEPS,
     "auto over replicas": 20 * STEPS,
     "lbfgs": (OUTER + 1) * 2 * STEPS,
+    "bayes": 20 * STEPS,
 }
 
 

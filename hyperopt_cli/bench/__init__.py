@@ -19,6 +19,7 @@ BENCHMARKS = {
     "reversal": "reversible mode against reverse mode with all states kept, and what its store takes",
     "checkpointing": "reverse mode with few slots against the time that its counts predict",
     "ranks": "one hypergradient by several processes, and what to expect of more",
+    "outer": "methods of the outer loop against random search and TPE at the same price, judged at held-out seeds",
 }
 
 # what only some of them can be asked for: the option's name, and the benchmarks that take it
@@ -28,11 +29,15 @@ OPTIONS = {
     "columns": ("tangents", "ranks"),
     "engines": ("hvp", "tangents", "modes"),
     "batch": ("hvp", "tangents", "modes", "ranks"),
-    "data": ("modes",),
+    "data": ("modes", "outer"),
     "ranks": ("ranks",),
     "shard": ("ranks",),
     "bandwidth": ("ranks",),
     "latency": ("ranks",),
+    "problems": ("outer",),
+    "methods": ("outer",),
+    "trials": ("outer",),
+    "record": ("outer",),
 }
 
 

@@ -37,6 +37,10 @@ class Settings:
         threads: of each process that a benchmark starts; None: one.
         bytes_per_s: that a rank sends where ranks are more than can be measured; None: messages are as measured.
         latency_s: of its messages; None: likewise.
+        problems: names of problems to tune; None: all.
+        methods: of the outer loop; None: auto and the searches.
+        trials: of a search; None: the problem's own.
+        record: a file of what was measured, which is read and added to; None: nothing is kept.
 
     Raises:
         ValueError: a number is below 1, or `columns` or `ranks` is empty.
@@ -56,6 +60,10 @@ class Settings:
     threads: int | None = None
     bytes_per_s: float | None = None
     latency_s: float | None = None
+    problems: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    trials: int | None = None
+    record: Path | None = None
 
     def __post_init__(self) -> None:
         if self.repeat < 1:

@@ -20,7 +20,9 @@ _NAME_HELP = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
 
 def bench(
     name: Annotated[str, typer.Argument(help=_NAME_HELP, metavar="NAME", autocompletion=lambda: list(BENCHMARKS))],
-    repeat: Annotated[int, typer.Option(min=1, help="Rounds; every variant once in each.", metavar="N")] = 5,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Rounds; every variant once in each. outer: seeds.", metavar="N")
+    ] = 5,
     steps: Annotated[
         int | None, typer.Option(min=1, help="The horizon; the benchmark's own by default.", metavar="N")
     ] = None,
@@ -49,7 +51,10 @@ def bench(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="modes: a folder with MNIST/raw; random data by default.", envvar="HYPEROPT_DATA", metavar="DIR"
+            help="modes: a folder with MNIST/raw; random data by default. outer: one with cifar10/ too; problems that "
+            "need it are left out by default.",
+            envvar="HYPEROPT_DATA",
+            metavar="DIR",
         ),
     ] = None,
     threads: Annotated[
@@ -79,6 +84,25 @@ def bench(
         float | None,
         typer.Option(min=0, help="ranks: how long a message takes there.", metavar="MICROSECONDS"),
     ] = None,
+    problems: Annotated[
+        str | None,
+        typer.Option(help="outer: what to tune, e.g. digits_lr,tabular; all by default.", metavar="NAME,..."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="outer: which methods, e.g. auto,lbfgs; by default auto and both searches, over all hyperparameters "
+            "and tied.",
+            metavar="NAME,...",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="outer: of each search; 100 by default, 40 for cifar_lr_cpu.", metavar="N")
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="outer: a file that is added to; what it has is not measured again.", metavar="FILE.jsonl"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A new file with everything that was measured.", metavar="FILE.json")
     ] = None,
@@ -92,7 +116,8 @@ def bench(
     # data may come from the environment
     given = {
         "steps": steps, "models": models, "columns": columns, "engines": engines, "batch": batch, "ranks": ranks,
-        "shard": shard, "bandwidth": bandwidth, "latency": latency,
+        "shard": shard, "bandwidth": bandwidth, "latency": latency, "problems": problems, "methods": methods,
+        "trials": trials, "record": record,
     }  # fmt: skip
     _check_known(name, [option for option, value in given.items() if value is not None])
     asked = None if models is None else tuple(models.split(","))
@@ -110,6 +135,11 @@ def bench(
     from hyperopt_cli.cli.bench_tables import print_report
     from hyperopt_cli.run_directory.json_files import to_text, write_json
 
+    names, chosen_methods = (None if given is None else tuple(given.split(",")) for given in (problems, methods))
+    if name == "outer":
+        from hyperopt_cli.bench.outer import check_names
+
+        check_names(names, chosen_methods, data)
     if plot is not None:
         from hyperopt_cli.bench.drawing import save
     named = None if engines is None else _engines(engines, name)
@@ -124,6 +154,10 @@ def bench(
             threads=threads,
             bytes_per_s=None if bandwidth is None else 1e9 * bandwidth,
             latency_s=None if latency is None else 1e-6 * latency,
+            problems=names,
+            methods=chosen_methods,
+            trials=trials,
+            record=record,
         )  # fmt: skip
         report = load(name)(settings)
     if out is not None:

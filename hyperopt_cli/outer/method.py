@@ -64,6 +64,13 @@ class Answer(NamedTuple):
     error: NonFiniteError | None = None
 
 
+class Known(NamedTuple):
+    """A point and what a method was told of it."""
+
+    point: Tensor
+    answer: Answer
+
+
 Walk = Generator[list[Ask], list[Answer], None]
 
 

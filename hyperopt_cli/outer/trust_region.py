@@ -12,20 +12,20 @@ The length of a step is |p|^2 = sum over hyperparameters of the mean square over
 together by one is a step of one, however many entries it has. A coordinate at a bound whose derivative points outwards
 leaves the model until that turns.
 
-Short steps meet the roughness of E, of which the gradient tells nothing: after two refusals in a row the descent goes
-on from the next best start, while there is one that may lead lower, or else from the best point with a fresh matrix;
-with a fresh one too where the model promises next to nothing. It ends where a fresh one promises no more, or where a
-third of its price has gone into steps that were refused.
+Short steps meet the roughness of E, of which the gradient tells nothing: after two refusals in a row the matrix is made
+anew, and where the model promises next to nothing too. The descent has converged where a fresh one promises no more. It
+is stuck after two more refusals in a row, or where a third of its price has gone into steps that were refused.
 """
 
 import math
+from collections.abc import Generator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperopt_cli.outer.curvature_pairs import CurvaturePairs
-from hyperopt_cli.outer.method import Answer, Ask, Walk
+from hyperopt_cli.outer.method import Answer, Ask, Known
 from hyperopt_cli.outer.terrain import Terrain
 
 FIRST_RADIUS, LARGEST_RADIUS = 0.5, 2.0
@@ -35,7 +35,6 @@ FRESH = 4.0  # what the radius is divided by with a fresh matrix
 WORTHWHILE = 1e-4  # of E: what a step has to promise
 MOST_WASTED = 1 / 3  # of the price, on steps that were refused
 GRADIENT = 4.0  # the price of a point with its gradient
-WORTH = 3.0  # a start is worth a descent if its E is at most so many times the best
 
 
 class Start(NamedTuple):
@@ -43,6 +42,18 @@ class Start(NamedTuple):
 
     point: Tensor
     value: float
+
+
+class Descended(NamedTuple):
+    """How a descent has ended.
+
+    Attributes:
+        known: every point that it asked for.
+        has_converged: whether its model promises nothing more from the best point; else it got stuck.
+    """
+
+    known: list[Known]
+    has_converged: bool
 
 
 class Model(NamedTuple):
@@ -53,71 +64,72 @@ class Model(NamedTuple):
     grad: Tensor
 
 
-def descend_from(terrain: Terrain, starts: list[Start], radius: float = FIRST_RADIUS) -> Walk:
-    """Yields the points of a descent from the best of `starts`, and from the next ones where that gets stuck.
+def descend_from(
+    terrain: Terrain, starts: list[Start], radius: float = FIRST_RADIUS
+) -> Generator[list[Ask], list[Answer], Descended]:
+    """Yields the points of a descent from the best of `starts` whose hypergradient is not noise.
 
     Args:
         terrain: where it walks.
         starts: points whose runs did not diverge.
         radius: the first radius.
+
+    Returns:
+        What was measured, and whether it has converged.
     """
+    known: list[Known] = []
     scale = terrain.sizes.sqrt()  # a point is x * scale
     low, high = terrain.low / scale, terrain.high / scale
     waiting = sorted(starts, key=lambda start: start.value)
-    best: Model | None = None
-    spent, wasted = float(len(starts)), 0.0
+    spent, wasted, now = float(len(starts)), 0.0, None
 
     def at(point: Tensor, answer: Answer) -> Model:
         assert answer.grad is not None
         return Model(point / scale, answer.value, answer.grad * scale)
 
-    while waiting and wasted <= MOST_WASTED * spent and (best is None or is_worth(waiting[0], best)):
+    while now is None:
+        if not waiting:
+            return Descended(known, has_converged=False)
         start = waiting.pop(0)
-        (answer,) = yield [Ask(start.point, gradient=True, has_fallback=bool(waiting) or best is not None)]
+        (answer,) = yield [Ask(start.point, gradient=True, has_fallback=bool(waiting))]
+        known.append(Known(start.point, answer))
         spent += GRADIENT
-        if answer.grad is None:
+        now = None if answer.grad is None else at(start.point, answer)
+    pairs, within, refused, is_fresh = CurvaturePairs(len(scale)), radius, 0, False
+    while wasted <= MOST_WASTED * spent:
+        step, predicted = model_step(now, pairs, within, radius, low, high)
+        whole, slope = float(step.norm()), -float(now.grad @ step)
+        step = terrain.shortened(step * scale) / scale
+        length = float(step.norm())
+        share = length / whole if whole else 1.0  # the model at the shortened step
+        predicted = share * slope - share**2 * (slope - predicted)
+        if predicted <= WORTHWHILE * abs(now.value):
+            if is_fresh:
+                return Descended(known, has_converged=True)
+            pairs.clear()
+            within, is_fresh = radius / FRESH, True
             continue
-        now = at(start.point, answer)
-        best = now if best is None or now.value < best.value else best
-        pairs, within, refused, is_fresh = CurvaturePairs(len(scale)), radius, 0, False
-        while wasted <= MOST_WASTED * spent:
-            step, predicted = model_step(now, pairs, within, radius, low, high)
-            whole, slope = float(step.norm()), -float(now.grad @ step)
-            step = terrain.shortened(step * scale) / scale
-            length = float(step.norm())
-            share = length / whole if whole else 1.0  # the model at the shortened step
-            predicted = share * slope - share**2 * (slope - predicted)
-            if predicted <= WORTHWHILE * abs(now.value):
-                if is_fresh:
-                    break
-                pairs.clear()
-                within, is_fresh = radius / FRESH, True
-                continue
-            point = terrain.project((now.x + step) * scale)
-            (answer,) = yield [Ask(point, gradient=True, below=now.value)]
-            if answer.grad is not None:
-                after = at(point, answer)
-                ratio = (now.value - after.value) / predicted
-                pairs.add(after.x - now.x, after.grad - now.grad)
-                now, refused, spent, is_fresh = after, 0, spent + GRADIENT, False
-                best = now if now.value < best.value else best
-                if ratio > GOOD and length > 0.8 * within:
-                    within = min(2 * within, LARGEST_RADIUS)
-                elif ratio < BAD:
-                    within = length / 2
-                continue
-            spent, wasted, refused = spent + 1, wasted + 1, refused + 1
-            within = length / (2 if math.isfinite(answer.value) else 4)
-            if refused == MOST_REFUSALS and waiting and is_worth(waiting[0], best):
-                break
-            if refused == MOST_REFUSALS and not is_fresh:
-                pairs.clear()
-                now, within, refused, is_fresh = best, radius / FRESH, 0, True
-
-
-def is_worth(start: Start, best: Model) -> bool:
-    """Returns whether a start may lead lower than the best: its E is at most `WORTH` times as high."""
-    return start.value - best.value < (WORTH - 1) * abs(best.value)
+        point = terrain.project((now.x + step) * scale)
+        (answer,) = yield [Ask(point, gradient=True, below=now.value)]
+        known.append(Known(point, answer))
+        if answer.grad is not None:
+            after = at(point, answer)
+            ratio = (now.value - after.value) / predicted
+            pairs.add(after.x - now.x, after.grad - now.grad)
+            now, refused, spent, is_fresh = after, 0, spent + GRADIENT, False
+            if ratio > GOOD and length > 0.8 * within:
+                within = min(2 * within, LARGEST_RADIUS)
+            elif ratio < BAD:
+                within = length / 2
+            continue
+        spent, wasted, refused = spent + 1, wasted + 1, refused + 1
+        within = length / (2 if math.isfinite(answer.value) else 4)
+        if refused == MOST_REFUSALS and is_fresh:
+            break
+        if refused == MOST_REFUSALS:
+            pairs.clear()
+            within, refused, is_fresh = radius / FRESH, 0, True
+    return Descended(known, has_converged=False)
 
 
 def model_step(

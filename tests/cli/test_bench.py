@@ -21,11 +21,13 @@ SIZES = {
     "reversal": {"sizes": replace(REVERSAL, stored_steps=5)},
     "checkpointing": {"sizes": CHECKPOINTING},
     "ranks": {"sizes": NETWORKS},
+    "outer": {},
 }
 # which keep a benchmark short
 OPTIONS = {
     "hvp": ["--models", "logistic,mlp"],
     "tangents": ["--models", "mlp", "--columns", "2"],
+    "outer": ["--problems", "quadratic", "--trials", "3"],
     "ranks": ["--models", "mlp", "--columns", "2", "--ranks", "1,2", "--bandwidth", "10", "--latency", "5"],
 }
 STARTS_PROCESSES = "ranks"
@@ -59,7 +61,8 @@ def test_every_benchmark_ends_with_0_and_writes_what_it_is_asked_for(called, tmp
     code, out, err = called(name, "--out", "there.json", "--plot", "there.png")
     assert code == 0, err
     told = err.splitlines()  # what is measured, where there is no terminal to draw it on
-    assert sum("warming up" in line for line in told) >= 2
+    measured = "quadratic, seed 0: " if name == "outer" else "warming up"
+    assert sum(measured in line for line in told) >= 2
     assert not any(": round " in line for line in told)
     assert "torch" in out.splitlines()[0]
     assert ("T = 3" in out) is (name in bench.OPTIONS["steps"])
@@ -128,6 +131,10 @@ MISTAKES = {
     "no rank": (["ranks", "--ranks", "0,2"], "--ranks: got 0,2"),
     "what ranks do not divide": (["ranks", "--shard", "rows"], "--shard: got rows; allowed are columns, batch"),
     "ranks of what has one": (["tangents", "--ranks", "1,2"], "--ranks: bench tangents does not take it"),
+    "a problem that is none": (["outer", "--problems", "digit_lr"], "--problems: got digit_lr; allowed are quadratic"),
+    "a method that is none": (["outer", "--methods", "cma"], "--methods: got cma; allowed are auto, random"),
+    "data that are not there": (["outer", "--problems", "mnist_lr"], "mnist_lr reads MNIST or CIFAR-10; give --data"),
+    "problems of what has none": (["modes", "--problems", "tabular"], "--problems: bench modes does not take it"),
     "no bandwidth": (["ranks", "--bandwidth", "0"], "--bandwidth"),
     "no such device": (["reversal", "--device", "gpu"], "--device: got gpu"),
     "another format": (["reversal", "--plot", "plot.txt"], ".png or .svg"),

@@ -1,7 +1,7 @@
 """Methods of the outer loop on functions that are known: how many evaluations, against scipy and against the rules."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.outer.auto import Auto
 from hyperopt_cli.outer.curvature_pairs import MEMORY, MOST_DENSE, CurvaturePairs, damped_bfgs
 from hyperopt_cli.outer.lbfgs import LBFGS
-from hyperopt_cli.outer.method import Answer, Ask, Walk
+from hyperopt_cli.outer.method import Answer, Ask
 from hyperopt_cli.outer.rules import SGD, Adam, Sign
 from hyperopt_cli.outer.scan import scan_points
 from hyperopt_cli.outer.terrain import Axis, Terrain
@@ -40,16 +40,19 @@ def free(start: Tensor, **more: Any) -> Terrain:
 
 
 class Followed(NamedTuple):
-    """What a method asked for: every point with E, and how many gradients it took."""
+    """What a method asked for: every point with E, how many gradients it took, and what it returned at its end."""
 
     asks: list[Ask]
     values: list[float]
     num_gradients: int
+    ended: Any = None
 
 
-def followed(walk: Walk, function: Function, until: float = -math.inf, most: int = 1000) -> Followed:
+def followed(
+    walk: Generator[list[Ask], list[Answer], Any], function: Function, until: float = -math.inf, most: int = 1000
+) -> Followed:
     """Answers what a method asks, until a value is below `until`."""
-    asked, values, num = [], [], 0
+    asked, values, num, ended = [], [], 0, None
     asks = next(walk)
     while len(values) < most:
         answers = []
@@ -69,9 +72,10 @@ def followed(walk: Walk, function: Function, until: float = -math.inf, most: int
             break
         try:
             asks = walk.send(answers)
-        except StopIteration:
+        except StopIteration as stop:
+            ended = stop.value
             break
-    return Followed(asked, values, num)
+    return Followed(asked, values, num, ended)
 
 
 def rosenbrock(x: Tensor) -> Tensor:
@@ -222,15 +226,15 @@ def test_refusals_take_no_more_than_a_third_of_the_price_and_end_it() -> None:
     assert refused - 1 <= (4 * seen.num_gradients + refused + 1) / 3
 
 
-def test_after_two_refusals_the_next_best_start_is_taken_if_it_may_lead_lower() -> None:
-    def function(x: Tensor) -> Tensor:
-        left = 0.1 + 10 * (x + 1).abs().detach() + 0.01 * x  # a pit whose gradient misleads
-        return torch.where(x < -0.5, left, 0.2 + (x - 1) ** 2).sum()
-
-    starts = [Start(torch.tensor([x], dtype=F64), value) for x, value in ((-1.0, 0.09), (0.9, 0.21))]
-    seen = followed(descend_from(free(torch.zeros(1)), starts), function, most=40)
-    assert [float(ask.point) for ask in seen.asks if ask.below == math.inf] == [-1.0, 0.9]
-    assert float(seen.asks[3].point) == 0.9  # after two that were refused
+def test_a_descent_is_stuck_after_two_refusals_and_two_more_with_a_fresh_matrix() -> None:
+    """After one step to -0.5, whose gradient misleads: radius .5, .25, and with a fresh matrix .125, .0625."""
+    walk = descend_from(free(torch.zeros(1)), [Start(torch.zeros(1, dtype=F64), 1.0)])
+    seen = followed(
+        walk, lambda x: torch.where(x > -0.4, 1 + x, 0.5 + x + 10 * (x + 0.5).abs().detach()).sum(), most=40
+    )
+    lengths = [abs(float(ask.point) + 0.5) for ask in seen.asks[2:]]
+    assert lengths == pytest.approx([1.0, 0.5, 0.125, 0.0625]), "the radius has doubled"
+    assert seen.ended.has_converged is False
 
 
 def test_betas_walk_in_their_distance_from_one_and_at_most_halve_it() -> None:
@@ -306,7 +310,7 @@ def test_the_first_step_goes_half_a_unit_along_the_gradient() -> None:
 def test_a_start_that_is_too_high_is_never_descended_from() -> None:
     starts = [Start(torch.tensor([x], dtype=F64), 1 + x**2) for x in (0.1, 100.0)]
     seen = followed(descend_from(free(torch.zeros(1)), starts), lambda x: (1 + x**2).sum(), most=200)
-    assert len(seen.values) < 60, "it ends where nothing is promised any more"
+    assert seen.ended.has_converged, "it ends where nothing is promised any more"
     assert all(abs(float(ask.point)) < 50 for ask in seen.asks)
 
 
