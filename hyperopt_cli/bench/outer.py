@@ -2,7 +2,8 @@
 
 Every method tunes every problem of `outer_problems.py` at five seeds; those that start somewhere do so from an ordinary
 guess, two decades below and two above. All of them stay in one box. A search is taken over all hyperparameters and
-over their tied version, and what it is worth is the better of all searches. Both sides stop hopeless runs.
+over their tied version; it stops hopeless runs by the median rule. A descent is compared with the better of all
+searches, which is chosen by the same losses: that favours the searches.
 
 What was tuned, for the best validation loss by a price of 20, of 40, and in the end, is judged by training runs at five
 seeds that were not used, on the test split: the mean of their losses, infinite where one of them diverges. Methods are
@@ -66,10 +67,16 @@ def measure(settings: Settings) -> Report:
         found = dict(read)
     for race in races(names, methods, settings.repeat):
         trials = race.num_trials(settings.trials)
+        problem = tuning_problem(race.problem, race.seed, race.start, settings.data)
         if race in found and found[race]["trials"] == trials:
+            was = found[race]["box"], found[race]["steps"]
+            if was != (problem.box, problem.steps):
+                raise UsageError(
+                    f"--record: {settings.record} has {race.problem} in the box {was[0]} over {was[1]} steps; now it "
+                    f"is {problem.box} over {problem.steps}; give another file"
+                )
             continue
         settings.on_progress(f"{race.problem}, seed {race.seed}: {race.method}, {race.start}")
-        problem = tuning_problem(race.problem, race.seed, race.start, settings.data)
         line = race._asdict() | run_race(race, problem, trials)
         found[race] = revive(plain(line))
         if settings.record is not None:

@@ -1,12 +1,13 @@
 """Bayesian optimisation with gradients: the next point is where a Gaussian process promises most, near the best.
 
-    next = argmin mean(x) - kappa sd(x),      |x - best|_i <= radius, within the bounds
+    next = argmin mean(x) - kappa sd(x),      |x_i - best_i| <= radius for every i, within the bounds
 
 The process (`gaussian_process.py`) is told every value that was measured, and every gradient. It is the descent for
 an E that is rough: its noise is fitted, a value that is lucky is not believed, and a derivative that tells nothing of
 the trend is given little weight. `best` is the evaluation at which its mean is lowest. A plain run judges each point,
-and where E is below that mean the gradient is taken, unless gradients have come to tell less than the plain runs that
-they cost.
+and where E is below that mean, or within half of the noise above it, the gradient is taken, unless it tells less than
+the plain runs that it costs. x_i is an entry over the root of how many its hyperparameter has or, while little is known
+of many hyperparameters, the coordinate along a direction that was measured. A step is shortened as in the trust region.
 
 Wu, Poloczek, Wilson and Frazier 2017, "Bayesian optimization with gradients", https://arxiv.org/abs/1703.04389. The
 lower confidence bound is that of Srinivas, Krause, Kakade and Seeger 2010, https://arxiv.org/abs/0912.3995; the box
@@ -32,6 +33,7 @@ KAPPA = 1.0
 RADIUS = 0.5
 PRICE = 3.0  # of a gradient, beside that of its run
 PATIENCE = 20
+WORTHWHILE = 1e-4  # of E: what is lower
 NUM_STARTS = 4  # of the search for the next point
 MOST_ITERATIONS = 40
 NEAR = 1e-3  # a bound, in shares of the box: it is taken
@@ -59,7 +61,10 @@ def explore(terrain: Terrain, known: Sequence[Known]) -> Walk:
     if all(k.answer.grad is None for k in known):
         start = min(finite or known[:1], key=lambda k: k.answer.value)
         (answer,) = yield [Ask(start.point, gradient=True, has_fallback=len(finite) > 1)]
-        known = [k for k in known if k is not start] + [Known(start.point, answer)]
+        told = answer if math.isfinite(answer.value) else start.answer  # its gradient overflows
+        known = [k for k in known if k is not start] + [Known(start.point, told)]
+    if not any(math.isfinite(k.answer.value) for k in known):
+        return
     guess, refused = None, 0
     while refused < PATIENCE:
         points = torch.stack([k.point / scale for k in known])
@@ -67,13 +72,16 @@ def explore(terrain: Terrain, known: Sequence[Known]) -> Walk:
         values = torch.tensor([warp.value(k.answer) for k in known], dtype=torch.float64)
         process = GaussianProcess(points, values, [warp.slope(k.answer, scale) for k in known], guess)
         guess = process.fitted
+        if not process.basis.shape[1]:  # one point, without a slope
+            return
         means = process.at(process.inside(points))[0]
         best = int(torch.where(torch.tensor([math.isfinite(k.answer.value) for k in known]), means, math.inf).argmin())
         found = promising(process, points[best], terrain.low / scale, terrain.high / scale, len(known))
         point = terrain.project(known[best].point + terrain.shortened((found - points[best]) * scale))
-        below = warp.back(float(means[best]) + process.noise / 2)
+        lowest = min(k.answer.value for k in known)
+        below = max(lowest, warp.back(float(means[best]) + process.noise / 2))
         (answer,) = yield [Ask(point, gradient=process.tells_more(RADIUS, PRICE), below=below)]
-        refused = 0 if answer.value < min(k.answer.value for k in known) else refused + 1
+        refused = 0 if answer.value < lowest - WORTHWHILE * abs(lowest) else refused + 1
         known.append(Known(point, answer))
 
 
@@ -102,7 +110,8 @@ def promising(process: GaussianProcess, best: Tensor, low: Tensor, high: Tensor,
     search = torch.optim.LBFGS([free], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
 
     def bounds() -> Tensor:
-        mean, deviation = process.at(middle + half * free.tanh())
+        at = middle + half * free.tanh()
+        mean, deviation = process.at(process.inside(torch.clamp(process.outside(at), low, high)))
         return mean - KAPPA * deviation
 
     def loss() -> Tensor:

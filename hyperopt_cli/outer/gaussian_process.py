@@ -13,8 +13,8 @@ of a hyperparameter (`terrain.py`), s some hundredths of E. Of m, whose prior is
 form (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", sections 2.2 and 2.7).
 
 Of many hyperparameters only the directions are looked at in which points differ, or gradients point: N of each span 2 N
-of them, and along the others nothing was measured. So the cost is that of a factorisation of N (2 N + 1) rows at the
-most, whatever K is.
+of them. What f is along these does not depend on the others, where every gradient is 0; that it is so is not counted
+as evidence for l, a and t_n. So the cost is that of a factorisation of N (2 N + 1) rows at the most, whatever K is.
 """
 
 import math
@@ -32,6 +32,8 @@ MEAN_VARIANCE = 9.0
 MOST_ITERATIONS = 25
 JITTER = 1e-10
 CEILING = math.log(20.0)
+STEEPEST = 100.0  # a slope of log E that is told; a larger one is noise beyond what t_n allows for
+LEAST_UNIT = 0.01  # of the lowest E: what differences from it are measured in
 
 
 class GaussianProcess:
@@ -41,7 +43,7 @@ class GaussianProcess:
         points: of the evaluations, [N, K], in coordinates in which k is isotropic.
         values: [N].
         gradients: of each evaluation [K], or None where it was not taken.
-        guess: l, a, s and t_n of an earlier fit, from which this one starts.
+        guess: `fitted` of an earlier process, from whose l, a and s this fit starts.
 
     Attributes:
         origin: of the coordinates in the basis, [K].
@@ -74,12 +76,15 @@ class GaussianProcess:
         """Returns whether a gradient says more about f than plain runs of its price would.
 
         A gradient is K slopes with a variance of t^2, t being the median of those that were told and of the prior's; a
-        run at a distance of `radius` is one slope with a variance of 2 s^2 / radius^2.
+        run at a distance of `radius` is one slope with a variance of 2 s^2 / radius^2. Where nothing is known yet of
+        some directions, only a gradient tells of them.
 
         Args:
             radius: how far apart runs are.
             price: of a gradient, in plain runs.
         """
+        if self.basis.shape[1] < len(self.origin):
+            return True
         noises = torch.cat([self.fitted[3:].exp(), torch.tensor([GRADIENT_NOISE[0]], dtype=torch.float64)])
         variance = float(noises.median()) ** 2
         return len(self.origin) / variance >= price * radius**2 / (2 * self.noise**2)
@@ -104,8 +109,8 @@ class GaussianProcess:
         """Returns the logarithms of l, a, s and t_n of the largest posterior density."""
         low, high, centre = self._lowest.log(), self._highest.log(), self._medians.log()
         start = centre.clone()
-        if guess is not None:
-            start[: len(guess)] = guess
+        if guess is not None:  # each t_n anew: another gradient may stand in its place
+            start[:3] = guess[:3]
         middle, half = (low + high) / 2, (high - low) / 2
         free = torch.atanh(((start - middle) / half).clamp(-0.95, 0.95)).requires_grad_()
         search = torch.optim.LBFGS([free], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
@@ -186,7 +191,8 @@ class Warp:
     """What a Gaussian process is told of E: its logarithm, over the lowest that was measured.
 
     What is 20 times the lowest or more, or has diverged, counts as 20 times. Where E is not above 0 everywhere, it is
-    told how far E is from the lowest, over the median of that.
+    told how far E is from the lowest, over the median of that. Of a gradient that is steeper than any trend it is told
+    nothing.
 
     Args:
         answers: what was measured, one that is finite among them.
@@ -195,7 +201,7 @@ class Warp:
     def __init__(self, answers: Sequence[Answer]) -> None:
         finite = sorted(answer.value for answer in answers if math.isfinite(answer.value))
         self._lowest, self._is_log = finite[0], finite[0] > 0
-        self._unit = (finite[len(finite) // 2] - finite[0]) or 1.0
+        self._unit = max(finite[len(finite) // 2] - finite[0], LEAST_UNIT * abs(finite[0])) or 1.0
 
     def value(self, answer: Answer) -> float:
         """Returns what is told of a value."""
@@ -208,7 +214,8 @@ class Warp:
         """Returns what is told of a gradient, [K], of which every entry is multiplied by that of `scale`."""
         if answer.grad is None or self.value(answer) == CEILING:
             return None
-        return answer.grad * scale / (answer.value if self._is_log else self._unit)
+        slope = answer.grad * scale / (answer.value if self._is_log else self._unit)
+        return slope if float(slope.abs().max()) <= STEEPEST else None
 
     def back(self, told: float) -> float:
         """Returns E of what was told."""

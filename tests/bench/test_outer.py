@@ -17,6 +17,7 @@ from hyperopt_cli.bench.outer_race import Race
 from hyperopt_cli.bench.outer_tables import judged_loss
 from hyperopt_cli.bench.report import Settings
 from hyperopt_cli.data import InMemory
+from hyperopt_cli.errors import UsageError
 from hyperopt_cli.modes.plain_run import plain_run
 from hyperopt_cli.outer.terrain import Terrain
 
@@ -101,6 +102,9 @@ def test_what_the_record_has_is_not_measured_again(tmp_path: Path, monkeypatch: 
         measure(replace(settings, trials=4))
     with pytest.raises(AssertionError):
         measure(replace(settings, repeat=3))
+    (tmp_path / "record.jsonl").write_text(json.dumps(lines[0] | {"box": "lr 0.01 to 10"}) + "\n")
+    with pytest.raises(UsageError, match=r"in the box lr 0\.01 to 10 over 20 steps; now it is lr 0\.001 to 10"):
+        measure(settings)
 
 
 def of(losses: list[float], num: int = 2, evaluations: list[Any] | None = None) -> dict[str, Any]:
@@ -121,7 +125,6 @@ def test_the_better_search_counts_and_seeds_are_paired(monkeypatch: pytest.Monke
         ("none", 0): [0.4, 0.4, 0.4], ("none", 1): [0.3, 0.3, 0.3], ("none", 2): [math.inf] * 3,
     }  # fmt: skip
     monkeypatch.setattr(outer, "run_race", lambda race, *_: of(found[race.method, race.seed], num) | {"trials": None})
-    monkeypatch.setattr(outer, "tuning_problem", lambda *_: None)
     report = measure(Settings(repeat=3, problems=("adamw",), methods=("auto", "random", "tpe")))
     against, starts, _ = report.tables
     row = against.rows[0]

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from hyperopt_cli.outer.auto import Auto
 from hyperopt_cli.outer.bayes import PATIENCE, Bayes, explore
-from hyperopt_cli.outer.gaussian_process import CEILING, GaussianProcess, Warp, covariance
+from hyperopt_cli.outer.gaussian_process import (
+    AMPLITUDE,
+    CEILING,
+    GRADIENT_NOISE,
+    LENGTH,
+    NOISE,
+    STEEPEST,
+    GaussianProcess,
+    Warp,
+    covariance,
+)
 from hyperopt_cli.outer.method import Answer, Ask, Known, Walk
 from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
@@ -75,6 +85,36 @@ def test_the_mean_and_the_deviation_are_those_of_the_whole_covariance(size: int)
     found, deviation = process.at(process.inside(new))
     torch.testing.assert_close(found, mean + across @ inverse @ (told - mean * ones), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(deviation, variance.sqrt(), rtol=1e-5, atol=1e-8)
+
+
+def test_the_fit_is_of_the_likelihood_and_the_priors() -> None:
+    """At what was fitted, the density that is maximised: by torch's own normal distribution, and a slope of 0."""
+    points, values = 0.5 * normal(5, 2), normal(5, seed=3).abs()
+    process = GaussianProcess(points, values, [None, *normal(4, 2, seed=1)])
+    at, priors = torch.arange(1, 5), torch.tensor([LENGTH, AMPLITUDE, NOISE, *[GRADIENT_NOISE] * 4], dtype=F64)
+    told = torch.cat([values, normal(4, 2, seed=1).flatten()])
+    ones = torch.cat([torch.ones(5, dtype=F64), torch.zeros(8, dtype=F64)])
+
+    def minus_log_density(logs: Tensor) -> Tensor:
+        length, amplitude, noise = logs[:3].exp()
+        variances = torch.cat([(noise**2).expand(5), logs[3:].exp().square().repeat_interleave(2)])
+        among = amplitude**2 * covariance(points, points, length, at, at)
+        among = among + torch.diag(variances + 1e-10 * amplitude**2)
+        solved = torch.linalg.solve(among, torch.stack([told, ones], dim=1))
+        mean = ones @ solved[:, 0] / (ones @ solved[:, 1] + 1 / 9)
+        normals = torch.distributions.MultivariateNormal(mean * ones, among).log_prob(told)
+        of_priors = ((logs - priors[:, 0].log()) / priors[:, 1]).square().sum() / 2 + mean**2 / 18
+        value: Tensor = of_priors - normals
+        return value
+
+    slope = torch.func.grad(minus_log_density)(process.fitted)
+    inner = (process.fitted.exp() > 1.05 * priors[:, 2]) & (process.fitted.exp() < priors[:, 3] / 1.05)
+    assert int(inner.sum()) >= 4
+    assert float(slope[inner].abs().max()) < 0.3  # of densities that change by tens between the bounds
+    for n in inner.nonzero().flatten().tolist():
+        aside = process.fitted.clone()
+        aside[n] += 0.4
+        assert minus_log_density(aside) > minus_log_density(process.fitted)
 
 
 def test_gradients_say_where_it_goes_down_and_one_that_is_wrong_is_not_believed() -> None:
@@ -145,6 +185,57 @@ def test_it_asks_the_same_when_it_is_told_the_same() -> None:
     rough = partial(bowl, roughness=0.05)
     one, other = (asked(Bayes().walk(terrain_of(torch.tensor([-0.5, 0.8]))), rough, most=15) for _ in range(2))
     assert all(a[0].point.equal(b[0].point) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("falls_to", [0.03, -0.5])
+def test_gradients_that_are_forgotten_when_e_falls_far_end_nothing(falls_to: float) -> None:
+    terrain = terrain_of(torch.tensor([0.0, 0.0]))
+    known = [Known(normal(2, seed=n), Answer(value, normal(2, seed=9))) for n, value in enumerate((1.0, 0.9, 0.8))]
+    values = iter([0.7, falls_to, 0.9, 0.9, 0.9])
+    assert len(asked(explore(terrain, known), lambda x: next(values) + 0 * x.sum(), most=5)) == 5
+
+
+@pytest.mark.parametrize("steepness", [3e2, 1e6, 1e12])
+def test_one_gradient_that_is_noise_changes_nothing(steepness: float) -> None:
+    terrain = terrain_of(torch.zeros(2))
+    points = [torch.tensor(x, dtype=F64) for x in ((0.4, 0.3), (-0.2, -0.1), (0.1, -0.7), (0.5, 0.2))]
+    known = []
+    for n, point in enumerate(points):
+        x = point.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(bowl(x), x)
+        known.append(Known(point, Answer(float(bowl(x).detach()), grad + steepness * (n == 3))))
+    seen = asked(explore(terrain, known), bowl, most=4)
+    assert min(value for _, value in seen) < 0.12
+    lowest = min(k.answer.value for k in known)
+    assert seen[0][0].below >= lowest
+    assert Warp([k.answer for k in known]).slope(known[3].answer, torch.ones(2, dtype=F64)) is None
+    assert steepness > STEEPEST
+
+
+def test_where_nothing_slopes_it_ends() -> None:
+    terrain = terrain_of(torch.zeros(3))
+    assert len(asked(Bayes().walk(terrain), lambda x: 1.0 + 0 * x.sum(), most=9)) == 2
+
+
+def test_of_many_coordinates_gradients_are_asked_for_and_of_what_diverged_none() -> None:
+    terrain = terrain_of(torch.zeros(30))
+    seen = asked(Bayes().walk(terrain), lambda x: 0.1 + (x - 0.3).square().mean(), most=8)
+    assert all(ask.gradient for ask, _ in seen[1:])
+    assert min(value for _, value in seen) < 0.102
+
+
+def test_a_beta_is_at_most_halved_or_doubled_in_its_distance_from_one() -> None:
+    knobs = {
+        "lr": Knob(torch.tensor(0.1), Transform("log")),
+        "momentum": Knob(torch.tensor(0.9), Transform("logit"), is_beta=True),
+    }
+    space = Space(tuple(Hyperparameter(name, knob, Schedule()) for name, knob in knobs.items()))
+    terrain = Terrain.of(space, 1000, in_units=True)
+    seen = asked(
+        explore(terrain, [Known(terrain.start, Answer(1.0, torch.tensor([0.0, 1.0])))]), lambda x: x.sum() + 3, most=1
+    )
+    moved = float(10 ** (seen[0][0].point[1] - terrain.start[1]))
+    assert moved == pytest.approx(0.5, rel=0.01) or moved > 0.5
 
 
 def test_it_ends_after_many_points_that_are_no_better() -> None:
