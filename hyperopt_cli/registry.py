@@ -159,7 +159,10 @@ RULE: dict[str, Any] = {"lr": 0.05, "clip_norm": None, "on_nonfinite": "backtrac
 SEARCH: dict[str, Any] = {"trials": 100, "tied": False}
 
 OUTER: dict[str, Outer] = {
-    "auto": Outer("hyperopt_cli.outer.auto:Auto", "a scan of plain runs, then BFGS in a trust region from its best"),
+    "auto": Outer(
+        "hyperopt_cli.outer.auto:Auto",
+        "a scan of plain runs, BFGS in a trust region from its best, and bayes where that is stuck",
+    ),
     "bayes": Outer("hyperopt_cli.outer.bayes:Bayes", "a Gaussian process that is told gradients, near the best point"),
     "lbfgs": Outer("hyperopt_cli.outer.lbfgs:LBFGS", "L-BFGS with bounds and a line search, from the recipe's start"),
     "adam": Outer("hyperopt_cli.outer.rules:Adam", "Adam in raw coordinates", RULE, False),

@@ -14,6 +14,7 @@ has already is not measured again.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hyperopt_cli.bench.outer_race import SEARCHES, Race, run_race
 from hyperopt_cli.bench.outer_tables import against_searches, beside_starts, curves, of_problems
 from hyperopt_cli.bench.report import Report, Settings
 from hyperopt_cli.errors import UsageError
+from hyperopt_cli.recipe.wording import did_you_mean
 from hyperopt_cli.registry import OUTER
 from hyperopt_cli.run_directory.directory import append_line
 from hyperopt_cli.run_directory.json_files import plain, read_lines, revive
@@ -45,7 +47,8 @@ def check_names(problems: Iterable[str] | None, methods: Iterable[str] | None, d
     for what, given, allowed in (("problems", problems or (), PROBLEMS), ("methods", methods or (), known)):
         for name in given:
             if name not in allowed:
-                raise UsageError(f"--{what}: got {name}; allowed are {', '.join(allowed)}")
+                close = did_you_mean(name, allowed)
+                raise UsageError(f"--{what}: got {name}; allowed are {', '.join(allowed)}{close}")
     for name in problems or ():
         if PROBLEMS[name].folder is not None and data is None:
             raise UsageError(f"--problems: {name} reads MNIST or CIFAR-10; give --data DIR")
@@ -61,22 +64,28 @@ def measure(settings: Settings) -> Report:
     check_names(settings.problems, settings.methods, settings.data)
     lacking = [name for name in names if PROBLEMS[name].folder is not None and settings.data is None]
     names = tuple(name for name in names if name not in lacking)
+
+    @cache
+    def extent(name: str) -> tuple[str, int]:
+        problem = tuning_problem(name, 0, "ordinary", settings.data, settings.device)
+        return problem.box, problem.steps
+
     found: dict[Race, Any] = {}
     if settings.record is not None and settings.record.exists():
         read = read_lines(settings.record, lambda line: (Race(**{key: line[key] for key in Race._fields}), line))
         found = dict(read)
     for race in races(names, methods, settings.repeat):
         trials = race.num_trials(settings.trials)
-        problem = tuning_problem(race.problem, race.seed, race.start, settings.data)
         if race in found and found[race]["trials"] == trials:
-            was = found[race]["box"], found[race]["steps"]
-            if was != (problem.box, problem.steps):
+            was, now = (found[race]["box"], found[race]["steps"]), extent(race.problem)
+            if was != now:
                 raise UsageError(
                     f"--record: {settings.record} has {race.problem} in the box {was[0]} over {was[1]} steps; now it "
-                    f"is {problem.box} over {problem.steps}; give another file"
+                    f"is {now[0]} over {now[1]}; give another file"
                 )
             continue
         settings.on_progress(f"{race.problem}, seed {race.seed}: {race.method}, {race.start}")
+        problem = tuning_problem(race.problem, race.seed, race.start, settings.data, settings.device)
         line = race._asdict() | run_race(race, problem, trials)
         found[race] = revive(plain(line))
         if settings.record is not None:

@@ -124,36 +124,38 @@ class PixelDecay(TuningProblem):
         root: the folder with MNIST/raw.
         seed: of the split.
         factor: the start over the ordinary guess.
+        device: where it runs.
     """
 
     NUM_TRAIN, NUM_VALIDATION, NUM_TEST, BATCH, RATE = 500, 2000, 5000, 50, 0.1
     GUESS: ClassVar[float] = 1e-2
 
-    def __init__(self, root: Path, seed: int, factor: float) -> None:
+    def __init__(self, root: Path, seed: int, factor: float, device: torch.device) -> None:
         transform = Transform("log", (self.GUESS / 100, self.GUESS * 100))
         knob = Knob(torch.full((784,), self.GUESS * factor, dtype=torch.float64), transform)
         self.space = Space((Hyperparameter("decay", knob, Schedule()),))
         self._fixed = {"lr": torch.tensor(self.RATE), "momentum": torch.tensor(0.9)}
-        self.steps, self.has_test, self.seed = 100, True, seed
+        self.steps, self.has_test, self.seed, self._device = 100, True, seed, device
         splits = mnist(str(root))
-        self._train, self._test = splits.train, splits.test
         order = torch.randperm(len(splits.train), generator=generator(seed, "split"))
-        self._parts = order[: self.NUM_TRAIN], order[self.NUM_TRAIN :][: self.NUM_VALIDATION]
+        self._train = self._examples(splits.train, order[: self.NUM_TRAIN])
+        self._validation = self._examples(splits.train, order[self.NUM_TRAIN :][: self.NUM_VALIDATION])
+        self._test = self._examples(splits.test, torch.arange(self.NUM_TEST))
 
     def problem(self, seed: int) -> Problem:
         """Returns a training run by heavy ball."""
-        x, y = self._examples(self._train, self._parts[0])
+        x, y = self._train
         batches = generator(seed, "batches")
-        index = torch.stack([torch.randperm(self.NUM_TRAIN, generator=batches) for _ in range(self.steps)])
-        start = 0.01 * torch.randn(784, 10, generator=generator(seed, "init"))
+        drawn = [torch.randperm(self.NUM_TRAIN, generator=batches) for _ in range(self.steps)]
+        index = torch.stack(drawn).to(self._device)
+        start = 0.01 * torch.randn(784, 10, generator=generator(seed, "init")).to(self._device)
 
         def inner_loss(params: Params, hyper: Hyper, batch: Tensor) -> Tensor:
             penalty = (hyper["decay"].to(torch.float32) @ params["w"].square()).sum() / 2
             return cross_entropy(x[batch] @ params["w"], y[batch]) + penalty
 
         def outer_loss(params: Params, hyper: Hyper) -> Tensor:
-            held = self._examples(self._train, self._parts[1])
-            return cross_entropy(held[0] @ params["w"], held[1])
+            return cross_entropy(self._validation[0] @ params["w"], self._validation[1])
 
         return Problem(
             init={"w": start},
@@ -167,13 +169,12 @@ class PixelDecay(TuningProblem):
 
     def test(self, params: Params, seed: int) -> float:
         """Returns the loss on the first examples of MNIST's test split."""
-        x, y = self._examples(self._test, torch.arange(self.NUM_TEST))
-        return float(cross_entropy(x @ params["w"], y))
+        return float(cross_entropy(self._test[0] @ params["w"], self._test[1]))
 
-    @staticmethod
-    def _examples(part: object, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _examples(self, part: object, index: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(part, InMemory)
-        return part.inputs[index].flatten(1).float() / 255, part.targets[index]
+        inputs = part.inputs[index].flatten(1).float() / 255
+        return inputs.to(self._device), part.targets[index].to(self._device)
 
 
 class Listed(NamedTuple):
@@ -215,7 +216,9 @@ PROBLEMS: dict[str, Listed] = {
 }
 
 
-def tuning_problem(name: str, seed: int, start: Start, data: Path | None = None) -> TuningProblem:
+def tuning_problem(
+    name: str, seed: int, start: Start, data: Path | None = None, device: torch.device | None = None
+) -> TuningProblem:
     """Returns a problem of `PROBLEMS` at one seed, from one start.
 
     Args:
@@ -223,13 +226,15 @@ def tuning_problem(name: str, seed: int, start: Start, data: Path | None = None)
         seed: of the split, the weights and the batches.
         start: where.
         data: the folder with MNIST/raw and cifar10; None where it is not needed.
+        device: where it runs; None: the CPU.
     """
+    device = device or torch.device("cpu")
     listed = PROBLEMS[name]
     if listed.recipe is None:
         assert data is not None
-        return PixelDecay(data, seed, FACTORS[start])
+        return PixelDecay(data, seed, FACTORS[start], device)
     path = str(RECIPES / listed.recipe) if listed.recipe.endswith(".yaml") else listed.recipe
-    overrides = [*listed.overrides, f"seed={seed}", "device=cpu"]
+    overrides = [*listed.overrides, f"seed={seed}", f"device={device}"]
     overrides += [] if listed.folder is None else [f"dataset.root={Path(str(data)) / listed.folder}"]
     return OfRecipe(build(load(path, overrides, OWN), OWN), FACTORS[start])
 

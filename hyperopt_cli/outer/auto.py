@@ -8,7 +8,7 @@ Prefer it to every other method unless each outer step is to have other seeds.
 import math
 
 from hyperopt_cli.outer.bayes import explore
-from hyperopt_cli.outer.method import Answer, Known, Method, Walk
+from hyperopt_cli.outer.method import Method, Walk
 from hyperopt_cli.outer.scan import scan
 from hyperopt_cli.outer.terrain import Terrain
 from hyperopt_cli.outer.trust_region import descend_from
@@ -23,6 +23,5 @@ class Auto(Method):
         good = [start for start in starts if math.isfinite(start.value)]
         known, has_converged = yield from descend_from(terrain, good or starts[:1])
         if not has_converged:
-            told = [k.point for k in known]
-            of_scan = [s for s in starts if not any(s.point.equal(point) for point in told)]
-            yield from explore(terrain, [*(Known(s.point, Answer(s.value)) for s in of_scan), *known])
+            of_scan = [start for start in starts if not any(start.point.equal(k.point) for k in known)]
+            yield from explore(terrain, [*of_scan, *known])

@@ -25,15 +25,14 @@ from torch import Tensor
 
 from hyperopt_cli.data.seeds import generator
 from hyperopt_cli.outer.gaussian_process import GaussianProcess, Warp
-from hyperopt_cli.outer.method import Answer, Ask, Known, Method, Walk
+from hyperopt_cli.outer.method import Ask, Known, Method, Walk
 from hyperopt_cli.outer.scan import scan
 from hyperopt_cli.outer.terrain import Terrain
+from hyperopt_cli.outer.trust_region import GRADIENT, WORTHWHILE
 
 KAPPA = 1.0
 RADIUS = 0.5
-PRICE = 3.0  # of a gradient, beside that of its run
 PATIENCE = 20
-WORTHWHILE = 1e-4  # of E: what is lower
 NUM_STARTS = 4  # of the search for the next point
 MOST_ITERATIONS = 40
 NEAR = 1e-3  # a bound, in shares of the box: it is taken
@@ -45,7 +44,7 @@ class Bayes(Method):
     def walk(self, terrain: Terrain) -> Walk:
         """Yields the points of the scan at once, then one by one those that are promising."""
         starts = yield from scan(terrain)
-        yield from explore(terrain, [Known(start.point, Answer(start.value)) for start in starts])
+        yield from explore(terrain, starts)
 
 
 def explore(terrain: Terrain, known: Sequence[Known]) -> Walk:
@@ -57,13 +56,13 @@ def explore(terrain: Terrain, known: Sequence[Known]) -> Walk:
     """
     known = list(known)
     scale = terrain.sizes.sqrt()  # a point is x * scale
-    finite = [k for k in known if math.isfinite(k.answer.value)]
+    finite = [k for k in known if math.isfinite(k.value)]
     if all(k.answer.grad is None for k in known):
-        start = min(finite or known[:1], key=lambda k: k.answer.value)
+        start = min(finite or known[:1], key=lambda k: k.value)
         (answer,) = yield [Ask(start.point, gradient=True, has_fallback=len(finite) > 1)]
         told = answer if math.isfinite(answer.value) else start.answer  # its gradient overflows
         known = [k for k in known if k is not start] + [Known(start.point, told)]
-    if not any(math.isfinite(k.answer.value) for k in known):
+    if not any(math.isfinite(k.value) for k in known):
         return
     guess, refused = None, 0
     while refused < PATIENCE:
@@ -75,12 +74,12 @@ def explore(terrain: Terrain, known: Sequence[Known]) -> Walk:
         if not process.basis.shape[1]:  # one point, without a slope
             return
         means = process.at(process.inside(points))[0]
-        best = int(torch.where(torch.tensor([math.isfinite(k.answer.value) for k in known]), means, math.inf).argmin())
+        best = int(torch.where(torch.tensor([math.isfinite(k.value) for k in known]), means, math.inf).argmin())
         found = promising(process, points[best], terrain.low / scale, terrain.high / scale, len(known))
         point = terrain.project(known[best].point + terrain.shortened((found - points[best]) * scale))
-        lowest = min(k.answer.value for k in known)
+        lowest = min(k.value for k in known)
         below = max(lowest, warp.back(float(means[best]) + process.noise / 2))
-        (answer,) = yield [Ask(point, gradient=process.tells_more(RADIUS, PRICE), below=below)]
+        (answer,) = yield [Ask(point, gradient=process.tells_more(RADIUS, GRADIENT - 1), below=below)]
         refused = 0 if answer.value < lowest - WORTHWHILE * abs(lowest) else refused + 1
         known.append(Known(point, answer))
 

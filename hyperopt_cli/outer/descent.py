@@ -42,7 +42,7 @@ from hyperopt_cli.space import Space
 # Does the work of this process; the second one saves where the others are to save and the work of this one is done.
 Together = Callable[[Callable[[], None], Callable[[], None]], None]
 
-SAME = 1e-6  # points of a run that is resumed
+SAME = 1e-6  # how far apart points of a run that is resumed may be: another processor rounds in another way
 _LOG = logging.getLogger(__name__)
 
 
@@ -199,9 +199,7 @@ class _Walk:
                         self._is_rest = False
                     yield from self._answered(ask)
                 point, answer = self._told[num]
-                if not torch.allclose(
-                    point, ask.point, rtol=SAME, atol=SAME
-                ):  # another processor rounds in another way
+                if not torch.allclose(point, ask.point, rtol=SAME, atol=SAME):
                     raise UsageError(
                         "outer: the method asks for other points than those that the run has measured; resume it with "
                         "the recipe and the version that it was begun with, or start another run"

@@ -70,6 +70,11 @@ class Known(NamedTuple):
     point: Tensor
     answer: Answer
 
+    @property
+    def value(self) -> float:
+        """E there, infinite where the run diverged."""
+        return self.answer.value
+
 
 Walk = Generator[list[Ask], list[Answer], None]
 

@@ -14,9 +14,8 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from hyperopt_cli.outer.method import Answer, Ask
+from hyperopt_cli.outer.method import Answer, Ask, Known
 from hyperopt_cli.outer.terrain import RATE, Terrain
-from hyperopt_cli.outer.trust_region import Start
 
 NUM_SOBOL = 4
 MOST_SOBOL = 21201  # coordinates that torch has Sobol numbers for
@@ -74,13 +73,13 @@ def further(tried: dict[float, float]) -> float | None:
     return min(tried) / 10 if best == min(tried) or not math.isfinite(tried[best]) else None
 
 
-def scan(terrain: Terrain) -> Generator[list[Ask], list[Answer], list[Start]]:
+def scan(terrain: Terrain) -> Generator[list[Ask], list[Answer], list[Known]]:
     """Yields the points of a scan at once, then further rates one by one, and returns all of them with their E."""
-    starts: list[Start] = []
+    starts: list[Known] = []
     points = scan_points(terrain)
     for _ in range(1 + MOST_FURTHER):
         answers = yield [Ask(point, kind="scan") for point in points]
-        starts += [Start(point, answer.value) for point, answer in zip(points, answers, strict=True)]
+        starts += [Known(point, answer) for point, answer in zip(points, answers, strict=True)]
         if RATE not in terrain.axes or not terrain.rates:
             break
         rate = further({rate_of(terrain, start.point): start.value for start in starts})

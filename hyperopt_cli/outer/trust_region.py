@@ -32,16 +32,9 @@ FIRST_RADIUS, LARGEST_RADIUS = 0.5, 2.0
 GOOD, BAD = 0.75, 0.25
 MOST_REFUSALS = 2  # in a row
 FRESH = 4.0  # what the radius is divided by with a fresh matrix
-WORTHWHILE = 1e-4  # of E: what a step has to promise
+WORTHWHILE = 1e-4  # of E: what counts as a fall
 MOST_WASTED = 1 / 3  # of the price, on steps that were refused
 GRADIENT = 4.0  # the price of a point with its gradient
-
-
-class Start(NamedTuple):
-    """A point whose E is known."""
-
-    point: Tensor
-    value: float
 
 
 class Descended(NamedTuple):
@@ -65,7 +58,7 @@ class Model(NamedTuple):
 
 
 def descend_from(
-    terrain: Terrain, starts: list[Start], radius: float = FIRST_RADIUS
+    terrain: Terrain, starts: list[Known], radius: float = FIRST_RADIUS
 ) -> Generator[list[Ask], list[Answer], Descended]:
     """Yields the points of a descent from the best of `starts` whose hypergradient is not noise.
 

@@ -131,7 +131,7 @@ MISTAKES = {
     "no rank": (["ranks", "--ranks", "0,2"], "--ranks: got 0,2"),
     "what ranks do not divide": (["ranks", "--shard", "rows"], "--shard: got rows; allowed are columns, batch"),
     "ranks of what has one": (["tangents", "--ranks", "1,2"], "--ranks: bench tangents does not take it"),
-    "a problem that is none": (["outer", "--problems", "digit_lr"], "--problems: got digit_lr; allowed are quadratic"),
+    "a problem that is none": (["outer", "--problems", "digit_lr"], "did you mean digits_lr"),
     "a method that is none": (["outer", "--methods", "cma"], "--methods: got cma; allowed are auto, random"),
     "data that are not there": (["outer", "--problems", "mnist_lr"], "mnist_lr reads MNIST or CIFAR-10; give --data"),
     "problems of what has none": (["modes", "--problems", "tabular"], "--problems: bench modes does not take it"),

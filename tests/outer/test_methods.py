@@ -14,11 +14,11 @@ from hyperopt_cli.errors import NonFiniteError
 from hyperopt_cli.outer.auto import Auto
 from hyperopt_cli.outer.curvature_pairs import MEMORY, MOST_DENSE, CurvaturePairs, damped_bfgs
 from hyperopt_cli.outer.lbfgs import LBFGS
-from hyperopt_cli.outer.method import Answer, Ask
+from hyperopt_cli.outer.method import Answer, Ask, Known
 from hyperopt_cli.outer.rules import SGD, Adam, Sign
 from hyperopt_cli.outer.scan import scan_points
 from hyperopt_cli.outer.terrain import Axis, Terrain
-from hyperopt_cli.outer.trust_region import Start, descend_from, within_radius
+from hyperopt_cli.outer.trust_region import descend_from, within_radius
 from hyperopt_cli.space import Hyperparameter, Knob, Schedule, Space, Transform
 
 F64 = torch.float64
@@ -37,6 +37,10 @@ def terrain_of(steps: int = 100, rates: tuple[float, ...] = (), **knobs: Knob) -
 def free(start: Tensor, **more: Any) -> Terrain:
     """A vector without bounds, each entry a hyperparameter of its own."""
     return terrain_of(**{f"x{i}": knob(float(x), step=1.0, **more) for i, x in enumerate(start)})
+
+
+def known(point: Tensor, value: float) -> Known:
+    return Known(point, Answer(value))
 
 
 class Followed(NamedTuple):
@@ -118,7 +122,7 @@ FUNCTIONS = {
 def test_no_more_evaluations_than_those_of_scipy_and_a_fifth(name: str, method: str, below: float) -> None:
     function, start = FUNCTIONS[name]
     terrain = free(start)
-    walk = LBFGS().walk(terrain) if method == "lbfgs" else descend_from(terrain, [Start(start, float(function(start)))])
+    walk = LBFGS().walk(terrain) if method == "lbfgs" else descend_from(terrain, [known(start, float(function(start)))])
     num = len(followed(walk, function, until=below).values)
     by_scipy = next(i + 1 for i, value in enumerate(evaluations_of_scipy(function, start)) if value < below)
     assert num <= 1.2 * by_scipy
@@ -188,7 +192,7 @@ def test_a_coordinate_that_is_pushed_against_its_bound_leaves_the_model() -> Non
 def test_a_step_is_as_long_for_a_schedule_of_any_length() -> None:
     """E falls alike along every entry: all of them move by the radius, a tenth of which each would be by itself."""
     terrain = terrain_of(lr=knob([0.1] * 100, "log"))
-    asked = followed(descend_from(terrain, [Start(terrain.start, 0.0)]), lambda x: x.mean(), most=2).asks
+    asked = followed(descend_from(terrain, [known(terrain.start, 0.0)]), lambda x: x.mean(), most=2).asks
     torch.testing.assert_close(asked[1].point - asked[0].point, torch.full((100,), -0.5, dtype=F64))
 
 
@@ -219,7 +223,7 @@ def test_without_a_rate_the_scan_is_of_points_within_the_bounds() -> None:
 
 def test_refusals_take_no_more_than_a_third_of_the_price_and_end_it() -> None:
     """E is rough: what its gradient says is never found."""
-    walk = descend_from(free(torch.tensor([1.0, 1.0])), [Start(torch.ones(2, dtype=F64), 0.0)])
+    walk = descend_from(free(torch.tensor([1.0, 1.0])), [known(torch.ones(2, dtype=F64), 0.0)])
     seen = followed(walk, lambda x: x.sum() + 10 * (x - 1).abs().detach().sum(), most=100)
     refused = sum(not value < ask.below for ask, value in zip(seen.asks, seen.values, strict=True))
     assert len(seen.values) < 100
@@ -228,7 +232,7 @@ def test_refusals_take_no_more_than_a_third_of_the_price_and_end_it() -> None:
 
 def test_a_descent_is_stuck_after_two_refusals_and_two_more_with_a_fresh_matrix() -> None:
     """After one step to -0.5, whose gradient misleads: radius .5, .25, and with a fresh matrix .125, .0625."""
-    walk = descend_from(free(torch.zeros(1)), [Start(torch.zeros(1, dtype=F64), 1.0)])
+    walk = descend_from(free(torch.zeros(1)), [known(torch.zeros(1, dtype=F64), 1.0)])
     seen = followed(
         walk, lambda x: torch.where(x > -0.4, 1 + x, 0.5 + x + 10 * (x + 0.5).abs().detach()).sum(), most=40
     )
@@ -303,12 +307,12 @@ def test_gradients_are_pulled_back_to_the_coordinates() -> None:
 
 def test_the_first_step_goes_half_a_unit_along_the_gradient() -> None:
     terrain = free(torch.tensor([1.0, 1.0]))
-    asked = followed(descend_from(terrain, [Start(terrain.start, 2.0)]), lambda x: (x**2).sum(), most=2).asks
+    asked = followed(descend_from(terrain, [known(terrain.start, 2.0)]), lambda x: (x**2).sum(), most=2).asks
     assert float((asked[1].point - asked[0].point).norm()) == pytest.approx(0.5)
 
 
 def test_a_start_that_is_too_high_is_never_descended_from() -> None:
-    starts = [Start(torch.tensor([x], dtype=F64), 1 + x**2) for x in (0.1, 100.0)]
+    starts = [known(torch.tensor([x], dtype=F64), 1 + x**2) for x in (0.1, 100.0)]
     seen = followed(descend_from(free(torch.zeros(1)), starts), lambda x: (1 + x**2).sum(), most=200)
     assert seen.ended.has_converged, "it ends where nothing is promised any more"
     assert all(abs(float(ask.point)) < 50 for ask in seen.asks)
@@ -317,7 +321,7 @@ def test_a_start_that_is_too_high_is_never_descended_from() -> None:
 def test_a_shortened_step_is_judged_by_what_the_model_says_of_it() -> None:
     """E is linear in one of 100 entries of a momentum: what is predicted is found, so the steps never shrink."""
     terrain = terrain_of(momentum=knob([0.5] * 100, "logit", is_beta=True))
-    walk = descend_from(terrain, [Start(terrain.start, 0.0)])
+    walk = descend_from(terrain, [known(terrain.start, 0.0)])
     asked = followed(walk, lambda x: x[0], most=4).asks
     steps = [float(b.point[0] - a.point[0]) for a, b in pairwise(asked)]
     assert steps == pytest.approx([-math.log10(2)] * 3)
@@ -325,7 +329,7 @@ def test_a_shortened_step_is_judged_by_what_the_model_says_of_it() -> None:
 
 def test_a_run_that_diverges_quarters_the_step_and_one_that_rises_halves_it() -> None:
     for wall, share in ((math.inf, 4), (10.0, 2)):
-        walk = descend_from(free(torch.zeros(1)), [Start(torch.zeros(1, dtype=F64), 0.0)])
+        walk = descend_from(free(torch.zeros(1)), [known(torch.zeros(1, dtype=F64), 0.0)])
         seen = followed(walk, lambda x, wall=wall: torch.where(x < -0.01, wall, x).sum(), most=3)  # type: ignore[misc]
         first, second = (abs(float(ask.point)) for ask in seen.asks[1:3])
         assert second == pytest.approx(first / share)
