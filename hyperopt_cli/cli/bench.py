@@ -127,6 +127,7 @@ def bench(
         raise UsageError(f"--shard: got {shard}; allowed are columns, batch")
     _check_new("--out", out, (".json",))
     _check_new("--plot", plot, (".png", ".svg"))
+    _check_new("--record", record, (".jsonl",), may_exist=True)
 
     import torch
 
@@ -200,13 +201,13 @@ def _numbers(option: str, given: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _check_new(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
-    """Refuses, before anything is measured, a file that exists, has another ending, or lies in no directory."""
+def _check_new(option: str, path: Path | None, endings: tuple[str, ...], may_exist: bool = False) -> None:
+    """Refuses, before anything is measured, a file that has another ending, lies in no directory, or exists already."""
     if path is None:
         return
     if path.suffix not in endings:
         raise UsageError(f"{option}: got {path}; give a name that ends with {' or '.join(endings)}")
-    if path.exists():
+    if path.exists() and not may_exist:
         raise UsageError(f"{option}: {path} exists; give another name, or remove it")
     if not path.parent.is_dir():
         raise UsageError(f"{option}: {path.parent} is not a directory; make it first, or give another place")

@@ -89,4 +89,4 @@ def _text(key: str, value: Figure) -> str:
         return bytes_text(value)
     if key.endswith("_s"):
         return seconds_text(value)
-    return str(value) if isinstance(value, int) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value) if isinstance(value, int) else f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"

@@ -135,6 +135,8 @@ MISTAKES = {
     "a method that is none": (["outer", "--methods", "cma"], "--methods: got cma; allowed are auto, random"),
     "data that are not there": (["outer", "--problems", "mnist_lr"], "mnist_lr reads MNIST or CIFAR-10; give --data"),
     "problems of what has none": (["modes", "--problems", "tabular"], "--problems: bench modes does not take it"),
+    "a record in no folder": (["outer", "--record", "absent/r.jsonl"], "--record: absent is not a directory"),
+    "a record of another kind": (["outer", "--record", "r.txt"], "ends with .jsonl"),
     "no bandwidth": (["ranks", "--bandwidth", "0"], "--bandwidth"),
     "no such device": (["reversal", "--device", "gpu"], "--device: got gpu"),
     "another format": (["reversal", "--plot", "plot.txt"], ".png or .svg"),
